@@ -1,0 +1,1 @@
+"""usfmae.client: what a hospital runs."""

@@ -1,0 +1,93 @@
+"""An append-only log in which each line carries the hash of the one before: any edit, loss or swap shows.
+
+One JSON object a line: `time` (UTC), `actor`, `event`, `status`, the event's own fields, `previous`, `hash`.
+No identifiers of patients, paths of scans or UIDs go in.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from usfmae.core.errors import PolicyError, SourceError
+from usfmae.core.flow import content_id
+
+START = "0" * 64
+
+
+def _hash(entry: dict[str, Any]) -> str:
+    return content_id(json.dumps({k: v for k, v in entry.items() if k != "hash"}, sort_keys=True))
+
+
+def _last_line(file: Any) -> str:
+    """The last complete line, reading from the end so that appending stays cheap in a long log."""
+    end = file.seek(0, os.SEEK_END)
+    block = b""
+    while end > 0 and block.count(b"\n") < 2:
+        start = max(0, end - 4096)
+        file.seek(start)
+        block = file.read(end - start) + block
+        end = start
+    return block.strip().rsplit(b"\n", 1)[-1].decode() if block.strip() else ""
+
+
+def append(log: Path, actor: str, event: str, status: str = "ok", **fields: Any) -> str:
+    """Add one entry under a file lock and return its hash."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        last = _last_line(file)
+        entry: dict[str, Any] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "actor": actor,
+            "event": event,
+            "status": status,
+            **fields,
+        }
+        try:
+            entry["previous"] = json.loads(last)["hash"] if last else START
+        except (ValueError, KeyError):
+            raise SourceError(
+                f"audit log {log}",
+                "its last line is damaged",
+                "keep the file for review; move it aside to go on",
+            ) from None
+        entry["hash"] = _hash(entry)
+        file.write((json.dumps(entry, sort_keys=True) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+        return str(entry["hash"])
+
+
+def entries(log: Path) -> Iterator[dict[str, Any]]:
+    """Every entry in order, unchecked."""
+    if log.exists():
+        with log.open() as file:
+            yield from (json.loads(line) for line in file if line.strip())
+
+
+def verify(log: Path, head: str | None = None) -> int:
+    """Number of entries if the chain holds; PolicyError names the first line that does not.
+
+    `head` is a hash noted earlier; it must occur, so that a log cut off at its end is found too.
+    """
+    previous, count, seen_head = START, 0, head is None
+    with log.open() as file:
+        for count, line in enumerate(file, 1):
+            try:
+                entry = json.loads(line)
+                sound = entry["previous"] == previous and entry["hash"] == _hash(entry)
+            except (ValueError, KeyError, TypeError):
+                sound = False
+            if not sound:
+                raise PolicyError(f"audit log {log} line {count}", "the hash chain is broken", "it was edited")
+            previous = entry["hash"]
+            seen_head = seen_head or previous == head
+    if not seen_head:
+        raise PolicyError(f"audit log {log}", f"entry {head} is missing", "the log was cut")
+    return count

@@ -1,0 +1,118 @@
+"""Settings from four places, later ones win: defaults, a YAML file, the environment, `--set key=value`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from usfmae.core.config.base import Options, keys_of, sub_options, validated
+from usfmae.core.errors import ConfigError, UsageError
+
+ENVIRONMENT_PREFIX = "USFMAE_"
+# Names in the environment that are switches of the program's launcher or its tests, not config keys.
+NOT_KEYS = ("USFMAE_TEST_DATA", "USFMAE_DEBUG")
+
+T = TypeVar("T", bound=Options)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; ConfigError where it is absent, unreadable or not a mapping."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"config {path}", error.strerror or str(error), "give an existing file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path}", f"not YAML: {error}".replace("\n", " "), "mend the file") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"config {path}", "holds no mapping of keys", "see 'usfmae config template'")
+    return values
+
+
+def put(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set `values["a"]["b"]` for the key `a.b`."""
+    *sections, last = dotted.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"key {dotted}", f"'{section}' holds a value, not a section", "mend the key")
+    values[last] = value
+
+
+def from_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """`USFMAE_TRAIN__MASK_RATIO=0.25` -> {"train.mask_ratio": "0.25"}."""
+    found = {}
+    for name, value in environment.items():
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in NOT_KEYS:
+            found[name[len(ENVIRONMENT_PREFIX) :].lower().replace("__", ".")] = value
+    return found
+
+
+def from_overrides(pairs: Iterable[str]) -> dict[str, str]:
+    """`key=value` strings of `--set`."""
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set {pair}", "not of the form key=value", "write for example --set train.lr=1e-4")
+        found[key.strip()] = value.strip()
+    return found
+
+
+def load(
+    options: type[T],
+    file: Path | None = None,
+    overrides: Iterable[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> tuple[T, dict[str, str]]:
+    """Settings and, for each key that is not a default, where its value came from."""
+    values = read_yaml(file) if file else {}
+    origins = {key: str(file) for key in _flat(values)}
+    environment = os.environ if environment is None else environment
+    for origin, pairs in (
+        ("environment", from_environment(environment)),
+        ("--set", from_overrides(overrides)),
+    ):
+        for key, text in pairs.items():
+            put(values, key, yaml.safe_load(text))
+            origins[key] = origin
+    return validated(options, values, str(file) if file else "configuration"), origins
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key, value in values.items():
+        keys += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return keys
+
+
+def template(options: type[Options], indent: str = "") -> str:
+    """A commented YAML file with every key at its default; required keys stand there uncommented and empty."""
+    lines: list[str] = []
+    for name, field in options.model_fields.items():
+        inner = sub_options(field.annotation)
+        lines += [f"{indent}# {text}" for text in (field.description or "").split("\n") if text]
+        if inner:
+            lines += [f"{indent}{name}:", template(inner, indent + "  ")]
+        elif field.is_required():
+            lines.append(f"{indent}{name}:")
+        else:
+            default = field.get_default(call_default_factory=True)
+            plain = options.model_construct(**{name: default}).model_dump(mode="json", include={name})
+            lines.append(indent + yaml.safe_dump(plain, default_flow_style=True, width=999).strip()[1:-1])
+    return "\n".join(lines)
+
+
+def shown(settings: Options, origins: Mapping[str, str]) -> list[tuple[str, Any, str]]:
+    """(key, value, origin) of every key, for `config show`."""
+    rows = []
+    for key in keys_of(type(settings)):
+        value: Any = settings
+        for part in key.split("."):
+            value = getattr(value, part, None)
+        rows.append((key, value, origins.get(key, "default")))
+    return rows

@@ -1,0 +1,97 @@
+"""Options of the model, the augmentations and the training loop."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+from usfmae.core.config.base import Options
+
+
+class ModelSettings(Options):
+    """Architecture of the masked autoencoder; the defaults are USF-MAE's ViT-B/16 with decoder 8 x 512."""
+
+    image_size: int = Field(224, ge=16, le=1024)
+    """Side of the square input in pixels."""
+    patch_size: int = Field(16, ge=2, le=64)
+    """Side of a patch in pixels."""
+    width: int = Field(768, ge=8)
+    """Encoder embedding dimension."""
+    depth: int = Field(12, ge=1)
+    """Encoder blocks."""
+    heads: int = Field(12, ge=1)
+    """Encoder attention heads."""
+    decoder_width: int = Field(512, ge=8)
+    """Decoder embedding dimension."""
+    decoder_depth: int = Field(8, ge=1)
+    """Decoder blocks."""
+    decoder_heads: int = Field(8, ge=1)
+    """Decoder attention heads: 8 in the paper, 16 in the official notebook. Never inferred from shapes."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> ModelSettings:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        if self.width % self.heads or self.decoder_width % self.decoder_heads:
+            raise ValueError("width must be a multiple of heads, decoder_width of decoder_heads")
+        return self
+
+
+class AugmentSettings(Options):
+    rotation: float = Field(90.0, ge=0, le=180)
+    """Rotation drawn from 0 to this many degrees."""
+    flips: bool = True
+    """Horizontal and vertical flips, each with probability 0.5."""
+    zoom_min: float = Field(0.5, gt=0)
+    """Smallest zoom factor of the crop."""
+    zoom_max: float = Field(2.0, gt=0)
+    """Largest zoom factor of the crop."""
+    crop: Literal["zoom", "torchvision"] = "zoom"
+    """zoom: true zoom with padding (paper). torchvision: RandomResizedCrop's area rule (official notebook)."""
+
+
+class TrainSettings(Options):
+    preset: Literal["paper", "official-notebook", "tiny"] = "paper"
+    """Which preset these values started from; recorded in the checkpoint."""
+    mask_ratio: float = Field(0.25, gt=0, lt=1)
+    """Share of patches that are masked (paper: 0.25)."""
+    norm_pix: bool = False
+    """Normalise each target patch by its own mean and variance."""
+    batch_size: int = Field(64, ge=1)
+    """Images per optimizer step, over all processes."""
+    micro_batch: int = Field(16, ge=1)
+    """Images per forward and backward pass; gradients are accumulated to batch_size."""
+    lr: float = Field(2.5e-4, ge=0)
+    """Peak learning rate. Paper: 1e-3 scaled by batch 64 / 256."""
+    min_lr: float = Field(0.0, ge=0)
+    """Learning rate at the end of the cosine."""
+    warmup: float = Field(0.1, ge=0, le=1)
+    """Share of all steps with linear warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW betas."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW weight decay, on every tensor."""
+    clip: float = Field(1.0, gt=0)
+    """Largest global gradient norm."""
+    epochs: int = Field(100, ge=1)
+    """Passes over the corpus."""
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps; overrides epochs."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Autocast type; master weights are fp32 always."""
+    compile: bool = False
+    """torch.compile the model."""
+    seed: int = 42
+    """Seed of weights, masks, augmentation and order."""
+    held_out: float = Field(0.1, ge=0, lt=1)
+    """Share of groups (patients, studies) held out to measure the masked loss."""
+    keep: int = Field(3, ge=1)
+    """Checkpoints kept."""
+    checkpoint_steps: int = Field(500, ge=1)
+    """Steps between checkpoints."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Channel means for normalisation (ImageNet, as in the paper)."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Channel standard deviations for normalisation."""
+    augment: AugmentSettings = AugmentSettings()
+    """Augmentations."""

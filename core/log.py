@@ -1,0 +1,62 @@
+"""Logs for people and machines: structured lines on stderr, never on stdout, never an identifier.
+
+Anything that looks like a path of a scan, a UID or a DICOM person name is replaced before a line is written:
+the last net, not the first; callers pass ids from a Trail, not paths.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from typing import Any
+
+_UID = re.compile(r"\b[0-2](?:\.\d+){5,}\b")
+_PERSON = re.compile(r"\b[\w'-]+\^[\w'^-]+")
+_PATH = re.compile(
+    r"(?<![\w:/])/(?:[^\s/:'\"]+/)+[^\s:'\"]+\.(?:dcm|png|jpe?g|bmp|tiff?|mp4|avi|mov|gif|nii|mh[ad])\b", re.I
+)
+
+
+def scrub(text: str) -> str:
+    """The text without UIDs, person names (`Family^Given`) and paths of scans."""
+    for pattern, name in ((_UID, "<uid>"), (_PERSON, "<name>"), (_PATH, "<scan>")):
+        text = pattern.sub(name, text)
+    return text
+
+
+class _Lines(logging.Formatter):
+    def __init__(self, as_json: bool) -> None:
+        super().__init__()
+        self.as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        message = scrub(record.getMessage())
+        stamp = self.formatTime(record, "%Y-%m-%dT%H:%M:%S")
+        if record.exc_info:
+            fields = {**fields, "exception": self.formatException(record.exc_info)}
+        if self.as_json:
+            line = {"time": stamp, "level": record.levelname.lower(), "event": message, **fields}
+            return scrub(json.dumps(line, default=str))
+        extra = " ".join(f"{k}={v}" for k, v in fields.items())
+        return scrub(f"{stamp} {record.levelname.lower():7s} {message} {extra}".rstrip())
+
+
+def setup(as_json: bool | None = None, level: str = "INFO") -> None:
+    """Send every log line to stderr, as JSON where LOG_FORMAT=json asks for it."""
+    as_json = os.environ.get("LOG_FORMAT") == "json" if as_json is None else as_json
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines(as_json))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    logging.getLogger("flwr").setLevel("WARNING")
+    logging.getLogger("httpx").setLevel("WARNING")
+
+
+def note(logger: logging.Logger, event: str, level: int = logging.INFO, **fields: Any) -> None:
+    """One structured line: an event and its fields."""
+    logger.log(level, event, extra={"fields": fields})

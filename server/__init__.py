@@ -1,0 +1,1 @@
+"""usfmae.server: what the coordinator runs."""

@@ -1,0 +1,25 @@
+"""The command `usfmae-server`: what the coordinator runs. One file per command."""
+
+from __future__ import annotations
+
+import click
+
+from usfmae.core import __version__
+from usfmae.core.cli.shell import LazyGroup, run
+
+COMMANDS: dict[str, tuple[str, str]] = {}  # name -> ("module:attribute", one-line help)
+
+
+@click.group(
+    cls=LazyGroup,
+    commands_at=COMMANDS,
+    help="usfmae-server admits, merges, signs and keeps encoders, and releases checkpoints.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="usfmae-server")
+def group() -> None:
+    pass
+
+
+def main() -> None:
+    run(group, "usfmae-server")
