@@ -1,0 +1,70 @@
+"""Options of scans that come over the network: a DICOMweb pull, a C-STORE listener, and the metrics endpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from usfmae.core.config.base import Options
+
+
+class DicomwebSettings(Options):
+    url: str = Field("", pattern=r"^(https?://.+)?$")
+    """DICOMweb root of the PACS, such as https://pacs.hospital.example/dicom-web; empty switches the pull off."""
+    user: str = ""
+    """Name for HTTP basic authentication; empty for none."""
+    password_file: Path | None = None
+    """File that holds the password; a password never stands in the configuration."""
+    token_file: Path | None = None
+    """File that holds a bearer token, used instead of a password."""
+    ca_file: Path | None = None
+    """Certificate authority of the PACS where it is not a public one."""
+    since: str = Field("", pattern=r"^(\d{8})?$")
+    """First study date to pull, YYYYMMDD; empty pulls everything the PACS has."""
+    lookback_days: int = Field(7, ge=0, le=3650)
+    """Studies this many days before the newest one pulled are asked for again: instances may arrive late."""
+    modality: str = Field("US", min_length=1, max_length=16)
+    """Modality of the series to pull."""
+    per_second: float = Field(5.0, gt=0, le=1000)
+    """Requests a second at most: a PACS in clinical use comes first."""
+    timeout: float = Field(60.0, gt=0, le=3600)
+    """Seconds to wait for the PACS before the pull stops and goes on at the next interval."""
+    interval_minutes: float = Field(60.0, gt=0)
+    """Minutes between two pulls."""
+
+
+class CstoreSettings(Options):
+    port: int = Field(0, ge=0, le=65535)
+    """Port to listen on for C-STORE; 0 switches the listener off. 11112 is the registered DICOM port."""
+    host: str = "127.0.0.1"
+    """Address to listen on; the default is reachable from this machine only."""
+    ae_title: str = Field("USFMAE", min_length=1, max_length=16)
+    """Our own application entity title; senders that call another one are rejected."""
+    allow: tuple[str, ...] = ()
+    """Calling AE titles that may send, such as [PACS1, ULTRASOUND2]; none may while this is empty."""
+    associations: int = Field(8, ge=1, le=256)
+    """Associations at the same time; more are rejected with "try later"."""
+    idle_seconds: float = Field(60.0, gt=0, le=3600)
+    """An association that is silent for this long is ended."""
+    certificate: Path | None = None
+    """PEM certificate of the listener; with `key`, associations use TLS."""
+    key: Path | None = None
+    """PEM private key of the listener."""
+    client_ca: Path | None = None
+    """Certificate authority of the senders; where given, a sender without a certificate of it is refused."""
+
+
+class MetricsSettings(Options):
+    host: str = "127.0.0.1"
+    """Address of the Prometheus endpoint; loopback unless you choose otherwise."""
+    port: int = Field(0, ge=0, le=65535)
+    """Port of the Prometheus endpoint; 0 switches it off."""
+
+
+class PageSettings(Options):
+    host: str = "127.0.0.1"
+    """Address of the web page; loopback unless you put a TLS proxy in front."""
+    port: int = Field(0, ge=0, le=65535)
+    """Port of the web page; 0 switches it off."""
+    names: tuple[str, ...] = ()
+    """Further host names the page may be reached under, as a proxy in front passes them on."""

@@ -1,0 +1,156 @@
+"""Every metric once: its name, kind, labels and meaning, and the page that Prometheus reads.
+
+Values are read from the state on disk (ledger, inventory, training log) at the moment of a scrape, so that counters
+survive a restart and no process has to tell another. A label carries a short code from a closed list or the name a
+site was enrolled under; anything that is not such a code (a path, a UID, a person's name) becomes "other".
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from usfmae.core import __version__
+from usfmae.core.errors import ResourceError
+
+logger = logging.getLogger(__name__)
+
+_CODE = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,47}")
+
+# One value, or one value per label value: {"text-left": 3, "unreadable": 1}.
+Values = float | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Described:
+    """One metric: `usfmae_` prefix, base units, `_total` on counters (prometheus.io/docs/practices/naming)."""
+
+    name: str
+    kind: str  # "gauge" or "counter"
+    text: str
+    label: str = ""  # at most one label each
+
+
+def _gauge(name: str, text: str, label: str = "") -> Described:
+    return Described(name, "gauge", text, label)
+
+
+def _counter(name: str, text: str, label: str = "") -> Described:
+    return Described(name, "counter", text, label)
+
+
+SITE = (
+    _gauge("usfmae_site_info", "1, with the version that runs", "version"),
+    _counter("usfmae_site_scans_total", "Scans read from the sources"),
+    _counter("usfmae_site_frames_kept_total", "Frames cleaned and packed into the corpus"),
+    _counter("usfmae_site_quarantined_total", "Scans and frames kept back for a person, by reason", "reason"),
+    _gauge("usfmae_site_quarantine_waiting", "Entries in quarantine nobody has decided on"),
+    _counter("usfmae_site_received_total", "Instances taken in over the network, by source", "source"),
+    _gauge("usfmae_site_spool_files", "Instances received and not yet cleaned"),
+    _gauge("usfmae_site_images", "Images in the corpus, ready for training"),
+    _gauge("usfmae_site_clean_images_per_second", "Cleaning rate of the last preparation"),
+    _gauge("usfmae_site_round", "Round of the last request, 0 before the first"),
+    _gauge("usfmae_site_training_step", "Step the last local training has reached"),
+    _gauge("usfmae_site_step_seconds", "Seconds an optimizer step takes, last log line"),
+    _gauge("usfmae_site_loss", "Masked reconstruction loss, last log line"),
+    _gauge("usfmae_site_data_wait_ratio", "Share of a step spent waiting for data, last log line"),
+    _gauge("usfmae_site_gpu_memory_bytes", "GPU memory in use by the training, 0 without a GPU"),
+    _gauge("usfmae_site_disk_free_bytes", "Free space where the site's directory lies"),
+    _counter("usfmae_site_updates_sent_total", "Encoder updates that left"),
+    _counter("usfmae_site_bytes_sent_total", "Bytes of encoder updates that left"),
+    _gauge("usfmae_site_outbox_waiting", "Updates staged that wait for approval or sending"),
+    _gauge("usfmae_site_last_contact_timestamp_seconds", "Unix time the aggregator last answered"),
+    _gauge("usfmae_site_paused", "1 while paused"),
+)
+
+SERVER = (
+    _gauge("usfmae_server_info", "1, with the version that runs", "version"),
+    _gauge("usfmae_server_round", "Last committed round"),
+    _counter("usfmae_server_rounds_total", "Rounds that ended, by outcome", "outcome"),
+    _gauge("usfmae_server_last_round_timestamp_seconds", "Unix time of the last committed round"),
+    _gauge("usfmae_server_round_seconds", "Duration of the last committed round"),
+    _gauge("usfmae_server_sites", "Enrolled sites, by state", "state"),
+    _gauge("usfmae_server_site_last_contact_timestamp_seconds", "Unix time a site last spoke", "site"),
+    _counter("usfmae_server_verdicts_total", "Replies by verdict of the admission gate", "verdict"),
+    _counter("usfmae_server_bytes_received_total", "Bytes of admitted and refused replies"),
+    _gauge("usfmae_server_loss_before", "Held-out loss at the sites before the last round, by images"),
+    _gauge("usfmae_server_loss_after", "Held-out loss at the sites after their training, by images"),
+    _gauge("usfmae_server_panel_loss", "Masked loss of the global model on the public panel", "organ"),
+    _gauge("usfmae_server_panel_forgetting_ratio", "Panel loss over the seed's, minus 1; above 0 is worse", "organ"),
+    _gauge("usfmae_server_certificate_expiry_timestamp_seconds", "Unix time the server certificate ends"),
+    _gauge("usfmae_server_certificate_days_left", "Days until the server certificate ends"),
+    _gauge("usfmae_server_disk_free_bytes", "Free space where the campaign's directory lies"),
+)
+
+ALL = {metric.name: metric for metric in SITE + SERVER}
+
+
+def label_code(value: str) -> str:
+    """The value if it is a short code, else "other": the last net against identifiers in labels."""
+    return value if _CODE.fullmatch(value) else "other"
+
+
+class _Snapshot(Collector):
+    """Turns what `read` returns into metric families; a name that is not in the table above is a bug."""
+
+    def __init__(self, read: Callable[[], Mapping[str, Values]], info: str, fresh_seconds: float) -> None:
+        self.read, self.info, self.fresh_seconds = read, info, fresh_seconds
+        self.taken = 0.0
+        self.values: Mapping[str, Values] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        if time.monotonic() - self.taken >= self.fresh_seconds or not self.taken:
+            self.values, self.taken = self.read(), time.monotonic()
+        version = GaugeMetricFamily(self.info, ALL[self.info].text, labels=["version"])
+        version.add_metric([__version__], 1.0)
+        yield version
+        for name, values in self.values.items():
+            yield _family(ALL[name], values)
+
+
+def _family(metric: Described, values: Values) -> Metric:
+    kind: Any = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    if not metric.label:
+        return kind(metric.name, metric.text, value=float(values))  # type: ignore[arg-type, no-any-return]
+    family = kind(metric.name, metric.text, labels=[metric.label])
+    summed: dict[str, float] = {}
+    for label, value in values.items():  # type: ignore[union-attr]
+        code = label_code(label)
+        summed[code] = summed.get(code, 0.0) + value
+    for code, value in sorted(summed.items()):
+        family.add_metric([code], value)
+    return family  # type: ignore[no-any-return]
+
+
+def registry(read: Callable[[], Mapping[str, Values]], side: str, fresh_seconds: float = 1.0) -> CollectorRegistry:
+    """A registry for one side ("site" or "server"); `read` gives the values at the moment of a scrape."""
+    found = CollectorRegistry(auto_describe=False)
+    found.register(_Snapshot(read, f"usfmae_{side}_info", fresh_seconds))
+    return found
+
+
+def text(source: CollectorRegistry) -> bytes:
+    """The Prometheus text page."""
+    return generate_latest(source)
+
+
+def serve(source: CollectorRegistry, host: str, port: int) -> tuple[Callable[[], None], int]:
+    """Answer `/metrics` from a thread; returns what stops it and the port taken (0 picks a free one)."""
+    try:
+        server, thread = start_http_server(port, host, source)
+    except OSError as error:
+        raise ResourceError(f"metrics on {host}:{port}", error.strerror or str(error), "set metrics.port") from None
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)
+
+    return stop, int(server.server_address[1])
