@@ -30,6 +30,10 @@ ENCODER = "encoder"  # request: fp32 tensors of the base encoder
 DECODER = "decoder"  # request: fp32 tensors of the seed's decoder
 UPDATE = "update"  # reply: the packed delta
 
+# How tensors stand in a message: the bytes of a tensor, little-endian, C order, with its true shape. A request's
+# dtype is "float32"; a reply's is the name of its encoding, and the bytes are packed as update.py says.
+RAW = "usfmae.raw"  # the serialisation type of every array
+
 # The two identifiers of the round-independent hash chain.
 HASHED_REQUEST = ("campaign", "round", "base", "recipe", "global_step", "steps")
 SIGNED_REPLY = ("campaign", "round", "base", "content", "images")

@@ -1,0 +1,98 @@
+"""A packed difference says what it should, in the bytes promised, and loses nothing in the long run."""
+
+import numpy as np
+import pytest
+from usfmae.core import update
+from usfmae.core.errors import PolicyError
+
+
+def tensors(seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    return {
+        "blocks.0.weight": random.normal(0, scale, (33, 50)).astype(np.float32),
+        "norm.bias": random.normal(0, scale, 7).astype(np.float32),
+        "empty": np.zeros((0, 3), np.float32),
+    }
+
+
+def moved(base: dict[str, np.ndarray], step: float = 0.01, seed: int = 9) -> dict[str, np.ndarray]:
+    change = tensors(seed, step)
+    return {name: base[name] + change[name] for name in base}
+
+
+def read(packed: update.Packed, base: dict[str, np.ndarray], encoding: str) -> dict[str, np.ndarray]:
+    return {n: update.unpack(packed.payload[n], base[n], encoding).reshape(base[n].shape) for n in base}
+
+
+def test_fp32_gives_the_trained_encoder_back_bit_for_bit_even_across_magnitudes():
+    base, trained = tensors(1), tensors(2)
+    trained["norm.bias"] = np.array([1e-30, -1e30, 0, 1e-7, 3, -0.0, 5e-39], np.float32)
+    packed = update.pack(base, trained, "fp32")
+    for name, values in trained.items():
+        got = update.trained(packed.payload[name], base[name], "fp32").astype(np.float32)
+        assert got.tobytes() == values.tobytes()
+    assert packed.residual == {}
+
+
+@pytest.mark.parametrize(("encoding", "bytes_per_value", "bound"), [("int8", 1.02, 1 / 254), ("bf16", 2, 2**-8)])
+def test_lossy_encodings_hold_their_size_and_error(encoding, bytes_per_value, bound):
+    base = {"w": np.random.default_rng(0).normal(size=(400, 512)).astype(np.float32)}
+    trained = {"w": base["w"] + np.random.default_rng(1).normal(0, 0.01, (400, 512)).astype(np.float32)}
+    packed = update.pack(base, trained, encoding)
+    delta = trained["w"] - base["w"]
+    got = read(packed, base, encoding)["w"]
+    assert len(packed.payload["w"]) <= bytes_per_value * delta.size
+    assert np.abs(got - delta).max() <= np.abs(delta).max() * bound * 1.001
+    assert np.isclose(packed.norm, np.linalg.norm(got))
+
+
+@pytest.mark.parametrize("encoding", ["int8", "bf16"])
+def test_error_feedback_adds_up_to_the_whole_difference(encoding):
+    base = tensors(1)
+    residual: dict[str, np.ndarray] = {}
+    total = {name: np.zeros(values.shape) for name, values in base.items()}
+    steps = [moved(base, seed=seed) for seed in range(20)]
+    for trained in steps:
+        packed = update.pack(base, trained, encoding, residual)
+        residual = packed.residual
+        for name, delta in read(packed, base, encoding).items():
+            total[name] += delta
+    for name in base:
+        exact = sum(trained[name].astype(np.float64) - base[name] for trained in steps)
+        assert np.allclose(total[name] + residual[name], exact, atol=1e-5)
+
+
+def test_a_slice_reads_the_same_as_the_whole():
+    base, trained = tensors(1), tensors(2)
+    for encoding in update.ENCODINGS:
+        data = update.pack(base, trained, encoding).payload["blocks.0.weight"]
+        whole = update.unpack(data, base["blocks.0.weight"], encoding)
+        parts = [update.unpack(data, base["blocks.0.weight"], encoding, a, a + 512) for a in range(0, 1650, 512)]
+        assert np.array_equal(np.concatenate(parts), whole)
+
+
+def test_the_content_hash_covers_names_and_bytes_and_no_order():
+    payload = {"a": b"12", "b": b"3"}
+    same = {"b": b"3", "a": b"12"}
+    assert update.payload_id(payload) == update.payload_id(same)
+    assert update.payload_id(payload) != update.payload_id({"a": b"1", "b": b"23"})
+    assert update.payload_id(payload) != update.payload_id({"a": b"12", "c": b"3"})
+
+
+def test_packing_refuses_what_the_aggregator_would_refuse():
+    base = tensors(1)
+    broken = moved(base)
+    broken["norm.bias"] = np.full(7, np.nan, np.float32)
+    with pytest.raises(PolicyError, match="NaN"):
+        update.pack(base, broken)
+    with pytest.raises(PolicyError, match="not those of the base"):
+        update.pack(base, {"norm.bias": base["norm.bias"]})
+    with pytest.raises(PolicyError, match="shape"):
+        update.pack(base, {**base, "norm.bias": np.zeros(8, np.float32)})
+    with pytest.raises(PolicyError, match="none of"):
+        update.pack(base, moved(base), "int4")
+
+
+def test_bytes_of_the_wrong_length_are_no_tensor():
+    with pytest.raises(ValueError, match="expected"):
+        update.unpack(b"123", np.zeros(7, np.float32), "int8")
