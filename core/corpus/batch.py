@@ -85,7 +85,7 @@ class Corpus:
         draws = self._draws(seed)
         if len(draws) < count:
             raise CorpusError(f"corpus of {len(draws)} group(s)", f"cannot make {count} folds", "use fewer folds")
-        sizes = {group: 0 for group in draws}
+        sizes = dict.fromkeys(draws, 0)
         for group in self.groups:
             sizes[group] += 1
         folds: list[list[str]] = [[] for _ in range(count)]

@@ -1,0 +1,80 @@
+"""The files of a data set on disk: extracted folders and zip archives seen as one list of names."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from usfmae.core.errors import SourceError
+
+# Archives that are not read in place, and downloads that never finished.
+PACKED = (".rar", ".7z", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".z01", ".change2zip")
+UNFINISHED = (".part", ".crdownload", ".download", ".tmp")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file: on disk where `member` is empty, else inside the zip at `path`."""
+
+    name: str  # with forward slashes, begins with the folder's or archive's own name
+    path: Path
+    member: str = ""
+
+    def read(self) -> bytes:
+        """The bytes; SourceError where the file is gone or the archive is damaged."""
+        try:
+            if not self.member:
+                return self.path.read_bytes()
+            with zipfile.ZipFile(self.path) as archive:
+                return archive.read(self.member)
+        except (OSError, KeyError, zipfile.BadZipFile) as error:
+            raise SourceError(f"{self.name}", f"cannot be read: {error}", "fetch the data set again") from None
+
+
+def entries(place: Path) -> list[Entry]:
+    """Every file of a folder (zip archives inside it included) or of one zip, sorted by name.
+
+    A zip with its extracted folder beside it is left out. SourceError where a zip is damaged.
+    """
+    if not place.exists():
+        raise SourceError(f"{place}", "does not exist", "give the folder or the zip of the data set")
+    found: list[Entry] = []
+    if place.is_file():
+        found += _members(place, place.stem)
+    else:
+        for path in place.rglob("*"):
+            if not path.is_file() or "__MACOSX" in path.parts or path.name.startswith("."):
+                continue
+            name = f"{place.name}/{path.relative_to(place).as_posix()}"
+            if path.suffix.lower() != ".zip":
+                found.append(Entry(name, path))
+            elif not path.with_suffix("").is_dir():
+                found += _members(path, name[: -len(".zip")])
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def _members(path: Path, prefix: str) -> Iterable[Entry]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [info.filename for info in archive.infolist() if not info.is_dir()]
+    except (zipfile.BadZipFile, OSError) as error:
+        raise SourceError(f"{path}", f"not a whole zip archive: {error}", "fetch it again") from None
+    return [Entry(f"{prefix}/{name}", path, name) for name in names if not name.startswith("__MACOSX")]
+
+
+@cache
+def pattern(globs: Sequence[str]) -> re.Pattern[str]:
+    """One expression for several globs (`*`, `?`, `**`, `[0-9]`, `{a,b}`), anchored at any folder, case-blind."""
+    if not globs:
+        return re.compile(r"(?!)")
+    return re.compile("(?:.*/)?(?:" + "|".join(_translated(glob) for glob in globs) + ")", re.IGNORECASE)
+
+
+def _translated(glob: str) -> str:
+    tokens = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]", "{": "(?:", "}": ")", ",": "|"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\{|\}|,|\[[^\]]+\])", glob)
+    return "".join(tokens.get(part, part if part.startswith("[") else re.escape(part)) for part in parts)
