@@ -1,0 +1,45 @@
+"""Frame -> CleanImage | Quarantined: everything that is not tissue removed, or the frame kept back for a person.
+
+    region -> text -> colour -> graphics -> inpaint -> verify
+
+`clean` takes one frame, `clean_clip` the frames of one clip (or the stills of one study), whose static overlay is
+found once. The `paper` profile is the published pipeline as written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from usfmae.core.config.clean import CleanSettings
+from usfmae.core.errors import SourceError
+from usfmae.core.flow import CleanImage, Frame, Pixels, Quarantined
+
+
+def _checked(frame: Frame | Pixels) -> Frame:
+    frame = frame if isinstance(frame, Frame) else Frame(frame)
+    pixels = frame.pixels
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
+        raise SourceError(f"frame of shape {pixels.shape} {pixels.dtype}", "cleaning takes (H, W, 3) uint8 RGB")
+    return frame
+
+
+def clean(frame: Frame | Pixels, settings: CleanSettings) -> CleanImage | Quarantined:
+    """One frame (H, W, 3) uint8 RGB at native size; raises SourceError for any other shape or type."""
+    from usfmae.core.clean.paper import paper
+    from usfmae.core.clean.safe import safe
+
+    frame = _checked(frame)
+    if settings.profile == "safe":
+        return safe(frame, settings)
+    pixels = paper(frame.pixels, settings.inpaint_radius)
+    return CleanImage(pixels, (pixels != frame.pixels).any(2), frame.trail)
+
+
+def clean_clip(frames: Iterable[Frame], settings: CleanSettings) -> Iterator[CleanImage | Quarantined]:
+    """The frames of one clip, in order; one result for each."""
+    for frame in frames:
+        yield clean(frame, settings)
+
+
+__all__ = ["clean", "clean_clip"]

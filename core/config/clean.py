@@ -13,3 +13,15 @@ class CleanSettings(Options):
     """safe: fails closed. paper: the published pipeline as written; not safe for colour Doppler or identifiers."""
     inpaint_radius: float = Field(3.0, gt=0, le=20)
     """Radius of Navier-Stokes inpainting in pixels."""
+    ocr: Literal["tesserocr", "pytesseract"] = "tesserocr"
+    """Second text engine of the safe profile; the paper profile always starts the Tesseract program."""
+    precision: Literal["auto", "f32", "bf16"] = "auto"
+    """Arithmetic of the text detector; auto takes bf16 where the processor has it."""
+    text_threshold: float = Field(0.3, gt=0, lt=1)
+    """Probability above which the detector's pixels are text."""
+    doubt_threshold: float = Field(0.12, gt=0, lt=1)
+    """Probability above which pixels left after cleaning are read by the second engine."""
+    repairs: int = Field(2, ge=0, le=5)
+    """Rounds of cleaning again where verification still finds text; after the last one the frame is quarantined."""
+    smallest_region: float = Field(0.05, ge=0, le=1)
+    """A scan region below this share of the frame is quarantined."""

@@ -1,0 +1,176 @@
+"""Text engines: the PP-OCR detector and recogniser through OpenVINO, Tesseract through its library or its program.
+
+The two networks are files of the `rapidocr` wheel (Apache-2.0); its Python code is not imported. Nothing here looks
+at the network: OpenVINO's usage statistics are switched off before it is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from usfmae.core.clean.morphology import gray_of
+from usfmae.core.errors import ResourceError
+from usfmae.core.flow import Pixels
+
+Probability = NDArray[np.float32]
+
+_GRID = 64  # crops are padded to this, so that few input shapes are compiled
+_ANCHOR_HEIGHT = 40
+_DEBIAN_TESSDATA = Path("/usr/share/tesseract-ocr/5/tessdata")
+
+
+def _openvino() -> Any:
+    # A None entry makes `import openvino_telemetry` fail; OpenVINO then takes its own silent stub.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+def _model_path(name: str) -> Path:
+    spec = find_spec("rapidocr")
+    path = Path(spec.origin).parent / "models" / name if spec and spec.origin else Path(name)
+    if not path.is_file():
+        raise ResourceError(
+            f"text model {name}", "the rapidocr package does not hold it", "pip install 'rapidocr>=3.8'"
+        )
+    return path
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    return _openvino().Core()
+
+
+@lru_cache(maxsize=4)
+def _compiled(name: str, precision: str) -> Any:
+    core = _core()
+    if precision == "auto":
+        precision = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    # One thread: preparation runs one process per core.
+    hints = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    return core.compile_model(core.read_model(str(_model_path(name))), "CPU", hints).create_infer_request()
+
+
+def _run(name: str, precision: str, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    request = _compiled(name, precision)
+    request.infer([batch])
+    return np.array(request.get_output_tensor(0).data)
+
+
+def _normalised(pixels: Pixels) -> NDArray[np.float32]:
+    """(H, W, 3) RGB -> (1, 3, H, W) in -1..1, blue first as the networks were trained."""
+    return np.ascontiguousarray(pixels[:, :, ::-1].transpose(2, 0, 1)[None], np.float32) / 127.5 - 1.0
+
+
+@lru_cache(maxsize=16)
+def _anchor(width: int) -> Pixels:
+    strip = np.zeros((_ANCHOR_HEIGHT, width, 3), np.uint8)
+    for x in range(8, max(9, width - 200), 260):
+        cv2.putText(strip, "ANCHOR 12345", (x, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255), 2, cv2.LINE_AA)
+    return strip
+
+
+def text_probability(pixels: Pixels, precision: str = "auto") -> Probability:
+    """Probability of text at each pixel of an RGB crop, (H, W) float32.
+
+    Known words are drawn on a strip below the crop: with no real text in view the detector fires on speckle, with
+    some it does not (12 of 20 clean crops without the strip, none with it).
+    """
+    height, width = pixels.shape[:2]
+    padded_width = max(256, -(-width // _GRID) * _GRID)
+    padded_height = -(-(height + _ANCHOR_HEIGHT) // _GRID) * _GRID
+    canvas = np.zeros((padded_height, padded_width, 3), np.uint8)
+    canvas[:height, :width] = pixels
+    canvas[-_ANCHOR_HEIGHT:] = _anchor(padded_width)
+    return _run("PP-OCRv6_det_small.onnx", precision, _normalised(canvas))[0, 0, :height, :width].astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def _alphabet() -> tuple[str, ...]:
+    model = _core().read_model(str(_model_path("PP-OCRv6_rec_small.onnx")))
+    characters = model.get_rt_info(["framework", "character"]).astype(str)
+    return ("", *characters.split("\n"), " ")
+
+
+def recognise(crop: Pixels, precision: str = "auto") -> tuple[str, float]:
+    """The line of text the PP-OCR recogniser reads in an RGB crop, and its mean confidence."""
+    height, width = crop.shape[:2]
+    scaled = max(48, min(960, round(width * 48 / max(1, height))))
+    canvas = np.zeros((48, -(-scaled // 80) * 80, 3), np.uint8)
+    canvas[:, :scaled] = cv2.resize(crop, (scaled, 48), interpolation=cv2.INTER_LINEAR)
+    scores = _run("PP-OCRv6_rec_small.onnx", precision, _normalised(canvas))[0]  # (T, characters)
+    best, confidence = scores.argmax(1), scores.max(1)
+    alphabet = _alphabet()
+    # Greedy CTC: drop repeats, then blanks (index 0).
+    keep = (best != 0) & np.concatenate([[True], best[1:] != best[:-1]])
+    text = "".join(alphabet[i] for i in best[keep] if i < len(alphabet))
+    return text.strip(), float(confidence[keep].mean()) if keep.any() else 0.0
+
+
+@lru_cache(maxsize=1)
+def _tesseract_library() -> Any:
+    try:
+        import tesserocr
+    except ImportError:
+        raise ResourceError(
+            "text engine tesserocr",
+            "the package is not installed",
+            "pip install tesserocr, or set clean.ocr=pytesseract",
+        ) from None
+    folder = Path(os.environ.get("TESSDATA_PREFIX", _DEBIAN_TESSDATA))
+    if not (folder / "eng.traineddata").is_file():
+        raise ResourceError(
+            f"Tesseract language data in {folder}", "eng.traineddata is absent", "apt install tesseract-ocr-eng"
+        )
+    return tesserocr.PyTessBaseAPI(path=str(folder), lang="eng", psm=tesserocr.PSM.SINGLE_LINE)
+
+
+def _with_library(gray: Pixels) -> tuple[str, float]:
+    from PIL import Image
+
+    library = _tesseract_library()
+    library.SetImage(Image.fromarray(gray))
+    library.SetSourceResolution(96)
+    return library.GetUTF8Text().strip(), library.MeanTextConf() / 100
+
+
+def tesseract_data(gray: Pixels, config: str) -> dict[str, list[Any]]:
+    """Words, boxes and confidences from the Tesseract program, as pytesseract's dictionary."""
+    import pytesseract
+
+    # More threads than one cost more than they bring on a page this small.
+    os.environ.setdefault("OMP_THREAD_LIMIT", "1")
+    try:
+        return pytesseract.image_to_data(gray, config=config, output_type=pytesseract.Output.DICT)
+    except pytesseract.TesseractNotFoundError:
+        raise ResourceError("program tesseract", "not installed", "apt install tesseract-ocr") from None
+
+
+def _with_program(gray: Pixels) -> tuple[str, float]:
+    data = tesseract_data(gray, "--psm 7")
+    words = [(t.strip(), float(c)) for t, c in zip(data["text"], data["conf"], strict=True) if t.strip()]
+    return " ".join(t for t, _ in words), float(np.mean([c for _, c in words])) / 100 if words else 0.0
+
+
+def tesseract_line(crop: Pixels, engine: str) -> tuple[str, float]:
+    """The line Tesseract reads in an RGB crop (dark on light, enlarged to 40 px), and its confidence 0..1."""
+    gray = gray_of(crop)
+    scale = 40 / max(1, gray.shape[0])
+    enlarged = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    page = cast(Pixels, cv2.copyMakeBorder(255 - enlarged, 8, 8, 8, 8, cv2.BORDER_REPLICATE))
+    return _with_library(page) if engine == "tesserocr" else _with_program(page)
+
+
+def letters(text: str) -> str:
+    """Letters and digits only, for counting and comparing what was read."""
+    return re.sub(r"[\W_]+", "", text)

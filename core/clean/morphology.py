@@ -1,0 +1,47 @@
+"""Morphology on boolean masks, and the one gray conversion, typed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+import cv2
+import numpy as np
+from usfmae.core.flow import Mask, Pixels
+
+
+def gray_of(pixels: Pixels) -> Pixels:
+    """(H, W, 3) RGB to (H, W) luma."""
+    return cast(Pixels, cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
+
+
+def _disc(radius: int) -> Pixels:
+    size = 2 * radius + 1
+    return cast(Pixels, cv2.getStructuringElement(cv2.MORPH_ELLIPSE if radius > 1 else cv2.MORPH_RECT, (size, size)))
+
+
+def dilated(mask: Mask, radius: int = 1) -> Mask:
+    return cv2.dilate(mask.astype(np.uint8), _disc(radius)) > 0
+
+
+def opened(mask: Mask, radius: int) -> Mask:
+    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, _disc(radius)) > 0
+
+
+def closed(mask: Mask, radius: int) -> Mask:
+    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, _disc(radius)) > 0
+
+
+def components(mask: Mask, pad: int = 0) -> Iterator[tuple[tuple[slice, slice], Mask]]:
+    """Each 8-connected part of a mask: the window around it (grown by `pad`) and the part within that window."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    for index in range(1, count):
+        x, y, w, h = (int(v) for v in stats[index, :4])
+        window = (slice(max(0, y - pad), y + h + pad), slice(max(0, x - pad), x + w + pad))
+        yield window, labels[window] == index
+
+
+def bounds(mask: Mask) -> tuple[slice, slice]:
+    """Rows and columns of the box around a mask that is not empty."""
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return slice(int(ys[0]), int(ys[-1]) + 1), slice(int(xs[0]), int(xs[-1]) + 1)

@@ -1,0 +1,62 @@
+"""The safe profile on one frame: region, text, colour, graphics, inpaint, verify; it fails closed."""
+
+from __future__ import annotations
+
+import numpy as np
+from usfmae.core.clean import colour, graphics, region, text, verify
+from usfmae.core.clean.engines import text_probability
+from usfmae.core.clean.inpaint import inpainted
+from usfmae.core.clean.morphology import bounds, dilated, gray_of
+from usfmae.core.config.clean import CleanSettings
+from usfmae.core.flow import CleanImage, Frame, Mask, Pixels, Quarantined
+
+
+def scan_region(frame: Frame, settings: CleanSettings) -> Mask | Quarantined:
+    """Where tissue is (H, W), or why that cannot be said."""
+    gray = gray_of(frame.pixels)
+    found = region.measured(gray)
+    tags = region.tagged(frame.regions, (gray.shape[0], gray.shape[1]))
+    if tags is not None:
+        if region.disagree(found, tags):
+            return Quarantined("region-disagrees", frame.trail, "header and picture show the scan at different places")
+        found = found & tags
+    if found.mean() < max(settings.smallest_region, 1e-9):
+        share = f"the scan region is {found.mean():.1%} of the frame"
+        return Quarantined("region-small", frame.trail, share)
+    return found
+
+
+def overlay(pixels: Pixels, settings: CleanSettings) -> Mask:
+    """Everything drawn over the tissue of an RGB crop: text, colour ink and graphics, with a rim of one pixel."""
+    gray = gray_of(pixels)
+    found = text.boxes(text_probability(pixels, settings.precision), settings.text_threshold)
+    found |= dilated(colour.ink(pixels) | graphics.graphics(gray))
+    return found & ~colour.flow(pixels)
+
+
+def repaired(pixels: Pixels, settings: CleanSettings) -> tuple[Pixels, int] | None:
+    """The crop after verification and the rounds it took, or None where text is left after the last one."""
+    for used in range(settings.repairs + 1):
+        rest = verify.left(pixels, text_probability(pixels, settings.precision), settings)
+        if not rest.any():
+            return pixels, used
+        pixels = inpainted(pixels, rest, settings.inpaint_radius)
+    return None
+
+
+def safe(frame: Frame, settings: CleanSettings) -> CleanImage | Quarantined:
+    """One frame (H, W, 3) uint8 cleaned at native size, or kept back with the reason."""
+    inside = scan_region(frame, settings)
+    if isinstance(inside, Quarantined):
+        return inside
+    blanked = np.where(inside[:, :, None], frame.pixels, np.uint8(0))
+    rows, columns = bounds(inside)
+    crop = np.ascontiguousarray(blanked[rows, columns])
+    cleaned = repaired(inpainted(crop, overlay(crop, settings), settings.inpaint_radius), settings)
+    if cleaned is None:
+        return Quarantined("text-left", frame.trail, f"text was still found after {settings.repairs} repairs")
+    blanked[rows, columns] = cleaned[0]
+    blanked[~inside] = 0
+    mask = (blanked != frame.pixels).any(2)
+    notes = {"region": round(float(inside.mean()), 4), "repairs": cleaned[1]}
+    return CleanImage(blanked, mask, frame.trail, notes)
