@@ -1,0 +1,154 @@
+"""The C-STORE listener: who may send, what "success" means, what a broken sender gets."""
+
+from __future__ import annotations
+
+import io
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import JPEGBaseline8Bit, UltrasoundImageStorage, generate_uid
+from pynetdicom import AE
+from pynetdicom.association import Association
+from pynetdicom.sop_class import Verification
+from usfmae.client.sources.cstore import Listener, listen
+from usfmae.client.sources.spool import Spool
+from usfmae.core.config.sources import CstoreSettings
+from usfmae.core.errors import ConfigError, ResourceError
+
+SECRET = b"s" * 32
+
+
+def instance() -> Dataset:
+    data = Dataset()
+    data.SOPClassUID, data.SOPInstanceUID, data.Modality = UltrasoundImageStorage, generate_uid(), "US"
+    data.PatientName = "DOE^JANE"
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    return data
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "spool", SECRET)
+
+
+@pytest.fixture
+def listener(spool: Spool) -> Iterator[Listener]:
+    running = listen(CstoreSettings(port=_free(), allow=("PACS1",), associations=6, idle_seconds=1), spool)
+    yield running
+    running.stop()
+
+
+def _free() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def call(port: int, calling: str = "PACS1", called: str = "USFMAE", tls: ssl.SSLContext | None = None) -> Association:
+    sender = AE(ae_title=calling)
+    sender.add_requested_context(UltrasoundImageStorage, [JPEGBaseline8Bit])
+    sender.add_requested_context(Verification)
+    sender.acse_timeout = sender.dimse_timeout = sender.network_timeout = 10
+    return sender.associate("127.0.0.1", port, ae_title=called, tls_args=(tls, None) if tls else None)
+
+
+def test_stored_as_sent_and_again_is_one_file(listener: Listener, spool: Spool) -> None:
+    sent = instance()
+    link = call(listener.port)
+    assert [link.send_c_store(sent).Status for _ in range(2)] == [0x0000, 0x0000]
+    assert link.send_c_echo().Status == 0x0000
+    link.release()
+    (file,) = spool.files()
+    stored = dcmread(io.BytesIO(file.read_bytes()))
+    assert stored.SOPInstanceUID == sent.SOPInstanceUID and stored.file_meta.TransferSyntaxUID == JPEGBaseline8Bit
+    assert str(sent.SOPInstanceUID) not in str(file)
+    assert (listener.counts["stored"], listener.counts["repeated"]) == (1, 1)
+
+
+@pytest.mark.parametrize(("calling", "called"), [("STRANGER", "USFMAE"), ("PACS1", "SOMEONE"), ("", "USFMAE")])
+def test_a_wrong_ae_title_is_rejected(listener: Listener, spool: Spool, calling: str, called: str) -> None:
+    link = call(listener.port, calling or "X", called)
+    assert link.is_rejected
+    assert listener.counts["rejected"] == 1 and spool.files() == []
+
+
+def test_below_the_floor_the_sender_hears_out_of_resources(listener: Listener, spool: Spool) -> None:
+    spool.floor_bytes = 1 << 60
+    link = call(listener.port)
+    assert link.send_c_store(instance()).Status == 0xA700
+    spool.floor_bytes = 0
+    assert link.send_c_store(instance()).Status == 0x0000
+    link.release()
+    assert len(spool.files()) == 1
+
+
+def test_half_an_association_ends_and_others_go_on(listener: Listener, spool: Spool) -> None:
+    for words in (b"", b"\x01\x00\x00\x00\x00\xff", b"GET / HTTP/1.1\r\n\r\n", b"\x04" + b"\xff" * 64):
+        with socket.create_connection(("127.0.0.1", listener.port), timeout=5) as half:
+            half.sendall(words)
+    link = call(listener.port)
+    silent = call(listener.port)
+    assert silent.is_established
+    assert link.send_c_store(instance()).Status == 0x0000
+    link.abort()  # without a release
+    deadline = time.monotonic() + 10
+    while silent.is_established and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not silent.is_established, "a silent association holds its place for ever"
+    assert len(spool.files()) == 1
+
+
+def test_more_associations_than_allowed_wait(listener: Listener) -> None:
+    links = [call(listener.port) for _ in range(7)]
+    assert [link.is_established for link in links] == [*[True] * 6, False]
+    for link in links[:6]:
+        link.release()
+
+
+def test_nobody_may_send_without_an_allow_list(spool: Spool) -> None:
+    with pytest.raises(ConfigError, match=r"cstore\.allow"):
+        listen(CstoreSettings(port=_free()), spool)
+
+
+def test_a_taken_port_is_one_clear_error(listener: Listener, spool: Spool) -> None:
+    with pytest.raises(ResourceError, match=r"cstore\.port"):
+        listen(CstoreSettings(port=listener.port, allow=("A",)), spool)
+
+
+def _certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    import subprocess
+
+    key, certificate = folder / f"{name}.key", folder / f"{name}.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        + ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
+
+
+def test_tls_with_a_certificate_of_the_sender(spool: Spool, tmp_path: Path) -> None:
+    ours, theirs = _certificate(tmp_path, "listener"), _certificate(tmp_path, "pacs")
+    settings = CstoreSettings(port=_free(), allow=("PACS1",), certificate=ours[0], key=ours[1], client_ca=theirs[0])
+    running = listen(settings, spool)
+    try:
+        assert not call(running.port).is_established, "plain DICOM on the TLS port"
+        trusted = ssl.create_default_context(cafile=str(ours[0]))
+        trusted.check_hostname = False
+        nameless = call(running.port, tls=trusted)
+        assert not nameless.is_established or nameless.send_c_echo().get("Status") is None
+        trusted.load_cert_chain(*theirs)
+        link = call(running.port, tls=trusted)
+        assert link.send_c_store(instance()).Status == 0x0000
+        link.release()
+    finally:
+        running.stop()
+    assert len(spool.files()) == 1

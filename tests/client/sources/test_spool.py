@@ -1,0 +1,76 @@
+"""The spool: durable before "stored", one file for the same bytes, closed at the disk floor."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from usfmae.client.sources.spool import PARTIAL, Spool
+from usfmae.core.errors import ResourceError
+
+SECRET = b"s" * 32
+
+
+def test_the_same_bytes_are_one_file_and_its_name_says_nothing(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", SECRET)
+    assert spool.add(b"1.2.840.113619 DOE^JANE") and not spool.add(b"1.2.840.113619 DOE^JANE")
+    (file,) = spool.files()
+    assert file.read_bytes() == b"1.2.840.113619 DOE^JANE"
+    assert len(file.stem) == 32 and file.stat().st_mode & 0o077 == 0
+    assert Spool(tmp_path / "other", b"t" * 32).add(b"1.2.840.113619 DOE^JANE")
+    assert file.stem != Spool(tmp_path / "other", b"t" * 32).files()[0].stem
+
+
+def test_many_threads_lose_nothing(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", SECRET)
+
+    def send(thread: int) -> None:
+        for i in range(25):
+            spool.add(f"{thread} {i}".encode())
+
+    threads = [threading.Thread(target=send, args=(t,)) for t in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {f.read_text() for f in spool.files()} == {f"{t} {i}" for t in range(8) for i in range(25)}
+
+
+def test_below_the_floor_nothing_is_taken(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", SECRET, floor_bytes=1 << 60)
+    with pytest.raises(ResourceError, match="the floor is"):
+        spool.add(b"x")
+    assert spool.files() == []
+
+
+def test_a_write_that_fails_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    spool = Spool(tmp_path / "spool", SECRET)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises((ResourceError, OSError)):
+            spool.add(b"x")
+    assert spool.files() == [] and list((tmp_path / "spool" / PARTIAL).iterdir()) == []
+    assert Spool(tmp_path / "spool", SECRET).add(b"x")
+
+
+def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
+    Spool(tmp_path / "spool", SECRET)
+    (tmp_path / "spool" / PARTIAL / "123-0").write_bytes(b"half")
+    assert Spool(tmp_path / "spool", SECRET).files() == []
+    assert not list((tmp_path / "spool" / PARTIAL).iterdir())
+
+
+def test_drop_deletes_its_own_files_only(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", SECRET)
+    spool.add(b"x")
+    elsewhere = tmp_path / "source" / "scan.dcm"
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(b"the hospital's own")
+    assert spool.drop([*spool.files(), elsewhere]) == 1
+    assert spool.files() == [] and elsewhere.exists()
