@@ -55,6 +55,7 @@ class Dataset(Options):
     kind: Literal["raster", "video", "volume", "hdf5", "by-suffix"]
     sampling: Literal["all", "3 fps", "one"]
     files: int | None = None
+    patients: int | None = None
     folders: tuple[str, ...]
     group: str | None = None
     layout: str
