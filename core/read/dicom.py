@@ -1,0 +1,244 @@
+"""DICOM ultrasound: headers, frame times, regions, and frames decoded one at a time (DICOM PS3.3 C.8.5, PS3.5 A).
+
+Pixels come from pydicom's decoders (Pillow, GDCM, openjpeg, pyjpegls, RLE); MPEG-2, H.264 and HEVC from cv2's FFmpeg.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
+from pydicom.pixels import iter_pixels
+from pydicom.uid import MPEGTransferSyntaxes, UID, DeflatedExplicitVRLittleEndian
+from usfmae.core.config.read import ReadSettings
+from usfmae.core.flow import Frame, Region, Scan
+from usfmae.core.read import colour, rules, video
+from usfmae.core.read.facts import Facts, check_size
+from usfmae.core.read.reasons import Refused, Unreadable
+from usfmae.core.read.source import opened
+from usfmae.core.read.timing import kept_indices, steady_times
+
+SUFFIXES = (".dcm", ".dicom", ".ima", "")
+# (0018,6012) -> what a region shows; 2D data of type 1 is tissue, 2 colour flow (PS3.3 C.8.5.5.1.2)
+REGION_KINDS = {1: "tissue", 2: "color", 3: "spectral", 4: "spectral", 5: "other"}
+MMODE = 2  # (0018,6012) RegionSpatialFormat
+IDENTIFIERS = (
+    "PatientName", "PatientID", "PatientBirthDate", "OtherPatientNames", "OtherPatientIDs", "AccessionNumber",
+    "StudyID", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "StudyTime", "InstitutionName",
+    "ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName", "StationName", "PhysiciansOfRecord",
+)  # fmt: skip
+
+
+def recognises(head: bytes) -> bool:
+    """DICM after the preamble, or a bare dataset that starts with group 0002 or 0008 (either byte order)."""
+    if head[128:132] == b"DICM":
+        return True
+    little = head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] == b"\x00" and len(head) > 132
+    return little and (head[4:6].isalpha() or head[6:8] == b"\x00\x00")
+
+
+def read_header(file: BinaryIO) -> Dataset:
+    """The dataset up to its pixels. Raises Unreadable."""
+    try:
+        ds = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+    except Exception as error:  # damaged headers end in a dozen exception types
+        raise Unreadable("bad-header", type(error).__name__) from None
+    if not getattr(ds, "file_meta", None):
+        ds.file_meta = pydicom.dataset.FileMetaDataset()
+    return ds
+
+
+def _checked(ds: Dataset, settings: ReadSettings) -> int:
+    """The number of frames of a picture we may read. Raises Refused and Unreadable."""
+    try:
+        rules.check(ds, settings)
+        count = int(ds.get("NumberOfFrames") or 1)
+        check_size(int(ds.Columns), int(ds.Rows), count, settings)
+    except (Refused, Unreadable):
+        raise
+    except Exception as error:
+        raise Unreadable("bad-header", type(error).__name__) from None
+    return count
+
+
+def facts(scan: Scan, settings: ReadSettings) -> Facts:
+    with opened(scan, settings) as file:
+        ds = read_header(file)
+    count = _checked(ds, settings)
+    syntax = _syntax(ds)
+    times, notes = frame_times(ds, count, settings)
+    device = " ".join(_text(ds, name) for name in ("Manufacturer", "ManufacturerModelName")).strip()
+    return Facts(
+        f"DICOM {syntax.name.split(',')[0].split(' (')[0]}" if syntax.is_transfer_syntax else "DICOM",
+        count,
+        len(kept_indices(times, settings.fps)),
+        device[:64],
+        _text(ds, "PatientID") or _text(ds, "PatientName"),
+        _text(ds, "StudyInstanceUID"),
+        notes,
+    )
+
+
+def _syntax(ds: Dataset) -> UID:
+    return UID(str(ds.file_meta.get("TransferSyntaxUID") or pydicom.uid.ImplicitVRLittleEndian))
+
+
+def _text(ds: Dataset, name: str) -> str:
+    try:
+        value = ds.get(name)
+    except Exception:  # an element whose bytes do not fit its VR
+        return ""
+    return "" if value is None else str(value).strip()
+
+
+def frame_times(ds: Dataset, count: int, settings: ReadSettings) -> tuple[list[float], tuple[str, ...]]:
+    """Seconds of each frame and a note where they are assumed (PS3.3 C.7.6.5, C.7.6.6).
+
+    FrameIncrementPointer decides between FrameTimeVector and FrameTime; without either CineRate, then
+    RecommendedDisplayFrameRate, then the declared default.
+    """
+    if count == 1:
+        return [0.0], ()
+    for name in _timing_order(ds):
+        values = _numbers(ds, name)
+        if name == "FrameTimeVector" and len(values) == count and min(values) >= 0 and sum(values) > 0:
+            return [float(t) / 1000 for t in np.cumsum(values) - values[0]], ()
+        if name == "FrameTime" and values and values[0] > 0:
+            return steady_times(count, 1000 / values[0]), ()
+        if name in ("CineRate", "RecommendedDisplayFrameRate") and values and values[0] > 0:
+            return steady_times(count, values[0]), ()
+    return steady_times(count, settings.default_rate), ("default-rate",)
+
+
+def _timing_order(ds: Dataset) -> list[str]:
+    order = ["FrameTimeVector", "FrameTime", "CineRate", "RecommendedDisplayFrameRate"]
+    try:
+        pointer = ds.get("FrameIncrementPointer")
+        pointed = [
+            pydicom.datadict.keyword_for_tag(tag) for tag in ([pointer] if isinstance(pointer, int) else pointer or [])
+        ]
+    except Exception:
+        pointed = []
+    return sorted(order, key=lambda name: (name not in pointed, order.index(name)))
+
+
+def _numbers(ds: Dataset, name: str) -> list[float]:
+    try:
+        value = ds.get(name)
+        values = (
+            []
+            if value is None
+            else list(value)
+            if isinstance(value, (list, tuple, pydicom.multival.MultiValue))
+            else [value]
+        )
+        numbers = [float(v) for v in values]
+    except Exception:
+        return []
+    return numbers if np.isfinite(numbers).all() else []
+
+
+def regions(ds: Dataset) -> tuple[Region, ...]:
+    """SequenceOfUltrasoundRegions as the header states it; may lie outside the picture."""
+    found = []
+    try:
+        for item in ds.get("SequenceOfUltrasoundRegions") or ():
+            x0, y0 = int(item.RegionLocationMinX0), int(item.RegionLocationMinY0)
+            x1, y1 = int(item.RegionLocationMaxX1), int(item.RegionLocationMaxY1)
+            kind = REGION_KINDS.get(int(item.get("RegionDataType", 0)), "other")
+            if int(item.get("RegionSpatialFormat", 1)) == MMODE:
+                kind = "mmode"
+            found.append(Region(x0, y0, x1 + 1, y1 + 1, kind))
+    except Exception:  # a malformed sequence counts as none
+        return ()
+    return tuple(found)
+
+
+def words(ds: Dataset) -> tuple[str, ...]:
+    """Identifying strings of the header, to be looked for in the pixels; in memory only."""
+    found: set[str] = set()
+    for name in IDENTIFIERS:
+        for part in _text(ds, name).replace("^", " ").replace("\\", " ").replace("=", " ").split():
+            if len(part) >= 2:
+                found.add(part)
+        if name.endswith("Date"):
+            found.update(_dates(_text(ds, name)))
+    return tuple(sorted(found))
+
+
+def _dates(text: str) -> set[str]:
+    """20040119 in the ways machines print it."""
+    if len(text) != 8 or not text.isdigit():
+        return set()
+    year, month, day = text[:4], text[4:6], text[6:]
+    orders = (
+        (day, month, year),
+        (month, day, year),
+        (year, month, day),
+        (day, month, year[2:]),
+        (month, day, year[2:]),
+    )
+    return {mark.join(order) for order in orders for mark in "/.-"}
+
+
+def frames(scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Frame]:
+    """The kept frames as RGB, in order. Only these are decoded, except in MPEG-family syntaxes."""
+    with opened(scan, settings) as file:
+        ds = read_header(file)
+        count = _checked(ds, settings)
+        seen, sought = regions(ds), words(ds)
+        file.seek(0)
+        syntax = _syntax(ds)
+        decoded = (
+            _mpeg(file, scan, settings, notes)
+            if syntax in MPEGTransferSyntaxes
+            else _stills(file, ds, scan, count, settings, notes)
+        )
+        for frame in decoded:
+            yield Frame(frame.pixels, scan.trail, frame.index, frame.time, seen, sought)
+
+
+def _stills(
+    file: BinaryIO, ds: Dataset, scan: Scan, count: int, settings: ReadSettings, notes: set[str]
+) -> Iterator[Frame]:
+    """Frames of every syntax that codes each frame on its own."""
+    times, noted = frame_times(ds, count, settings)
+    notes.update(noted)
+    indices = kept_indices(times, settings.fps)
+    to_rgb = colour.Converter(ds, notes)
+    arrays = _arrays(file, ds, indices)
+    for index in indices:
+        try:
+            array = next(arrays, None)
+        except Exception as error:  # decoders raise whatever they like on damaged data
+            raise Unreadable("undecodable", type(error).__name__) from None
+        if array is None:
+            raise Unreadable("truncated", "fewer frames than the header states")
+        yield Frame(to_rgb(array), scan.trail, index, times[index])
+
+
+def _arrays(file: BinaryIO, ds: Dataset, indices: list[int]) -> Iterator[NDArray[Any]]:
+    if _syntax(ds) == DeflatedExplicitVRLittleEndian or not ds.file_meta.get("TransferSyntaxUID"):
+        whole = pydicom.dcmread(file, force=True)  # no lazy access into a deflated dataset
+        whole.file_meta.TransferSyntaxUID = _syntax(ds)
+        return iter_pixels(whole, indices=indices, raw=True)
+    return iter_pixels(file, indices=indices, raw=True)
+
+
+def _mpeg(file: BinaryIO, scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Frame]:
+    """One MPEG-2, H.264 or HEVC stream, which lies in the fragments of one frame (PS3.5 8.2.5 ff.)."""
+    try:
+        stream = next(generate_frames(pydicom.dcmread(file, force=True).PixelData, number_of_frames=1))
+    except Exception as error:
+        raise Unreadable("undecodable", type(error).__name__) from None
+    capture = video.open_capture(io.BytesIO(stream), settings)
+    try:
+        yield from video.kept_frames(capture, scan, settings, notes)
+    finally:
+        capture.release()

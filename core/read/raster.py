@@ -1,0 +1,101 @@
+"""Still pictures: PNG, JPEG, BMP, TIFF, with 8 or 16 bits, through Pillow (cv2 where Pillow would lose bits)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from usfmae.core.config.read import ReadSettings
+from usfmae.core.flow import Frame, Pixels, Scan
+from usfmae.core.read.facts import Facts, check_size
+from usfmae.core.read.reasons import Unreadable
+from usfmae.core.read.source import opened
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+
+# Our own limit is checked on the header; Pillow's warning would come after it.
+Image.MAX_IMAGE_PIXELS = None
+
+
+def recognises(head: bytes) -> bool:
+    return head.startswith(MAGIC) and (head[:2] != b"BM" or len(head) > 26)
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ... on damaged headers
+        raise Unreadable("unreadable", type(error).__name__) from None
+
+
+def facts(scan: Scan, settings: ReadSettings) -> Facts:
+    with opened(scan, settings) as file:
+        image = _open(file)
+        pages = int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
+        check_size(image.width, image.height, pages, settings)
+        return Facts(image.format or "raster", pages, pages)
+
+
+def frames(scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Frame]:
+    """One Frame, or one per page of a TIFF."""
+    with opened(scan, settings) as file:
+        image = _open(file)
+        pages = int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
+        for page in range(pages):
+            image.seek(page)
+            check_size(image.width, image.height, pages, settings)
+            yield Frame(_rgb(image, file), scan.trail, page)
+
+
+def _rgb(image: Image.Image, file: BinaryIO) -> Pixels:
+    """The current page as (H, W, 3) uint8 RGB; transparency is dropped, EXIF is not looked at."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return as_rgb(np.asarray(image))
+    if _deep_colour(image):
+        deep = _decode_cv2(file)
+        if deep is not None:
+            return as_rgb(deep)
+    return np.asarray(image.convert("RGB"))
+
+
+def _deep_colour(image: Image.Image) -> bool:
+    """Colour with 16 bits a sample, of which Pillow keeps the upper half only."""
+    if image.format == "PNG":
+        return len(image.tile) > 0 and "16B" in str(image.tile[0][3])
+    return False
+
+
+def _decode_cv2(file: BinaryIO) -> NDArray[np.uint16] | None:
+    file.seek(0)
+    array = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    return None if array is None else array[..., [2, 1, 0]] if array.ndim == 3 else array
+
+
+def as_rgb(array: NDArray[np.generic], low: float | None = None, high: float | None = None) -> Pixels:
+    """(H, W) or (H, W, 3) of any number type -> (H, W, 3) uint8. uint8 passes through; deeper is scaled low..high.
+
+    Without limits the array's own minimum and maximum are used, so that 12 bits in a 16-bit file are not black.
+    """
+    if array.dtype != np.uint8:
+        values = np.nan_to_num(array.astype(np.float32))
+        low = float(values.min()) if low is None else low
+        high = float(values.max()) if high is None else high
+        scale = 255.0 / (high - low) if high > low else 0.0
+        array = np.clip((values - low) * scale + 0.5, 0, 255).astype(np.uint8)
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=2)
+    return np.ascontiguousarray(array[..., :3]).astype(np.uint8, copy=False)
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """Pixels only: no text chunk, no EXIF, no time."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

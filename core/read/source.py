@@ -1,0 +1,57 @@
+"""The bytes of a scan: a file, or a member of a zip archive. Opened for reading only, never extracted to disk."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from usfmae.core.config.read import ReadSettings
+from usfmae.core.flow import Scan
+from usfmae.core.read.reasons import Unreadable
+
+
+def read_member(archive: Path, member: str, settings: ReadSettings) -> bytes:
+    """A member's content, with the declared and the real size both held under the limit. Raises Unreadable."""
+    limit = int(settings.max_member_mb * 1e6)
+    try:
+        with zipfile.ZipFile(archive) as opened, opened.open(member) as file:
+            data = file.read(limit + 1)
+    except RuntimeError:  # zipfile's word for a password
+        raise Unreadable("encrypted-archive", "the member is encrypted") from None
+    except (zipfile.BadZipFile, NotImplementedError, KeyError, EOFError, OSError, ValueError) as error:
+        raise Unreadable("bad-archive", type(error).__name__) from None
+    except Exception as error:  # zlib.error, lzma.LZMAError
+        raise Unreadable("bad-archive", type(error).__name__) from None
+    if len(data) > limit:
+        raise Unreadable("too-large", f"the member exceeds {settings.max_member_mb:g} MB")
+    return data
+
+
+@contextmanager
+def opened(scan: Scan, settings: ReadSettings) -> Iterator[BinaryIO]:
+    """A seekable binary file of the scan's bytes."""
+    if scan.member:
+        yield io.BytesIO(read_member(scan.path, scan.member, settings))
+        return
+    with scan.path.open("rb") as file:
+        yield file
+
+
+@contextmanager
+def as_path(scan: Scan, settings: ReadSettings) -> Iterator[str]:
+    """A path for libraries that take nothing else; members live in anonymous memory, not in a temporary file."""
+    if not scan.member:
+        yield str(scan.path)
+        return
+    descriptor = os.memfd_create("member")
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(read_member(scan.path, scan.member, settings))
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,106 @@
+"""Clips: mp4, mov, avi, mpeg, mkv, gif, through the FFmpeg in cv2. Frames are chosen by presentation time.
+
+The demuxer is fed from memory or an open file, never with a path or an address, so that a hostile clip cannot make
+it open anything else; only containers known by their first bytes reach it (no playlists).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import BinaryIO
+
+# cv2 reads these when it opens its first clip. Quiet, because FFmpeg's messages can quote what stands in a file.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
+
+import cv2
+from usfmae.core.config.read import ReadSettings
+from usfmae.core.flow import Frame, Scan
+from usfmae.core.read.facts import Facts, check_size
+from usfmae.core.read.reasons import Unreadable
+from usfmae.core.read.source import opened
+from usfmae.core.read.timing import Sampler
+
+SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mpg", ".mpeg", ".mkv", ".webm", ".gif", ".wmv")
+BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")  # ISO 14496-12, QuickTime
+MAGIC = (b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"\x1aE\xdf\xa3", b"GIF8", b"0&\xb2u\x8ef\xcf\x11")
+
+
+def recognises(head: bytes) -> bool:
+    if head[4:8] in BOXES or head.startswith(MAGIC):
+        return True
+    return head.startswith(b"RIFF") and head[8:12] == b"AVI "
+
+
+def container(head: bytes) -> str:
+    """A short name of the container, for people."""
+    if head[4:8] in BOXES:
+        return "MOV" if head[8:10] == b"qt" or head[4:8] != b"ftyp" else "MP4"
+    names = {b"\x00\x00\x01": "MPEG", b"\x1aE\xdf": "Matroska", b"GIF": "GIF", b"RIF": "AVI", b"0&\xb2": "WMV"}
+    return names.get(head[:3], "video")
+
+
+def open_capture(file: BinaryIO, settings: ReadSettings) -> cv2.VideoCapture:
+    """A decoder on one thread, with its picture size checked. Raises Unreadable."""
+    capture = cv2.VideoCapture(file, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    if not capture.isOpened():
+        raise Unreadable("unreadable", "no decodable video stream")
+    width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
+    check_size(int(width), int(height), 1, settings)
+    return capture
+
+
+def facts(scan: Scan, settings: ReadSettings) -> Facts:
+    with opened(scan, settings) as file:
+        name = container(file.read(16))
+        file.seek(0)
+        capture = open_capture(file, settings)
+        count, rate = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
+        capture.release()
+    known = rate > 0 and 0 < count <= settings.max_frames
+    total = int(count) if known else 1
+    planned = max(1, round(total / max(rate, settings.fps) * settings.fps)) if known else 1
+    return Facts(name, total, planned)
+
+
+def frames(scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Frame]:
+    """The kept frames in order; the others are stepped over without conversion. One frame in memory at a time."""
+    with opened(scan, settings) as file:
+        capture = open_capture(file, settings)
+        try:
+            yield from kept_frames(capture, scan, settings, notes)
+        finally:
+            capture.release()
+
+
+def kept_frames(capture: cv2.VideoCapture, scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Frame]:
+    """Frames of an open capture at `settings.fps`. Raises Unreadable where not one frame decodes."""
+    sampler = Sampler(settings.fps)
+    index, time = -1, 0.0
+    while capture.grab():
+        index += 1
+        time = _time(capture, index, time, settings, notes)
+        if index >= settings.max_frames:
+            raise Unreadable("too-many-frames", f"the limit is {settings.max_frames}")
+        if not sampler.wants(time):
+            continue
+        decoded, pixels = capture.retrieve()
+        if decoded and pixels is not None:
+            yield Frame(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), scan.trail, index, time)
+    if index < 0:
+        raise Unreadable("no-pixels", "not one frame could be decoded")
+
+
+def _time(capture: cv2.VideoCapture, index: int, last: float, settings: ReadSettings, notes: set[str]) -> float:
+    """Presentation time in seconds; where a stream states none (or jumps back) the rate continues it."""
+    stated = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000.0
+    if index == 0:
+        return 0.0
+    if stated > last:
+        return stated
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    if not 0 < rate <= 1000:
+        notes.add("default-rate")
+        rate = settings.default_rate
+    return last + 1.0 / rate
