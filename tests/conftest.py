@@ -1,0 +1,33 @@
+"""Fixtures that every room's tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Before anything imports a numeric library: tests share their cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real ultrasound; tests that need it skip where it is absent, saying so."""
+    folder = Path(os.environ.get("USFMAE_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "index.csv").is_file():
+        pytest.skip(f"no real ultrasound at {folder}; set USFMAE_TEST_DATA to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel_dicoms() -> list[Path]:
+    """The real colour ultrasound that pydicom's wheel ships: needs no download."""
+    from pydicom.data import get_testdata_file
+
+    names = ("examples_ybr_color.dcm", "examples_rgb_color.dcm", "examples_palette.dcm")
+    return [Path(str(get_testdata_file(name, download=False))) for name in names]
