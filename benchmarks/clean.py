@@ -1,0 +1,241 @@
+"""Scores cleaning on synthetic overlays over real clean scans: what stays readable, what tissue is harmed, how fast.
+
+    python benchmarks/clean.py [--data DIR] [--quick] [--half scoring|tuning] [--profiles safe,paper] [--json]
+
+Strings that the reader cannot read before cleaning do not count. Strings of quarantined frames do not leak and count
+as unreadable; how many annotated frames that concerns is printed beside. Progress goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_THREAD_LIMIT", "1")
+
+import cv2
+import numpy as np
+import overlays
+import scans
+from attack import readable
+from numpy.typing import NDArray
+from usfmae.core.clean import clean, clean_clip
+from usfmae.core.config.clean import CleanSettings
+from usfmae.core.flow import CleanImage, Frame, Quarantined
+
+Pixels = NDArray[np.uint8]
+
+TISSUE = 3  # pixels brighter than this are tissue, the rest is black or the noise of a codec
+KINDS = {"outside": "outside", "tissue": "tissue", "low": "low"}
+
+
+@dataclass
+class Size:
+    """How much is measured."""
+
+    strings_outside: int = 3000
+    strings_tissue: int = 1000
+    clean_stills: int = 300
+    clips: int = 60
+    timed_stills: int = 24
+    timed_clips: int = 3
+
+
+QUICK = Size(240, 80, 40, 8, 8, 1)
+
+
+@dataclass
+class Score:
+    """Running counts of one profile."""
+
+    strings: Counter[str] = field(default_factory=Counter)
+    readable: Counter[str] = field(default_factory=Counter)
+    ink: Counter[str] = field(default_factory=Counter)
+    found: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    frames: int = 0
+    flow: int = 0
+    flow_kept: int = 0
+    changed: list[float] = field(default_factory=list)
+    quarantined: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
+
+    def table(self) -> dict[str, Any]:
+        """The keys the project promises."""
+        rates = {k: sum(v) / len(v) if v else None for k, v in self.quarantined.items()}
+        return {
+            **{f"strings_{k}": self.strings[k] for k in KINDS},
+            **{f"readable_{k}": self.readable[k] for k in KINDS},
+            "recall": {k: round(self.found[k] / n, 4) for k, n in sorted(self.ink.items()) if n},
+            "tissue_changed_mean": round(100 * statistics.mean(self.changed), 4) if self.changed else None,
+            "tissue_changed_worst": round(100 * max(self.changed), 4) if self.changed else None,
+            "flow_kept": round(self.flow_kept / self.flow, 4) if self.flow else None,
+            "quarantined_stills": rates.get("stills"),
+            "quarantined_clips": rates.get("clips"),
+            "quarantined_annotated": rates.get("annotated"),
+            "quarantine_reasons": dict(self.reasons),
+        }
+
+
+def flow_patches(root: Path, half: str) -> list[Pixels]:
+    """Colour-flow pixels of a real Doppler frame, zero elsewhere; another device for each half."""
+    import pydicom
+
+    name = {"tuning": "pydicom-data/color-px.dcm", "scoring": "nema/US1_RLE"}[half]
+    pixels = pydicom.dcmread(root / "dicom_us" / name).pixel_array
+    chroma = pixels.max(2).astype(int) - pixels.min(2)
+    flow = cv2.morphologyEx((chroma > 50).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+    if half == "scoring":  # the colour bars at both sides are no flow
+        flow[:, :60] = flow[:, -60:] = 0
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(flow)
+    patches = []
+    for i in range(1, count):
+        x, y, w, h, area = stats[i]
+        if area > 120 and min(w, h) >= 8:
+            part = pixels[y : y + h, x : x + w] * ((labels == i) & (chroma > 50))[y : y + h, x : x + w, None]
+            patches.append(np.ascontiguousarray(part))
+    return patches
+
+
+def annotated(root: Path, half: str, seed: int) -> Iterator[overlays.Painted]:
+    """Endless annotated pictures, every fourth with colour flow."""
+    sources, patches, number = scans.sources(root, half), flow_patches(root, half), 0
+    while True:
+        rng = np.random.default_rng((seed, number))
+        source = sources[number % len(sources)]
+        patch = patches[int(rng.integers(len(patches)))] if number % 4 == 0 else None
+        yield overlays.paint(scans.still(source, rng.random()), rng, half, patch)
+        number += 1
+
+
+def score_annotated(score: Score, picture: overlays.Painted, result: CleanImage | Quarantined, known: list[bool]) -> None:
+    """Book one annotated picture; `known` says which of its strings the reader could read before."""
+    score.frames += 1
+    score.quarantined["annotated"].append(isinstance(result, Quarantined))
+    for string, was_readable in zip(picture.strings, known, strict=True):
+        score.strings[string.kind] += was_readable
+    if isinstance(result, Quarantined):
+        score.reasons[result.reason] += 1
+        return
+    for string, was_readable in zip(picture.strings, known, strict=True):
+        score.readable[string.kind] += was_readable and readable(result.pixels, string)
+    for kind, ink in picture.ink.items():
+        score.ink[kind] += int(ink.sum())
+        score.found[kind] += int((ink & result.mask).sum())
+    if picture.flow is not None:
+        covered = np.zeros_like(picture.flow)
+        for ink in picture.ink.values():
+            covered |= ink
+        plain = picture.flow & ~covered
+        score.flow += int(plain.sum())
+        score.flow_kept += int((plain & ~result.mask).sum())
+
+
+def score_clean(score: Score, pixels: Pixels, result: CleanImage | Quarantined, kind: str) -> None:
+    """Book one scan without overlays: quarantined, or the share of its tissue that was changed."""
+    score.quarantined[kind].append(isinstance(result, Quarantined))
+    if isinstance(result, CleanImage):
+        tissue = pixels.max(2) > TISSUE
+        score.changed.append(float((result.mask & tissue).sum() / max(1, tissue.sum())))
+
+
+def quality(root: Path, half: str, size: Size, settings: dict[str, CleanSettings], seed: int) -> dict[str, Score]:
+    scores = {name: Score() for name in settings}
+    first = next(iter(scores.values()))
+    for picture in annotated(root, half, seed):
+        known = [readable(picture.pixels, s) for s in picture.strings]
+        for name, options in settings.items():
+            score_annotated(scores[name], picture, clean(picture.pixels, options), known)
+        if first.frames % 50 == 0:
+            print(f"{first.frames} annotated: {dict(first.strings)} readable {dict(first.readable)}", file=sys.stderr)
+        if first.strings["outside"] >= size.strings_outside and first.strings["tissue"] >= size.strings_tissue:
+            break
+    sources = scans.sources(root, half)
+    for source in sources[: size.clean_stills]:
+        pixels = scans.still(source)
+        for name, options in settings.items():
+            score_clean(scores[name], pixels, clean(pixels, options), "stills")
+    for source in [s for s in sources if s.is_clip][: size.clips]:
+        frames = scans.frames(source, 12)
+        for name, options in settings.items():
+            results = list(clean_clip((Frame(f, index=i) for i, f in enumerate(frames)), options))
+            for pixels, result in zip(frames, results, strict=True):
+                score_clean(scores[name], pixels, result, "clips")
+    return scores
+
+
+def _cpu() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _timed(work: Any) -> float:
+    start = _cpu()
+    work()
+    return _cpu() - start
+
+
+def speed(root: Path, half: str, size: Size, seed: int) -> dict[str, Any]:
+    """CPU seconds, child processes included, safe and paper in turns; the ratio of the sums."""
+    safe, paper = CleanSettings(), CleanSettings(profile="paper")
+    stream = annotated(root, half, seed + 1)
+    stills = [next(stream) for _ in range(size.timed_stills)]
+    for picture in stills:  # compile for every shape first, as in a long run
+        clean(picture.pixels, safe)
+    still = [(_timed(lambda p=p: clean(p.pixels, safe)), _timed(lambda p=p: clean(p.pixels, paper))) for p in stills]
+    clips = []
+    for source in [s for s in scans.sources(root, half) if s.is_clip][: size.timed_clips]:
+        frames = on_screen(scans.frames(source, 30), seed, half)
+        run = [Frame(f, index=i) for i, f in enumerate(frames)]
+        list(clean_clip(iter(run), safe))
+        clips.append((_timed(lambda r=run: list(clean_clip(iter(r), safe))), _timed(lambda r=run: list(clean_clip(iter(r), paper)))))
+    return {
+        "ratio_stills": round(sum(p for _, p in still) / sum(s for s, _ in still), 2),
+        "ratio_clips": round(sum(p for _, p in clips) / sum(s for s, _ in clips), 2) if clips else None,
+        "seconds_still": {"safe": sum(s for s, _ in still) / len(still), "paper": sum(p for _, p in still) / len(still)},
+        "seconds_clip": {"safe": sum(s for s, _ in clips) / len(clips), "paper": sum(p for _, p in clips) / len(clips)} if clips else None,
+    }
+
+
+def on_screen(frames: list[Pixels], seed: int, half: str) -> list[Pixels]:
+    """A clip on one device screen: the same overlay over every frame."""
+    return [overlays.paint(f, np.random.default_rng((seed, 7)), half).pixels for f in frames]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("USFMAE_TEST_DATA", "../shared/data")))
+    parser.add_argument("--half", choices=("scoring", "tuning"), default="scoring")
+    parser.add_argument("--profiles", default="safe,paper")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a few minutes instead of an hour; same code")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    cv2.setNumThreads(1)
+    size = QUICK if options.quick else Size()
+    settings = {name: CleanSettings(profile=name) for name in options.profiles.split(",")}
+    start = time.time()
+    scores = quality(options.data, options.half, size, settings, options.seed)
+    tables = {name: score.table() for name, score in scores.items()}
+    report = {"half": options.half, "seed": options.seed, **tables, "speed": speed(options.data, options.half, size, options.seed)}
+    report["seconds"] = round(time.time() - start)
+    if options.json:
+        print(json.dumps(report))
+        return
+    for name, table in tables.items():
+        for key, value in table.items():
+            print(f"{name:6s} {key:24s} {value}")
+    print(json.dumps(report["speed"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
