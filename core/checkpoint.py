@@ -8,10 +8,8 @@ such as `corpus` and `step`. Heads and mask ratio are stated, never guessed: wei
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from usfmae.core.config import ModelSettings, TrainSettings
-from usfmae.core.errors import CheckpointError, ConfigError, ResourceError
+from usfmae.core.errors import CheckpointError, ConfigError
+from usfmae.core.files import replacing
 from usfmae.core.flow import Checkpoint, Trail, recipe_id
 
 FORMAT = "usfmae-1"
@@ -91,7 +90,7 @@ def tensors_id(tensors: Mapping[str, Tensor]) -> str:
         tensor = tensors[name].detach().cpu().contiguous()
         dtype = str(tensor.dtype).removeprefix("torch.")
         digest.update(f"{name}\0{dtype}\0{','.join(map(str, tensor.shape))}\0".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -105,11 +104,21 @@ def decoder_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if name.startswith(DECODER)}
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of any safetensors file, without reading its tensors. Raises CheckpointError."""
+    return _read(path, with_tensors=False)[1]
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of any safetensors file. Raises CheckpointError."""
+    return _read(path, with_tensors=True)
+
+
+def _read(path: Path, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            names = list(file.keys()) if with_tensors else []
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path}", "does not exist", "give the path of a .safetensors file") from None
     except (SafetensorError, OSError) as error:
@@ -120,24 +129,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Any safetensors file, atomically. Raises ResourceError where the disk is full."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
         save_file(dict(tensors), partial, dict(metadata))
-        for place in (partial, path.parent):
-            handle = os.open(place, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-            if place == partial:
-                partial.replace(path)
-    except (SafetensorError, OSError) as error:
-        partial.unlink(missing_ok=True)
-        full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        if not full:
-            raise
-        raise ResourceError(f"disk of {path.parent}", "is full", "free space and run the same again") from None
 
 
 def _trail(metadata: Mapping[str, str]) -> Trail:

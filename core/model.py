@@ -169,12 +169,10 @@ class MaskedAutoencoder(nn.Module):
 
     def _initialise(self) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        # The patch projection is a linear layer in spirit.
-        nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.settings.width, -1))
-        nn.init.zeros_(self.patch_embed.proj.bias)
+            # The patch projection is a linear layer in spirit.
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+                nn.init.zeros_(module.bias) if module.bias is not None else None
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -216,21 +214,3 @@ def load_tensors(model: MaskedAutoencoder, tensors: Mapping[str, Tensor], origin
                 f"{origin}: tensor {name}", f"has shape {found}, this model needs {wanted}", "set model.* to match"
             )
     model.load_state_dict(dict(tensors))
-
-
-def training_flops(model: ModelSettings, mask_ratio: float) -> float:
-    """Floating-point operations of one image's forward and backward pass (products only, backward = 2 forwards)."""
-    patches = (model.image_size // model.patch_size) ** 2
-    seen, pixels = int(patches * (1 - mask_ratio)), 3 * model.patch_size**2
-
-    def blocks(depth: int, width: int, tokens: int) -> float:
-        return depth * (24 * tokens * width**2 + 4 * tokens**2 * width)
-
-    forward = (
-        2 * seen * pixels * model.width
-        + blocks(model.depth, model.width, seen + 1)
-        + 2 * (seen + 1) * model.width * model.decoder_width
-        + blocks(model.decoder_depth, model.decoder_width, patches + 1)
-        + 2 * patches * model.decoder_width * pixels
-    )
-    return 3.0 * forward

@@ -34,6 +34,8 @@ class ModelSettings(Options):
             raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
         if self.width % self.heads or self.decoder_width % self.decoder_heads:
             raise ValueError("width must be a multiple of heads, decoder_width of decoder_heads")
+        if self.width % 4 or self.decoder_width % 4:
+            raise ValueError("width and decoder_width must be multiples of 4 (sine-cosine positions in 2D)")
         return self
 
 
@@ -46,8 +48,16 @@ class AugmentSettings(Options):
     """Smallest zoom factor of the crop."""
     zoom_max: float = Field(2.0, gt=0)
     """Largest zoom factor of the crop."""
+    resize: Literal["bilinear", "nearest"] = "bilinear"
+    """How `prepare` brings images to the corpus size: bilinear (paper) or nearest (official notebook)."""
     crop: Literal["zoom", "torchvision"] = "zoom"
-    """zoom: true zoom with padding (paper). torchvision: RandomResizedCrop's area rule (official notebook)."""
+    """zoom: true zoom with padding (paper). torchvision: RandomResizedCrop, zoom_* as shares of area (notebook)."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentSettings:
+        if self.zoom_min > self.zoom_max:
+            raise ValueError(f"zoom_min {self.zoom_min} is larger than zoom_max {self.zoom_max}")
+        return self
 
 
 class TrainSettings(Options):
@@ -83,8 +93,16 @@ class TrainSettings(Options):
     """torch.compile the model."""
     seed: int = 42
     """Seed of weights, masks, augmentation and order."""
+    temperature: float = Field(1.0, ge=1)
+    """Data sets are drawn in proportion to size ** (1 / temperature): 1 as they are, larger levels them out."""
+    init_required: bool = False
+    """Refuse to start from random weights (official notebook: ImageNet MAE weights)."""
+    grouped: bool = True
+    """Folds of cross-validation keep a patient or clip on one side (paper); false splits images (notebook)."""
     held_out: float = Field(0.1, ge=0, lt=1)
     """Share of groups (patients, studies) held out to measure the masked loss."""
+    held_out_images: int = Field(512, ge=1)
+    """At most this many held-out images are measured each time."""
     keep: int = Field(3, ge=1)
     """Checkpoints kept."""
     checkpoint_steps: int = Field(500, ge=1)

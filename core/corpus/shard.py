@@ -6,11 +6,9 @@ never changed; a corpus grows by more shards, so a run may read old ones while `
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from usfmae.core.errors import CorpusError, ResourceError
+from usfmae.core.errors import CorpusError
+from usfmae.core.files import write_atomic
 from usfmae.core.flow import CleanImage, Pixels, Shard, Trail
 
 FOLDER = "shards"  # inside a corpus
@@ -104,31 +103,6 @@ def _write_one(path: Path, channels: int, items: Sequence[Packed]) -> Shard:
         write_atomic(path, data)
         write_atomic(beside, text)
     return Shard(path, len(items), channels, Trail(sha256))
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write so that a reader sees the old file or the whole new one, also after a power cut.
-
-    Raises ResourceError where the disk is full.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"disk of {path.parent}", "is full", "free space and run the same again") from None
-        raise
 
 
 def read_index(path: Path) -> Index:

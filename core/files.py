@@ -1,0 +1,46 @@
+"""Writing files so that a reader, also after a crash or a power cut, sees the old file or the whole new one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from usfmae.core.errors import ResourceError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a partial file's path to write to; on success it is flushed to disk and takes the place of `path`.
+
+    Raises ResourceError where the disk is full; the old file is then untouched.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _flush(partial)
+        partial.replace(path)
+        _flush(path.parent)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        # Libraries wrap the operating system's error; its text is what remains.
+        if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            raise ResourceError(f"disk of {path.parent}", "is full", "free space and run the same again") from None
+        raise
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`. Raises ResourceError where the disk is full."""
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
