@@ -1,0 +1,62 @@
+"""Options of the benchmarks: probes, fine-tuning, intervals, the leak audit."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from usfmae.core.config.base import Options
+
+
+class FinetuneSettings(Options):
+    lrs: tuple[float, ...] = Field((3e-4, 1e-3), min_length=1)
+    """Learning rates tried; the validation part chooses (paper: 3e-4, 1e-3)."""
+    weight_decays: tuple[float, ...] = Field((0.01, 0.001), min_length=1)
+    """Weight decays tried (paper: 0.01, 0.001)."""
+    batch_sizes: tuple[int, ...] = Field((32, 64), min_length=1)
+    """Batch sizes tried (paper: 32, 64)."""
+    epochs: int = Field(50, ge=1)
+    """Most passes over the training part."""
+    patience: int = Field(10, ge=1)
+    """Passes without a better validation score after which training stops."""
+    warmup: float = Field(0.1, ge=0, le=1)
+    """Share of all steps with linear warm-up; cosine to zero after that."""
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
+    """Seeds of head, order and augmentation with which the chosen setting is trained."""
+    rotation: float = Field(90.0, ge=0, le=180)
+    """Rotation drawn from 0 to this many degrees (paper: 90)."""
+    flips: bool = True
+    """Horizontal and vertical flips."""
+    zoom_min: float = Field(0.5, gt=0)
+    """Smallest zoom of the crop (paper: 0.5)."""
+    zoom_max: float = Field(2.0, gt=0)
+    """Largest zoom of the crop (paper: 2.0)."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Autocast type; master weights are fp32."""
+
+
+class BenchSettings(Options):
+    image_size: int = Field(224, ge=32)
+    """Side of the square that benchmark images are resized to."""
+    pooling: Literal["mean", "cls"] = "mean"
+    """What stands for an image: the mean of the patch tokens, or the class token."""
+    neighbours: int = Field(20, ge=1)
+    """Neighbours of the kNN probe; fewer where the training part is smaller."""
+    regularisation: tuple[float, ...] = Field((0.001, 0.01, 0.1, 1.0, 10.0), min_length=1)
+    """Values of C tried for logistic regression; the validation part chooses."""
+    fractions: tuple[float, ...] = (0.01, 0.05, 0.1, 0.25, 1.0)
+    """Shares of the labelled training patients for the label-efficiency curve."""
+    repeats: int = Field(5, ge=1)
+    """Draws of training patients for each share below 1."""
+    resamples: int = Field(1000, ge=100)
+    """Bootstrap resamples of patients behind every 95 % interval."""
+    seed: int = 42
+    """Seed of splits, draws and resamples."""
+    leaks: Literal["refuse", "drop"] = "refuse"
+    """An image in both corpus and test set: refuse to train, or leave it out of training."""
+    leak_bits: int = Field(16, ge=0, le=64)
+    """Images whose 256-bit perceptual hashes differ in at most this many bits count as one image."""
+    accept_layouts: tuple[str, ...] = ()
+    """Data sets whose unverified layout a person has looked at."""
+    finetune: FinetuneSettings = FinetuneSettings()
+    """Fine-tuning."""
