@@ -1,4 +1,4 @@
-"""DICOM samples to RGB: photometric interpretation as declared, unless the samples say otherwise (PS3.3 C.7.6.3.1.2)."""
+"""DICOM samples to RGB: as declared, unless the samples say otherwise (PS3.3 C.7.6.3.1.2)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, convert_color_space
+
 from usfmae.core.flow import Pixels
 from usfmae.core.read.raster import as_rgb
 from usfmae.core.read.reasons import Unreadable

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels import iter_pixels
-from pydicom.uid import MPEGTransferSyntaxes, UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MPEGTransferSyntaxes
+
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.flow import Frame, Region, Scan
 from usfmae.core.read import colour, rules, video

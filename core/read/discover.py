@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import posixpath
 import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from usfmae.core.config.read import ReadSettings
@@ -17,6 +19,8 @@ from usfmae.core.read.reasons import Refused, Unreadable
 from usfmae.core.read.source import opened
 
 HEAD = 4096
+ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
+NOT_ARCHIVES = (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".jar", ".whl", ".npz", ".epub")
 
 
 @dataclass(frozen=True)
@@ -28,36 +32,70 @@ class Candidate:
     folder: str = ""  # below the source, for grouping; "" where it lies in the source itself
     size: int = 0
     stamp: int = 0  # modification time in ns
+    broken: str = ""  # reason why an archive cannot be opened
 
     def place(self, secret: bytes) -> str:
         """A name for this file at this place and time, to know it again without reading it."""
         return secret_id(secret, "place", str(self.path), self.member, str(self.size), str(self.stamp))
 
+    def as_broken(self, reason: str) -> Candidate:
+        return replace(self, broken=reason)
 
-def walk(sources: Sequence[Path]) -> Iterator[Candidate]:
-    """Every regular file below the sources in a stable order; archives are opened, links are not followed.
 
-    Raises SourceError where a source is absent or unreadable.
+def walk(sources: Sequence[Path], skip: Sequence[Path] = ()) -> Iterator[Candidate]:
+    """Every regular file below the sources in a stable order, without what lies below `skip`.
+
+    Links to folders are not followed. Archives come as one candidate each, see `is_archive` and `members`.
+    Raises SourceError where a source is absent.
     """
+    skipped = {path.resolve() for path in skip}
     for source in sources:
         if not source.exists():
             raise SourceError(f"source {source}", "does not exist", "give an existing file or folder")
-        files = (
-            [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file() and not p.is_symlink())
-        )
-        for path in files:
-            folder = "" if path == source else path.parent.relative_to(source).as_posix().removeprefix(".")
-            status = path.stat()
-            found = Candidate(path.resolve(), "", folder, status.st_size, status.st_mtime_ns)
-            yield from _members(found) if zipfile.is_zipfile(path) else (found,)
+        if source.is_file():
+            yield _candidate(source, "")
+            continue
+        for root, folders, names in os.walk(source):
+            folders[:] = sorted(name for name in folders if (Path(root) / name).resolve() not in skipped)
+            below = Path(root).relative_to(source).as_posix()
+            for name in sorted(names):
+                path = Path(root) / name
+                if path.is_file() and path.resolve() not in skipped:
+                    yield _candidate(path, "" if below == "." else below)
 
 
-def _members(archive: Candidate) -> Iterator[Candidate]:
-    with zipfile.ZipFile(archive.path) as opened_archive:
-        for info in sorted(opened_archive.infolist(), key=lambda i: i.filename):
-            if not info.is_dir():
-                folder = f"{archive.folder}/{archive.path.name}/{Path(info.filename).parent}"
-                yield Candidate(archive.path, info.filename, folder, info.file_size, archive.stamp)
+def _candidate(path: Path, folder: str) -> Candidate:
+    status = path.stat()
+    return Candidate(path.absolute(), "", folder, status.st_size, status.st_mtime_ns)
+
+
+def is_archive(candidate: Candidate) -> bool:
+    """A zip, by its first bytes; office documents and Python archives, which are zips too, are not opened."""
+    if candidate.member or candidate.path.suffix.lower() in NOT_ARCHIVES:
+        return False
+    try:
+        with candidate.path.open("rb") as file:
+            return file.read(4) in ZIP_MAGIC
+    except OSError:
+        return False
+
+
+def members(archive: Path, settings: ReadSettings) -> list[tuple[str, int]]:
+    """(name, size) of each file in an archive, sorted. Raises Unreadable."""
+    try:
+        with zipfile.ZipFile(archive) as content:
+            found = sorted((info.filename, info.file_size) for info in content.infolist() if not info.is_dir())
+    except Exception as error:  # a damaged directory ends in many ways
+        raise Unreadable("bad-archive", type(error).__name__) from None
+    if len(found) > settings.max_members:
+        raise Unreadable("too-many-members", f"{len(found)} members, the limit is {settings.max_members}")
+    return found
+
+
+def member_candidates(archive: Candidate, found: Iterable[tuple[str, int]]) -> Iterator[Candidate]:
+    for name, size in found:
+        folder = "/".join(part for part in (archive.folder, archive.path.name, posixpath.dirname(name)) if part)
+        yield Candidate(archive.path, name, folder, size, archive.stamp)
 
 
 @dataclass(frozen=True)
@@ -70,7 +108,7 @@ class Identified:
 
 
 def identify(candidate: Candidate, secret: bytes, settings: ReadSettings) -> Identified | Quarantined | Refused | None:
-    """What a file is; None where it is no scan at all (a text, a table)."""
+    """What a file is; None where it is no scan at all (a text, a table). Raises OSError where it cannot be opened."""
     bare = Scan(candidate.path, "", Trail(), candidate.member)
     content = ""
     try:
@@ -101,7 +139,9 @@ def _kind(head: bytes, candidate: Candidate) -> str:
         if reader(kind).recognises(head):
             return kind
     name = Path(candidate.member or candidate.path.name)
-    if not head:
+    if head.startswith(ZIP_MAGIC) and candidate.member:
+        raise Unreadable("nested-archive", "an archive inside an archive is not opened")
+    if not head and any(name.suffix.lower() in reader(kind).SUFFIXES for kind in READERS):
         raise Unreadable("empty", "zero bytes")
     if any(name.suffix.lower() in reader(kind).SUFFIXES for kind in READERS) and not _is_text(head):
         raise Unreadable("unknown-format", "the content fits no format that is read")
@@ -119,10 +159,19 @@ def _is_text(head: bytes) -> bool:
 
 
 def discover(sources: Sequence[Path], secret: bytes, settings: ReadSettings) -> Iterator[Scan | Quarantined]:
-    """Every scan below the sources, and what looks like one but cannot be read. Refused objects are left out."""
+    """Every scan below the sources, and what looks like one but cannot be read. Refused objects are left out.
+
+    In this process and in order; `prepare` does the same in processes that a hostile file may end.
+    """
     for candidate in walk(sources):
-        found = identify(candidate, secret, settings)
-        if isinstance(found, Identified):
-            yield found.scan
-        elif isinstance(found, Quarantined):
-            yield found
+        try:
+            several = members(candidate.path, settings) if is_archive(candidate) else None
+        except Unreadable as error:
+            yield Quarantined(error.reason, Trail(candidate.place(secret)), error.why)
+            continue
+        for one in (candidate,) if several is None else member_candidates(candidate, several):
+            found = identify(one, secret, settings)
+            if isinstance(found, Identified):
+                yield found.scan
+            elif isinstance(found, Quarantined):
+                yield found

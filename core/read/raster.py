@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.flow import Frame, Pixels, Scan
 from usfmae.core.read.facts import Facts, check_size

@@ -8,7 +8,7 @@ from __future__ import annotations
 from usfmae.core.errors import SourceError
 
 
-class Unreadable(SourceError):
+class Unreadable(SourceError):  # noqa: N818
     """The scan is damaged, hostile or too large: it goes to quarantine under `reason`."""
 
     def __init__(self, reason: str, why: str = "") -> None:
@@ -16,7 +16,7 @@ class Unreadable(SourceError):
         super().__init__(f"scan: {reason}", why, "see it inside the hospital, mend or drop it")
 
 
-class Refused(SourceError):
+class Refused(SourceError):  # noqa: N818
     """A rule excludes the scan (a report, another modality): refused under `reason`."""
 
     def __init__(self, reason: str, why: str = "") -> None:

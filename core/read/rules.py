@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pydicom.dataset import Dataset
+
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.read.reasons import Refused
 

@@ -15,6 +15,7 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
 
 import cv2
+
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.flow import Frame, Scan
 from usfmae.core.read.facts import Facts, check_size

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.flow import Frame, Scan
 from usfmae.core.read.facts import Facts, check_size

@@ -1,0 +1,91 @@
+"""`usfmae prepare`: scans -> corpus."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from usfmae.core.cli.shell import configured, print_json
+
+if TYPE_CHECKING:
+    from usfmae.core.prepare import PrepareSummary
+
+
+@click.command(
+    help="""Read, clean and pack scans into a corpus.
+
+    SOURCE is a file, folder, zip archive or DICOMDIR, and is only ever read. Run the same command again after an
+    interruption or when scans were added: what is done is not done again."""
+)
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...", type=click.Path(path_type=Path))
+@click.option("--corpus", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to write into.")
+@click.option("--profile", type=click.Choice(["safe", "paper"]), help="safe (default), or the paper's own cleaning.")
+@click.option("--fps", type=float, help="Frames kept per second of a clip (default 3).")
+@click.option("--workers", type=click.IntRange(1), default=None, help="Decoding processes (default: one per core).")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page for people inside.")
+@click.option("--secret", type=click.Path(path_type=Path, dir_okay=False), help="File with the site's HMAC secret.")
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")
+@configured
+def prepare(
+    sources: tuple[Path, ...],
+    corpus: Path,
+    profile: str | None,
+    fps: float | None,
+    workers: int | None,
+    engine: str,
+    report: Path | None,
+    secret: Path | None,
+    as_json: bool,
+    config_file: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    from usfmae.core.config import Settings, load
+    from usfmae.core.prepare import prepare as run
+    from usfmae.core.prepare.show import shown_progress
+
+    short = [f"clean.profile={profile}"] if profile else []
+    short += [f"read.fps={fps}"] if fps is not None else []
+    settings, _ = load(Settings, config_file, (*short, *overrides))
+    key = site_secret(secret)
+    with shown_progress() as progress:
+        summary = run(
+            sources,
+            corpus,
+            settings,
+            secret=key,
+            workers=workers or os.cpu_count() or 1,
+            engine=engine,
+            progress=progress,
+        )
+    if as_json:
+        print_json(summary.as_dict())
+    else:
+        print_summary(summary)
+
+
+def site_secret(path: Path | None) -> bytes:
+    """The HMAC secret in `path`, by default `~/.config/usfmae/secret`, which is made when it is first needed.
+
+    One secret for all corpora of a site, so that a patient has one name in all of them.
+    """
+    from usfmae.core.keys import new_secret, read_secret, write_secret
+
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    path = path or home / "usfmae" / "secret"
+    if not path.exists():
+        write_secret(path, new_secret())
+    return read_secret(path)
+
+
+def print_summary(summary: PrepareSummary) -> None:
+    """The counts for people, on stdout."""
+    values = summary.as_dict()
+    for key, value in values.items():
+        if key != "reasons":
+            click.echo(f"{key:18s} {value}")
+    for reason, count in values["reasons"].items():
+        click.echo(f"  {reason:24s} {count}")

@@ -1,0 +1,99 @@
+"""The first pass: what each file is. Known files are not opened again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from usfmae.core.flow import Scan, Trail
+from usfmae.core.prepare.ledger import Ledger
+from usfmae.core.prepare.plan import Known
+from usfmae.core.prepare.pool import Pool
+from usfmae.core.prepare.summary import PrepareSummary, Progress
+from usfmae.core.prepare.worker import Worker
+from usfmae.core.read.discover import Candidate, is_archive, member_candidates, walk
+
+BATCH = 64  # identifications written at once
+
+
+def identified(
+    sources: Sequence[Path],
+    ledger: Ledger,
+    pool: Pool,
+    secret: bytes,
+    summary: PrepareSummary,
+    progress: Progress | None = None,
+) -> dict[str, Known]:
+    """Scan id -> the scan and where it lies, in the order found; everything else is counted into `summary`.
+
+    Of equal files the first counts, the others are duplicates of it.
+    """
+    found: dict[str, Known] = {}
+    fresh: list[dict[str, Any]] = []
+    for candidate, place, answer, is_new in _answers(sources, ledger, pool, secret):
+        if is_new and answer["outcome"] != "failed":
+            fresh.append({"place": place, **answer})
+        if len(fresh) >= BATCH:
+            ledger.add_places(fresh)
+            fresh = []
+        _count(candidate, answer, found, summary)
+        if progress:
+            progress(summary)
+    ledger.add_places(fresh)
+    return found
+
+
+def _count(candidate: Candidate, answer: dict[str, Any], found: dict[str, Known], summary: PrepareSummary) -> None:
+    outcome = answer["outcome"]
+    if outcome == "none":
+        summary.ignored += 1
+        return
+    summary.scans += 1
+    if outcome != "scan":
+        summary.add_scan(outcome, answer.get("reason", ""))
+    elif answer["id"] in found:
+        summary.add_scan("duplicate")
+    else:
+        scan = Scan(candidate.path, answer["kind"], Trail(answer["id"]), candidate.member, answer["group"])
+        found[answer["id"]] = Known(scan, answer["planned"], answer["study"])
+
+
+def _answers(
+    sources: Sequence[Path], ledger: Ledger, pool: Pool, secret: bytes
+) -> Iterator[tuple[Candidate, str, dict[str, Any], bool]]:
+    """(candidate, place, answer, whether it is new) of every file, in the order of the walk."""
+    places = ledger.places()
+    seen: set[str] = set()
+
+    def candidates() -> Iterator[Candidate]:
+        for candidate in _unpacked(walk(sources, skip=(ledger.corpus,)), pool):
+            place = candidate.place(secret)
+            if place not in seen:  # sources may overlap
+                seen.add(place)
+                yield candidate
+
+    def ask(worker: Worker, candidate: Candidate) -> tuple[dict[str, Any], bool]:
+        known = places.get(candidate.place(secret))
+        return (known, False) if known is not None else (_identify(worker, candidate), True)
+
+    for candidate, (answer, is_new) in pool.map(ask, candidates()):
+        yield candidate, candidate.place(secret), answer, is_new
+
+
+def _identify(worker: Worker, candidate: Candidate) -> dict[str, Any]:
+    if candidate.broken:
+        return {"outcome": "quarantined", "reason": candidate.broken, "id": candidate.place(worker.secret)}
+    return worker.identify(candidate)
+
+
+def _unpacked(candidates: Iterator[Candidate], pool: Pool) -> Iterator[Candidate]:
+    """Archives replaced by their members."""
+    for candidate in candidates:
+        if not is_archive(candidate):
+            yield candidate
+            continue
+        answer = pool.call(Worker.members, candidate).result()
+        if answer.get("reason"):
+            yield candidate.as_broken(answer["reason"])
+        yield from member_candidates(candidate, answer["members"])

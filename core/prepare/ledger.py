@@ -1,0 +1,119 @@
+"""What `prepare` remembers, below `CORPUS/ledger/`: enough to go on after a crash, nothing that names a patient.
+
+    corpus.json      the recipe this corpus is made by
+    places.jsonl     what each file was identified as, under an HMAC of its place, size and time
+    plans/           which scans go into which shard, written before the work
+    tasks/           what became of each scan of a shard, written after the shard: a task is done once this exists
+
+No clock stands in any of them, so an interrupted run and an uninterrupted one leave the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from usfmae.core.corpus.shard import write_atomic
+from usfmae.core.errors import CorpusError, UsageError
+from usfmae.core.prepare.worker import ScanResult
+
+FORMAT = 1
+
+
+class Ledger:
+    """The ledger of one corpus."""
+
+    def __init__(self, corpus: Path) -> None:
+        self.corpus = corpus
+        self.root = corpus / "ledger"
+
+    def open(self, recipe: str, settings: dict[str, Any]) -> None:
+        """Start a ledger, or go on with one of the same recipe. UsageError where it was made by another."""
+        beside = self.root / "corpus.json"
+        if not beside.exists():
+            _write(beside, {"format": FORMAT, "recipe": recipe, "settings": settings})
+            return
+        if _read(beside).get("recipe") != recipe:
+            raise UsageError(
+                f"corpus {self.corpus}",
+                "was prepared with other settings or another secret",
+                "give the same settings, or another --corpus",
+            )
+
+    # Places ---------------------------------------------------------------------------------------------------
+
+    def places(self) -> dict[str, dict[str, Any]]:
+        """Every identification so far; a line torn by a crash is cut off."""
+        path = self.root / "places.jsonl"
+        known: dict[str, dict[str, Any]] = {}
+        if not path.exists():
+            return known
+        whole = 0
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    entry = json.loads(line)
+                    known[entry.pop("place")] = entry
+                except (ValueError, KeyError):
+                    break
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+        if whole != path.stat().st_size:
+            os.truncate(path, whole)
+        return known
+
+    def add_places(self, entries: list[dict[str, Any]]) -> None:
+        """Append identifications, in the order given."""
+        if entries:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with (self.root / "places.jsonl").open("a") as file:
+                file.write("".join(json.dumps(entry, sort_keys=True) + "\n" for entry in entries))
+                file.flush()
+                os.fsync(file.fileno())
+
+    # Plans and tasks ------------------------------------------------------------------------------------------
+
+    def plans(self) -> Iterator[tuple[str, list[list[str]]]]:
+        """(task name, units) of every plan in order; a unit is a list of scan ids."""
+        for path in sorted((self.root / "plans").glob("plan-*.json")):
+            for task in _read(path)["tasks"]:
+                yield task["name"], task["units"]
+
+    def add_plan(self, tasks: list[list[list[str]]]) -> None:
+        """Fix which scans make which shards. Names continue from the plans before."""
+        number = len(list((self.root / "plans").glob("plan-*.json"))) + 1
+        named = [{"name": f"{number:04d}-{i:06d}", "units": units} for i, units in enumerate(tasks)]
+        _write(self.root / "plans" / f"plan-{number:04d}.json", {"tasks": named})
+
+    def is_done(self, task: str) -> bool:
+        return (self.root / "tasks" / f"{task}.json").exists()
+
+    def finish(self, task: str, results: list[ScanResult]) -> None:
+        _write(self.root / "tasks" / f"{task}.json", {"scans": [asdict(result) for result in results]})
+
+    def results(self) -> dict[str, ScanResult]:
+        """What became of each scan, by id; a scan tried again counts as it ended last."""
+        found: dict[str, ScanResult] = {}
+        for path in sorted((self.root / "tasks").glob("*.json")):
+            for values in _read(path)["scans"]:
+                found[values["id"]] = ScanResult(**values)
+        return found
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    write_atomic(path, json.dumps(value, sort_keys=True, indent=1).encode() + b"\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        value = None
+    if not isinstance(value, dict):
+        raise CorpusError(f"ledger {path}", "is damaged", "restore it, or prepare into a new --corpus")
+    return value

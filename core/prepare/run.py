@@ -1,0 +1,84 @@
+"""`prepare`: sources -> corpus. Identify every file, plan the shards, read and clean in workers, write.
+
+Idempotent and resumable: what the ledger knows is not done again, and the plan, not the timing, decides which image
+lies where.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from usfmae.core.config import Settings
+from usfmae.core.flow import recipe_id, secret_id
+from usfmae.core.prepare import plan
+from usfmae.core.prepare.identify import identified
+from usfmae.core.prepare.ledger import Ledger
+from usfmae.core.prepare.pool import Pool
+from usfmae.core.prepare.summary import PrepareSummary, Progress
+from usfmae.core.prepare.task import engine_named
+from usfmae.core.prepare.worker import ScanResult
+
+# Limits of a machine, not of a picture: they may change between two runs into one corpus.
+OPERATIONAL = {"decode_seconds", "clean_seconds", "memory_mb", "shard_images"}
+
+
+def prepare(
+    sources: Sequence[Path],
+    corpus_dir: Path,
+    settings: Settings,
+    *,
+    secret: bytes,
+    workers: int = 1,
+    engine: str = "local",
+    progress: Progress | None = None,
+) -> PrepareSummary:
+    """Read, clean and pack every scan below `sources` into `corpus_dir`; the sources are only ever read.
+
+    Called again it reads what is new. Raises SourceError (a source is absent), UsageError (a corpus of another
+    recipe), ResourceError (disk full: free space, call again).
+    """
+    began = time.monotonic()
+    ledger = Ledger(corpus_dir)
+    recipe = recipe_settings(settings)
+    ledger.open(recipe_id({**recipe, "secret": secret_id(secret, "recipe")}), recipe)
+    summary = PrepareSummary()
+    with Pool(workers, settings, secret) as pool:
+        found = identified(sources, ledger, pool, secret, summary, progress)
+        settled = {id_: result for id_, result in ledger.results().items() if result.outcome != "failed"}
+        for id_ in found:
+            if id_ in settled:
+                summary.add(settled[id_])
+        _plan_new(ledger, found, settled, settings)
+        todo = [task for task in ledger.plans() if not ledger.is_done(task[0])]
+        fresh = 0
+        for results in engine_named(engine)(todo, found, ledger, pool):
+            for result in results:
+                summary.add(result)
+                fresh += result.frames
+            summary.measure(fresh, time.monotonic() - began)
+            if progress:
+                progress(summary)
+    summary.measure(fresh, time.monotonic() - began)
+    return summary
+
+
+def recipe_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that decide what an image of the corpus looks like."""
+    return {
+        "read": settings.read.model_dump(mode="json", exclude=OPERATIONAL),
+        "clean": settings.clean.model_dump(mode="json"),
+        "image_size": settings.model.image_size,
+    }
+
+
+def _plan_new(
+    ledger: Ledger, found: dict[str, plan.Known], settled: Mapping[str, ScanResult], settings: Settings
+) -> None:
+    """Plan the scans that no open task holds and that are not settled; failed ones get a new chance."""
+    waiting = {id_ for name, units in ledger.plans() if not ledger.is_done(name) for ids in units for id_ in ids}
+    new = [known for id_, known in found.items() if id_ not in settled and id_ not in waiting]
+    if new:
+        ledger.add_plan(list(plan.tasks(new, settings.read.shard_images)))
