@@ -1,0 +1,55 @@
+"""`usfmae demo`: the whole system on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(
+    help="Two hospitals and an aggregator on this machine: cleaning, a seed, federated rounds over TLS, a checked "
+    "export, report.html and summary.json. Uses simulated scans and the real ones in pydicom's wheel; no download."
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-out"), show_default=True)
+@click.option("--data", is_flag=True, help="The folders named as arguments hold the scans, one folder per hospital.")
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--sites", type=click.IntRange(1, 8), default=2, show_default=True, help="Hospitals.")
+@click.option("--rounds", type=click.IntRange(1, 50), default=2, show_default=True)
+@click.option("--seed-steps", type=click.IntRange(1), default=60, show_default=True, help="Steps of the seed.")
+@click.option("--steps", type=click.IntRange(1), default=40, show_default=True, help="Local steps in each round.")
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json on stdout.")
+def demo(
+    out: Path,
+    data: bool,
+    folders: tuple[Path, ...],
+    sites: int,
+    rounds: int,
+    seed_steps: int,
+    steps: int,
+    as_json: bool,
+) -> None:
+    from usfmae.core.cli.shell import print_json
+    from usfmae.core.demo.story import Demo, tell
+    from usfmae.core.errors import UsageError
+
+    if bool(folders) != data:
+        raise UsageError("demo folders", "--data and folders go together", "write --data DIR DIR")
+    story = Demo(
+        out.resolve(),
+        folders,
+        len(folders) or sites,
+        rounds,
+        seed_steps,
+        steps,
+        lambda line: click.echo(line, err=True),
+    )
+    summary = tell(story)
+    if as_json:
+        print_json(summary)
+        return
+    for name in summary["sites"]:
+        before, after = summary["seed_loss"][name], summary["final_loss"][name]
+        click.echo(f"{name}: {summary['images'][name]} images, held-out masked loss {before:.4f} -> {after:.4f}")
+    click.echo(f"timm agrees within {summary['timm_max_abs_diff']:.1e}; {summary['seconds']:.0f} s")
+    click.echo(f"{out / 'report.html'}\n{out / 'summary.json'}")

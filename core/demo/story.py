@@ -1,0 +1,208 @@
+"""The demo step by step: scans, seed, enrolment, cleaning, federated rounds, export, report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from usfmae.core.demo import scans
+from usfmae.core.demo.processes import Process, running, wait_all
+from usfmae.core.errors import SourceError, UsageError
+from usfmae.core.files import write_atomic
+
+MARK = ".usfmae-demo"  # lies in a folder that a demo made, and that the next one may clear
+
+
+@dataclass
+class Demo:
+    """What is asked for, and what was found on the way."""
+
+    out: Path
+    data: tuple[Path, ...] = ()  # one folder of real scans per site; empty for the embedded scans
+    sites: int = 2
+    rounds: int = 2
+    seed_steps: int = 60
+    steps: int = 40  # local optimizer steps a round
+    say: Callable[[str], None] = print
+    summary: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, Path] = field(default_factory=dict)  # each site's scans
+    started: float = field(default_factory=time.monotonic)
+    processes: list[Process] = field(default_factory=list)
+
+    @property
+    def coordinator(self) -> Path:
+        return self.out / "coordinator"
+
+    @property
+    def seed(self) -> Path:
+        return self.out / "seed" / "checkpoint.safetensors"
+
+    @property
+    def names(self) -> list[str]:
+        return [f"hospital-{index + 1}" for index in range(self.sites)]
+
+    def site(self, name: str) -> Path:
+        return self.out / "sites" / name
+
+    def panel(self, name: str) -> Path:
+        """Reconstructions of a site's held-out images."""
+        return self.out / "reconstructions" / f"{name}.png"
+
+    @property
+    def final(self) -> Path:
+        return self.coordinator / "checkpoints" / f"round-{self.rounds:05d}.safetensors"
+
+    def start(self, log: str, *arguments: str | Path) -> Process:
+        process = Process(arguments, self.out / "logs" / f"{log}.log")
+        self.processes.append(process)
+        return process
+
+    def run(self, log: str, *arguments: str | Path) -> Process:
+        process = self.start(log, *arguments)
+        wait_all([process])
+        return process
+
+
+def tell(demo: Demo) -> dict[str, Any]:
+    """Run the whole demo and return its summary. Every process has ended when this returns or raises."""
+    _fresh(demo.out)
+    with running() as demo.processes:
+        demo.sources = _scans(demo)
+        _seed(demo)
+        _enrol(demo)
+        _clean(demo)
+        seed_loss = _losses(demo, demo.seed)
+        _rounds(demo)
+        final_loss = _losses(demo, demo.final)
+        exported = _export(demo)
+    demo.summary |= {
+        "sites": demo.names,
+        "rounds": demo.rounds,
+        "images": {name: loss["images"] for name, loss in final_loss.items()},
+        "held_out": {name: loss["held_out"] for name, loss in final_loss.items()},
+        "seed_loss": {name: loss["loss"] for name, loss in seed_loss.items()},
+        "final_loss": {name: loss["loss"] for name, loss in final_loss.items()},
+        "checkpoint": str(demo.final),
+        **exported,
+    }
+    _report(demo)
+    demo.summary["seconds"] = round(time.monotonic() - demo.started, 1)
+    write_atomic(demo.out / "summary.json", json.dumps(demo.summary, indent=2).encode())
+    return demo.summary
+
+
+def _fresh(out: Path) -> None:
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARK).exists():
+            raise UsageError(f"--out {out}", "holds files that no demo made", "give an empty or new folder")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).touch()
+
+
+def _scans(demo: Demo) -> dict[str, Path]:
+    """Where each site's scans lie; simulated ones are written here."""
+    if demo.data:
+        for folder in demo.data:
+            if not folder.is_dir():
+                raise SourceError(f"--data {folder}", "is no folder", "give one folder of scans per site")
+        return dict(zip(demo.names, (folder.resolve() for folder in demo.data), strict=True))
+    demo.say("writing simulated scans with fake names burnt in")
+    return {name: scans.write_site(demo.out / "scans" / name, index) for index, name in enumerate(demo.names)}
+
+
+def _seed(demo: Demo) -> None:
+    demo.say("coordinator: cleaning public scans and pretraining the seed")
+    public, corpus = scans.write_public(demo.out / "scans" / "public"), demo.out / "seed" / "corpus"
+    demo.run("seed-prepare", "usfmae", "prepare", public, "--corpus", corpus, "--workers", "2", "--json")
+    demo.run(
+        "seed-pretrain",
+        *("usfmae", "pretrain", "--corpus", corpus, "--out", demo.out / "seed" / "run"),
+        *("--preset", "tiny", "--steps", str(demo.seed_steps)),
+    )
+    shutil.copyfile(demo.out / "seed" / "run" / "checkpoint.safetensors", demo.seed)
+
+
+def _enrol(demo: Demo) -> None:
+    """Keys, certificates and enrolment, as a coordinator and its hospitals would do it."""
+    port = _free_port()
+    demo.say("coordinator and hospitals: keys, certificates, enrolment")
+    demo.run(
+        "server-init",
+        *("usfmae-server", "init", demo.coordinator, "--name", "demo", "--seed", demo.seed),
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--set", f"rounds.steps={demo.steps}", "--set", f"rounds.quorum={demo.sites}"),
+        *("--set", "min_free_gib=0.2"),
+    )
+    for name in demo.names:
+        demo.run(
+            f"{name}-init",
+            *("usfmae-client", "init", demo.site(name), "--server", f"https://127.0.0.1:{port}"),
+            *("--ca", demo.coordinator / "ca.pem", "--coordinator-key", demo.coordinator / "coordinator.pub.pem"),
+            *("--name", name, "--source", demo.sources[name]),
+            *("--set", "disk_floor_gb=0.2", "--set", "poll=0.5", "--set", "threads=1"),
+        )
+        demo.run(f"{name}-add", "usfmae-server", "site", "add", demo.coordinator, demo.site(name) / "enrol.json")
+
+
+def _clean(demo: Demo) -> None:
+    demo.say("hospitals: reading, cleaning and packing their own scans")
+    both = [demo.start(f"{n}-prepare", "usfmae-client", "prepare", demo.site(n), "--json") for n in demo.names]
+    wait_all(both)
+    demo.summary["prepared"] = {name: done.printed() for name, done in zip(demo.names, both, strict=True)}
+
+
+def _losses(demo: Demo, model: Path) -> dict[str, dict[str, Any]]:
+    """Held-out masked loss of an encoder at each site, with the site's own decoder where it has one."""
+    asked = [
+        demo.start(
+            f"{name}-loss-{model.stem}",
+            *("usfmae-client", "evaluate", demo.site(name), "--model", model, "--panel", demo.panel(name), "--json"),
+        )
+        for name in demo.names
+    ]
+    wait_all(asked)
+    return {name: done.printed() for name, done in zip(demo.names, asked, strict=True)}
+
+
+def _rounds(demo: Demo) -> None:
+    demo.say(f"{demo.rounds} federated rounds over TLS: one aggregator, {demo.sites} hospitals")
+    server = demo.start("server", "usfmae-server", "run", demo.coordinator, "--rounds", str(demo.rounds))
+    clients = [demo.start(name, "usfmae-client", "run", demo.site(name)) for name in demo.names]
+    wait_all([server], watched=clients)
+    for client in clients:
+        client.stop()
+    status = demo.run("server-status", "usfmae-server", "status", demo.coordinator, "--json").printed()
+    demo.summary["history"] = status.get("history", [])
+    sent = {n: demo.run(f"{n}-outbox", "usfmae-client", "outbox", demo.site(n), "--json") for n in demo.names}
+    demo.summary["update_bytes"] = {name: [entry["bytes"] for entry in done.printed()] for name, done in sent.items()}
+
+
+def _export(demo: Demo) -> dict[str, Any]:
+    """Export the merged encoder for timm and load it back; the largest difference of the features."""
+    demo.say("exporting the merged encoder and loading it back with timm")
+    target = demo.out / "export"
+    demo.run("export", "usfmae", "export", "--model", demo.final, "--to", "timm", "--out", target)
+    from usfmae.core.demo.check import timm_difference
+
+    return {"export": str(target), **timm_difference(demo.final, target)}
+
+
+def _report(demo: Demo) -> None:
+    from usfmae.core.report.demo import write_report
+
+    demo.say("writing report.html")
+    write_report(demo)
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
