@@ -22,7 +22,7 @@ from usfmae.core.errors import ResourceError
 
 logger = logging.getLogger(__name__)
 
-_CODE = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,47}")
+_CODE = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")  # a UID has no letter, a path a slash
 
 # One value, or one value per label value: {"text-left": 3, "unreadable": 1}.
 Values = float | Mapping[str, float]
@@ -118,7 +118,7 @@ class _Snapshot(Collector):
 def _family(metric: Described, values: Values) -> Metric:
     kind: Any = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
     if not metric.label:
-        return kind(metric.name, metric.text, value=float(values))  # type: ignore[arg-type, no-any-return]
+        return kind(metric.name, metric.text, value=float(values))  # type: ignore[arg-type]
     family = kind(metric.name, metric.text, labels=[metric.label])
     summed: dict[str, float] = {}
     for label, value in values.items():  # type: ignore[union-attr]
@@ -126,7 +126,7 @@ def _family(metric: Described, values: Values) -> Metric:
         summed[code] = summed.get(code, 0.0) + value
     for code, value in sorted(summed.items()):
         family.add_metric([code], value)
-    return family  # type: ignore[no-any-return]
+    return family
 
 
 def registry(read: Callable[[], Mapping[str, Values]], side: str, fresh_seconds: float = 1.0) -> CollectorRegistry:

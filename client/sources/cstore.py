@@ -7,7 +7,9 @@ for what is no DICOM.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from typing import Any
 
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+
 from usfmae.client.sources.spool import Spool
 from usfmae.core import log
 from usfmae.core.config.sources import CstoreSettings
@@ -54,6 +57,7 @@ def listen(settings: CstoreSettings, spool: Spool) -> Listener:
     handlers: list[Any] = [
         (evt.EVT_C_STORE, _store, [spool, listener]),
         (evt.EVT_REJECTED, _rejected, [listener]),
+        (evt.EVT_CONN_OPEN, _make_prompt),
     ]
     try:
         server = entity.start_server(
@@ -115,6 +119,32 @@ def _store(event: evt.Event, spool: Spool, listener: Listener) -> int:
         return OUT_OF_RESOURCES
     listener.counts["stored" if kept else "repeated"] += 1
     return SUCCESS
+
+
+class _Prompt:
+    """A socket that acknowledges what it has read at once.
+
+    Senders that write a PDU's header and body apart (DCMTK does) wait for the TCP acknowledgement between the two
+    (Nagle's algorithm); Linux delays it by 40 ms: 20 instances a second instead of hundreds.
+    """
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._link, name)
+
+    def recv(self, count: int) -> bytes:
+        content = self._link.recv(count)
+        with contextlib.suppress(OSError):  # the sender has gone
+            self._link.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        return content
+
+
+def _make_prompt(event: evt.Event) -> None:
+    link = event.assoc.dul.socket
+    if link is not None and link.socket is not None and hasattr(socket, "TCP_QUICKACK"):
+        link.socket = _Prompt(link.socket)  # type: ignore[assignment]
 
 
 def _rejected(event: evt.Event, listener: Listener) -> None:

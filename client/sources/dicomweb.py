@@ -20,6 +20,7 @@ from typing import Any
 import requests
 from dicomweb_client import DICOMwebClient
 from requests.adapters import HTTPAdapter
+
 from usfmae.client.sources.spool import Spool
 from usfmae.core import log
 from usfmae.core.config.sources import DicomwebSettings
@@ -46,7 +47,7 @@ class Pulled:
     bytes: int = 0
     seconds: float = 0.0
 
-    def as_dict(self) -> dict[str, int | float]:
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -103,12 +104,13 @@ class _Memory:
 def pull(settings: DicomwebSettings, spool: Spool, memory_file: Path) -> Pulled:
     """Fetch what is new. NetworkError where the PACS fails, ResourceError at the disk floor; both lose nothing."""
     client, memory, done = _client(settings), _Memory(memory_file, spool.secret), Pulled()
+    under_way = _Pull(client, settings.modality, memory, spool, done)
     started = time.monotonic()
     today = datetime.now(UTC).strftime("%Y%m%d")
     newest = memory.newest
     try:
         for study in _studies(client, settings, newest):
-            _pull_study(client, settings, study, memory, spool, done)
+            under_way.study(study)
             day = _value(study, STUDY_DATE)
             newest = max(newest, min(day, today)) if day.isdigit() else newest
         memory.newest = newest
@@ -180,50 +182,51 @@ def _all(search: Callable[..., list[dict[str, Any]]], tag: str, *where: str, **q
         offset += len(page)
 
 
-def _pull_study(
-    client: DICOMwebClient,
-    settings: DicomwebSettings,
-    found: dict[str, Any],
-    memory: _Memory,
-    spool: Spool,
-    done: Pulled,
-) -> None:
-    study, text = _value(found, STUDY), _value(found, STUDY_INSTANCES)
-    instances = int(text) if text.isdigit() else 0
-    if memory.unchanged(study, instances):
-        return
-    done.studies += 1
-    failed = done.failed
-    for found_series in _all(client.search_for_series, SERIES, study, search_filters={"Modality": settings.modality}):
-        series = _value(found_series, SERIES)
-        for instance in _all(client.search_for_instances, INSTANCE, study, series):
-            uid = _value(instance, INSTANCE)
-            if not memory.has(uid):
-                _fetch(client, (study, series, uid), memory, spool, done)
-    if done.failed == failed:
-        memory.done(study, instances)
+@dataclass
+class _Pull:
+    """One pull under way."""
 
+    client: DICOMwebClient
+    modality: str
+    memory: _Memory
+    spool: Spool
+    done: Pulled
 
-def _fetch(client: DICOMwebClient, uids: tuple[str, str, str], memory: _Memory, spool: Spool, done: Pulled) -> None:
-    """One instance into the spool, in the transfer syntax the PACS holds it in."""
-    spool.check_room()
-    content = io.BytesIO()
-    try:
-        instance = client.retrieve_instance(*uids, media_types=(("application/dicom", "*"),))
-        instance.save_as(content, enforce_file_format=True)
-    except requests.ConnectionError:
-        raise
-    except Exception as error:  # one instance the PACS cannot give, or gives damaged, must not end the pull
-        if isinstance(error, requests.Timeout) or _refused(error):
-            raise
-        done.failed += 1
-        log.note(logger, "instance not fetched", logging.WARNING, error=type(error).__name__)
-        return
-    done.bytes += content.tell()
-    kept = spool.add(content.getvalue())
-    done.instances += kept
-    done.repeated += not kept
-    memory.add(uids[2])
+    def study(self, found: dict[str, Any]) -> None:
+        study, text = _value(found, STUDY), _value(found, STUDY_INSTANCES)
+        instances = int(text) if text.isdigit() else 0
+        if self.memory.unchanged(study, instances):
+            return
+        self.done.studies += 1
+        failed = self.done.failed
+        filters = {"Modality": self.modality}
+        for found_series in _all(self.client.search_for_series, SERIES, study, search_filters=filters):
+            series = _value(found_series, SERIES)
+            for instance in _all(self.client.search_for_instances, INSTANCE, study, series):
+                uid = _value(instance, INSTANCE)
+                if not self.memory.has(uid):
+                    self.fetch(study, series, uid)
+        if self.done.failed == failed:
+            self.memory.done(study, instances)
+
+    def fetch(self, study: str, series: str, uid: str) -> None:
+        """One instance into the spool, in the transfer syntax the PACS holds it in."""
+        self.spool.check_room()
+        content = io.BytesIO()
+        try:
+            instance = self.client.retrieve_instance(study, series, uid, media_types=(("application/dicom", "*"),))
+            instance.save_as(content, enforce_file_format=True)
+        except Exception as error:  # one instance the PACS cannot give, or gives damaged, must not end the pull
+            if isinstance(error, requests.ConnectionError | requests.Timeout) or _refused(error):
+                raise
+            self.done.failed += 1
+            log.note(logger, "instance not fetched", logging.WARNING, error=type(error).__name__)
+            return
+        self.done.bytes += content.tell()
+        kept = self.spool.add(content.getvalue())
+        self.done.instances += kept
+        self.done.repeated += not kept
+        self.memory.add(uid)
 
 
 def _refused(error: Exception) -> bool:
@@ -241,6 +244,6 @@ def _explained(error: requests.RequestException, settings: DicomwebSettings, don
         return NetworkError(where, f"no answer within {settings.timeout:g} s", kept)
     if _refused(error):
         return NetworkError(where, "it refuses our account (401/403)", "check dicomweb.user and its password file")
-    if isinstance(error, requests.HTTPError):
+    if error.response is not None:
         return NetworkError(where, f"it answers {error.response.status_code}", "check dicomweb.url")
     return NetworkError(where, "cannot be reached", kept)

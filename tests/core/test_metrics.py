@@ -68,7 +68,7 @@ def test_endpoint_answers_fast_and_a_taken_port_is_one_clear_error() -> None:
             seconds.append(time.perf_counter() - start)
         assert b'usfmae_server_panel_loss{organ="organ7"} 1.0' in body
         assert sorted(seconds)[4] < 0.02 * 5  # target 20 ms; room for a loaded machine
-        with pytest.raises(ResourceError, match="metrics.port"):
+        with pytest.raises(ResourceError, match=r"metrics\.port"):
             metrics.serve(metrics.registry(lambda: values, "server"), "127.0.0.1", port)
     finally:
         stop()
