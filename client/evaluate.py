@@ -1,0 +1,61 @@
+"""How well an encoder fits this hospital: masked loss and reconstructions on held-out scans. Nothing leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from usfmae.client.site import Site
+from usfmae.client.trainer import DECODER
+from usfmae.core.checkpoint import encoder_of, load
+from usfmae.core.corpus.batch import Corpus, Positions
+from usfmae.core.files import write_atomic
+from usfmae.core.model import MaskedAutoencoder, load_tensors
+from usfmae.core.train import evaluate
+
+ROWS = 4  # images in a panel
+
+
+def evaluated(site: Site, model: Path, panel: Path | None = None) -> dict[str, Any]:
+    """`loss`, `images`, `held_out` of a checkpoint at this site, with the site's own decoder where it trained one.
+
+    Raises CheckpointError for a foreign model and CorpusError where the site has no images.
+    """
+    loaded = load(model)
+    own = _latest_decoder(site)
+    tensors = {**encoder_of(loaded.tensors), **own} if own else loaded.tensors
+    network = MaskedAutoencoder(loaded.model, loaded.train.mask_ratio, loaded.train.norm_pix)
+    load_tensors(network, tensors, str(model))
+    network.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    corpus = Corpus([site.corpus])
+    trained, held_out = corpus.split(loaded.train.held_out, loaded.train.seed)
+    measured = held_out if len(held_out) else trained
+    if panel:
+        _write_panel(panel, network, corpus, measured[:: max(1, len(measured) // ROWS)][:ROWS], loaded.train)
+    return {
+        "loss": evaluate(network, corpus, measured, loaded.train),
+        "images": len(corpus),
+        "held_out": len(held_out),
+        "decoder": "this site's" if own else "the checkpoint's",
+    }
+
+
+def _latest_decoder(site: Site) -> dict[str, Tensor]:
+    """The decoder of the round trained last at this site, or nothing."""
+    found = [place.parent / DECODER for place in (site.root / "jobs").glob("*/result.json")]
+    found = sorted((file for file in found if file.exists()), key=lambda file: file.stat().st_mtime)
+    return load_file(found[-1]) if found else {}
+
+
+def _write_panel(path: Path, network: MaskedAutoencoder, corpus: Corpus, rows: Positions, settings: Any) -> None:
+    import cv2
+
+    from usfmae.core.report.reconstructions import panel
+
+    done, png = cv2.imencode(".png", panel(network, corpus, rows, settings)[..., ::-1])
+    assert done, "a panel is a valid picture"
+    write_atomic(path, png.tobytes())
