@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePrivateKey, generate_private_key
@@ -23,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
     load_pem_public_key,
 )
+
 from usfmae.core.errors import ConfigError
 
 Private = Ed25519PrivateKey | EllipticCurvePrivateKey
@@ -77,15 +79,16 @@ def read_secret(path: Path) -> bytes:
     return content
 
 
-def read_private(path: Path, kind: type[K]) -> K:
-    """A mode-checked private key of the wanted kind."""
+def read_private(path: Path, kind: Callable[..., K]) -> K:
+    """A mode-checked private key of the wanted class. ConfigError where it is absent, open to others or another."""
     try:
         key = load_pem_private_key(read_secret(path), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise ConfigError(f"key {path}", "is not an unencrypted PEM private key", "restore it from backup") from None
-    if not isinstance(key, kind):
+    # The classes are abstract: mypy takes them as callables, not as types.
+    if not isinstance(key, cast(type, kind)):
         raise ConfigError(f"key {path}", f"is no {kind.__name__}", "restore it from backup")
-    return key
+    return cast(K, key)
 
 
 def public_signing_key(pem: str, origin: str) -> Ed25519PublicKey:

@@ -1,0 +1,445 @@
+"""The agent of a site: asks for work, has it trained, answers. One thread, one loop, everything it knows on disk.
+
+A look is one turn of the loop. Each waiting request is moved one step further in each look:
+
+    pending -> asked (signature checked) -> downloaded and inspected -> trained -> staged -> released -> sent
+
+The worker trains beside the loop and outlives it. A crash at any point loses at most the step it was in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from usfmae.client import allowance, incoming, jobs, node, objects, outbox
+from usfmae.client.pending import Pending
+from usfmae.client.site import Site, read_json, write_json
+from usfmae.core import protocol
+from usfmae.core.enrolment import NAME
+from usfmae.core.errors import NetworkError, PolicyError, ResourceError, TryLaterError, UsageError, UsfmaeError
+from usfmae.core.log import note
+from usfmae.core.protocol import TrainReply, TrainRequest
+
+logger = logging.getLogger(__name__)
+
+LONGEST_WAIT = 20.0  # seconds between two tries to reach a server that is away
+T = TypeVar("T")
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The agent was asked to end."""
+
+
+class Agent:
+    def __init__(self, site: Site, until_idle: float | None = None) -> None:
+        self.site, self.until_idle = site, until_idle
+        settings = site.settings
+        self.fleet = node.Fleet(settings.server, site.ca_file, site.node_key, settings.proxy)
+        self.workers = jobs.Workers(site)
+        self.current: jobs.Job | None = None
+        self.wake = threading.Event()
+        self.stopping = False
+        self.online = False
+        self.busy_at = self.beaten_at = time.monotonic()
+        self.failures = 0
+        self.trouble = ""
+        self.state = "connecting"
+
+    # --- the loop
+
+    def run(self) -> None:
+        """Until SIGTERM or Ctrl-C, or until nothing was to do for `until_idle` seconds.
+
+        UsageError where another agent serves this site; NetworkError where the server refuses this site's key.
+        """
+        with only_one(self.site), self._signals():
+            self.site.note("agent.start", pid=os.getpid())
+            self.current = self._unfinished()
+            beats = threading.Thread(target=self._beat, daemon=True)
+            beats.start()
+            try:
+                while not self.stopping and not self._idle():
+                    self.wake.wait(self._turn())
+                    self.wake.clear()
+            finally:
+                self._end()
+
+    def _turn(self) -> float:
+        """One look at everything; returns the seconds to wait before the next."""
+        wait = self.site.settings.poll
+        try:
+            self._look()
+            self.trouble, self.failures = "", 0
+        except Stopped:
+            pass
+        except KeyRefusedError:
+            raise
+        except node.UnknownKeyError as error:
+            self.online, self.fleet.node_id = False, 0
+            self._say(error)
+        except (NetworkError, ResourceError) as error:
+            self.failures += 1
+            wait = min(wait * 2.0**self.failures, LONGEST_WAIT)
+            self._say(error)
+        self._tend()
+        self._write_status()
+        return wait
+
+    def _look(self) -> None:
+        self._connect()
+        request = self.fleet.pull()
+        if request is not None:
+            Pending.save(self.site, request)
+            note(logger, "request received", message=request.id[:12])
+        for pending in Pending.all(self.site):
+            self.busy_at = time.monotonic()
+            self._advance(pending)
+
+    def _advance(self, pending: Pending) -> None:
+        """One step with one request."""
+        try:
+            asked = self._asked(pending)
+            if asked is not None:
+                self._answer(pending, asked)
+        except node.GoneError as error:
+            self.site.note("request.gone", "dropped", message=pending.request.id[:12], why=str(error))
+            pending.drop()
+        except PolicyError as error:
+            logger.warning("request refused: %s", error)
+            self.site.note("request.refused", "refused", message=pending.request.id[:12], why=str(error))
+            self._decline(pending, f"refused: {error.what} {error.why}"[:200])
+
+    def _answer(self, pending: Pending, asked: TrainRequest) -> None:
+        place = outbox.folder(self.site, outbox.key(asked))
+        if (place / "entry.json").exists():
+            self._release(pending, asked, outbox.state(place))
+            return
+        reason = self._unwilling(asked)
+        if reason == "wait":
+            self.state = "quiet"
+        elif reason:
+            self._decline(pending, reason)
+        else:
+            self._work(pending, asked)
+
+    def _unwilling(self, asked: TrainRequest) -> str:
+        """Why this site does not train now: a reason that goes out, "wait", or nothing."""
+        if allowance.paused(self.site):
+            return "paused"
+        try:
+            allowance.check(self.site)
+        except TryLaterError:
+            return "wait"
+        if jobs.images(self.site) < self.site.settings.min_images:
+            return "no-images"
+        known = asked.with_decoder or jobs.previous(self.site, asked) or jobs.job(self.site, asked).decoder.exists()
+        return "" if known else "need-decoder"
+
+    # --- the request
+
+    def _asked(self, pending: Pending) -> TrainRequest | None:
+        """The request's record, fetched and checked once. PolicyError where the coordinator did not sign it."""
+        if pending.record is None:
+            fetch = self._fetcher(pending.request.run)
+            ids = node.record_ids(pending.request.id, fetch)
+            if protocol.RECORD not in ids:
+                raise PolicyError(
+                    "request", f"has no record {protocol.RECORD!r}", "the aggregator runs another program"
+                )
+            pending.remember(node.config_record(fetch(ids[protocol.RECORD])), ids)
+        asked = protocol.from_record(TrainRequest, pending.record or {})
+        protocol.verify(asked, self.site.coordinator)
+        if not NAME.fullmatch(asked.campaign) or asked.round < 0 or asked.steps < 1 or asked.global_step < 0:
+            raise PolicyError("request", "holds a campaign, round or step that cannot be", "refused")
+        return asked
+
+    def _work(self, pending: Pending, asked: TrainRequest) -> None:
+        """Have the request's job prepared, training, or staged when it is done."""
+        work = jobs.job(self.site, asked)
+        if work.error:
+            self._decline(pending, "refused: training failed here")
+        elif work.result:
+            self._stage(work, asked)
+        elif not work.ready:
+            self._download(pending, asked, work)
+            self._take_up(work)
+        else:
+            self._take_up(work)
+
+    def _download(self, pending: Pending, asked: TrainRequest, work: jobs.Job) -> None:
+        """The base, and the seed's decoder where it comes along; nothing is trained on what fails the inspection."""
+        self.state = "downloading"
+        self._write_status()
+        work.place.mkdir(parents=True, exist_ok=True)
+        limit = self.site.settings.max_model_gb * 1e9
+        fetch = self._fetcher(pending.request.run)
+        wanted = {protocol.ENCODER: work.base}
+        if asked.with_decoder:
+            wanted[protocol.DECODER] = work.decoder
+        for name, target in wanted.items():
+            if name not in pending.ids:
+                raise PolicyError("request", f"has no record {name!r}", "refused")
+            if not target.exists():
+                allowance.check_disk(self.site, limit if target == work.base else 0.0)
+                size = objects.receive(pending.ids[name], fetch, target, limit)
+                note(logger, "downloaded", record=name, bytes=size)
+        parent = jobs.parent_norms(self.site, asked)
+        try:
+            norms = incoming.inspect(work.base, asked.base, parent, self.site.settings.max_norm_ratio)
+        except PolicyError:
+            work.base.unlink(missing_ok=True)
+            raise
+        self.fleet.confirm(pending.request)
+        jobs.prepare(work, asked, norms)
+        self.site.note("base.accepted", campaign=asked.campaign, round=asked.round, base=asked.base)
+
+    def _take_up(self, work: jobs.Job) -> None:
+        """Train this job; one that an older round left unfinished ends."""
+        if self.current is not None and self.current.place != work.place:
+            self.workers.stop(self.current, self.site.settings.stop_wait)
+        if self.current is None or self.current.place != work.place:
+            note(logger, "training", job=work.place.name)
+        self.current, self.state = work, "training"
+
+    def _stage(self, work: jobs.Job, asked: TrainRequest) -> None:
+        """The finished update becomes an outbox entry."""
+        result = work.result or {}
+        fields = {f.name for f in dataclasses.fields(TrainReply)}
+        reply = TrainReply(
+            campaign=asked.campaign,
+            round=asked.round,
+            base=asked.base,
+            site=self.site.fingerprint,
+            **{k: v for k, v in result.items() if k in fields},
+        )
+        about = {k: result[k] for k in ("tensors", "bytes", "norm")}
+        outbox.stage(self.site, asked, reply, work.place / outbox.UPDATE, about)
+        jobs.prune(self.site, asked)
+        self.wake.set()
+
+    # --- the answer
+
+    def _release(self, pending: Pending, asked: TrainRequest, state: outbox.State) -> None:
+        """Send what may leave; hold what waits for a person."""
+        if state == "waiting":
+            self.state = "waiting for approval"
+        elif state == "rejected":
+            self._decline(pending, "refused: kept by the site")
+        else:
+            self._send_update(pending, asked)
+
+    def _send_update(self, pending: Pending, asked: TrainRequest) -> None:
+        place = outbox.folder(self.site, outbox.key(asked))
+        entry = read_json(place / "entry.json") or {}
+        signed = protocol.sign(protocol.from_record(TrainReply, entry["record"]), self.site.signing_key)
+        file = place / outbox.UPDATE
+
+        def part(name: str, shape: tuple[int, ...], size: int) -> objects.Part:
+            read = lambda start, stop: outbox.update_bytes(file, name, start, stop)  # noqa: E731
+            return objects.Part(signed.encoding, shape, protocol.RAW, size, read)
+
+        arrays = {name: part(name, *about) for name, about in outbox.update_parts(file).items()}
+        self.state = "uploading"
+        self._write_status()
+        sent = self._send(pending, signed, {protocol.UPDATE: arrays})
+        if sent:
+            outbox.mark_sent(self.site, place, sent)
+            note(logger, "update sent", id=place.name, bytes=sent)
+
+    def _decline(self, pending: Pending, why: str) -> None:
+        """Tell the aggregator that there will be no update for this request."""
+        record = pending.record or {}
+        text, number = record.get("campaign", ""), record.get("round", 0)
+        reply = TrainReply(
+            campaign=text if isinstance(text, str) else "",
+            round=number if isinstance(number, int) else 0,
+            base=base if isinstance(base := record.get("base", ""), str) else "",
+            declined=why,
+            site=self.site.fingerprint,
+        )
+        self._send(pending, protocol.sign(reply, self.site.signing_key), {})
+        self.site.note("request.declined", "declined", message=pending.request.id[:12], why=why)
+        note(logger, "declined", why=why)
+
+    def _send(self, pending: Pending, reply: TrainReply, arrays: dict[str, dict[str, objects.Part]]) -> int:
+        """Upload a reply; a repeated call goes on where an interrupted one stopped. Returns the bytes sent."""
+        if time.time() > pending.request.expires:
+            pending.drop()
+            return 0
+        message = node.reply(
+            pending.reply_metadata(), {protocol.RECORD: protocol.to_record(reply)}, arrays, reply.seconds
+        )
+        sent = self._patiently(lambda: self.fleet.push(message))
+        pending.drop()
+        return sent
+
+    # --- the connection
+
+    def _connect(self) -> None:
+        """Come online, under the old node id where the server still knows it."""
+        if self.online:
+            return
+        saved = int((read_json(self.site.root / "node.json") or {}).get("node_id", 0))
+        interval = self.site.settings.heartbeat
+        if saved and self.fleet.node_id == 0:
+            self.fleet.node_id = saved
+            with contextlib.suppress(node.UnknownKeyError):
+                self.fleet.heartbeat(interval)
+                self.online = True
+        if not self.online:
+            fresh = self._activate(interval)
+            if fresh != saved:
+                for stale in Pending.all(self.site):
+                    stale.drop()
+                write_json(self.site.root / "node.json", {"node_id": fresh})
+        self.online = True
+        self.site.note("connected", server=self.site.settings.server)
+        note(logger, "connected", server=self.site.settings.server)
+        self.state = "idle"
+
+    def _activate(self, interval: float) -> int:
+        """Activation, with patience for an earlier one that has not lapsed; then the error is the command's end."""
+        try:
+            return self.fleet.activate(interval)
+        except node.UnknownKeyError as error:
+            self.site.note("key.refused", "refused", why=str(error))
+            raise KeyRefusedError(error.what, error.why, error.do) from None
+
+    def _fetcher(self, run: int) -> objects.Fetch:
+        return lambda id_: self._patiently(lambda: self.fleet.fetch(run, id_))
+
+    def _patiently(self, call: Any) -> Any:
+        """A few tries of one call; the loop's back-off takes over after that."""
+        for pause in (0.2, 1.0, 3.0, 10.0):
+            if self.stopping:
+                raise Stopped
+            try:
+                return call()
+            except node.UnreachableError:
+                self.wake.wait(pause)
+        return call()
+
+    def _beat(self) -> None:
+        """Signs of life, also through a long download or upload."""
+        interval = self.site.settings.heartbeat
+        while not self.stopping:
+            time.sleep(min(1.0, interval / 4))
+            if self.online and time.monotonic() - self.beaten_at > interval * 0.8:
+                self.beaten_at = time.monotonic()
+                try:
+                    self.fleet.heartbeat(interval)
+                except node.UnknownKeyError:
+                    self.online = False
+                except NetworkError:
+                    pass  # the loop meets the same trouble and speaks of it
+
+    # --- the worker, and the end
+
+    def _unfinished(self) -> jobs.Job | None:
+        """The job a former agent left: it goes on although its request may have died with the server."""
+        places = [p.parent for p in (self.site.root / "jobs").glob("*/request.json")]
+        works = [jobs.Job(self.site, place) for place in sorted(places, key=lambda p: p.stat().st_mtime)]
+        open_ = [work for work in works if not work.result and not work.error]
+        return open_[-1] if open_ else None
+
+    def _tend(self) -> None:
+        """Keep the current job's worker going, or stopped while the site is paused or quiet."""
+        if self.current is None:
+            return
+        if self.current.result or self.current.error:
+            self.current, self.state = None, "idle"
+            self.wake.set()
+            return
+        self.busy_at = time.monotonic()
+        try:
+            allowance.check(self.site)
+            allowance.check_disk(self.site)
+            self.workers.tend(self.current)
+        except TryLaterError as error:
+            self.state = "paused" if allowance.paused(self.site) else "quiet"
+            self.workers.stop(self.current, self.site.settings.stop_wait)
+            self.trouble = str(error)
+        except ResourceError as error:
+            self._say(error)
+
+    def _idle(self) -> bool:
+        return self.until_idle is not None and time.monotonic() - self.busy_at > self.until_idle
+
+    def _end(self) -> None:
+        """Worker checkpointed, node signed off, last word written."""
+        self.stopping = True
+        self.workers.stop(self.current, self.site.settings.stop_wait)
+        if self.online:
+            with contextlib.suppress(UsfmaeError):
+                self.fleet.deactivate()
+        self.fleet.close()
+        self.state = "stopped"
+        self._write_status()
+        self.site.note("agent.stop")
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C end the loop after the call it is in."""
+
+        def stop(number: int, frame: object) -> None:
+            self.stopping = True
+            self.wake.set()
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # --- what it says
+
+    def _say(self, error: UsfmaeError) -> None:
+        """A trouble is logged once, not at every look."""
+        if str(error) != self.trouble:
+            logger.warning("%s", error)
+        self.trouble = str(error)
+        if isinstance(error, NetworkError):
+            self.state = "offline"
+
+    def _write_status(self) -> None:
+        asked = (read_json(self.current.place / "request.json") or {}).get("request", {}) if self.current else {}
+        status = {
+            "state": self.state,
+            "pid": os.getpid(),
+            "time": time.time(),
+            "online": self.online and self.state != "offline",
+            "trouble": self.trouble,
+            "campaign": asked.get("campaign", ""),
+            "round": asked.get("round"),
+            "progress": self.current.progress if self.current else {},
+            "waiting_requests": len(Pending.all(self.site)),
+        }
+        write_json(self.site.root / "status.json", status)
+
+
+class KeyRefusedError(NetworkError):
+    """The server does not take this site's key: nothing more to try."""
+
+
+@contextlib.contextmanager
+def only_one(site: Site) -> Iterator[None]:
+    """UsageError where another agent already serves this site."""
+    with (site.root / "agent.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"site {site.root}", "is served by another agent already", "see 'status'") from None
+        yield

@@ -1,0 +1,87 @@
+"""What the hospital allows right now: paused or not, quiet hours, free disk, which device."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from usfmae.client.site import Site
+from usfmae.core.errors import ResourceError, TryLaterError
+
+
+def pause(site: Site) -> None:
+    """From now on the site declines to train; a running training ends with a checkpoint."""
+    site.pause_mark.touch()
+    site.note("pause")
+
+
+def resume(site: Site) -> None:
+    site.pause_mark.unlink(missing_ok=True)
+    site.note("resume")
+
+
+def paused(site: Site) -> bool:
+    return site.pause_mark.exists()
+
+
+def quiet_until(windows: tuple[str, ...], now: datetime) -> datetime | None:
+    """End of the quiet window that holds at `now` (local time), or None. A window may pass midnight."""
+    ends = []
+    for window in windows:
+        start, end = ((int(t[:2]) * 60 + int(t[3:])) for t in window.split("-"))
+        minute = now.hour * 60 + now.minute
+        if (start <= minute < end) if start < end else (minute >= start or minute < end):
+            midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+            days = 1 if start >= end and minute >= start else 0
+            ends.append(midnight + timedelta(days=days, minutes=end))
+    return max(ends, default=None)
+
+
+def check(site: Site, now: datetime | None = None) -> None:
+    """TryLaterError while the site is paused or in quiet hours."""
+    if paused(site):
+        raise TryLaterError(f"site {site.settings.name}", "is paused", f"usfmae-client resume {site.root}")
+    until = quiet_until(site.settings.quiet, now or datetime.now())
+    if until:
+        raise TryLaterError(f"site {site.settings.name}", f"quiet hours until {until:%H:%M}", "nothing to do: it waits")
+
+
+def check_disk(site: Site, needed: float = 0.0) -> None:
+    """ResourceError where `needed` bytes would leave less than the site's floor free."""
+    floor = site.settings.disk_floor_gb * 1e9
+    free = shutil.disk_usage(site.root).free
+    if free - needed < floor:
+        raise ResourceError(
+            f"disk of {site.root}",
+            f"{free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed above the floor of {floor / 1e9:.1f} GB",
+            "free space, or lower disk_floor_gb",
+        )
+
+
+def gpus() -> list[str]:
+    """Names of the NVIDIA GPUs the driver shows, without loading torch."""
+    devices = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    names = []
+    for file in devices:
+        lines = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
+        names.append(lines.get("Model", "GPU").strip())
+    return names
+
+
+def chosen_gpus(device: str, available: int) -> list[int]:
+    """Numbers of the GPUs to train on; empty for the CPU. ResourceError where one is asked for that is not there."""
+    if device == "cpu" or (device == "auto" and not available):
+        return []
+    wanted = [int(n) for n in device[5:].split(",")] if device.startswith("cuda:") else list(range(available))
+    if not wanted or max(wanted) >= available:
+        raise ResourceError(f"device {device}", f"this machine shows {available} GPU(s)", "set device, or see doctor")
+    return wanted if device != "cuda" else wanted[:1]
+
+
+def visible(numbers: list[int]) -> dict[str, str]:
+    """Environment of a training process that sees exactly these GPUs of the ones this process sees."""
+    outer = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = outer.split(",") if outer else None
+    return {"CUDA_VISIBLE_DEVICES": ",".join(names[n] if names else str(n) for n in numbers)}

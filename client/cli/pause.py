@@ -1,0 +1,31 @@
+"""`usfmae-client pause` and `resume`: the hospital's hand on the switch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from usfmae.client.cli.options import site_directory
+
+
+@click.command(short_help="Stop training here, now; the site stays enrolled.")
+@site_directory
+def pause(directory: Path) -> None:
+    """A running training writes its checkpoint and ends within seconds; requests are declined until `resume`."""
+    from usfmae.client import allowance
+    from usfmae.client.site import Site
+
+    allowance.pause(Site.open(directory))
+    click.echo("paused", err=True)
+
+
+@click.command(short_help="Go on after a pause.")
+@site_directory
+def resume(directory: Path) -> None:
+    """Train again when asked; a training that the pause cut short goes on at its checkpoint."""
+    from usfmae.client import allowance
+    from usfmae.client.site import Site
+
+    allowance.resume(Site.open(directory))
+    click.echo("resumed", err=True)

@@ -1,0 +1,25 @@
+"""`usfmae-client run`: serve the federation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from usfmae.client.cli.options import overriding, site_directory
+
+
+@click.command(short_help="Serve the federation until stopped.")
+@site_directory
+@overriding
+@click.option("--until-idle", type=click.FloatRange(min=1), metavar="SECONDS", help="End after this long without work.")
+def run(directory: Path, overrides: tuple[str, ...], until_idle: float | None) -> None:
+    """Connect to the aggregator, train when asked, send what the site's policy lets go.
+
+    Ctrl-C or SIGTERM ends it cleanly: a running training writes its checkpoint and goes on at the next start. A
+    server that is away is waited for, for hours if need be. Exit code 6 means that the server refuses this site's key.
+    """
+    from usfmae.client.agent import Agent
+    from usfmae.client.site import Site
+
+    Agent(Site.open(directory, overrides), until_idle).run()

@@ -1,0 +1,97 @@
+"""A look at the encoder that comes in, before anything is trained on it.
+
+A malicious or broken aggregator can send weights that make an update give away images: rows that copy each other or
+are dead (Fowl et al. 2022, arXiv:2110.13057; MedLeak, arXiv:2407.09972), or values far from anything training makes.
+The request's signature says who sent the weights; this says whether they look like an encoder. NumPy alone, one
+tensor in memory at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from usfmae.core.errors import PolicyError
+
+LARGEST_VALUE = 1e4  # no trained weight of a normalised transformer comes near
+FEWEST_ROWS = 8  # below this, rows say nothing
+MOST_ALIKE = 0.01  # share of rows that may be dead or copies of others; one row always may
+
+
+def inspect(
+    file: Path, base: str, parent: Mapping[str, float] | None = None, max_norm_ratio: float = 3.0
+) -> dict[str, float]:
+    """Norms by tensor of a safetensors file of fp32 weights. PolicyError where it is not the base, or looks wrong.
+
+    `base` is the tensors_id the coordinator signed; `parent` the norms of the last base accepted in this campaign.
+    """
+    digest = hashlib.sha256()
+    norms: dict[str, float] = {}
+    try:
+        with safe_open(file, framework="np") as weights:
+            for name in sorted(weights.keys()):
+                tensor = np.ascontiguousarray(weights.get_tensor(name))
+                shape = ",".join(map(str, tensor.shape))
+                digest.update(f"{name}\0{tensor.dtype}\0{shape}\0".encode())
+                digest.update(tensor.reshape(-1).view(np.uint8).data)
+                norms[name] = _sound(name, tensor)
+    except SafetensorError as error:
+        raise PolicyError("incoming encoder", f"is unreadable: {error}", "refused") from None
+    if digest.hexdigest() != base:
+        raise PolicyError("incoming encoder", "is not the one the coordinator signed (hash)", "refused")
+    _compare(norms, parent, max_norm_ratio)
+    return norms
+
+
+def _sound(name: str, tensor: NDArray[Any]) -> float:
+    """The tensor's L2 norm; PolicyError where its values or rows are none that training makes."""
+    if not np.isfinite(tensor).all():
+        raise PolicyError(f"incoming tensor {name!r:.80}", "holds NaN or infinity", "refused")
+    if tensor.size and np.abs(tensor).max() > LARGEST_VALUE:
+        raise PolicyError(f"incoming tensor {name!r:.80}", f"holds values beyond {LARGEST_VALUE:g}", "refused")
+    alike = rows_alike(tensor)
+    if alike > 1 and alike > MOST_ALIKE * tensor.shape[0 if tensor.shape[0] > 1 else -2]:
+        raise PolicyError(
+            f"incoming tensor {name!r:.80}",
+            f"{alike} rows are zero or copies of others: made to recover images, or broken",
+            "refused; ask the coordinator",
+        )
+    return float(np.linalg.norm(tensor.astype(np.float64)))
+
+
+def rows_alike(tensor: NDArray[Any]) -> int:
+    """Rows that are zero, or point the same or opposite way as an earlier row (copies up to a factor)."""
+    if tensor.ndim < 2 or tensor.shape[-1] < 2:
+        return 0
+    rows = tensor.reshape(tensor.shape[0], -1) if tensor.shape[0] > 1 else tensor.reshape(-1, tensor.shape[-1])
+    if len(rows) < FEWEST_ROWS:
+        return 0
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    live = lengths[:, 0] > 0
+    unit = rows[live] / lengths[live]
+    first = np.take_along_axis(unit, np.abs(unit).argmax(axis=1)[:, None], axis=1)
+    unit = np.round(unit * np.sign(first), 4) + 0.0  # one sign, and no minus zero
+    distinct = len({row.tobytes() for row in unit.astype(np.float32)})
+    return len(rows) - distinct
+
+
+def _compare(norms: Mapping[str, float], parent: Mapping[str, float] | None, ratio: float) -> None:
+    if parent is None:
+        return
+    if set(parent) != set(norms):
+        raise PolicyError("incoming encoder", "has other tensors than its parent", "refused")
+    for name, norm in norms.items():
+        old = parent[name]
+        # A bias that starts at zero may grow by any factor; it stays small against the tensor's own scale.
+        if max(norm, old) > 1.0 and not old / ratio <= norm <= old * ratio:
+            raise PolicyError(
+                f"incoming tensor {name!r:.80}",
+                f"norm went from {old:.3g} to {norm:.3g}",
+                "refused; ask the coordinator",
+            )

@@ -1,0 +1,371 @@
+"""A site on Flower's fleet API: one outbound HTTPS connection, and nothing that came over it is ever run.
+
+The pin is flwr 1.41. What this file relies on that Flower does not publish: the protobuf types imported below, seven
+paths, three header names, the signature over a timestamp, and the object format of objects.py. It never calls
+`get-fab` or `get-run`: code that the aggregator distributes stays where it is. tests/client/test_flower_contract.py
+checks every one of these names against the installed Flower.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(
+    FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1"
+)
+
+import base64
+import json
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from flwr.proto import fleet_pb2 as fleet
+from flwr.proto import heartbeat_pb2 as beat
+from flwr.proto import message_pb2 as wire
+from flwr.proto import recorddict_pb2 as records
+from flwr.proto.node_pb2 import Node
+from google.protobuf.message import DecodeError
+from google.protobuf.message import Message as Proto
+
+from usfmae.client import objects
+from usfmae.core.errors import ConfigError, NetworkError
+from usfmae.core.keys import public_pem
+
+MEDIA_TYPE = "application/protobuf"
+PUBLIC_KEY, SIGNATURE, TIMESTAMP = "flwr-public-key", "flwr-signature", "flwr-timestamp"
+PATHS = {
+    "activate": "/v1/fleet/activate-node",
+    "deactivate": "/v1/fleet/deactivate-node",
+    "heartbeat": "/v1/fleet/send-node-heartbeat",
+    "pull": "/v1/fleet/pull-messages",
+    "push": "/v1/fleet/push-messages",
+    "pull-object": "/v1/fleet/pull-object",
+    "push-object": "/v1/fleet/push-object",
+    "confirm": "/v1/fleet/confirm-message-received",
+}
+EARLIEST, LATEST = -4.0, 300.0  # seconds the server's clock may be before or after ours; its window is -5..305
+
+R = TypeVar("R", bound=Proto)
+
+
+class UnreachableError(NetworkError):
+    """No answer: DNS, refused, timeout, proxy, server restarting. Passes with time."""
+
+
+class UntrustedError(NetworkError):
+    """The server's certificate does not stand up against the CA this site was given."""
+
+
+class UnknownKeyError(NetworkError):
+    """The server does not know this site's key, or knows it under another node id."""
+
+
+class ClockError(NetworkError):
+    """This machine's clock is too far from the server's for its signatures to count."""
+
+
+class GoneError(NetworkError):
+    """The run that asked is over, or the message is not there any more."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A message that waits for an answer: its metadata as it came, and the id of its root object."""
+
+    metadata: bytes  # serialised flwr Metadata
+    id: str
+
+    @property
+    def run(self) -> int:
+        return int(wire.Metadata.FromString(self.metadata).run_id)
+
+    @property
+    def expires(self) -> float:
+        """Unix time after which the aggregator takes no answer to it."""
+        about = wire.Metadata.FromString(self.metadata)
+        return float(about.created_at + about.ttl)
+
+
+def tls_context(ca: Path | None) -> ssl.SSLContext:
+    """TLS that trusts the given CA alone, or the system's where none is given."""
+    try:
+        return ssl.create_default_context(cafile=str(ca) if ca else None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"CA {ca}", f"cannot be used: {error}", "put the coordinator's ca.pem there") from None
+
+
+class Fleet:
+    """Calls of one node. Not thread-safe but for `heartbeat`, which httpx allows beside another call."""
+
+    def __init__(
+        self, server: str, ca: Path | None, key: EllipticCurvePrivateKey, proxy: str | None = None, timeout: float = 60
+    ) -> None:
+        self.server, self.key = server, key
+        self.public = public_pem(key).encode()
+        self.node_id = 0
+        self.clock_offset = 0.0  # the server's clock minus ours, in seconds, as of the last answer
+        self.http = httpx.Client(
+            base_url=server,
+            verify=tls_context(ca),
+            proxy=proxy,
+            timeout=httpx.Timeout(timeout, connect=15.0),
+            follow_redirects=False,
+        )
+
+    def close(self) -> None:
+        self.http.close()
+
+    # --- calls
+
+    def activate(self, interval: float) -> int:
+        """Come online. UnknownKeyError where the key is not enrolled, or while an earlier activation has not lapsed."""
+        request = fleet.ActivateNodeRequest(public_key=self.public, heartbeat_interval=interval)
+        self.node_id = int(self._call("activate", request, fleet.ActivateNodeResponse).node_id)
+        return self.node_id
+
+    def deactivate(self) -> None:
+        self._call("deactivate", fleet.DeactivateNodeRequest(node_id=self.node_id), fleet.DeactivateNodeResponse)
+
+    def heartbeat(self, interval: float) -> None:
+        request = beat.SendNodeHeartbeatRequest(node=self._node(), heartbeat_interval=interval)
+        if not self._call("heartbeat", request, beat.SendNodeHeartbeatResponse).success:
+            raise self._unknown("does not know this node any more")
+
+    def pull(self) -> Request | None:
+        """The next message for this node, or None. Each is delivered once: the caller writes it to disk at once."""
+        answer = self._call("pull", fleet.PullMessagesRequest(node=self._node()), fleet.PullMessagesResponse)
+        if not answer.messages_list:
+            return None
+        about = answer.messages_list[0].metadata
+        return Request(about.SerializeToString(deterministic=True), about.message_id)
+
+    def fetch(self, run: int, id_: str) -> bytes:
+        """One object, its hash checked."""
+        request = wire.PullObjectRequest(node=self._node(), run_id=run, object_id=id_)
+        answer = self._call("pull-object", request, wire.PullObjectResponse)
+        if not answer.object_found:
+            raise GoneError(
+                f"object {id_[:12]}", "is not at the aggregator any more", "the round is over for this request"
+            )
+        if not answer.object_available:
+            raise UnreachableError(f"object {id_[:12]}", "has not arrived at the aggregator yet", "retrying")
+        content: bytes = answer.object_content
+        if objects.object_id(content) != id_:
+            raise UnreachableError(f"object {id_[:12]}", "arrived damaged", "retrying")
+        return content
+
+    def confirm(self, request: Request) -> None:
+        """Tell the aggregator that the whole message has arrived, so that it frees its memory."""
+        confirmed = wire.ConfirmMessageReceivedRequest(
+            node=self._node(), run_id=request.run, message_object_id=request.id
+        )
+        self._call("confirm", confirmed, wire.ConfirmMessageReceivedResponse)
+
+    def push(self, reply: Reply) -> int:
+        """Send a reply, object by object; only what the aggregator does not hold yet. Returns the bytes sent."""
+        message = wire.Message(metadata=reply.metadata, content=records.RecordDict())
+        request = fleet.PushMessagesRequest(
+            node=self._node(),
+            messages_list=[message],
+            message_object_trees=[_tree(reply.parcel.tree)],
+            clientapp_runtime_list=[reply.seconds],
+        )
+        answer = self._call("push", request, fleet.PushMessagesResponse)
+        if not answer.session_id:
+            raise GoneError("reply", "was not taken: its request has expired", "waiting for the next round")
+        sent = 0
+        for id_, content in reply.parcel.contents(answer.objects_to_push):
+            pushed = wire.PushObjectRequest(
+                node=self._node(),
+                run_id=reply.metadata.run_id,
+                object_id=id_,
+                object_content=content,
+                session_id=answer.session_id,
+            )
+            if not self._call("push-object", pushed, wire.PushObjectResponse).stored:
+                raise UnreachableError("upload", "its session has lapsed at the aggregator", "sending the rest again")
+            sent += len(content)
+        return sent
+
+    # --- one call
+
+    def _node(self) -> Node:
+        return Node(node_id=self.node_id)
+
+    def _call(self, name: str, request: Proto, answer: type[R]) -> R:
+        stamp = datetime.now(UTC).isoformat()
+        headers = {
+            "content-type": MEDIA_TYPE,
+            "accept": MEDIA_TYPE,
+            PUBLIC_KEY: base64.b64encode(self.public).decode(),
+            TIMESTAMP: stamp,
+            SIGNATURE: base64.b64encode(self.key.sign(stamp.encode(), ECDSA(SHA256()))).decode(),
+        }
+        content = request.SerializeToString(deterministic=True)
+        status, body = self._post(PATHS[name], content, headers)
+        if status != 200:
+            raise self._refused(name, status, body)
+        try:
+            return answer.FromString(body)
+        except DecodeError:
+            raise UnreachableError(
+                f"server {self.server}", "answered with something else than Flower", "retrying"
+            ) from None
+
+    def _post(self, path: str, content: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        try:
+            with self.http.stream("POST", path, content=content, headers=dict(headers)) as response:
+                self._note_clock(response.headers.get("date"))
+                body = bytearray()
+                for piece in response.iter_bytes():
+                    body += piece
+                    if len(body) > objects.LARGEST + 1024:
+                        raise UnreachableError(
+                            f"server {self.server}", "sends more than any object may hold", "retrying"
+                        )
+                return response.status_code, bytes(body)
+        except httpx.HTTPError as error:
+            raise explained(error, self.server) from None
+
+    def _note_clock(self, date: str | None) -> None:
+        if date:
+            self.clock_offset = parsedate_to_datetime(date).timestamp() - time.time()
+
+    def _refused(self, name: str, status: int, body: bytes) -> NetworkError:
+        """The error that a status other than 200 means."""
+        if status == 401 and not EARLIEST < self.clock_offset < LATEST:
+            return ClockError(
+                f"clock is {abs(self.clock_offset):.0f} s {'behind' if self.clock_offset > 0 else 'ahead of'} the "
+                f"server's",
+                "signatures count for a few minutes only",
+                "set the clock (NTP) of this machine",
+            )
+        if status == 401:
+            return self._unknown(f"refused this site's key ({_detail(body) or 'HTTP 401'})")
+        if name == "activate":
+            return UnreachableError(
+                f"server {self.server}",
+                "does not let this site come online yet: an earlier session has not lapsed, or the key is not enrolled",
+                "retrying",
+            )
+        if status in (403, 404, 409, 410):
+            return GoneError(f"server {self.server}", f"{name}: HTTP {status}", "the round is over for this request")
+        return UnreachableError(f"server {self.server}", f"{name}: HTTP {status} {body[:120]!r}", "retrying")
+
+    def _unknown(self, why: str) -> UnknownKeyError:
+        return UnknownKeyError(
+            f"server {self.server}", why, "ask the coordinator to enrol enrol.json ('usfmae-server site add')"
+        )
+
+
+def _detail(body: bytes) -> str:
+    """The reason the server gives, short and printable."""
+    try:
+        text = str(json.loads(body)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return "".join(c for c in text[:120] if c.isprintable())
+
+
+def explained(error: httpx.HTTPError, server: str) -> NetworkError:
+    """A transport error as a person can act on it."""
+    text = str(error) or type(error).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        reason = text.rsplit("certificate verify failed:", 1)[-1].split("(_ssl")[0].strip()
+        return UntrustedError(f"certificate of {server}", reason or text, "check ca.pem with the coordinator")
+    if isinstance(error, httpx.ProxyError):
+        return UnreachableError(f"proxy on the way to {server}", text, "check 'proxy' in site.yaml or HTTPS_PROXY")
+    if isinstance(error, httpx.TimeoutException):
+        return UnreachableError(f"server {server}", f"no answer in time ({type(error).__name__})", "retrying")
+    return UnreachableError(f"server {server}", text, "retrying; see 'usfmae-client doctor'")
+
+
+# --- records and replies ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reply:
+    metadata: wire.Metadata
+    parcel: objects.Parcel
+    seconds: float = 0.0
+
+
+def reply_metadata(request: Request, created: float) -> bytes:
+    """Metadata of the answer to a request. Kept on disk: the same bytes make the same id, so an upload goes on."""
+    asked = wire.Metadata.FromString(request.metadata)
+    about = wire.Metadata(
+        run_id=asked.run_id,
+        src_node_id=asked.dst_node_id,
+        dst_node_id=asked.src_node_id,
+        reply_to_message_id=request.id,
+        group_id=asked.group_id,
+        ttl=asked.created_at + asked.ttl - created,
+        message_type=asked.message_type,
+        created_at=created,
+    )
+    if asked.HasField("dst_task_id"):
+        about.src_task_id = asked.dst_task_id
+    if asked.HasField("src_task_id"):
+        about.dst_task_id = asked.src_task_id
+    return about.SerializeToString(deterministic=True)
+
+
+def reply(
+    metadata: bytes,
+    config: Mapping[str, Mapping[str, Any]],
+    arrays: Mapping[str, Mapping[str, objects.Part]],
+    seconds: float = 0.0,
+) -> Reply:
+    """A message of scalar records and arrays that are read from disk as they are sent."""
+    about = wire.Metadata.FromString(metadata)
+    body = wire.Message(metadata=about).SerializeToString(deterministic=True)
+    bodies = {name: config_body(record) for name, record in config.items()}
+    parcel = objects.parcel(body, bodies, arrays)
+    about.message_id = parcel.tree.id
+    return Reply(about, parcel, seconds)
+
+
+def _tree(tree: objects.Tree) -> wire.ObjectTree:
+    return wire.ObjectTree(object_id=tree.id, children=[_tree(child) for child in tree.children])
+
+
+_FIELDS: tuple[tuple[type, str], ...] = ((bool, "bool"), (int, "sint64"), (float, "double"), (str, "string"))
+
+
+def config_body(record: Mapping[str, str | int | float | bool]) -> bytes:
+    """Body of a ConfigRecord of scalars."""
+    items = []
+    for key, value in record.items():
+        field = next(name for kind, name in _FIELDS if isinstance(value, kind))
+        item = records.ConfigRecordValue()
+        setattr(item, field, value)
+        items.append(records.ConfigRecord.Item(key=key, value=item))
+    return records.ConfigRecord(items=items).SerializeToString()
+
+
+def config_record(content: bytes) -> dict[str, Any]:
+    """Scalars of a ConfigRecord object; lists and bytes come as None and fail the protocol's type check."""
+    found = records.ConfigRecord.FromString(bytes(objects.expect(content, "ConfigRecord").body))
+    values = {}
+    for item in found.items:
+        field = item.value.WhichOneof("value")
+        plain = field in ("double", "sint64", "uint64", "bool", "string")
+        values[item.key] = getattr(item.value, field) if plain else None
+    return values
+
+
+def record_ids(root: str, fetch: Callable[[str], bytes]) -> dict[str, str]:
+    """Names and ids of the records in a message."""
+    message = objects.expect(fetch(root), "Message")
+    if len(message.children) != 1:
+        return {}
+    return objects.references(fetch(message.children[0]), "RecordDict")

@@ -1,0 +1,153 @@
+"""What leaves the hospital, staged: one directory an update, with a sheet that a person can read.
+
+    DIR/outbox/ID/update.safetensors    the packed delta, one byte string a tensor
+    DIR/outbox/ID/entry.json            what it is, for whom, in which round; the signed record once released
+    DIR/outbox/ID/sheet.txt             the same in plain language
+    DIR/outbox/ID/decision.json         a person's yes or no
+    DIR/outbox/ID/sent.json             when it went
+
+With `release: auto` an update is released as soon as it is staged; with `approve` it waits for a person.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from usfmae.client.site import Site, read_json, write_json
+from usfmae.core.errors import UsageError
+from usfmae.core.files import replacing, write_atomic
+from usfmae.core.flow import content_id
+from usfmae.core.protocol import TrainReply, TrainRequest
+
+State = Literal["waiting", "released", "rejected", "sent"]
+UPDATE = "update.safetensors"
+
+
+def key(request: TrainRequest) -> str:
+    """Name of a round's work at this site. Equal for a repeated request, also under another run of the transport."""
+    return f"r{request.round:05d}-{content_id(request.campaign, str(request.round), request.base)[:12]}"
+
+
+def folder(site: Site, id_: str) -> Path:
+    return site.root / "outbox" / id_
+
+
+def stage(site: Site, request: TrainRequest, reply: TrainReply, update: Path, about: Mapping[str, Any]) -> Path:
+    """Put a finished update into the outbox. `about`: tensors, bytes, norm. Staging again changes nothing."""
+    place = folder(site, key(request))
+    if (place / "entry.json").exists():
+        return place
+    place.mkdir(parents=True, exist_ok=True)
+    with replacing(place / UPDATE) as partial:
+        shutil.copyfile(update, partial)
+    entry = {
+        "id": place.name,
+        "campaign": request.campaign,
+        "round": request.round,
+        "base": request.base,
+        "recipient": site.settings.server,
+        "created": time.time(),
+        "release": site.settings.release,
+        **about,
+        "record": {**reply.__dict__},
+    }
+    write_atomic(place / "sheet.txt", sheet(entry).encode())
+    write_json(place / "entry.json", entry)
+    site.note("outbox.staged", id=place.name, round=request.round, content=reply.content, bytes=about["bytes"])
+    return place
+
+
+def sheet(entry: Mapping[str, Any]) -> str:
+    """The entry for a person who decides whether it may leave."""
+    record = entry["record"]
+    made = datetime.fromtimestamp(entry["created"], UTC)
+    return (
+        f"Update {entry['id']}, made {made:%Y-%m-%d %H:%M} UTC\n\n"
+        f"  for          {entry['recipient']}\n"
+        f"  campaign     {entry['campaign']}, round {entry['round']}\n"
+        f"  contains     {entry['tensors']} arrays of numbers: how the encoder's weights changed here\n"
+        f"  size         {entry['bytes']} bytes, packed as {record['encoding']}\n"
+        f"  length       {entry['norm']:.4g} (L2 norm of the change)\n"
+        f"  made from    {record['images']} images, {record['steps']} steps, {record['seconds']:.0f} s\n"
+        f"  loss here    {record['loss_before']:.4f} before, {record['loss_after']:.4f} after\n"
+        f"  content hash {record['content']}\n\n"
+        "Beside the arrays only the figures above leave, signed with this site's key.\n"
+        "No image, no part of an image, no name, date, number or path of any patient or scan leaves.\n"
+    )
+
+
+def state(place: Path) -> State:
+    """Where an entry stands."""
+    if (place / "sent.json").exists():
+        return "sent"
+    decision = read_json(place / "decision.json")
+    if decision:
+        return "released" if decision.get("approved") else "rejected"
+    entry = read_json(place / "entry.json") or {}
+    return "released" if entry.get("release") == "auto" else "waiting"
+
+
+def entries(site: Site) -> list[dict[str, Any]]:
+    """Every entry, oldest first, with its state."""
+    found = []
+    for place in sorted((site.root / "outbox").glob("*/entry.json")):
+        entry = read_json(place)
+        if entry:
+            sent = read_json(place.parent / "sent.json") or {}
+            decision = read_json(place.parent / "decision.json") or {}
+            found.append({**entry, "state": state(place.parent), "sent": sent, "decision": decision})
+    return sorted(found, key=lambda e: e["created"])
+
+
+def decide(site: Site, id_: str, approved: bool, reason: str = "") -> None:
+    """A person's decision. UsageError where the entry is unknown or already decided."""
+    place = folder(site, id_)
+    if "/" in id_ or not (place / "entry.json").exists():
+        raise UsageError(f"outbox entry {id_!r:.60}", "does not exist", f"see 'usfmae-client outbox {site.root}'")
+    if state(place) != "waiting":
+        raise UsageError(f"outbox entry {id_}", f"is {state(place)} already", "nothing to decide")
+    person = getpass.getuser()
+    write_json(place / "decision.json", {"approved": approved, "by": person, "time": time.time(), "reason": reason})
+    site.note("outbox.approved" if approved else "outbox.rejected", id=id_, by=person, reason=reason)
+
+
+def mark_sent(site: Site, place: Path, size: int) -> None:
+    """Note that the aggregator has the whole entry; the second and later times are noted in the audit log alone."""
+    record = (read_json(place / "entry.json") or {}).get("record", {})
+    if not (place / "sent.json").exists():
+        write_json(place / "sent.json", {"time": time.time(), "bytes": size})
+    site.note("outbox.sent", id=place.name, content=record.get("content", ""), bytes=size, to=site.settings.server)
+
+
+# --- the packed delta on disk ----------------------------------------------------------------------------------------
+
+
+def write_update(path: Path, payload: Mapping[str, bytes], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Packed bytes by tensor name, as a safetensors file of uint8 rows; the tensors' shapes stand in its metadata."""
+    rows = {name: np.frombuffer(data, np.uint8) for name, data in payload.items()}
+    with replacing(path) as partial:
+        save_file(rows, partial, {"shapes": json.dumps(shapes)})
+
+
+def update_parts(path: Path) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Shape of the tensor and number of its packed bytes, by name."""
+    with safe_open(path, framework="np") as file:
+        shapes = json.loads(file.metadata()["shapes"])
+        return {name: (tuple(shapes[name]), int(file.get_slice(name).get_shape()[0])) for name in sorted(file.keys())}
+
+
+def update_bytes(path: Path, name: str, start: int, stop: int) -> bytes:
+    with safe_open(path, framework="np") as file:
+        data: bytes = file.get_slice(name)[start:stop].tobytes()
+        return data

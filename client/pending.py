@@ -1,0 +1,64 @@
+"""Requests that have no answer yet, on disk: the aggregator delivers each of them once."""
+
+from __future__ import annotations
+
+import base64
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from usfmae.client.node import Request, reply_metadata
+from usfmae.client.site import Site, read_json, write_json
+from usfmae.core.flow import content_id
+
+
+@dataclass
+class Pending:
+    path: Path
+    request: Request
+    record: dict[str, Any] | None = None  # scalars of the TrainRequest, once fetched
+    ids: dict[str, str] = field(default_factory=dict)  # record name -> object id
+    reply: bytes = b""  # metadata of the answer, once one was begun
+
+    @classmethod
+    def save(cls, site: Site, request: Request) -> Pending:
+        # The id comes from the network; a file's name never does.
+        pending = cls(site.root / "pending" / f"{time.time_ns()}-{content_id(request.id)[:12]}.json", request)
+        pending._write()
+        return pending
+
+    @classmethod
+    def all(cls, site: Site) -> list[Pending]:
+        """Every waiting request, oldest first."""
+        found = []
+        for path in sorted((site.root / "pending").glob("*.json")):
+            about = read_json(path)
+            if about:
+                request = Request(base64.b64decode(about["metadata"]), about["id"])
+                found.append(cls(path, request, about["record"], about["ids"], base64.b64decode(about["reply"])))
+        return found
+
+    def remember(self, record: dict[str, Any], ids: dict[str, str]) -> None:
+        self.record, self.ids = record, ids
+        self._write()
+
+    def reply_metadata(self) -> bytes:
+        """The same at every call, so that an interrupted upload goes on under the same id."""
+        if not self.reply:
+            self.reply = reply_metadata(self.request, time.time())
+            self._write()
+        return self.reply
+
+    def drop(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        about = {
+            "metadata": base64.b64encode(self.request.metadata).decode(),
+            "id": self.request.id,
+            "record": self.record,
+            "ids": self.ids,
+            "reply": base64.b64encode(self.reply).decode(),
+        }
+        write_json(self.path, about)

@@ -1,0 +1,44 @@
+"""What a site can say about itself at any time, from its files alone."""
+
+from __future__ import annotations
+
+import fcntl
+from typing import Any
+
+from usfmae.client import allowance, jobs, outbox
+from usfmae.client.site import Site, read_json
+
+
+def summary(site: Site) -> dict[str, Any]:
+    """The agent's last word, the corpus, the outbox and the last round that left."""
+    said = read_json(site.root / "status.json") or {}
+    running = agent_runs(site)
+    staged = outbox.entries(site)
+    sent = [entry for entry in staged if entry["state"] == "sent"]
+    progress = said.get("progress", {}) if running else {}
+    return {
+        "name": site.settings.name,
+        "fingerprint": site.fingerprint,
+        "server": site.settings.server,
+        "running": running,
+        "state": said.get("state", "stopped") if running else "stopped",
+        "online": bool(running and said.get("online")),
+        "paused": allowance.paused(site),
+        "trouble": said.get("trouble", "") if running else "",
+        "campaign": said.get("campaign", "") if running else "",
+        "round": said.get("round") if running else None,
+        "progress": progress,
+        "images": jobs.images(site),
+        "updates": {state: sum(e["state"] == state for e in staged) for state in ("waiting", "sent", "rejected")},
+        "last_sent": {k: sent[-1][k] for k in ("id", "campaign", "round", "bytes", "norm")} if sent else {},
+    }
+
+
+def agent_runs(site: Site) -> bool:
+    """Whether an agent serves this site now."""
+    try:
+        with (site.root / "agent.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False

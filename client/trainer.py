@@ -1,0 +1,234 @@
+"""The worker: one round's training in a process of its own. `python -m usfmae.client.trainer SITE JOB`.
+
+It reads a job's directory and the corpus, and writes a result beside them; it has no network and no keys. Killed at
+any point, the next one goes on at the last checkpoint and ends with the same bits. Under torchrun every process
+trains its share and the first one writes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from usfmae.client import outbox
+from usfmae.client.jobs import Job
+from usfmae.client.site import Site, read_json, write_json
+from usfmae.core import update
+from usfmae.core.checkpoint import decoder_of, encoder_of, recipe_of
+from usfmae.core.config import TrainSettings
+from usfmae.core.corpus.batch import Corpus, Positions
+from usfmae.core.errors import ResourceError, UsfmaeError
+from usfmae.core.files import replacing
+from usfmae.core.model import MaskedAutoencoder, load_tensors
+from usfmae.core.protocol import TrainRequest, from_record
+from usfmae.core.train import StepRecord, TrainResult, evaluate, ranks, train
+
+RESIDUAL, DECODER = "residual.safetensors", "decoder.safetensors"
+SECONDS_BETWEEN_NOTES = 1.0
+
+
+class Round:
+    """Everything one call of the worker needs to know."""
+
+    def __init__(self, site: Site, work: Job) -> None:
+        self.site, self.work = site, work
+        about = read_json(work.place / "request.json") or {}
+        self.asked = from_record(TrainRequest, about["request"])
+        self.model_settings, recipe = recipe_of(self.asked.recipe)
+        self.settings = self._fitted(recipe)
+        self.total = recipe.steps
+        self.corpus = Corpus([site.corpus], only=about["shards"])
+        self.positions, self.held_out = self.corpus.split(self.settings.held_out, self.settings.seed)
+        self.before = Job(site, work.place.parent / about["previous"]) if about["previous"] else None
+        self.stop = False
+        self.noted = 0.0
+        self.seconds_before = float(work.progress.get("seconds", 0.0))
+        self.began = time.monotonic()
+
+    def _fitted(self, recipe: TrainSettings) -> TrainSettings:
+        """The campaign's recipe with what this site decides: memory, and how often it is safe on disk."""
+        fitted = {
+            "keep": 1,
+            "checkpoint_steps": min(recipe.checkpoint_steps, max(1, self.asked.steps // 8)),
+            "micro_batch": self.site.settings.micro_batch or recipe.micro_batch,
+        }
+        return recipe.model_copy(update=fitted)
+
+    @property
+    def state(self) -> Path:
+        """Optimizer state of the campaign at this site; it goes on from round to round and never leaves."""
+        return self.site.root / "campaigns" / self.asked.campaign / "state"
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The round's encoder with this site's decoder: the last round's, else the seed's that came along."""
+        own = self.before.place / DECODER if self.before else self.work.decoder
+        decoder = load_file(own if own.exists() else self.work.decoder)
+        return {**load_file(self.work.base), **decoder}
+
+    def note(self, record: StepRecord) -> bool:
+        """Progress for `status`, at most once a second; True where training should stop after this step."""
+        done = record.step - self.asked.global_step
+        if time.monotonic() - self.noted > SECONDS_BETWEEN_NOTES or done == self.asked.steps:
+            self.noted = time.monotonic()
+            if ranks()[0] == 0:
+                self._note(step=done, steps=self.asked.steps, loss=record.loss, rate=record.images_per_second)
+        return agreed(self.stop)
+
+    def _note(self, **fields: Any) -> None:
+        seconds = self.seconds_before + time.monotonic() - self.began
+        write_json(self.work.place / "progress.json", {**self.work.progress, **fields, "seconds": seconds})
+
+    def loss_before(self, model: MaskedAutoencoder) -> float:
+        """Held-out loss of the base; kept, so that a resumed round does not measure its own half-way weights."""
+        known = self.work.progress.get("loss_before")
+        if known is None:
+            known = evaluate(model, self.corpus, self.held_or_all, self.settings)
+            if ranks()[0] == 0:
+                self._note(loss_before=known)
+        return float(known)
+
+    @property
+    def held_or_all(self) -> Positions:
+        return self.held_out if len(self.held_out) else self.positions
+
+
+def agreed(stop: bool) -> bool:
+    """Whether any process was asked to stop; all of them must leave the loop at the same step."""
+    if ranks()[1] == 1:
+        return stop
+    asked = torch.tensor(int(stop), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+    return bool(asked.item())
+
+
+def work_on(this: Round) -> bool:
+    """Train, measure, pack. True when the result is written, False where the worker was asked to stop."""
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
+    model = MaskedAutoencoder(this.model_settings, this.settings.mask_ratio, this.settings.norm_pix)
+    load_tensors(model, this.tensors(), "incoming model")
+    model.to(device)
+    before = this.loss_before(model)
+    done = train(
+        model,
+        this.corpus,
+        this.settings,
+        positions=this.positions,
+        steps=this.asked.steps,
+        start_step=this.asked.global_step,
+        total_steps=this.total,
+        state=this.state,
+        log=this.work.place / "log.jsonl",
+        on_step=this.note,
+    )
+    if not done.finished:
+        return False
+    after = evaluate(model, this.corpus, this.held_or_all, this.settings)
+    if ranks()[0] == 0:
+        finish(this, model, done, before, after)
+    return True
+
+
+def finish(this: Round, model: MaskedAutoencoder, done: TrainResult, before: float, after: float) -> None:
+    """Pack the delta tensor by tensor, keep decoder and residue, and write the result last."""
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    _save(this.work.place / DECODER, decoder_of(tensors))
+    encoding = this.asked.encoding
+    payload: dict[str, bytes] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    kept: dict[str, Tensor] = {}
+    square = 0.0
+    old = this.before.place / RESIDUAL if this.before else None
+    with safe_open(this.work.base, framework="np") as base, _residual(old) as residual:
+        known = set(residual.keys()) if residual else set()
+        for name, tensor in sorted(encoder_of(tensors).items()):
+            left = residual.get_tensor(name) if name in known else None
+            payload[name], error, norm = update.pack_tensor(name, base.get_tensor(name), tensor.numpy(), encoding, left)
+            shapes[name] = tuple(tensor.shape)
+            square += norm**2
+            if error is not None:
+                kept[name] = torch.from_numpy(np.ascontiguousarray(error))
+    _save(this.work.place / RESIDUAL, kept)
+    outbox.write_update(this.work.place / outbox.UPDATE, payload, shapes)
+    result = {
+        "content": update.payload_id(payload),
+        "images": len(this.positions),
+        "steps": done.steps,
+        "encoding": encoding,
+        "loss_before": before,
+        "loss_after": after,
+        "seconds": this.seconds_before + time.monotonic() - this.began,
+        "tensors": len(payload),
+        "bytes": sum(map(len, payload.values())),
+        "norm": square**0.5,
+    }
+    write_json(this.work.place / "result.json", result)
+
+
+class _Nothing(AbstractContextManager[None]):
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _residual(path: Path | None) -> Any:
+    """What the last round could not express, or nothing."""
+    return safe_open(path, framework="np") if path is not None and path.exists() else _Nothing()
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    with replacing(path) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+
+
+def main(root: Path, name: str) -> int:
+    """Exit code 0: finished or asked to stop; 7: try again when there is room; 1: it cannot be done."""
+    from usfmae.core import log
+
+    log.setup()
+    work = Job(Site.open(root), root / "jobs" / name)
+    with (work.place / "lock").open("a") as lock:
+        if int(os.environ.get("RANK", 0)) == 0:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return 0
+            write_json(work.place / "worker.json", {"pid": os.getpid(), "started": time.time()})
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        return _run(work)
+
+
+def _run(work: Job) -> int:
+    try:
+        this = Round(work.site, work)
+
+        def stop(number: int, frame: object) -> None:
+            this.stop = True
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the agent's; it sends SIGTERM
+        work_on(this)
+    except ResourceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except UsfmaeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        write_json(work.place / "error.json", {"what": error.what, "why": error.why})
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
