@@ -1,0 +1,94 @@
+"""Checkpoints for other libraries, and weights from them. One file per target, each with the same three names.
+
+write(loaded, out)        files for the other library in the folder `out`
+difference(loaded, out)   largest absolute difference between our output and the other library's, reading `out`
+TOLERANCE                 how large it may be
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from usfmae.core.checkpoint import Loaded, decoder_of
+from usfmae.core.errors import CheckpointError, ResourceError, UsageError
+from usfmae.core.model import MaskedAutoencoder, load_tensors
+
+TARGETS = {  # name -> module, library that reads the result
+    "mae": ("usfmae.core.export.mae", "torch"),
+    "timm": ("usfmae.core.export.timm", "timm"),
+    "hf": ("usfmae.core.export.hf", "transformers"),
+    "onnx": ("usfmae.core.export.onnx", "onnxruntime"),
+}
+
+
+class Target(Protocol):
+    TOLERANCE: float
+
+    def write(self, loaded: Loaded, out: Path) -> list[Path]: ...
+    def difference(self, loaded: Loaded, out: Path) -> float: ...
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote, and how far the other library's output is from ours."""
+
+    target: str
+    files: Sequence[Path]
+    difference: float | None  # None where the library is not installed, so nothing was compared
+    tolerance: float
+
+
+def export(loaded: Loaded, name: str, out: Path) -> Exported:
+    """Write a checkpoint for `name`, with a model card, and read it back with the real library where installed.
+
+    Raises UsageError for an unknown target, CheckpointError where the other library's output differs.
+    """
+    if name not in TARGETS:
+        raise UsageError(f"target {name}", "unknown", f"choose one of {', '.join(TARGETS)}")
+    module, library = TARGETS[name]
+    target: Target = importlib.import_module(module)
+    from usfmae.core.export import card
+
+    out.mkdir(parents=True, exist_ok=True)
+    files = [*target.write(loaded, out), card.write(loaded, name, out)]
+    if importlib.util.find_spec(library) is None:
+        return Exported(name, files, None, target.TOLERANCE)
+    difference = target.difference(loaded, out)
+    if not difference <= target.TOLERANCE:
+        raise CheckpointError(
+            f"export to {name} in {out}",
+            f"{library} differs from this model by {difference:.2g}, more than {target.TOLERANCE:g}",
+            "do not use these files; report the version of the library",
+        )
+    return Exported(name, files, difference, target.TOLERANCE)
+
+
+def model_of(loaded: Loaded) -> MaskedAutoencoder:
+    """The checkpoint's model, for evaluation; a checkpoint of an encoder alone gets a random decoder.
+
+    Raises CheckpointError where other tensors are missing.
+    """
+    model = MaskedAutoencoder(loaded.model, loaded.train.mask_ratio, loaded.train.norm_pix)
+    tensors = loaded.tensors if decoder_of(loaded.tensors) else {**decoder_of(model.state_dict()), **loaded.tensors}
+    load_tensors(model, tensors)
+    return model.eval()
+
+
+def probe_images(loaded: Loaded, count: int = 2) -> Tensor:
+    """Fixed random images (count, 3, S, S) on which two models are compared."""
+    size = loaded.model.image_size
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def needs(library: str, extra: str) -> None:
+    """ResourceError where an optional library is missing."""
+    if importlib.util.find_spec(library) is None:
+        raise ResourceError(f"library {library}", "is not installed", f"pip install 'usfmae[{extra}]'")

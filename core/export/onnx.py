@@ -1,0 +1,56 @@
+"""ONNX: the encoder as `encoder.onnx`, images (B, 3, S, S) normalised -> features (B, 1 + L, D), any batch size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from usfmae.core.checkpoint import Loaded
+from usfmae.core.export import model_of, needs, probe_images
+from usfmae.core.files import replacing
+from usfmae.core.model import MaskedAutoencoder
+
+TOLERANCE = 1e-3
+MODEL = "encoder.onnx"
+
+
+class Encoder(nn.Module):
+    """`features` as `forward`, which is what the exporter calls."""
+
+    def __init__(self, model: MaskedAutoencoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.features(images)
+
+
+@torch.no_grad()
+def write(loaded: Loaded, out: Path) -> list[Path]:
+    needs("onnx", "onnx")
+    needs("onnxscript", "onnx")
+    program = torch.onnx.export(
+        Encoder(model_of(loaded)).eval(),
+        (probe_images(loaded),),
+        input_names=["images"],
+        output_names=["features"],
+        dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=4096)}},
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    with replacing(out / MODEL) as partial:
+        program.save(partial, external_data=False)
+    return [out / MODEL]
+
+
+@torch.no_grad()
+def difference(loaded: Loaded, out: Path) -> float:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(out / MODEL, providers=["CPUExecutionProvider"])
+    images = probe_images(loaded, count=3)  # another batch size than the exporter saw
+    (theirs,) = session.run(None, {"images": images.numpy()})
+    return float((torch.from_numpy(theirs) - model_of(loaded).features(images)).abs().max())
