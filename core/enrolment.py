@@ -14,6 +14,7 @@ from pathlib import Path
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
 from usfmae.core.errors import ConfigError
 from usfmae.core.keys import public_signing_key
 from usfmae.core.protocol import fingerprint
