@@ -30,9 +30,9 @@ ENCODER = "encoder"  # request: fp32 tensors of the base encoder
 DECODER = "decoder"  # request: fp32 tensors of the seed's decoder
 UPDATE = "update"  # reply: the packed delta
 
-# How tensors stand in a message: the bytes of a tensor, little-endian, C order, with its true shape. A request's
-# dtype is "float32"; a reply's is the name of its encoding, and the bytes are packed as update.py says.
-RAW = "usfmae.raw"  # the serialisation type of every array
+# How tensors stand in a message. A request's are Flower's own (npy, float32). A reply's have the tensor's true shape,
+# the name of the encoding as dtype, this serialisation type, and bytes packed as update.py says.
+RAW = "usfmae.raw"
 
 # The two identifiers of the round-independent hash chain.
 HASHED_REQUEST = ("campaign", "round", "base", "recipe", "global_step", "steps")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from usfmae.core.errors import PolicyError
 from usfmae.core.flow import content_id
 

@@ -1,0 +1,95 @@
+"""Options of the aggregator: one file `coordinator.yaml` beside the ledger."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from usfmae.core.config.base import Options
+from usfmae.core.config.train import ModelSettings, TrainSettings
+
+Rule = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "trimmed", "median"]
+
+
+class NetworkSettings(Options):
+    host: str = "0.0.0.0"
+    """Address the fleet API listens on; the only port that must be reachable from the hospitals."""
+    port: int = Field(8443, ge=0, le=65535)
+    """Port of the fleet API; 0 takes a free one."""
+    names: tuple[str, ...] = ("localhost", "127.0.0.1")
+    """Host names and addresses the server certificate is made for."""
+    body_mib: float = Field(8.0, gt=0, le=64)
+    """Largest body of one request; an update comes in pieces of about 5 MiB."""
+    body_seconds: float = Field(60.0, gt=0)
+    """Seconds a request may take to arrive completely; slower ones are dropped (slow loris)."""
+    connections: int = Field(512, ge=8)
+    """Connections at the same time; more are told to come later."""
+
+
+class RoundSettings(Options):
+    steps: int = Field(200, ge=1)
+    """Local optimizer steps asked of a site in one round."""
+    total_steps: int = Field(0, ge=0)
+    """Steps of the whole campaign, which place the learning rate; 0 takes steps x --rounds."""
+    encoding: Literal["int8", "bf16", "fp32"] = "int8"
+    """How updates travel: int8 in blocks with error feedback, bf16, or lossless fp32."""
+    quorum: int = Field(1, ge=1)
+    """Admitted updates without which a round does not close; it stays open past its deadline instead."""
+    deadline: float = Field(86400.0, gt=0)
+    """Seconds after which a round with quorum closes without the sites that have not answered."""
+    patience: float = Field(86400.0, ge=0)
+    """Seconds a round with quorum waits for enrolled sites that are not connected."""
+    late: Literal["refuse", "record"] = "record"
+    """An update that comes after its round closed is never merged: refuse drops it unseen, record notes it."""
+
+
+class GateSettings(Options):
+    capacity_factor: float = Field(1.0, gt=0)
+    """A site may claim this many times the images it was enrolled with."""
+    weight_cap: float = Field(0.4, gt=0, le=1)
+    """Largest share of one site in a merge; with fewer than 1 / weight_cap sites the smallest possible cap holds."""
+    norm_limit: float = Field(4.0, gt=1)
+    """An update longer than this many times the median update is refused."""
+    base_limit: float = Field(1.0, gt=0)
+    """An update longer than this many times the encoder itself is refused, whatever the others send."""
+    direction_limit: float = Field(-0.1, ge=-1, le=0)
+    """With three sites or more, an update whose cosine to the sum of the others is below this is refused."""
+
+
+class MergeSettings(Options):
+    rule: Rule = "fedavg"
+    """How updates become the next encoder."""
+    rate: float = Field(1.0, gt=0)
+    """Server learning rate on the merged update."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """FedAvgM: momentum; FedAdam: first beta."""
+    second_momentum: float = Field(0.99, ge=0, lt=1)
+    """FedAdam: second beta."""
+    adaptivity: float = Field(1e-3, gt=0)
+    """FedAdam: tau, the degree of adaptivity (Reddi et al. 2021, arXiv:2003.00295)."""
+    trim: float = Field(0.2, ge=0, lt=0.5)
+    """Trimmed mean: share cut off at each end."""
+    proximal: float = Field(0.01, ge=0)
+    """FedProx: mu of the proximal term that sites add to their loss (Li et al. 2020, arXiv:1812.06127)."""
+
+
+class CoordinatorSettings(Options):
+    name: str = Field("federation", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+    """Name of the federation, part of its campaign's identity."""
+    network: NetworkSettings = NetworkSettings()
+    """The one public port."""
+    rounds: RoundSettings = RoundSettings()
+    """What a round asks, and when it closes."""
+    gate: GateSettings = GateSettings()
+    """The admission gate."""
+    merge: MergeSettings = MergeSettings()
+    """The merging rule."""
+    keep: int = Field(0, ge=0)
+    """Round checkpoints kept; 0 keeps all."""
+    min_free_gib: float = Field(2.0, ge=0)
+    """A round does not open with less free disk than this beyond what it needs itself."""
+    model: ModelSettings = ModelSettings()
+    """The masked autoencoder, part of every request."""
+    train: TrainSettings = TrainSettings()
+    """Local training, part of every request."""

@@ -1,0 +1,174 @@
+"""The admission gate: one verdict per site and round; a bad reply costs that site its place, never the round.
+
+First each reply alone, on the bytes as they came (`examine`), then all replies of the round beside each other
+(`compare`). What is refused is named by a short code, which the ledger, the audit log and `status` show.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from usfmae.core import update
+from usfmae.core.config.coordinator import GateSettings
+from usfmae.core.errors import PolicyError
+from usfmae.core.keys import public_signing_key
+from usfmae.core.protocol import RAW, TrainReply, TrainRequest, from_record, verify
+from usfmae.server.ledger import Site
+from usfmae.server.weights import TensorFile
+
+ADMITTED = "admitted"
+DECLINED = "declined"
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A tensor of a reply, as it came over the wire."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    stype: str
+    data: bytes
+
+
+class Refusal(Exception):
+    """Why a reply is not admitted: a code for machines, a detail for people."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code, self.detail = code, detail
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A reply that stands on its own."""
+
+    reply: TrainReply
+    payload: Mapping[str, bytes]
+    norm: float
+
+
+def identify(record: Mapping[str, Any], site: Site, asked: TrainRequest) -> TrainReply:
+    """The reply in a record, if this site signed it and it answers this request."""
+    try:
+        reply = from_record(TrainReply, record)
+    except PolicyError as error:
+        raise Refusal("bad-record", str(error)) from None
+    try:
+        verify(reply, public_signing_key(site.signing_key, site.name))
+    except PolicyError:
+        raise Refusal("bad-signature", "the signature is not this site's over this reply") from None
+    if reply.site not in ("", site.site):
+        raise Refusal("wrong-site", "the reply names another site")
+    for name, code in (("campaign", "wrong-campaign"), ("round", "wrong-round"), ("base", "wrong-base")):
+        if getattr(reply, name) != getattr(asked, name):
+            raise Refusal(code, f"{name} {str(getattr(reply, name))[:64]!r} was not asked for")
+    return reply
+
+
+def examine(
+    reply: TrainReply,
+    arrays: Mapping[str, Arrived],
+    site: Site,
+    asked: TrainRequest,
+    base: TensorFile,
+    gate: GateSettings,
+) -> Examined:
+    """A reply whose bytes, counts and values are what they should be."""
+    largest = int(site.capacity * gate.capacity_factor)
+    if not 1 <= reply.images <= largest:
+        raise Refusal("example-count", f"{reply.images} images; enrolled for 1 to {largest}")
+    if not 1 <= reply.steps <= asked.steps:
+        raise Refusal("step-count", f"{reply.steps} steps; {asked.steps} were asked for")
+    if reply.encoding != asked.encoding:
+        raise Refusal("wrong-encoding", f"{reply.encoding[:20]!r} instead of {asked.encoding!r}")
+    _check_tensors(arrays, base.shapes, asked.encoding)
+    payload = {name: arrived.data for name, arrived in arrays.items()}
+    if update.payload_id(payload) != reply.content:
+        raise Refusal("tampered", "the bytes are not those that were signed")
+    return Examined(reply, payload, _norm(payload, base, asked.encoding))
+
+
+def _check_tensors(arrays: Mapping[str, Arrived], shapes: Mapping[str, tuple[int, ...]], encoding: str) -> None:
+    missing, extra = sorted(set(shapes) - set(arrays)), sorted(set(arrays) - set(shapes))
+    if missing:
+        raise Refusal("missing-tensor", f"{len(missing)} missing, first {missing[0]!r}")
+    if extra:
+        raise Refusal("extra-tensor", f"{len(extra)} unknown, first {extra[0][:80]!r}")
+    for name, shape in shapes.items():
+        arrived = arrays[name]
+        if arrived.shape != shape:
+            raise Refusal("wrong-shape", f"{name!r} has {arrived.shape}, not {shape}"[:200])
+        if arrived.dtype != encoding or arrived.stype != RAW:
+            raise Refusal("wrong-dtype", f"{name!r} is {arrived.dtype[:20]!r}, not {encoding!r}")
+        size = update.packed_size(math.prod(shape), encoding)
+        if len(arrived.data) != size:
+            raise Refusal("wrong-size", f"{name!r} has {len(arrived.data)} bytes, not {size}")
+
+
+def _norm(payload: Mapping[str, bytes], base: TensorFile, encoding: str) -> float:
+    """The update's L2 norm; Refusal where a value is not finite, or finite only until it is added up."""
+    square = 0.0
+    with np.errstate(all="ignore"):
+        for name in base.shapes:
+            old = base.tensor(name)
+            values = update.trained(payload[name], old, encoding)
+            if not np.isfinite(values).all() or np.abs(values).max(initial=0) > np.finfo(np.float32).max:
+                raise Refusal("not-finite", f"{name!r} holds NaN, infinity or more than float32 holds")
+            values -= old.reshape(-1)
+            square += float(np.square(values).sum())
+    return math.sqrt(square)
+
+
+def compare(
+    norms: Mapping[str, float],
+    earlier: Sequence[float],
+    base_norm: float,
+    directions: NDArray[np.float64] | None,
+    gate: GateSettings,
+) -> dict[str, Refusal]:
+    """What is refused when the round's updates (norms by site, in site order) stand beside each other.
+
+    `earlier`: norms admitted in the rounds before; `directions`: inner products of the updates (S, S), in the same order,
+    or None. The reference length is the lower median: with two sites the smaller one counts, since an update that is
+    too large does harm and one that is too small does not.
+    """
+    refused: dict[str, Refusal] = {}
+    reference = statistics.median_low([*norms.values(), *earlier]) if norms else 0.0
+    for site, norm in norms.items():
+        if norm > gate.base_limit * base_norm:
+            refused[site] = Refusal("norm", f"length {norm:.3g}; the encoder itself has {base_norm:.3g}")
+        elif norm > gate.norm_limit * reference:
+            refused[site] = Refusal("norm", f"length {norm:.3g}; the median update has {reference:.3g}")
+    if directions is not None:
+        refused.update(_against(list(norms), directions, set(refused), gate.direction_limit))
+    return refused
+
+
+def _against(sites: Sequence[str], gram: NDArray[np.float64], out: set[str], limit: float) -> dict[str, Refusal]:
+    """Updates that point against the sum of the others: the worst one first, as long as three or more are left."""
+    refused: dict[str, Refusal] = {}
+    left = [i for i, site in enumerate(sites) if site not in out]
+    while len(left) >= 3:
+        cosines = {i: _cosine(gram, i, [j for j in left if j != i]) for i in left}
+        worst = min(left, key=lambda i: (cosines[i], sites[i]))
+        if cosines[worst] >= limit:
+            break
+        refused[sites[worst]] = Refusal("direction", f"cosine {cosines[worst]:.2f} to the sum of the other sites")
+        left.remove(worst)
+    return refused
+
+
+def _cosine(gram: NDArray[np.float64], one: int, others: Sequence[int]) -> float:
+    """Cosine of an update to the sum of the others, each at unit length so that none dominates."""
+    lengths = np.sqrt(np.maximum(np.diag(gram), 1e-300))
+    unit = gram / np.outer(lengths, lengths)
+    along = unit[one, others].sum()
+    size = math.sqrt(max(float(unit[np.ix_(others, others)].sum()), 1e-300))
+    return float(along / size)

@@ -1,0 +1,121 @@
+"""The aggregator's one process: gateway in a thread, round loop in the main thread, until the rounds are done."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from usfmae.core import audit
+from usfmae.core.errors import PolicyError
+from usfmae.core.files import write_atomic
+from usfmae.core.log import note
+from usfmae.server.home import Home
+
+logger = logging.getLogger(__name__)
+
+LINGER = 3.0  # seconds the port stays open after the last round, so that sites hear the end of it
+AUDIT_REFUSALS_EVERY = 60.0  # seconds; refused calls are counted between two audit entries
+
+
+class Stopped(Exception):
+    """SIGTERM or SIGINT, or the supervisor is gone."""
+
+
+def serve(home: Home, rounds: int, overrides: Iterable[str] = ()) -> None:
+    """Run the federation until `rounds` are committed (0: until stopped)."""
+    settings = home.settings(overrides)
+    with _alone(home.lock):
+        from usfmae.core.keys import Ed25519PrivateKey, read_private
+        from usfmae.server.app import FlowerWire
+        from usfmae.server.gateway import Gateway, Link
+        from usfmae.server.ledger import Ledger
+        from usfmae.server.rounds import Loop
+
+        ledger = Ledger(home.ledger)
+        key = read_private(home.signing_key, Ed25519PrivateKey)
+        seed = home.checkpoint(0).stat().st_size
+        link = Link(home.transit, reply_limit=int(seed * 1.05) + 2**20)
+        link.enrol(ledger.sites().values())
+        refusals = Refusals(home.audit)
+        wire = FlowerWire(link, ledger.sites, link.enrol, link.withdraw)
+        with Gateway(link, settings.network, home.certificate, home.tls_key, refusals.count) as gateway:
+            write_atomic(home.address, f"{settings.network.host}:{gateway.port}\n".encode())
+            audit.append(home.audit, "aggregator", "start", port=gateway.port)
+            note(logger, "serving", address=f"{settings.network.host}:{gateway.port}", sites=len(ledger.sites()))
+            try:
+                Loop(home, ledger, settings, wire, key, wait=_wait(os.getppid())).run(rounds)
+                note(logger, "all rounds committed", rounds=rounds)
+                _linger(link)
+            except Stopped:
+                note(logger, "stopped; the open round goes on at the next start")
+            finally:
+                refusals.write()
+                audit.append(home.audit, "aggregator", "stop")
+                home.address.unlink(missing_ok=True)
+
+
+def _linger(link: object) -> None:
+    time.sleep(LINGER)
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """One aggregator per directory. PolicyError where another holds it."""
+    with lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise PolicyError(
+                f"directory {lock.parent}", "another aggregator is running here", "stop it first"
+            ) from None
+        signal.signal(signal.SIGTERM, _stop)
+        yield
+
+
+def _stop(number: int, frame: object) -> None:
+    raise Stopped
+
+
+def _wait(parent: int):  # type: ignore[no-untyped-def]
+    """Sleep, unless the supervisor died: an aggregator without one would not be restarted."""
+
+    def wait(seconds: float) -> None:
+        if os.getppid() != parent:
+            raise Stopped
+        time.sleep(seconds)
+
+    return wait
+
+
+class Refusals:
+    """Counts calls that the porch turned away, and writes one audit line a minute instead of one a call."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self.counts: dict[tuple[int, str, str], int] = {}
+        self.written = 0.0
+        self.lock = threading.Lock()
+
+    def count(self, status: int, why: str, client: str) -> None:
+        with self.lock:
+            known = (status, why, client)
+            if len(self.counts) < 1000:
+                self.counts[known] = self.counts.get(known, 0) + 1
+            due = time.monotonic() - self.written > AUDIT_REFUSALS_EVERY or not self.written
+        if due:
+            self.write()
+
+    def write(self) -> None:
+        with self.lock:
+            taken, self.counts = self.counts, {}
+            self.written = time.monotonic()
+        for (status, why, client), times in sorted(taken.items()):
+            audit.append(self.log, "porch", "call", "refused", code=status, why=why, client=client, times=times)
+            note(logger, "call refused", level=logging.WARNING, code=status, why=why, client=client, times=times)

@@ -1,0 +1,131 @@
+"""The round loop's side of Flower: requests become messages of a Grid, replies become answers.
+
+Over the gateway's Link this is the aggregator. Over Flower's own HTTP Grid the same loop runs as a ServerApp
+(`main` below), for a coordinator who must run a stock SuperLink; docs/federation.md says when and how.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid, ServerApp
+
+from usfmae.core.protocol import DECODER, ENCODER, RECORD, UPDATE, TrainRequest, to_record
+from usfmae.server.admission import Arrived
+from usfmae.server.ledger import Site
+from usfmae.server.rounds import Answer
+from usfmae.server.weights import TensorFile
+
+# Errors that say something about the line or the node, not about a site's honesty.
+PASSING = (
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.CLIENT_APP_CRASHED,
+)
+
+
+class FlowerWire:
+    """rounds.Wire over any Grid of Flower."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        sites: Callable[[], Mapping[str, Site]],
+        enrol: Callable[[Iterable[Site]], None] = lambda sites: None,
+        withdraw: Callable[[Iterable[str]], None] = lambda messages: None,
+    ) -> None:
+        self.grid, self.sites, self.enrol, self.take_back = grid, sites, enrol, withdraw
+        self.nodes: dict[str, int] = {}  # site -> node id, as of the last look
+        self.arrays: dict[Path, ArrayRecord] = {}  # what the open round sends, built once
+
+    def connected(self) -> set[str]:
+        sites = self.sites()
+        self.enrol(sites.values())
+        by_key = {_key_text(site.node_key): site.site for site in sites.values() if site.state == "active"}
+        here = {by_key.get(_key_text(bytes(node.public_key).decode())): node.node_id for node in self.grid.get_nodes()}
+        self.nodes = {site: node for site, node in here.items() if site}
+        return set(self.nodes)
+
+    def ask(self, site: str, request: TrainRequest, encoder: Path, decoder: Path | None, ttl: float) -> str:
+        node = self.nodes.get(site)
+        if node is None:
+            return ""
+        content = RecordDict({RECORD: ConfigRecord(to_record(request)), ENCODER: self._record(encoder)})
+        if decoder:
+            content[DECODER] = self._record(decoder)
+        self._drop_others(encoder)
+        message = Message(content, node, MessageType.TRAIN, ttl=ttl, group_id=str(request.round))
+        return next(iter(self.grid.push_messages([message])), "") or ""
+
+    def answers(self, messages: Iterable[str]) -> Iterable[Answer]:
+        wanted = list(messages)
+        if wanted:
+            for reply in self.grid.pull_messages(wanted):
+                yield _answer(reply)
+
+    def withdraw(self, messages: Iterable[str]) -> None:
+        self.take_back(messages)
+
+    def release(self) -> None:
+        """Forget the arrays of the round; before a merge, to keep memory low."""
+        self.arrays.clear()
+
+    def _record(self, file: Path) -> ArrayRecord:
+        if file not in self.arrays:
+            with TensorFile(file) as tensors:
+                self.arrays[file] = ArrayRecord(
+                    {name: Array(np.array(tensors.tensor(name))) for name in tensors.shapes}
+                )
+        return self.arrays[file]
+
+    def _drop_others(self, encoder: Path) -> None:
+        for file in [known for known in self.arrays if known.name.startswith("round-") and known != encoder]:
+            del self.arrays[file]
+
+
+def _key_text(pem: str) -> str:
+    """A PEM without its line breaks, so that equal keys compare equal whoever wrote them."""
+    return "".join(pem.split())
+
+
+def _answer(reply: Message) -> Answer:
+    message = reply.metadata.reply_to_message_id
+    if reply.has_error():
+        return Answer(message, error=str(reply.error.reason), hostile=reply.error.code not in PASSING)
+    content = reply.content
+    names = set(content)
+    if not names <= {RECORD, UPDATE} or RECORD not in content.config_records:
+        return Answer(message, error=f"records {sorted(names)!r:.100} instead of {RECORD}, {UPDATE}", hostile=True)
+    arrays = content.array_records.get(UPDATE, {})
+    arrived = {name: Arrived(a.dtype, tuple(a.shape), a.stype, a.data) for name, a in arrays.items()}
+    return Answer(message, dict(content.config_records[RECORD]), arrived)
+
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """The same loop as a stock ServerApp; run config: `home` (directory of usfmae-server init), `rounds`."""
+    from usfmae.core.keys import Ed25519PrivateKey, read_private
+    from usfmae.server.home import Home
+    from usfmae.server.ledger import Ledger
+    from usfmae.server.rounds import Loop
+
+    home = Home(Path(str(context.run_config["home"])))
+    ledger = Ledger(home.ledger)
+    key = read_private(home.signing_key, Ed25519PrivateKey)
+    Loop(home, ledger, home.settings(), FlowerWire(grid, ledger.sites), key, time.time).run(
+        int(context.run_config.get("rounds", 0))
+    )

@@ -1,0 +1,36 @@
+"""`usfmae-server verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from usfmae.core.cli.shell import print_json
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+def verify(directory: Path, as_json: bool) -> None:
+    """Check the audit log's hash chain, and that each round's checkpoint has the hash the ledger committed."""
+    from usfmae.core import audit
+    from usfmae.core.errors import PolicyError
+    from usfmae.server.home import Home
+    from usfmae.server.ledger import Ledger
+    from usfmae.server.weights import TensorFile
+
+    home = Home(directory)
+    entries, checked, parent = audit.verify(home.audit), 0, ""
+    for found in Ledger(home.ledger).rounds():
+        if parent and found.base != parent:
+            raise PolicyError(f"round {found.number}", "does not start from the round before", "restore from a backup")
+        parent = found.result or ""
+        file = home.checkpoint(found.number)
+        if found.state == "committed" and file.exists():
+            with TensorFile(file) as tensors:
+                if tensors.id() != found.result:
+                    raise PolicyError(f"checkpoint {file}", "is not what was committed", "restore it from a backup")
+            checked += 1
+    report = {"audit_entries": entries, "checkpoints": checked}
+    print_json(report) if as_json else click.echo(f"sound: {entries} audit entries, {checked} checkpoints")

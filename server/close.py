@@ -1,0 +1,148 @@
+"""The end of a round: the last verdicts, the merge, the checkpoint, the commit. Repeating it changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from usfmae.core import audit
+from usfmae.core.config.coordinator import CoordinatorSettings
+from usfmae.core.log import note
+from usfmae.server import aggregate, spool
+from usfmae.server.admission import ADMITTED, compare
+from usfmae.server.home import Home
+from usfmae.server.ledger import Ledger, Round, Verdict
+from usfmae.server.merging import rule_for
+from usfmae.server.weights import TensorFile, describe
+
+logger = logging.getLogger(__name__)
+
+
+def finish(home: Home, ledger: Ledger, settings: CoordinatorSettings, current: Round, base: TensorFile) -> str:
+    """Judge the round's updates beside each other, merge the admitted ones and commit; returns the encoder's hash."""
+    active = {site for site, known in ledger.sites().items() if known.state == "active"}
+    verdicts = _without_revoked(ledger.verdicts(current.number), active)
+    verdicts = _compared(home, ledger, settings, current, base, verdicts)
+    chosen = [site for site in sorted(verdicts) if verdicts[site].verdict == ADMITTED]
+    shares = aggregate.shares([verdicts[site].images for site in chosen], settings.gate.weight_cap)
+    for site, share in zip(chosen, shares, strict=True):
+        verdicts[site] = dataclasses.replace(verdicts[site], weight=share)
+    result = _merge(home, ledger, settings, current, base, [verdicts[site] for site in chosen])
+    summary = _summary([verdicts[site] for site in chosen])
+    ledger.commit_round(current.number, result, summary, list(verdicts.values()))
+    audit.append(
+        home.audit, "aggregator", "round", round=current.number, base=current.base, result=result, sites=chosen
+    )
+    return result
+
+
+def _without_revoked(verdicts: dict[str, Verdict], active: set[str]) -> dict[str, Verdict]:
+    """A site revoked after it answered has no place in the merge."""
+    return {
+        site: verdict
+        if site in active or verdict.verdict != ADMITTED
+        else dataclasses.replace(verdict, verdict="revoked", detail="revoked before the round closed")
+        for site, verdict in verdicts.items()
+    }
+
+
+def _compared(
+    home: Home,
+    ledger: Ledger,
+    settings: CoordinatorSettings,
+    current: Round,
+    base: TensorFile,
+    verdicts: dict[str, Verdict],
+) -> dict[str, Verdict]:
+    norms = {site: v.norm or 0.0 for site, v in sorted(verdicts.items()) if v.verdict == ADMITTED}
+    directions = None
+    if len(norms) >= 3:
+        with _opened([spool.path(home, current.number, site) for site in norms]) as files:
+            directions = aggregate.gram(base, files, settings.rounds.encoding)
+    size = math.sqrt(sum(float(np.square(base.tensor(n), dtype=np.float64).sum()) for n in base.shapes))
+    refused = compare(norms, ledger.norms(current.number), size, directions, settings.gate)
+    if len(refused) == len(norms):
+        refused = {}  # with nobody left to compare to, the comparison says nothing
+    for site, refusal in refused.items():
+        verdicts[site] = dataclasses.replace(verdicts[site], verdict=refusal.code, detail=refusal.detail)
+        audit.append(
+            home.audit,
+            "gate",
+            "reply",
+            "refused",
+            round=current.number,
+            site=site,
+            verdict=refusal.code,
+            detail=refusal.detail,
+        )
+        note(logger, "verdict", round=current.number, site=site, verdict=refusal.code, detail=refusal.detail)
+    return verdicts
+
+
+def _merge(
+    home: Home,
+    ledger: Ledger,
+    settings: CoordinatorSettings,
+    current: Round,
+    base: TensorFile,
+    admitted: Sequence[Verdict],
+) -> str:
+    rule = rule_for(settings.merge)
+    metadata = describe(
+        settings.model,
+        settings.train,
+        tuple(sorted([current.base, *(verdict.content for verdict in admitted)])),
+        campaign=ledger.fact("campaign"),
+        round=current.number,
+        step=current.global_step + current.steps,
+        base=current.base,
+        rule=settings.merge.rule,
+        sites=len(admitted),
+        images=sum(verdict.images for verdict in admitted),
+    )
+    memory = {}
+    for name in rule.memory:
+        before = home.memory(name, current.number - 1)
+        memory[name] = (before if before.exists() else None, home.memory(name, current.number))
+    with _opened([spool.path(home, current.number, verdict.site) for verdict in admitted]) as files:
+        weights = [verdict.weight or 0.0 for verdict in admitted]
+        target = home.checkpoint(current.number)
+        return aggregate.merge(base, files, weights, settings.rounds.encoding, rule, target, metadata, memory)
+
+
+@contextlib.contextmanager
+def _opened(paths: Sequence[Path]):  # type: ignore[no-untyped-def]
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(TensorFile(path)) for path in paths]
+
+
+def _summary(admitted: Sequence[Verdict]) -> dict[str, float | int]:
+    """Losses weighted by images, and what came in."""
+    images = sum(verdict.images for verdict in admitted)
+
+    def mean(name: str) -> float:
+        return sum(verdict.images * float(getattr(verdict, name) or 0) for verdict in admitted) / images
+
+    return {
+        "sites": len(admitted),
+        "images": images,
+        "bytes": sum(verdict.bytes for verdict in admitted),
+        "loss_before": mean("loss_before"),
+        "loss_after": mean("loss_after"),
+    }
+
+
+def prune(home: Home, keep: int, number: int) -> None:
+    """Remove old rounds' checkpoints (never the seed's) and what the merging rule remembered of older rounds."""
+    for file in home.checkpoints.glob("memory-*"):
+        if int(file.stem.rsplit("-", 1)[1]) < number:
+            file.unlink()
+    if keep:
+        for old in range(1, number - keep + 1):
+            home.checkpoint(old).unlink(missing_ok=True)

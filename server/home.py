@@ -1,0 +1,99 @@
+"""Where an aggregator keeps its things: one directory, one file a purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from usfmae.core.config import load
+from usfmae.core.config.coordinator import CoordinatorSettings
+from usfmae.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Home:
+    root: Path
+
+    @property
+    def settings_file(self) -> Path:
+        return self.root / "coordinator.yaml"
+
+    @property
+    def keys(self) -> Path:
+        return self.root / "keys"
+
+    @property
+    def signing_key(self) -> Path:
+        return self.keys / "coordinator.pem"
+
+    @property
+    def ca_key(self) -> Path:
+        return self.keys / "ca.key.pem"
+
+    @property
+    def tls_key(self) -> Path:
+        return self.keys / "server.key.pem"
+
+    @property
+    def ca(self) -> Path:
+        """The private CA's certificate: what every site needs."""
+        return self.root / "ca.pem"
+
+    @property
+    def certificate(self) -> Path:
+        return self.root / "server.pem"
+
+    @property
+    def public_key(self) -> Path:
+        """The coordinator's public signing key: what every site needs."""
+        return self.root / "coordinator.pub.pem"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.sqlite"
+
+    @property
+    def audit(self) -> Path:
+        return self.root / "audit.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def spool(self) -> Path:
+        """Replies of the open round, as admitted; emptied when the round is committed."""
+        return self.root / "spool"
+
+    @property
+    def transit(self) -> Path:
+        """Pieces of messages on their way in or out; worthless after a restart."""
+        return self.root / "transit"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def address(self) -> Path:
+        """host:port of the running aggregator, for people and tests."""
+        return self.root / "address"
+
+    @property
+    def decoder(self) -> Path:
+        """The seed's decoder, sent to each site once."""
+        return self.checkpoints / "decoder.safetensors"
+
+    def checkpoint(self, number: int) -> Path:
+        """The encoder after this round; round 0 is the seed's."""
+        return self.checkpoints / f"round-{number:05d}.safetensors"
+
+    def memory(self, name: str, number: int) -> Path:
+        """What the merging rule remembers under this name after a round."""
+        return self.checkpoints / f"memory-{name}-{number:05d}.safetensors"
+
+    def settings(self, overrides: Iterable[str] = ()) -> CoordinatorSettings:
+        if not self.settings_file.exists():
+            raise ConfigError(f"directory {self.root}", "holds no coordinator.yaml", "run 'usfmae-server init' first")
+        return load(CoordinatorSettings, self.settings_file, overrides)[0]

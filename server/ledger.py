@@ -1,0 +1,258 @@
+"""The aggregator's memory: who is enrolled, what each round asked, what each site answered, what was committed.
+
+SQLite in WAL mode with full synchronisation: a row that was written survives a power cut. A round is `open` until its
+checkpoint is on disk, then `committed`; both happen in that order, so a crash between them repeats the merge and
+nothing else. One writer (the aggregator), any number of readers; `site add` and `site revoke` write from outside.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from usfmae.core.enrolment import Enrolment
+from usfmae.core.errors import ConfigError, PolicyError, ResourceError
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS sites (
+    site TEXT PRIMARY KEY, name TEXT NOT NULL, node_key TEXT NOT NULL UNIQUE, signing_key TEXT NOT NULL,
+    capacity INTEGER NOT NULL, state TEXT NOT NULL, added REAL NOT NULL, revoked REAL, seen REAL,
+    has_decoder INTEGER NOT NULL DEFAULT 0);
+CREATE UNIQUE INDEX IF NOT EXISTS active_names ON sites (name) WHERE state = 'active';
+CREATE TABLE IF NOT EXISTS rounds (
+    number INTEGER PRIMARY KEY, state TEXT NOT NULL, base TEXT NOT NULL, global_step INTEGER NOT NULL,
+    steps INTEGER NOT NULL, opened REAL NOT NULL, committed REAL, result TEXT, summary TEXT);
+CREATE TABLE IF NOT EXISTS replies (
+    round INTEGER NOT NULL, site TEXT NOT NULL, verdict TEXT NOT NULL, detail TEXT NOT NULL DEFAULT '',
+    content TEXT NOT NULL DEFAULT '', images INTEGER NOT NULL DEFAULT 0, steps INTEGER NOT NULL DEFAULT 0,
+    bytes INTEGER NOT NULL DEFAULT 0, norm REAL, weight REAL, loss_before REAL, loss_after REAL, seconds REAL,
+    received REAL NOT NULL, PRIMARY KEY (round, site));
+CREATE TABLE IF NOT EXISTS refusals (
+    id INTEGER PRIMARY KEY, round INTEGER NOT NULL, site TEXT NOT NULL, verdict TEXT NOT NULL, detail TEXT NOT NULL,
+    received REAL NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class Site:
+    """An enrolled hospital."""
+
+    site: str  # fingerprint of its signing key
+    name: str
+    node_key: str
+    signing_key: str
+    capacity: int
+    state: str  # "active" or "revoked"
+    has_decoder: bool  # it answered a request that carried the seed's decoder
+    seen: float | None = None  # Unix time it was last connected
+
+
+@dataclass(frozen=True)
+class Round:
+    number: int
+    state: str  # "open" or "committed"
+    base: str
+    global_step: int
+    steps: int
+    opened: float
+    committed: float | None = None
+    result: str | None = None  # tensors_id of the merged encoder
+    summary: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate decided about one site's reply in one round."""
+
+    round: int
+    site: str
+    verdict: str  # "admitted", or the code of the reason it was not
+    detail: str = ""
+    content: str = ""
+    images: int = 0
+    steps: int = 0
+    bytes: int = 0
+    norm: float | None = None
+    weight: float | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
+    seconds: float | None = None
+    received: float = 0.0
+
+
+class Ledger:
+    """Open with `Ledger(path)`; every method is one transaction."""
+
+    def __init__(self, path: Path, create: bool = False) -> None:
+        if not create and not path.exists():
+            raise ConfigError(f"ledger {path}", "does not exist", "run 'usfmae-server init' first")
+        self.path = path
+        self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        self._db.row_factory = sqlite3.Row
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.executescript(_TABLES)
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield self._db
+            self._db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            self._rollback()
+            raise ResourceError(f"ledger {self.path}", str(error), "free disk space; nothing was lost") from None
+        except BaseException:
+            self._rollback()
+            raise
+
+    def _rollback(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    # facts
+
+    def fact(self, key: str, default: str = "") -> str:
+        row = self._db.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchone()
+        return row["value"] if row else default
+
+    def set_fact(self, key: str, value: str) -> None:
+        with self._write() as db:
+            db.execute(
+                "INSERT INTO facts VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value)
+            )
+
+    # sites
+
+    def add_site(self, enrolment: Enrolment) -> None:
+        """Enrol a site. PolicyError where its key or name is taken, or its key was revoked: a new key is needed."""
+        site = enrolment.site
+        with self._write() as db:
+            known = db.execute(
+                "SELECT state FROM sites WHERE site = ? OR node_key = ?", (site, enrolment.node_key)
+            ).fetchone()
+            if known:
+                why = "was revoked" if known["state"] == "revoked" else "is enrolled already"
+                raise PolicyError(f"site {enrolment.name}", f"its key {why}", "make new keys with usfmae-client init")
+            if db.execute("SELECT 1 FROM sites WHERE name = ? AND state = 'active'", (enrolment.name,)).fetchone():
+                raise PolicyError(f"site {enrolment.name}", "the name is taken by another site", "choose another name")
+            db.execute(
+                "INSERT INTO sites (site, name, node_key, signing_key, capacity, state, added)"
+                " VALUES (?, ?, ?, ?, ?, 'active', ?)",
+                (site, enrolment.name, enrolment.node_key, enrolment.signing_key, enrolment.capacity, time.time()),
+            )
+
+    def revoke_site(self, name: str) -> str:
+        """Revoke the active site of this name and return its fingerprint."""
+        with self._write() as db:
+            row = db.execute("SELECT site FROM sites WHERE name = ? AND state = 'active'", (name,)).fetchone()
+            if not row:
+                raise PolicyError(f"site {name!r:.80}", "no active site has this name", "see 'usfmae-server site list'")
+            db.execute("UPDATE sites SET state = 'revoked', revoked = ? WHERE site = ?", (time.time(), row["site"]))
+            return str(row["site"])
+
+    def sites(self) -> dict[str, Site]:
+        """Every site by fingerprint, active and revoked, in the order of fingerprints."""
+        columns = "site, name, node_key, signing_key, capacity, state, has_decoder, seen"
+        rows = self._db.execute(f"SELECT {columns} FROM sites ORDER BY site").fetchall()
+        return {row["site"]: Site(**{**dict(row), "has_decoder": bool(row["has_decoder"])}) for row in rows}
+
+    def saw(self, sites: Iterator[str] | list[str] | set[str]) -> None:
+        now = time.time()
+        with self._write() as db:
+            db.executemany("UPDATE sites SET seen = ? WHERE site = ?", [(now, site) for site in sites])
+
+    def note_decoder(self, site: str, has: bool) -> None:
+        with self._write() as db:
+            db.execute("UPDATE sites SET has_decoder = ? WHERE site = ?", (int(has), site))
+
+    # rounds
+
+    def last_round(self, state: str = "committed") -> Round | None:
+        row = self._db.execute("SELECT * FROM rounds WHERE state = ? ORDER BY number DESC LIMIT 1", (state,)).fetchone()
+        return _round(row) if row else None
+
+    def rounds(self) -> list[Round]:
+        return [_round(row) for row in self._db.execute("SELECT * FROM rounds ORDER BY number").fetchall()]
+
+    def open_round(self, number: int, base: str, global_step: int, steps: int) -> Round:
+        """The open round of this number: the one begun before a crash, or a new one."""
+        with self._write() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO rounds (number, state, base, global_step, steps, opened)"
+                " VALUES (?, 'open', ?, ?, ?, ?)",
+                (number, base, global_step, steps, time.time()),
+            )
+        found = self.last_round("open")
+        if found is None or found.number != number or found.base != base:
+            raise PolicyError(
+                f"round {number}", "the ledger and the checkpoints disagree", "restore one backup of both"
+            )
+        return found
+
+    def commit_round(self, number: int, result: str, summary: Mapping[str, Any], final: list[Verdict]) -> None:
+        """The round's end: verdicts and result in one transaction, after the checkpoint is on disk."""
+        with self._write() as db:
+            for verdict in final:
+                _store(db, verdict)
+            db.execute(
+                "UPDATE rounds SET state = 'committed', committed = ?, result = ?, summary = ? WHERE number = ?",
+                (time.time(), result, json.dumps(summary, sort_keys=True), number),
+            )
+
+    # verdicts
+
+    def record(self, verdict: Verdict) -> None:
+        """A site's verdict in a round, replacing an earlier one."""
+        with self._write() as db:
+            _store(db, verdict)
+
+    def refuse(self, number: int, site: str, verdict: str, detail: str) -> None:
+        """A reply that takes nobody's place in a round: unknown site, other round, second reply."""
+        with self._write() as db:
+            db.execute(
+                "INSERT INTO refusals (round, site, verdict, detail, received) VALUES (?, ?, ?, ?, ?)",
+                (number, site, verdict, detail[:300], time.time()),
+            )
+
+    def verdicts(self, number: int) -> dict[str, Verdict]:
+        """The verdicts of a round by site, in the order of fingerprints."""
+        rows = self._db.execute("SELECT * FROM replies WHERE round = ? ORDER BY site", (number,)).fetchall()
+        return {row["site"]: Verdict(**dict(row)) for row in rows}
+
+    def seen_content(self, site: str, content: str, number: int) -> bool:
+        """Whether this very update was admitted from the site in another round."""
+        query = "SELECT 1 FROM replies WHERE site = ? AND content = ? AND round != ? AND verdict = 'admitted'"
+        return self._db.execute(query, (site, content, number)).fetchone() is not None
+
+    def norms(self, before: int, rounds: int = 3) -> list[float]:
+        """Norms of updates admitted in the rounds just before this one."""
+        query = "SELECT norm FROM replies WHERE verdict = 'admitted' AND round < ? AND round >= ? ORDER BY round, site"
+        rows = self._db.execute(query, (before, before - rounds)).fetchall()
+        return [row["norm"] for row in rows if row["norm"] is not None]
+
+    def refusals(self) -> list[dict[str, Any]]:
+        return [dict(row) for row in self._db.execute("SELECT * FROM refusals ORDER BY id").fetchall()]
+
+
+def _round(row: sqlite3.Row) -> Round:
+    values = dict(row)
+    values["summary"] = json.loads(values["summary"]) if values["summary"] else None
+    return Round(**values)
+
+
+def _store(db: sqlite3.Connection, verdict: Verdict) -> None:
+    values = {**vars(verdict), "received": verdict.received or time.time(), "detail": verdict.detail[:300]}
+    names = ", ".join(values)
+    marks = ", ".join(f":{name}" for name in values)
+    db.execute(f"INSERT OR REPLACE INTO replies ({names}) VALUES ({marks})", values)

@@ -1,0 +1,38 @@
+"""What a merging rule is: a function of pieces of tensors, in the order of sites, without randomness."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from usfmae.core.config.coordinator import MergeSettings
+
+Values = NDArray[np.float64]
+
+
+class MergingRule:
+    """Base of every rule. `memory` names what the server keeps from round to round, one value a weight."""
+
+    memory: tuple[str, ...] = ()
+
+    def __init__(self, settings: MergeSettings) -> None:
+        self.settings = settings
+
+    def merge(self, base: Values, trained: Values, weights: Values, memory: dict[str, Values]) -> Values:
+        """The next weights of a piece.
+
+        base (n,): the round's encoder; trained (S, n): what each site made of it, in site order; weights (S,): shares
+        that sum to 1; memory: (n,) per name, zero in the first round, updated in place.
+        """
+        raise NotImplementedError
+
+
+def weighted_mean(trained: Values, weights: Values) -> Values:
+    """Sum of weight * values, site after site: the same additions in the same order on every machine.
+
+    Exact for one site: its weight is 1 and no zero is added.
+    """
+    total = weights[0] * trained[0]
+    for weight, values in zip(weights[1:], trained[1:], strict=True):
+        total += weight * values
+    return np.asarray(total)

@@ -1,0 +1,154 @@
+"""The porch before the public port: who may come in, with how much, and how slowly.
+
+Answered here, before a byte of Flower's code runs: paths other than the fleet API's nine (404), keys that are not
+enrolled or do not prove themselves (401), bodies that are too large (413) or too slow (408). Everything else is read
+whole, at most a few MiB, and handed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import json
+from base64 import b64decode
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+FLEET = "/v1/fleet/"
+CALLS = frozenset(
+    FLEET + name
+    for name in (
+        "activate-node",
+        "deactivate-node",
+        "send-node-heartbeat",
+        "pull-messages",
+        "push-messages",
+        "pull-object",
+        "push-object",
+        "confirm-message-received",
+        "get-run",
+    )
+)
+HEALTH = "/healthz"
+EARLY, LATE = -5.0, 305.0  # seconds a signed time may differ from ours; the fleet API's own window
+
+
+class Refused(Exception):
+    """A request that goes no further."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status, self.why = status, why
+
+
+class Porch:
+    """An ASGI application around another. `enrolled` says whether a public key (PEM) belongs to an active site."""
+
+    def __init__(
+        self,
+        inner: App,
+        enrolled: Callable[[bytes], bool],
+        body_limit: int,
+        body_seconds: float,
+        on_refused: Callable[[int, str, str], None] = lambda status, why, client: None,
+    ) -> None:
+        self.inner, self.enrolled, self.on_refused = inner, enrolled, on_refused
+        self.body_limit, self.body_seconds = body_limit, body_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        if scope["method"] == "GET" and scope["path"] == HEALTH:
+            await _answer(send, 200, {"status": "ok"})
+            return
+        try:
+            body = await self._admit(scope, receive)
+        except Refused as refusal:
+            self.on_refused(refusal.status, refusal.why, (scope.get("client") or ("?",))[0])
+            await _answer(send, refusal.status, {"detail": refusal.why})
+            return
+        await self.inner(scope, _once(body, receive), send)
+
+    async def _admit(self, scope: Scope, receive: Receive) -> bytes:
+        # raw_path as well: an encoded slash or dot must not turn into an allowed path later on.
+        if scope["path"] not in CALLS or scope.get("raw_path", b"").split(b"?")[0].decode("latin-1") not in CALLS:
+            raise Refused(404, "not part of the fleet API")
+        if scope["method"] != "POST":
+            raise Refused(405, "POST only")
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        self._known(headers)
+        declared = headers.get(b"content-length", b"0")
+        if not declared.isdigit() or int(declared) > self.body_limit:
+            raise Refused(413, f"a request holds at most {self.body_limit} bytes")
+        try:
+            return await asyncio.wait_for(self._body(receive), self.body_seconds)
+        except TimeoutError:
+            raise Refused(408, f"the request took longer than {self.body_seconds:.0f} s to arrive") from None
+
+    def _known(self, headers: dict[bytes, bytes]) -> None:
+        """The caller signs the time with an enrolled key, as Flower's node authentication asks it to."""
+        try:
+            pem = b64decode(headers[b"flwr-public-key"], validate=True)
+            signature = b64decode(headers[b"flwr-signature"], validate=True)
+            stamp = headers[b"flwr-timestamp"].decode("ascii")
+            age = (datetime.now(UTC) - datetime.fromisoformat(stamp)).total_seconds()
+        except (KeyError, ValueError, TypeError, binascii.Error):
+            raise Refused(401, "no node authentication") from None
+        if not self.enrolled(pem):
+            raise Refused(401, "this key is not enrolled, or was revoked")
+        if not EARLY < age < LATE:
+            raise Refused(401, f"clocks differ by {abs(age):.0f} s: set the site's clock")
+        try:
+            key = load_pem_public_key(pem)
+            if not isinstance(key, EllipticCurvePublicKey):
+                raise Refused(401, "no ECDSA key")
+            key.verify(signature, stamp.encode(), ECDSA(hashes.SHA256()))
+        except (InvalidSignature, ValueError, UnsupportedAlgorithm):
+            raise Refused(401, "the signature does not match the key") from None
+
+    async def _body(self, receive: Receive) -> bytes:
+        parts, size, more = [], 0, True
+        while more:
+            event = await receive()
+            if event["type"] == "http.disconnect":
+                raise Refused(499, "the caller hung up")
+            parts.append(event.get("body", b""))
+            size += len(parts[-1])
+            more = event.get("more_body", False)
+            if size > self.body_limit:
+                raise Refused(413, f"a request holds at most {self.body_limit} bytes")
+        return b"".join(parts)
+
+
+def _once(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the whole body, then what the server says (a disconnect)."""
+    given = False
+
+    async def replay() -> dict[str, Any]:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+async def _answer(send: Send, status: int, value: dict[str, str]) -> None:
+    body = json.dumps(value).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status in (408, 413):
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status if status != 499 else 400, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,285 @@
+"""The round loop: ask, collect, judge, merge, commit; and go on from wherever a crash left it.
+
+A round is asked of every enrolled site that is connected, and again of a site that comes back, until it has answered.
+Each reply is judged as it comes and spooled to disk before it is noted. When the round closes, the admitted replies are
+merged in site order, the encoder is written, and only then is the round committed. Whatever dies in between, the
+same steps lead to the same bytes: nothing is merged twice, and sites answer a repeated request from their disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from usfmae.core import audit
+from usfmae.core.config.coordinator import CoordinatorSettings
+from usfmae.core.errors import ResourceError
+from usfmae.core.log import note
+from usfmae.core.protocol import TrainRequest, sign
+from usfmae.server import close, spool
+from usfmae.server.admission import ADMITTED, DECLINED, Arrived, Refusal, examine, identify
+from usfmae.server.home import Home
+from usfmae.server.ledger import Ledger, Round, Site, Verdict
+from usfmae.server.weights import TensorFile, recipe_text
+
+logger = logging.getLogger(__name__)
+
+TICK = 0.25  # seconds between two looks for replies
+SEEN_EVERY = 10.0  # seconds between two notes of who is connected
+ASK_AGAIN = 5.0  # seconds before a site whose reply was lost is asked again
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for one request: a reply as it arrived, or an error of the transport."""
+
+    message: str
+    record: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, Arrived] = field(default_factory=dict)
+    error: str = ""
+    hostile: bool = False  # the error says something about the sender, not about the line
+
+
+class Wire(Protocol):
+    """How a request reaches a site; server/app.py does it over Flower, server/simulate.py in process."""
+
+    def connected(self) -> set[str]:
+        """Sites (fingerprints) that are there now; also lets in and cuts off sites as the ledger says."""
+
+    def ask(self, site: str, request: TrainRequest, encoder: Path, decoder: Path | None, ttl: float) -> str:
+        """Send a request; returns a message id, or "" where the site is gone."""
+
+    def answers(self, messages: Iterable[str]) -> Iterable[Answer]:
+        """Answers that have arrived, each once; never blocks."""
+
+    def withdraw(self, messages: Iterable[str]) -> None:
+        """Answers to these are not wanted any more."""
+
+
+class Loop:
+    """Runs rounds against a wire. `clock` and `wait` are there for tests."""
+
+    def __init__(
+        self,
+        home: Home,
+        ledger: Ledger,
+        settings: CoordinatorSettings,
+        wire: Wire,
+        key: Ed25519PrivateKey,
+        clock: Callable[[], float] = time.time,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.home, self.ledger, self.settings, self.wire, self.key = home, ledger, settings, wire, key
+        self.clock, self.wait = clock, wait
+        self.asked: dict[str, tuple[str, TrainRequest]] = {}  # message -> (site, request)
+        self.not_before: dict[str, float] = {}  # site -> time before which it is not asked again
+        self.late: dict[str, tuple[str, TrainRequest]] = {}  # messages of closed rounds still out
+        self.noted = 0.0
+
+    def run(self, rounds: int) -> None:
+        """Go on until this many rounds are committed; 0 for ever."""
+        total = self._total_steps(rounds)
+        while not rounds or self._committed() < rounds:
+            try:
+                self.one_round(total)
+            except ResourceError as error:  # a full disk mends itself or is mended; the round stays open
+                note(logger, "waiting", level=logging.ERROR, reason=str(error))
+                self.wait(10.0)
+
+    def one_round(self, total_steps: int) -> None:
+        number = self._committed() + 1
+        self._check_disk()
+        before = self.home.checkpoint(number - 1)
+        with TensorFile(before) as base:
+            content = base.metadata["content"]
+            last = self.ledger.last_round()
+            step = last.global_step + last.steps if last else 0
+            current = self.ledger.open_round(number, content, step, self.settings.rounds.steps)
+            request = self._request(current, total_steps)
+            note(logger, "round open", round=number, base=content[:12])
+            self._collect(current, request, base)
+            result = close.finish(self.home, self.ledger, self.settings, current, base)
+        note(logger, "round committed", round=number, result=result[:12])
+        spool.clear(self.home, number)
+        close.prune(self.home, self.settings.keep, number)
+
+    def _committed(self) -> int:
+        last = self.ledger.last_round()
+        return last.number if last else 0
+
+    def _total_steps(self, rounds: int) -> int:
+        """Steps that place the learning rate: decided once in a campaign, so that a restart changes nothing."""
+        known = self.ledger.fact("total_steps")
+        if not known:
+            wanted = self.settings.rounds.total_steps or self.settings.rounds.steps * (rounds or 100)
+            self.ledger.set_fact("total_steps", str(wanted))
+            known = str(wanted)
+        return int(known)
+
+    def _request(self, current: Round, total_steps: int) -> TrainRequest:
+        train = self.settings.train.model_copy(update={"steps": total_steps})
+        request = TrainRequest(
+            campaign=self.ledger.fact("campaign"),
+            round=current.number,
+            base=current.base,
+            global_step=current.global_step,
+            steps=current.steps,
+            recipe=recipe_text(self.settings.model, train),
+            encoding=self.settings.rounds.encoding,
+            deadline=current.opened + self.settings.rounds.deadline,
+        )
+        return sign(request, self.key)
+
+    # collecting
+
+    def _collect(self, current: Round, request: TrainRequest, base: TensorFile) -> None:
+        spool.forget_unnoted(self.home, self.ledger, current.number)
+        while True:
+            sites = {name: site for name, site in self.ledger.sites().items() if site.state == "active"}
+            here = self.wire.connected() & set(sites)
+            self._note_seen(here)
+            verdicts = self.ledger.verdicts(current.number)
+            for site in sorted(here - set(verdicts)):
+                self._ask(sites[site], request)
+            for answer in self.wire.answers(list(self.asked)):
+                self._take(answer, sites, base)
+            self._take_late()
+            if self._may_close(current, set(sites), here):
+                break
+            self.wait(TICK)
+        self.late.update(self.asked)
+        self.asked.clear()
+
+    def _ask(self, site: Site, request: TrainRequest) -> None:
+        if any(asked == site.site for asked, _ in self.asked.values()) or self.clock() < self.not_before.get(
+            site.site, 0
+        ):
+            return
+        asked = dataclasses.replace(request, with_decoder=not site.has_decoder)
+        decoder = None if site.has_decoder else self.home.decoder
+        ttl = max(request.deadline - self.clock(), 600.0)
+        message = self.wire.ask(site.site, asked, self.home.checkpoint(request.round - 1), decoder, ttl)
+        if message:
+            self.asked[message] = (site.site, asked)
+            note(logger, "asked", round=request.round, site=site.name)
+
+    def _take(self, answer: Answer, sites: Mapping[str, Site], base: TensorFile) -> None:
+        """Judge one answer, spool what is admitted, note the verdict; a reply that was lost is asked for again."""
+        site_id, request = self.asked.pop(answer.message)
+        site = sites.get(site_id)
+        if site is None:
+            return  # revoked while it trained
+        try:
+            if answer.hostile:
+                raise Refusal("bad-message", answer.error)
+            if answer.error:
+                note(logger, "reply lost", round=request.round, site=site.name, reason=answer.error)
+                self.not_before[site_id] = self.clock() + ASK_AGAIN
+                return
+            self._admit(answer, site, request, base)
+        except Refusal as refusal:
+            self._verdict(Verdict(request.round, site_id, refusal.code, refusal.detail), site)
+        except ResourceError as error:
+            note(logger, "reply not stored, asking again", site=site.name, reason=str(error))
+            self.not_before[site_id] = self.clock() + ASK_AGAIN
+
+    def _admit(self, answer: Answer, site: Site, request: TrainRequest, base: TensorFile) -> None:
+        reply = identify(answer.record, site, request)
+        if reply.declined == "need-decoder" and site.has_decoder:
+            self.ledger.note_decoder(site.site, False)
+            return
+        if reply.declined:
+            self._verdict(Verdict(request.round, site.site, DECLINED, reply.declined[:200]), site)
+            return
+        if self.ledger.seen_content(site.site, reply.content, request.round):
+            raise Refusal("replayed", "the same update was admitted in another round")
+        found = examine(reply, answer.arrays, site, request, base, self.settings.gate)
+        size = spool.store(self.home, request.round, site.site, found.payload)
+        if not site.has_decoder:
+            self.ledger.note_decoder(site.site, True)
+        verdict = Verdict(
+            request.round,
+            site.site,
+            ADMITTED,
+            content=reply.content,
+            images=reply.images,
+            steps=reply.steps,
+            bytes=size,
+            norm=found.norm,
+            loss_before=reply.loss_before,
+            loss_after=reply.loss_after,
+            seconds=reply.seconds,
+        )
+        self._verdict(verdict, site)
+
+    def _verdict(self, verdict: Verdict, site: Site) -> None:
+        self.ledger.record(verdict)
+        status = "ok" if verdict.verdict in (ADMITTED, DECLINED) else "refused"
+        audit.append(
+            self.home.audit,
+            "gate",
+            "reply",
+            status,
+            round=verdict.round,
+            site=site.site,
+            name=site.name,
+            verdict=verdict.verdict,
+            detail=verdict.detail,
+            content=verdict.content,
+            images=verdict.images,
+        )
+        note(logger, "verdict", round=verdict.round, site=site.name, verdict=verdict.verdict, detail=verdict.detail)
+
+    def _take_late(self) -> None:
+        """Replies that come after their round closed are never merged."""
+        for answer in self.wire.answers(list(self.late)):
+            site, request = self.late.pop(answer.message)
+            if not answer.error and self.settings.rounds.late == "record":
+                self.ledger.refuse(request.round, site, "late", "the round had closed")
+                audit.append(
+                    self.home.audit, "gate", "reply", "refused", round=request.round, site=site, verdict="late"
+                )
+
+    # closing
+
+    def _may_close(self, current: Round, active: set[str], here: set[str]) -> bool:
+        """Everyone has answered; or the quorum has, and the others are out of time."""
+        verdicts = self.ledger.verdicts(current.number)
+        admitted = [s for s, v in verdicts.items() if v.verdict == ADMITTED and s in active]
+        if len(admitted) < self.settings.rounds.quorum or not admitted:
+            return False
+        missing = active - set(verdicts)
+        age = self.clock() - current.opened
+        return (
+            not missing
+            or age > self.settings.rounds.deadline
+            or (not missing & here and age > self.settings.rounds.patience)
+        )
+
+    def _note_seen(self, here: set[str]) -> None:
+        if here and self.clock() - self.noted > SEEN_EVERY:
+            self.noted = self.clock()
+            self.ledger.saw(here)
+
+    def _check_disk(self) -> None:
+        """A round needs room for its replies, its checkpoint and the messages in transit."""
+        size = self.home.checkpoint(0).stat().st_size
+        needed = 4 * size + self.settings.min_free_gib * 2**30
+        free = shutil.disk_usage(self.home.root).free
+        if free < needed:
+            raise ResourceError(
+                f"disk of {self.home.root}", f"{free / 2**30:.1f} GiB free, {needed / 2**30:.1f} needed", "free space"
+            )
+
+
+def sites_of(verdicts: Mapping[str, Verdict]) -> Sequence[str]:
+    """Admitted sites in the order of fingerprints: the order of every merge."""
+    return sorted(site for site, verdict in verdicts.items() if verdict.verdict == ADMITTED)

@@ -1,0 +1,47 @@
+"""Admitted updates of the open round, one safetensors file a site: on disk before the ledger says so."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from usfmae.core.files import replacing
+from usfmae.server.home import Home
+from usfmae.server.ledger import Ledger
+from usfmae.server.weights import Writer
+
+
+def path(home: Home, number: int, site: str) -> Path:
+    """`site` is a fingerprint from the ledger (16 hex digits), never text of a reply."""
+    return home.spool / f"round-{number:05d}" / f"{site}.safetensors"
+
+
+def store(home: Home, number: int, site: str, payload: Mapping[str, bytes]) -> int:
+    """Write an update atomically; returns its bytes. ResourceError where the disk is full."""
+    shapes = {name: (len(data),) for name, data in payload.items()}
+    with replacing(path(home, number, site)) as partial, partial.open("wb") as file:
+        writer = Writer(file, shapes, {}, "U8")
+        for name in sorted(payload):
+            writer.begin(name)
+            writer.write(np.frombuffer(payload[name], np.uint8))
+        writer.finish()
+    return sum(len(data) for data in payload.values())
+
+
+def forget_unnoted(home: Home, ledger: Ledger, number: int) -> None:
+    """Remove what a crash left between spooling and noting; the site is asked again and answers from its disk."""
+    noted = set(ledger.verdicts(number))
+    directory = home.spool / f"round-{number:05d}"
+    for file in directory.glob("*") if directory.exists() else ():
+        if file.stem not in noted or file.suffix != ".safetensors":
+            file.unlink()
+
+
+def clear(home: Home, number: int) -> None:
+    """Remove the spool of this round and of those before it."""
+    for directory in home.spool.glob("round-*") if home.spool.exists() else ():
+        if directory.name <= f"round-{number:05d}":
+            shutil.rmtree(directory, ignore_errors=True)
