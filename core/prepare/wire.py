@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 LENGTHS = struct.Struct(">II")
 LARGEST = 64 << 20  # bytes of one part; an answer beyond it is treated as a broken process
@@ -15,13 +15,13 @@ LARGEST = 64 << 20  # bytes of one part; an answer beyond it is treated as a bro
 Message = tuple[dict[str, Any], bytes]
 
 
-def send(stream: BinaryIO, header: dict[str, Any], blob: bytes = b"") -> None:
+def send(stream: IO[bytes], header: dict[str, Any], blob: bytes = b"") -> None:
     text = json.dumps(header).encode()
     stream.write(LENGTHS.pack(len(text), len(blob)) + text + blob)
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> Message | None:
+def receive(stream: IO[bytes]) -> Message | None:
     """The next message, None at the end of the stream. Blocking; for the decoding side."""
     prefix = stream.read(LENGTHS.size)
     if len(prefix) < LENGTHS.size:

@@ -31,9 +31,9 @@ class Converter:
             return self._palette(array)
         if array.ndim == 2:
             return self._gray(array)
-        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-            raise Unreadable("unsupported-pixels", "colour with other than three samples of 8 bits")
-        return self._colour(array)
+        if array.ndim != 3 or array.shape[2] != 3 or array.dtype.kind != "u":
+            raise Unreadable("unsupported-pixels", "colour with other than three unsigned samples")
+        return self._colour(self._eight_bits(array))
 
     def _palette(self, array: NDArray[Any]) -> Pixels:
         try:
@@ -57,6 +57,13 @@ class Converter:
         except Exception:
             pass
         return float(array.min()), float(array.max())
+
+    def _eight_bits(self, array: NDArray[Any]) -> Pixels:
+        """The upper 8 of BitsStored bits."""
+        if array.dtype == np.uint8:
+            return array
+        stored = int(self.ds.get("BitsStored") or array.dtype.itemsize * 8)
+        return (array >> max(0, stored - 8)).astype(np.uint8)
 
     def _colour(self, array: NDArray[Any]) -> Pixels:
         # Decoders of JPEG 2000 undo RCT and ICT themselves; those arrays are RGB here.

@@ -6,7 +6,8 @@ Pixels come from pydicom's decoders (Pillow, GDCM, openjpeg, pyjpegls, RLE); MPE
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -213,23 +214,23 @@ def _stills(
     notes.update(noted)
     indices = kept_indices(times, settings.fps)
     to_rgb = colour.Converter(ds, notes)
-    arrays = _arrays(file, ds, indices)
-    for index in indices:
-        try:
-            array = next(arrays, None)
-        except Exception as error:  # decoders raise whatever they like on damaged data
-            raise Unreadable("undecodable", type(error).__name__) from None
-        if array is None:
-            raise Unreadable("truncated", "fewer frames than the header states")
-        yield Frame(to_rgb(array), scan.trail, index, times[index])
+    with closing(_arrays(file, ds, indices)) as arrays:
+        for index in indices:
+            try:
+                array = next(arrays)
+            except Exception as error:  # decoders raise whatever they like on damaged data
+                raise Unreadable("undecodable", type(error).__name__) from None
+            yield Frame(to_rgb(array), scan.trail, index, times[index])
 
 
-def _arrays(file: BinaryIO, ds: Dataset, indices: list[int]) -> Iterator[NDArray[Any]]:
+def _arrays(file: BinaryIO, ds: Dataset, indices: list[int]) -> Generator[NDArray[Any], None, None]:
     if _syntax(ds) == DeflatedExplicitVRLittleEndian or not ds.file_meta.get("TransferSyntaxUID"):
         whole = pydicom.dcmread(file, force=True)  # no lazy access into a deflated dataset
         whole.file_meta.TransferSyntaxUID = _syntax(ds)
-        return iter_pixels(whole, indices=indices, raw=True)
-    return iter_pixels(file, indices=indices, raw=True)
+        source: Dataset | BinaryIO = whole
+    else:
+        source = file
+    yield from iter_pixels(source, indices=indices, raw=True)
 
 
 def _mpeg(file: BinaryIO, scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Frame]:

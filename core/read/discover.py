@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.errors import SourceError
@@ -19,6 +20,7 @@ from usfmae.core.read.reasons import Refused, Unreadable
 from usfmae.core.read.source import opened
 
 HEAD = 4096
+DIRECTORY = "DICOMDIR"
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 NOT_ARCHIVES = (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".jar", ".whl", ".npz", ".epub")
 
@@ -52,6 +54,8 @@ def walk(sources: Sequence[Path], skip: Sequence[Path] = ()) -> Iterator[Candida
     for source in sources:
         if not source.exists():
             raise SourceError(f"source {source}", "does not exist", "give an existing file or folder")
+        if source.name.upper() == DIRECTORY and source.is_file():
+            source = source.parent  # it lists the file-set below its own folder (PS3.10 8.6)
         if source.is_file():
             yield _candidate(source, "")
             continue
@@ -115,7 +119,7 @@ def identify(candidate: Candidate, secret: bytes, settings: ReadSettings) -> Ide
         with opened(bare, settings) as file:
             head = file.read(HEAD)
             file.seek(0)
-            content = secret_id(secret, "scan", hashlib.file_digest(file, "sha256").digest())
+            content = secret_id(secret, "scan", hashlib.file_digest(cast(Any, file), "sha256").digest())
         kind = _kind(head, candidate)
         if not kind:
             return None
@@ -135,10 +139,13 @@ def _place_group(candidate: Candidate, settings: ReadSettings, content: str) -> 
 
 
 def _kind(head: bytes, candidate: Candidate) -> str:
+    """The reader's name, "" for what is no scan. Raises Unreadable for what should be one."""
+    name = Path(candidate.member or candidate.path.name)
+    if name.name.upper() == DIRECTORY:
+        return ""
     for kind in READERS:
         if reader(kind).recognises(head):
             return kind
-    name = Path(candidate.member or candidate.path.name)
     if head.startswith(ZIP_MAGIC) and candidate.member:
         raise Unreadable("nested-archive", "an archive inside an archive is not opened")
     if not head and any(name.suffix.lower() in reader(kind).SUFFIXES for kind in READERS):

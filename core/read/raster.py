@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -69,11 +69,11 @@ def _rgb(image: Image.Image, file: BinaryIO) -> Pixels:
 def _deep_colour(image: Image.Image) -> bool:
     """Colour with 16 bits a sample, of which Pillow keeps the upper half only."""
     if image.format == "PNG":
-        return len(image.tile) > 0 and "16B" in str(image.tile[0][3])
+        return "16B" in str(getattr(image, "tile", ""))
     return False
 
 
-def _decode_cv2(file: BinaryIO) -> NDArray[np.uint16] | None:
+def _decode_cv2(file: BinaryIO) -> NDArray[Any] | None:
     file.seek(0)
     array = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
     return None if array is None else array[..., [2, 1, 0]] if array.ndim == 3 else array

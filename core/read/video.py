@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 # cv2 reads these when it opens its first clip. Quiet, because FFmpeg's messages can quote what stands in a file.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -19,6 +19,7 @@ import cv2
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.flow import Frame, Scan
 from usfmae.core.read.facts import Facts, check_size
+from usfmae.core.read.raster import as_rgb
 from usfmae.core.read.reasons import Unreadable
 from usfmae.core.read.source import opened
 from usfmae.core.read.timing import Sampler
@@ -44,7 +45,7 @@ def container(head: bytes) -> str:
 
 def open_capture(file: BinaryIO, settings: ReadSettings) -> cv2.VideoCapture:
     """A decoder on one thread, with its picture size checked. Raises Unreadable."""
-    capture = cv2.VideoCapture(file, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    capture = cv2.VideoCapture(cast(Any, file), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     if not capture.isOpened():
         raise Unreadable("unreadable", "no decodable video stream")
     width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
@@ -88,7 +89,7 @@ def kept_frames(capture: cv2.VideoCapture, scan: Scan, settings: ReadSettings, n
             continue
         decoded, pixels = capture.retrieve()
         if decoded and pixels is not None:
-            yield Frame(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), scan.trail, index, time)
+            yield Frame(as_rgb(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)), scan.trail, index, time)
     if index < 0:
         raise Unreadable("no-pixels", "not one frame could be decoded")
 
