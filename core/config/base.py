@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
 from usfmae.core.errors import ConfigError
 
 T = TypeVar("T", bound="Options")
@@ -39,7 +40,8 @@ def _one_problem(error: Any, options: type[Options]) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         # Same last word first (a key in the wrong section), then the nearest spelling.
-        known = keys_of(options)
+        leaves = keys_of(options)
+        known = leaves + sorted({key.rpartition(".")[0] for key in leaves} - {""})
         same = [k for k in known if k.rsplit(".", 1)[-1] == where.rsplit(".", 1)[-1]]
         close = same or difflib.get_close_matches(where, known, n=1, cutoff=0.75)
         return f"{where}: unknown key" + (f"; did you mean '{close[0]}'?" if close else "")

@@ -1,0 +1,72 @@
+"""The audit log: any edit, loss, swap or cut is found."""
+
+from __future__ import annotations
+
+import json
+from multiprocessing import Process
+from pathlib import Path
+
+import pytest
+
+from usfmae.core import audit
+from usfmae.core.errors import PolicyError, SourceError
+
+
+def _filled(folder: Path) -> tuple[Path, str]:
+    log = folder / "audit.jsonl"
+    heads = [audit.append(log, "site", "sent", bytes=n) for n in range(5)]
+    return log, heads[-1]
+
+
+def test_an_untouched_log_holds(tmp_path: Path) -> None:
+    log, head = _filled(tmp_path)
+    assert audit.verify(log, head) == 5
+    assert [e["bytes"] for e in audit.entries(log)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("damage", ["edit", "drop", "swap", "insert"])
+def test_damage_is_found_and_its_line_named(tmp_path: Path, damage: str) -> None:
+    log, _ = _filled(tmp_path)
+    lines = log.read_text().splitlines()
+    if damage == "edit":
+        lines[2] = lines[2].replace('"bytes": 2', '"bytes": 9')
+    elif damage == "drop":
+        del lines[2]
+    elif damage == "swap":
+        lines[2], lines[3] = lines[3], lines[2]
+    else:
+        lines.insert(2, json.dumps({"event": "nothing"}))
+    log.write_text("\n".join(lines) + "\n")
+    with pytest.raises(PolicyError, match="line 3"):
+        audit.verify(log)
+
+
+def test_a_cut_log_is_found_by_its_head(tmp_path: Path) -> None:
+    log, head = _filled(tmp_path)
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:3]))
+    assert audit.verify(log) == 3
+    with pytest.raises(PolicyError, match="cut"):
+        audit.verify(log, head)
+
+
+def test_a_damaged_end_stops_writing_instead_of_hiding_it(tmp_path: Path) -> None:
+    log, _ = _filled(tmp_path)
+    with log.open("a") as file:
+        file.write('{"half')
+    with pytest.raises(SourceError, match="damaged"):
+        audit.append(log, "site", "sent")
+
+
+def _append_many(log: Path) -> None:
+    for n in range(20):
+        audit.append(log, "site", "sent", n=n)
+
+
+def test_two_writers_share_one_chain(tmp_path: Path) -> None:
+    log = tmp_path / "audit.jsonl"
+    writers = [Process(target=_append_many, args=(log,)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert audit.verify(log) == 40

@@ -1,0 +1,64 @@
+"""Settings: every source, every wrong key named at once, and YAML's traps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from usfmae.core.config import Settings, load, template
+from usfmae.core.errors import ConfigError, UsageError
+
+
+def _file(folder: Path, text: str) -> Path:
+    path = folder / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_later_sources_win_and_say_where_a_value_came_from(tmp_path: Path) -> None:
+    file = _file(tmp_path, "train: {lr: 1e-4, mask_ratio: 0.5, seed: 1}")
+    environment = {"USFMAE_TRAIN__MASK_RATIO": "0.6", "USFMAE_TRAIN__SEED": "2", "HOME": "/x"}
+    settings, origins = load(Settings, file, ["train.seed=3"], environment)
+    assert (settings.train.lr, settings.train.mask_ratio, settings.train.seed) == (1e-4, 0.6, 3)
+    assert origins == {"train.lr": str(file), "train.mask_ratio": "environment", "train.seed": "--set"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train: {mask_ratio: 25}", "train.mask_ratio: input should be less than 1, got 25"),
+        ("train: {learning_rate: 1}\nmodle: {}", "modle: unknown key; did you mean 'model"),
+        ("mask_ratio: 0.3", "mask_ratio: unknown key; did you mean 'train.mask_ratio'?"),
+        ("[1, 2]", "holds no mapping"),
+        ("a: [", "not YAML"),
+        ("model: {patch_size: 15}", "no multiple of patch_size 15"),
+    ],
+)
+def test_mistakes_are_named_with_value_and_cure(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(Settings, _file(tmp_path, text), (), {})
+    assert said in str(caught.value) and caught.value.exit_code == 3
+
+
+def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has 3 problem"):
+        load(Settings, _file(tmp_path, "train: {mask_ratio: 2, lr: -1}\nwhat: 1"), (), {})
+
+
+def test_an_absent_file_and_a_broken_override(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="give an existing file"):
+        load(Settings, tmp_path / "none.yaml", (), {})
+    with pytest.raises(UsageError, match="key=value"):
+        load(Settings, None, ["train.lr"], {})
+
+
+def test_the_template_is_the_defaults() -> None:
+    assert Settings.model_validate(yaml.safe_load(template(Settings))) == Settings()
+
+
+def test_every_key_is_documented() -> None:
+    lines = template(Settings).splitlines()
+    keys = [i for i, line in enumerate(lines) if not line.lstrip().startswith("#")]
+    assert all(lines[i - 1].lstrip().startswith("#") for i in keys)
