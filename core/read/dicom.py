@@ -239,7 +239,8 @@ def _mpeg(file: BinaryIO, scan: Scan, settings: ReadSettings, notes: set[str]) -
         stream = next(generate_frames(pydicom.dcmread(file, force=True).PixelData, number_of_frames=1))
     except Exception as error:
         raise Unreadable("undecodable", type(error).__name__) from None
-    capture = video.open_capture(io.BytesIO(stream), settings)
+    film = io.BytesIO(stream)  # held: cv2 does not own what it reads from
+    capture = video.open_capture(film, settings)
     try:
         yield from video.kept_frames(capture, scan, settings, notes)
     finally:

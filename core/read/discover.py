@@ -148,9 +148,10 @@ def _kind(head: bytes, candidate: Candidate) -> str:
             return kind
     if head.startswith(ZIP_MAGIC) and candidate.member:
         raise Unreadable("nested-archive", "an archive inside an archive is not opened")
-    if not head and any(name.suffix.lower() in reader(kind).SUFFIXES for kind in READERS):
+    expected = not name.name.startswith(".") and any(name.suffix.lower() in reader(kind).SUFFIXES for kind in READERS)
+    if not head and expected:
         raise Unreadable("empty", "zero bytes")
-    if any(name.suffix.lower() in reader(kind).SUFFIXES for kind in READERS) and not _is_text(head):
+    if expected and (name.suffix or not _is_text(head)):
         raise Unreadable("unknown-format", "the content fits no format that is read")
     return ""
 

@@ -1,0 +1,91 @@
+"""Finding scans: by content, in archives, in a stable order; files that are no scans are left alone."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from usfmae.core.config import ReadSettings
+from usfmae.core.flow import Quarantined, Scan
+from usfmae.core.read import discover, read
+
+from .conftest import SECRET, speckle
+
+SETTINGS = ReadSettings()
+
+
+def still(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(speckle(seed=seed)).save(path, "PNG")
+    return path
+
+
+def found(*sources: Path, settings: ReadSettings = SETTINGS) -> list[Scan | Quarantined]:
+    return list(discover(sources, SECRET, settings))
+
+
+def test_formats_are_told_by_content_and_texts_are_no_scans(tmp_path: Path) -> None:
+    still(tmp_path / "b" / "scan")
+    still(tmp_path / "a" / "photo.mp4")
+    (tmp_path / "notes.txt").write_text("not a scan")
+    (tmp_path / "table.csv").write_bytes(b"a;b\n")
+    (tmp_path / "LICENSE").write_text("text without an extension")
+    (tmp_path / ".DS_Store").write_bytes(b"\0\1\2")
+    scans = found(tmp_path)
+    assert [s.kind for s in scans if isinstance(s, Scan)] == ["raster", "raster"]
+    assert len(scans) == 2
+
+
+def test_what_should_be_a_scan_but_is_not_goes_to_quarantine(tmp_path: Path) -> None:
+    (tmp_path / "empty.dcm").write_bytes(b"")
+    (tmp_path / "noise.png").write_bytes(bytes(range(256)) * 9)
+    (tmp_path / "noise").write_bytes(bytes(reversed(range(256))) * 9)
+    reasons = [q.reason for q in found(tmp_path) if isinstance(q, Quarantined)]
+    assert sorted(reasons) == ["empty", "unknown-format", "unknown-format"]
+
+
+def test_members_of_archives_are_scans_and_nested_archives_are_not_opened(tmp_path: Path) -> None:
+    path = still(tmp_path / "x" / "a.png")
+    inner = tmp_path / "x" / "inner.zip"
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.write(path, "a.png")
+    with zipfile.ZipFile(tmp_path / "export.zip", "w") as archive:
+        archive.write(path, "DATA/IM0001")
+        archive.write(inner, "DATA/inner.zip")
+    scans = found(tmp_path / "export.zip")
+    assert [getattr(s, "reason", "") for s in scans] == ["", "nested-archive"]
+    assert isinstance(scans[0], Scan)
+    assert np.array_equal(next(read(scans[0], SETTINGS)).pixels[..., 0], speckle())
+
+
+def test_a_zip_bomb_stops_at_the_limit(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.dcm", bytes(30_000_000))
+    (only,) = found(tmp_path / "bomb.zip", settings=ReadSettings(max_member_mb=10))
+    assert isinstance(only, Quarantined)
+    assert only.reason == "too-large"
+
+
+def test_a_name_depends_on_content_and_secret_alone(tmp_path: Path) -> None:
+    first, second = still(tmp_path / "a.png"), still(tmp_path / "elsewhere" / "b.png")
+    ids = {s.trail.id for s in found(first) + found(second)}
+    assert len(ids) == 1
+    assert "a.png" not in repr(ids)
+    assert [s.trail.id for s in discover([first], b"z" * 32, SETTINGS)] != list(ids)
+
+
+def test_files_of_one_folder_are_one_group_and_loose_files_are_their_own(tmp_path: Path) -> None:
+    for number in range(2):
+        still(tmp_path / "patient" / f"{number}.png", number)
+        still(tmp_path / f"loose{number}.png", 10 + number)
+    groups = [s.group for s in found(tmp_path) if isinstance(s, Scan)]
+    assert len(set(groups)) == 3
+
+
+def test_dicomdir_stands_for_its_folder(tmp_path: Path) -> None:
+    still(tmp_path / "IMAGES" / "IM1")
+    (tmp_path / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    assert [s.kind for s in found(tmp_path / "DICOMDIR") if isinstance(s, Scan)] == ["raster"]
+    assert len(found(tmp_path)) == 1

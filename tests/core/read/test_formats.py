@@ -1,0 +1,119 @@
+"""Stills, clips and volumes: bits, times, slices; what is damaged or too large ends with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from usfmae.core.config import ReadSettings
+from usfmae.core.flow import Frame, Quarantined
+from usfmae.core.read import identify, read
+from usfmae.core.read.discover import Candidate, Identified
+
+from .conftest import SECRET, speckle
+
+SETTINGS = ReadSettings()
+
+
+def frames(path: Path, settings: ReadSettings = SETTINGS, notes: set[str] | None = None) -> list[Frame]:
+    found = identify(Candidate(path), SECRET, settings)
+    assert isinstance(found, Identified), found
+    return list(read(found.scan, settings, notes))
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
+def test_stills_come_back_bit_for_bit_whatever_their_name(tmp_path: Path, suffix: str) -> None:
+    colour = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(colour).save(path)
+    bare = path.rename(tmp_path / "no-extension")
+    assert np.array_equal(frames(bare)[0].pixels, colour)
+
+
+def test_sixteen_bits_keep_their_contrast(tmp_path: Path) -> None:
+    deep = (speckle().astype(np.uint16) + 700) * 4
+    for name in ("gray.png", "gray.tif"):
+        cv2.imwrite(str(tmp_path / name), deep)
+        pixels = frames(tmp_path / name)[0].pixels[..., 0].astype(float)
+        assert pixels.min() == 0
+        assert pixels.max() == 255
+        assert np.abs(pixels - (deep - deep.min()) / np.ptp(deep) * 255).max() <= 1
+    cv2.imwrite(str(tmp_path / "colour.png"), np.stack([deep, deep // 2, deep // 4], 2))
+    red = frames(tmp_path / "colour.png")[0].pixels
+    assert red[..., 2].mean() > red[..., 0].mean()  # cv2 writes BGR
+
+
+def test_every_page_of_a_tiff_is_a_frame(tmp_path: Path) -> None:
+    pages = [Image.fromarray(speckle(seed=i)) for i in range(3)]
+    pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:])
+    assert [f.index for f in frames(tmp_path / "a.tiff")] == [0, 1, 2]
+
+
+def test_a_png_bomb_is_stopped_by_its_header(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((9000, 9000), np.uint8)).save(tmp_path / "bomb.png")
+    found = identify(Candidate(tmp_path / "bomb.png"), SECRET, SETTINGS)
+    assert isinstance(found, Quarantined)
+    assert found.reason == "too-large"
+
+
+def film(path: Path, code: str, rate: float, count: int) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), rate, (128, 96))
+    assert writer.isOpened()
+    for i in range(count):
+        writer.write(np.full((96, 128, 3), i * 4, np.uint8))
+    writer.release()
+    return path
+
+
+@pytest.mark.parametrize(("name", "code"), [("a.mp4", "mp4v"), ("a.avi", "MJPG"), ("a.mkv", "mp4v")])
+def test_clips_are_sampled_by_time(tmp_path: Path, name: str, code: str) -> None:
+    got = frames(film(tmp_path / name, code, 25, 50))
+    assert [f.index for f in got] == [0, 9, 17, 25, 34, 42]
+    assert [f.time for f in got] == pytest.approx([0, 0.36, 0.68, 1.0, 1.36, 1.68], abs=0.01)
+    assert abs(int(got[3].pixels.mean()) - 100) < 6  # frame 25 is really frame 25
+
+
+def test_a_gif_is_a_clip_with_times(tmp_path: Path) -> None:
+    pages = [Image.fromarray(np.full((64, 64), i * 20, np.uint8)) for i in range(10)]
+    pages[0].save(tmp_path / "a.gif", save_all=True, append_images=pages[1:], duration=100)
+    assert [f.index for f in frames(tmp_path / "a.gif")] == [0, 4, 7]
+
+
+@pytest.mark.parametrize("name", ["v.mha", "v.nrrd", "v.nii", "v.nii.gz", "v.mhd"])
+def test_volumes_give_their_slices(tmp_path: Path, name: str) -> None:
+    import SimpleITK
+
+    slices = np.stack([speckle(seed=i) for i in range(4)])
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(slices), str(tmp_path / name), useCompression=name == "v.nrrd")
+    assert np.array_equal(np.stack([f.pixels[..., 0] for f in frames(tmp_path / name)]), slices)
+
+
+def test_a_detached_header_cannot_point_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "v.mhd").write_text(
+        "ObjectType = Image\nNDims = 2\nDimSize = 8 8\nElementType = MET_UCHAR\nElementDataFile = /etc/passwd\n"
+    )
+    found = identify(Candidate(tmp_path / "v.mhd"), SECRET, SETTINGS)
+    assert isinstance(found, Quarantined)
+    assert found.reason == "foreign-data-file"
+
+
+def test_a_playlist_called_mp4_never_reaches_the_demuxer(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_text("#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n")
+    found = identify(Candidate(tmp_path / "a.mp4"), SECRET, SETTINGS)
+    assert isinstance(found, Quarantined)
+    assert found.reason == "unknown-format"
+
+
+def test_all_real_clips_and_volumes_are_read(shared_data: Path) -> None:
+    clips = [p for d in ("covid_blues", "pocus_videos") for p in sorted((shared_data / d).rglob("*")) if p.is_file()]
+    found = [identify(Candidate(p), SECRET, SETTINGS) for p in clips]
+    scans = [f.scan for f in found if isinstance(f, Identified)]
+    assert len(scans) == 151
+    assert not [f for f in found if isinstance(f, Quarantined)]
+    for scan in scans[::10]:
+        assert 0 < len(list(read(scan, SETTINGS)))
+    volumes = sorted((shared_data / "volumes_us").rglob("*.mha"))
+    assert sum(len(frames(path)) for path in volumes) == 146
