@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from usfmae.core.checkpoint import tensors_id
+
+from usfmae.core.checkpoint import DECODER, tensors_id
 from usfmae.core.config import TrainSettings
+from usfmae.core.continual.schedule import learning_rate
 from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.loader import Loader, Prepared
@@ -89,6 +91,7 @@ def train(
     optimizer = torch.optim.AdamW(
         trained, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
     )
+    anchor = anchored(model) if settings.proximal else []
     kept = State(state, call_id(model, corpus, settings, positions, start_step, steps, total), start_step, settings)
     step = kept.restore(model, optimizer)
     journal = Journal(log if rank == 0 else None, step)
@@ -101,7 +104,7 @@ def train(
     for batch, waited in loader.batches(step, stop):
         clock = time.perf_counter() - waited
         rate = learning_rate(batch.step, total, settings)
-        loss, norm = update(model, runner, optimizer, batch, rate, settings, loader)
+        loss, norm = update(model, runner, optimizer, batch, rate, settings, loader, anchor)
         step, taken = batch.step + 1, time.perf_counter() - clock
         speed = settings.batch_size / taken
         mfu = speed * flops / (peak * world) if peak else None
@@ -137,12 +140,17 @@ def update(
     rate: float,
     settings: TrainSettings,
     loader: Loader,
+    anchor: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> tuple[float, float]:
-    """One optimizer step; returns the global batch's loss and gradient norm. The weights stay untouched on an error."""
+    """One optimizer step; returns the global batch's loss and gradient norm. The weights stay untouched on an error.
+
+    `anchor`: from `anchored`, what `proximal` pulls towards.
+    """
     for group in optimizer.param_groups:
         group["lr"] = rate
     try:
         loss = backward(runner, batch, settings, device_of(model))
+        pull(anchor, settings.proximal)
         norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], settings.clip)
         values = torch.stack([loss, norm]).tolist()
         if not all(map(math.isfinite, values)):
@@ -188,6 +196,20 @@ def backward(runner: nn.Module, batch: Prepared, settings: TrainSettings, device
     return total / world
 
 
+def anchored(model: MaskedAutoencoder) -> list[tuple[Tensor, Tensor]]:
+    """Each trained tensor of the encoder with a copy of its value now; a site's decoder is its own affair."""
+    named = ((n, p) for n, p in model.named_parameters() if p.requires_grad and not n.startswith(DECODER))
+    return [(parameter, parameter.detach().clone()) for _, parameter in named]
+
+
+@torch.no_grad()
+def pull(anchor: Sequence[tuple[Tensor, Tensor]], proximal: float) -> None:
+    """Add the gradient of proximal / 2 * |w - anchor|^2, the term of FedProx (Li et al. 2020, arXiv:1812.06127)."""
+    for parameter, start in anchor:
+        assert parameter.grad is not None
+        parameter.grad.add_(parameter - start, alpha=proximal)
+
+
 @torch.no_grad()
 def evaluate(model: MaskedAutoencoder, corpus: Corpus, positions: Positions, settings: TrainSettings) -> float:
     """Mean masked loss over `positions`, without augmentation; an image's mask depends on its id alone."""
@@ -231,15 +253,6 @@ def normalise(pixels: Pixels, settings: TrainSettings, device: torch.device) -> 
     images = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).float() / 255
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (settings.mean, settings.std))
     return (images - mean) / std
-
-
-def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
-    """Linear warm-up from 0 over `warmup` of all steps, then half a cosine down to `min_lr`."""
-    warm = settings.warmup * total
-    if step < warm:
-        return settings.lr * step / warm
-    progress = min(1.0, (step - warm) / max(1.0, total - warm))
-    return settings.min_lr + (settings.lr - settings.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def autocast(device: torch.device, settings: TrainSettings) -> torch.autocast:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field, model_validator
+
 from usfmae.core.config.base import Options
 
 
@@ -77,6 +78,14 @@ class TrainSettings(Options):
     """Learning rate at the end of the cosine."""
     warmup: float = Field(0.1, ge=0, le=1)
     """Share of all steps with linear warm-up."""
+    schedule: Literal["cosine", "infinite"] = "cosine"
+    """After warm-up: cosine to min_lr (one run of known length), or infinite: constant, then a linear anneal."""
+    anneal: float = Field(0.1, ge=0, le=1)
+    """Share of all steps in which the infinite schedule falls to min_lr at the end."""
+    origin: int = Field(0, ge=0)
+    """Global step at which the schedule begins: a new campaign warms up again from here."""
+    proximal: float = Field(0.0, ge=0)
+    """FedProx: strength of the pull towards the weights a round began with."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW betas."""
     weight_decay: float = Field(0.01, ge=0)
