@@ -40,3 +40,9 @@ def read(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return entries
+
+
+def append(path: Path, entry: dict[str, Any]) -> None:
+    """One line more, in a log that a Journal keeps."""
+    with path.open("a") as file:
+        file.write(json.dumps(entry) + "\n")

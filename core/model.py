@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from usfmae.core.config import ModelSettings
 from usfmae.core.errors import CheckpointError
 
@@ -143,7 +144,7 @@ class MaskedAutoencoder(nn.Module):
     def _encode(self, patches: Tensor, keep: Tensor) -> Tensor:
         """Patches (B, L, P) and the positions to see (B, V) -> (B, 1 + V, D)."""
         x = self.patch_embed(take(patches, keep)) + self.pos_embed[0, 1:][keep]
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         x = torch.cat([cls, x], dim=1)
         for block in self.blocks:
             x = block(x)
@@ -153,8 +154,8 @@ class MaskedAutoencoder(nn.Module):
         """Latent (B, 1 + V, D) -> predictions in the order of `order`: attention does not mind it, so nothing moves."""
         x = self.decoder_embed(latent)  # (B, 1 + V, E)
         masked = order.shape[1] + 1 - x.shape[1]
-        x = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), masked, -1)], dim=1)  # (B, 1 + L, E)
-        place = torch.cat([order.new_zeros(len(order), 1), order + 1], dim=1)
+        x = torch.cat([x, self.mask_token.to(x.dtype).expand(x.shape[0], masked, -1)], dim=1)  # (B, 1 + L, E)
+        place = torch.cat([order.new_zeros(order.shape[0], 1), order + 1], dim=1)
         x = x + self.decoder_pos_embed[0][place]
         for block in self.decoder_blocks[:-1]:
             x = block(x)
