@@ -107,7 +107,13 @@ class Fleet:
     """Calls of one node. Not thread-safe but for `heartbeat`, which httpx allows beside another call."""
 
     def __init__(
-        self, server: str, ca: Path | None, key: EllipticCurvePrivateKey, proxy: str | None = None, timeout: float = 60
+        self,
+        server: str,
+        ca: Path | None,
+        key: EllipticCurvePrivateKey,
+        proxy: str | None = None,
+        timeout: float = 60,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.server, self.key = server, key
         self.public = public_pem(key).encode()
@@ -117,6 +123,7 @@ class Fleet:
             base_url=server,
             verify=tls_context(ca),
             proxy=proxy,
+            transport=transport,
             timeout=httpx.Timeout(timeout, connect=15.0),
             follow_redirects=False,
         )

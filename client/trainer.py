@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -177,14 +177,9 @@ def finish(this: Round, model: MaskedAutoencoder, done: TrainResult, before: flo
     write_json(this.work.place / "result.json", result)
 
 
-class _Nothing(AbstractContextManager[None]):
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
 def _residual(path: Path | None) -> Any:
     """What the last round could not express, or nothing."""
-    return safe_open(path, framework="np") if path is not None and path.exists() else _Nothing()
+    return safe_open(path, framework="np") if path is not None and path.exists() else nullcontext()
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:

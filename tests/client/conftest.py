@@ -1,0 +1,228 @@
+"""A site, and an aggregator in memory: the fleet API behind httpx's mock transport, its objects made by Flower itself."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from usfmae.client import node
+from usfmae.client.site import Site, create
+from usfmae.core import keys, protocol
+from usfmae.core.checkpoint import decoder_of, encoder_of, recipe_text, tensors_id
+from usfmae.core.config import ModelSettings, TrainSettings, validated
+from usfmae.core.config.site import SiteSettings
+from usfmae.core.corpus.shard import Packed, write_shard
+from usfmae.core.model import fresh
+from usfmae.core.protocol import TrainRequest
+
+SERVER = "https://aggregator.test:8443"
+MODEL = ModelSettings(
+    image_size=32, patch_size=8, width=16, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2
+)
+TRAIN = TrainSettings(batch_size=4, micro_batch=4, steps=12, checkpoint_steps=1, precision="fp32", lr=1e-3)
+
+
+@pytest.fixture
+def coordinator() -> Ed25519PrivateKey:
+    return keys.new_signing_key()
+
+
+@pytest.fixture
+def make_site(tmp_path: Path, coordinator: Ed25519PrivateKey) -> Callable[..., Site]:
+    """`make_site(name="hospital-a", images=16, **settings)`: an initialised site with random images."""
+
+    def make(name: str = "hospital-a", images: int = 16, **settings: object) -> Site:
+        key = tmp_path / "coordinator.pub.pem"
+        key.write_text(keys.public_pem(coordinator))
+        values = {"name": name, "server": SERVER, "disk_floor_gb": 0.0, "poll": 0.1, "device": "cpu", **settings}
+        site = create(tmp_path / name, validated(SiteSettings, values, "test"), None, key)
+        if images:
+            rng = np.random.default_rng(7)
+            pixels = [rng.integers(0, 255, (32, 32), dtype=np.uint8) for _ in range(images)]
+            write_shard(site.corpus, "t", [Packed(p, f"i{k}", f"g{k // 2}") for k, p in enumerate(pixels)])
+        return site
+
+    return make
+
+
+@pytest.fixture
+def site(make_site: Callable[..., Site]) -> Site:
+    return make_site()
+
+
+class Aggregator:
+    """What a site meets on the network, with switches for what may go wrong."""
+
+    def __init__(self, coordinator: Ed25519PrivateKey) -> None:
+        from flwr.app import Message
+
+        self.coordinator = coordinator
+        self.nodes: dict[bytes, int] = {}  # enrolled key -> node id
+        self.online: set[int] = set()
+        self.objects: dict[str, bytes] = {}
+        self.queue: list[Message] = []
+        self.uploads: dict[str, tuple[bytes, dict[str, bytes], list[str]]] = {}  # reply id -> metadata, objects, order
+        self.calls: list[str] = []
+        self.clock_offset = 0.0
+        self.before: Callable[[str], None] = lambda path: None  # may raise what the network does
+        self.run = 1
+
+    # what the coordinator does
+
+    def enrol(self, site: Site) -> None:
+        self.nodes[keys.public_pem(site.node_key).encode()] = len(self.nodes) + 100
+
+    def restart(self) -> None:
+        """Everything in memory is lost; the sites are enrolled again under other ids."""
+        self.objects.clear()
+        self.queue.clear()
+        self.online.clear()
+        self.run += 1
+        self.nodes = {key: id_ + 1000 for key, id_ in self.nodes.items()}
+
+    def ask(
+        self, number: int = 1, seed: int = 0, with_decoder: bool = True, step: int = 0, **changes: object
+    ) -> TrainRequest:
+        """Put a request for one round into every node's queue."""
+        import torch
+        from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+        from flwr.app.message import make_message
+        from flwr.app.metadata import Metadata
+
+        tensors = fresh(MODEL, seed=seed).state_dict()
+        encoder: dict[str, torch.Tensor] = changes.pop("encoder", None) or encoder_of(tensors)  # type: ignore[assignment]
+        signer: Ed25519PrivateKey = changes.pop("signer", self.coordinator)  # type: ignore[assignment]
+        request = TrainRequest(
+            campaign="demo",
+            round=number,
+            base=tensors_id(encoder),
+            global_step=step,
+            steps=3,
+            recipe=recipe_text(MODEL, TRAIN),
+        )
+        request = protocol.sign(replace(request, **changes), signer)  # type: ignore[arg-type]
+        content = RecordDict(
+            {
+                protocol.RECORD: ConfigRecord(protocol.to_record(replace(request, with_decoder=with_decoder))),
+                protocol.ENCODER: ArrayRecord({k: Array(v.numpy()) for k, v in encoder.items()}),
+            }
+        )
+        if with_decoder:
+            content[protocol.DECODER] = ArrayRecord({k: Array(v.numpy()) for k, v in decoder_of(tensors).items()})
+        for id_ in self.nodes.values():
+            about = Metadata(self.run, "", 1, id_, "", str(number), time.time(), 3600.0, "train")
+            self._put(make_message(about, content))
+        return request
+
+    def _put(self, message: object) -> None:
+        from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+        for id_, item in get_all_nested_objects(message).items():  # type: ignore[arg-type]
+            self.objects[id_] = item.deflate()
+        message.metadata.__dict__["_message_id"] = message.object_id  # type: ignore[attr-defined]
+        self.queue.append(message)  # type: ignore[arg-type]
+
+    def replies(self) -> list[object]:
+        """Whole replies, inflated by Flower."""
+        from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+        whole = [(id_, objects) for id_, (_, objects, order) in self.uploads.items() if set(order) <= set(objects)]
+        return [inflate_object_from_contents(id_, dict(objects)) for id_, objects in whole]
+
+    # the fleet API
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        name = request.url.path.rsplit("/", 1)[-1]
+        self.calls.append(name)
+        self.before(name)
+        stamp = time.time() + self.clock_offset
+        date = datetime.datetime.fromtimestamp(stamp, datetime.UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
+        answer = self._answer(name, request, stamp)
+        answer.headers["date"] = date
+        return answer
+
+    def _answer(self, name: str, request: httpx.Request, now: float) -> httpx.Response:
+        pem = base64.b64decode(request.headers["flwr-public-key"])
+        signed = request.headers["flwr-timestamp"]
+        key = load_pem_public_key(pem)
+        key.verify(base64.b64decode(request.headers["flwr-signature"]), signed.encode(), ECDSA(SHA256()))  # type: ignore[union-attr, call-arg, arg-type]
+        age = now - datetime.datetime.fromisoformat(signed).timestamp()
+        if pem not in self.nodes or not -5 < age < 305:
+            return httpx.Response(401, json={"detail": "this key is not enrolled, or was revoked"})
+        return getattr(self, "_" + name.replace("-", "_"))(request.content, self.nodes[pem])
+
+    def _activate_node(self, body: bytes, id_: int) -> httpx.Response:
+        if id_ in self.online:
+            return httpx.Response(412, json={"code": 2004})
+        self.online.add(id_)
+        return _ok(node.fleet.ActivateNodeResponse(node_id=id_))
+
+    def _deactivate_node(self, body: bytes, id_: int) -> httpx.Response:
+        self.online.discard(id_)
+        return _ok(node.fleet.DeactivateNodeResponse())
+
+    def _send_node_heartbeat(self, body: bytes, id_: int) -> httpx.Response:
+        if node.beat.SendNodeHeartbeatRequest.FromString(body).node.node_id != id_:
+            return httpx.Response(401, json={"detail": "Invalid SuperNode authentication"})
+        self.online.add(id_)
+        return _ok(node.beat.SendNodeHeartbeatResponse(success=True))
+
+    def _pull_messages(self, body: bytes, id_: int) -> httpx.Response:
+        from flwr.app.message import remove_content_from_message
+        from flwr.common.serde import message_to_proto
+        from flwr.supercore.inflatable.inflatable_object import get_object_tree
+
+        if node.fleet.PullMessagesRequest.FromString(body).node.node_id != id_:
+            return httpx.Response(401, json={"detail": "Invalid SuperNode authentication"})
+        mine = [m for m in self.queue if m.metadata.dst_node_id == id_][:1]
+        self.queue = [m for m in self.queue if m not in mine]
+        bare = [message_to_proto(remove_content_from_message(m)) for m in mine]
+        trees = [get_object_tree(m) for m in mine]
+        return _ok(node.fleet.PullMessagesResponse(messages_list=bare, message_object_trees=trees))
+
+    def _pull_object(self, body: bytes, id_: int) -> httpx.Response:
+        content = self.objects.get(node.wire.PullObjectRequest.FromString(body).object_id)
+        found = content is not None
+        return _ok(
+            node.wire.PullObjectResponse(object_found=found, object_available=found, object_content=content or b"")
+        )
+
+    def _confirm_message_received(self, body: bytes, id_: int) -> httpx.Response:
+        return _ok(node.wire.ConfirmMessageReceivedResponse())
+
+    def _push_messages(self, body: bytes, id_: int) -> httpx.Response:
+        from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+
+        asked = node.fleet.PushMessagesRequest.FromString(body)
+        order = [t.object_id for t in iterate_object_tree(asked.message_object_trees[0])]
+        root = asked.messages_list[0].metadata.message_id
+        about = asked.messages_list[0].metadata.SerializeToString()
+        known = self.uploads.setdefault(root, (about, {}, order))[1]
+        missing = [o for o in dict.fromkeys(order) if o not in known]
+        return _ok(node.fleet.PushMessagesResponse(session_id=root, objects_to_push=missing))
+
+    def _push_object(self, body: bytes, id_: int) -> httpx.Response:
+        asked = node.wire.PushObjectRequest.FromString(body)
+        self.uploads[asked.session_id][1][asked.object_id] = asked.object_content
+        return _ok(node.wire.PushObjectResponse(stored=True))
+
+
+def _ok(message: object) -> httpx.Response:
+    return httpx.Response(200, content=message.SerializeToString(), headers={"content-type": "application/protobuf"})  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def aggregator(coordinator: Ed25519PrivateKey) -> Aggregator:
+    return Aggregator(coordinator)

@@ -1,0 +1,324 @@
+"""What a site does with requests, in process: the wire is Flower's format, the training is real and tiny."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from usfmae.client import allowance, jobs, node, outbox, trainer
+from usfmae.client.agent import Agent, KeyRefusedError
+from usfmae.client.pending import Pending
+from usfmae.client.site import Site
+from usfmae.core import audit, keys, protocol, update
+from usfmae.core.checkpoint import encoder_of
+from usfmae.core.model import fresh
+from usfmae.core.protocol import TrainReply, from_record
+
+from .conftest import MODEL, Aggregator
+
+
+class Here:
+    """Workers that train in this process, and count how often."""
+
+    def __init__(self, site: Site) -> None:
+        self.trained: list[str] = []
+
+    def tend(self, work: jobs.Job) -> None:
+        if not work.result and not work.error:
+            self.trained.append(work.place.name)
+            trainer._run(work)
+
+    def stop(self, work: jobs.Job | None, wait: float) -> None:
+        pass
+
+
+@pytest.fixture
+def agent(site: Site, aggregator: Aggregator) -> Agent:
+    aggregator.enrol(site)
+    return connected(site, aggregator)
+
+
+def connected(site: Site, aggregator: Aggregator) -> Agent:
+    agent = Agent(site)
+    agent.fleet = node.Fleet(site.settings.server, None, site.node_key, transport=httpx.MockTransport(aggregator))
+    agent.workers = Here(site)  # type: ignore[assignment]
+    agent.wake.wait = lambda timeout=None: True  # type: ignore[method-assign]
+    return agent
+
+
+def turns(agent: Agent, count: int = 4) -> None:
+    for _ in range(count):
+        agent._turn()
+
+
+def replies(aggregator: Aggregator) -> list[TrainReply]:
+    found = [from_record(TrainReply, r.content[protocol.RECORD]) for r in aggregator.replies()]  # type: ignore[attr-defined]
+    return found
+
+
+def events(site: Site) -> list[str]:
+    return [entry["event"] for entry in audit.entries(site.audit_log)]
+
+
+def test_a_round_is_trained_signed_and_sent_and_the_delta_is_what_training_did(
+    agent: Agent, aggregator: Aggregator, site: Site
+) -> None:
+    asked = aggregator.ask()
+    turns(agent)
+    (reply,) = replies(aggregator)
+    protocol.verify(reply, site.signing_key.public_key())
+    assert (reply.campaign, reply.round, reply.base, reply.declined) == ("demo", 1, asked.base, "")
+    assert reply.images > 0 and reply.steps == 3 and reply.loss_before > 0 < reply.loss_after
+    arrays = aggregator.replies()[0].content[protocol.UPDATE]  # type: ignore[attr-defined]
+    payload = {name: array.data for name, array in arrays.items()}
+    assert update.payload_id(payload) == reply.content
+    base = encoder_of(fresh(MODEL, seed=0).state_dict())
+    assert set(payload) == set(base)
+    moved = sum(float(np.abs(update.unpack(payload[n], base[n].numpy(), "int8")).sum()) for n in base)
+    assert moved > 0
+    assert {"request.refused", "request.declined"}.isdisjoint(events(site))
+
+
+def test_a_repeated_request_is_answered_from_disk_without_download_or_training(
+    agent: Agent, aggregator: Aggregator
+) -> None:
+    aggregator.ask()
+    turns(agent)
+    aggregator.restart()
+    pulled = aggregator.calls.count("pull-object")
+    aggregator.ask()
+    turns(agent)
+    first, second = replies(aggregator)
+    assert first.content == second.content
+    assert len(agent.workers.trained) == 1  # type: ignore[attr-defined]
+    assert aggregator.calls.count("pull-object") - pulled <= 3  # message, names, record: not the model
+
+
+def test_training_that_outlives_its_request_answers_the_next_one(agent: Agent, aggregator: Aggregator) -> None:
+    aggregator.ask()
+    agent._look()  # downloaded, not yet trained
+    aggregator.restart()
+    agent.online = False
+    turns(agent)
+    aggregator.ask()
+    turns(agent)
+    assert len(replies(aggregator)) == 1
+    assert len(agent.workers.trained) == 1  # type: ignore[attr-defined]
+
+
+def test_an_upload_cut_off_goes_on_with_the_missing_pieces(agent: Agent, aggregator: Aggregator) -> None:
+    aggregator.ask()
+    failing = {"left": 6}
+
+    def cut(name: str) -> None:
+        if name == "push-object" and failing["left"] > 0:
+            failing["left"] -= 1
+            if failing["left"] == 0:
+                raise httpx.WriteError("connection lost")
+
+    aggregator.before = cut
+    turns(agent, 6)
+    assert len(replies(aggregator)) == 1
+    (_, _, order), *more = aggregator.uploads.values()
+    assert not more, "one reply under one id"
+    assert aggregator.calls.count("push-object") == len(set(order)) + 1
+
+
+def test_a_download_cut_off_goes_on_after_the_last_whole_tensor(agent: Agent, aggregator: Aggregator) -> None:
+    aggregator.ask()
+    seen = {"count": 0}
+
+    def cut(name: str) -> None:
+        if name == "pull-object":
+            seen["count"] += 1
+            if seen["count"] > 60 and not seen.get("healed"):
+                raise httpx.ReadError("connection lost")
+
+    aggregator.before = cut
+    turns(agent, 1)
+    assert agent.state == "offline"
+    seen["healed"] = 1
+    wanted = len(aggregator.objects)
+    before = seen["count"]
+    turns(agent)
+    assert len(replies(aggregator)) == 1
+    assert seen["count"] - before < wanted, "tensors already on disk are not fetched again"
+
+
+def test_two_rounds_keep_decoder_optimizer_and_residue_on_site(
+    agent: Agent, aggregator: Aggregator, site: Site
+) -> None:
+    aggregator.ask(1)
+    turns(agent)
+    first = jobs.finished(site, "demo")[0][1].place
+    aggregator.ask(2, seed=0, with_decoder=False, step=3)
+    turns(agent)
+    works = jobs.finished(site, "demo")
+    assert [number for number, _ in works] == [1, 2]
+    assert (works[1][1].place / trainer.DECODER).read_bytes() != (first / trainer.DECODER).read_bytes()
+    assert sorted(p.name for p in (site.root / "campaigns/demo/state").glob("*optimizer*"))[-1].startswith(
+        "step-000000006"
+    )
+    assert len(replies(aggregator)) == 2
+
+
+def test_without_a_decoder_the_site_asks_for_one(agent: Agent, aggregator: Aggregator) -> None:
+    aggregator.ask(3, with_decoder=False)
+    turns(agent)
+    assert [r.declined for r in replies(aggregator)] == ["need-decoder"]
+
+
+def test_a_request_the_coordinator_did_not_sign_is_refused_and_audited(
+    agent: Agent, aggregator: Aggregator, site: Site
+) -> None:
+    aggregator.ask(signer=keys.new_signing_key())
+    turns(agent)
+    assert replies(aggregator)[0].declined.startswith("refused: signature")
+    assert "request.refused" in events(site)
+    assert agent.workers.trained == []  # type: ignore[attr-defined]
+
+
+def test_an_encoder_that_is_not_the_signed_one_is_refused(agent: Agent, aggregator: Aggregator, site: Site) -> None:
+    aggregator.ask(base="0" * 64)
+    turns(agent)
+    assert "not the one the coordinator signed" in replies(aggregator)[0].declined
+    assert not list((site.root / "jobs").glob("*/base.safetensors"))
+
+
+@pytest.mark.parametrize("attack", ["nan", "copies", "dead", "huge"])
+def test_weights_made_to_give_away_images_are_refused(agent: Agent, aggregator: Aggregator, attack: str) -> None:
+    encoder = {k: v.clone() for k, v in encoder_of(fresh(MODEL, seed=0).state_dict()).items()}
+    weight = encoder["blocks.0.mlp.fc1.weight"]
+    if attack == "nan":
+        weight[0, 0] = float("nan")
+    elif attack == "copies":
+        weight[:] = torch.arange(1, len(weight) + 1)[:, None] * weight[0]
+    elif attack == "dead":
+        weight[: len(weight) // 2] = 0
+    else:
+        weight[3, 3] = 1e6
+    aggregator.ask(encoder=encoder)
+    turns(agent)
+    assert "incoming tensor 'blocks.0.mlp.fc1.weight'" in replies(aggregator)[0].declined
+
+
+def test_an_encoder_far_from_its_parent_is_refused(agent: Agent, aggregator: Aggregator) -> None:
+    aggregator.ask(1)
+    turns(agent)
+    encoder = encoder_of(fresh(MODEL, seed=0).state_dict())
+    jumped = {k: v * 50 if k == "blocks.0.attn.qkv.weight" else v for k, v in encoder.items()}
+    aggregator.ask(2, encoder=jumped, step=3)
+    turns(agent)
+    assert "norm went from" in replies(aggregator)[1].declined
+
+
+def test_with_approval_an_update_waits_for_a_person(make_site: Callable[..., Site], aggregator: Aggregator) -> None:
+    site = make_site(release="approve")
+    aggregator.enrol(site)
+    agent = connected(site, aggregator)
+    aggregator.ask()
+    turns(agent)
+    (entry,) = outbox.entries(site)
+    assert entry["state"] == "waiting" and agent.state == "waiting for approval" and not replies(aggregator)
+    assert "No image" in (outbox.folder(site, entry["id"]) / "sheet.txt").read_text()
+    outbox.decide(site, entry["id"], True)
+    turns(agent)
+    assert len(replies(aggregator)) == 1
+    assert outbox.entries(site)[0]["state"] == "sent"
+    assert {"outbox.staged", "outbox.approved", "outbox.sent"} <= set(events(site))
+
+
+def test_a_rejected_update_never_leaves(make_site: Callable[..., Site], aggregator: Aggregator) -> None:
+    site = make_site(release="approve")
+    aggregator.enrol(site)
+    agent = connected(site, aggregator)
+    aggregator.ask()
+    turns(agent)
+    outbox.decide(site, outbox.entries(site)[0]["id"], False, "not this month")
+    turns(agent)
+    (reply,) = replies(aggregator)
+    assert reply.declined == "refused: kept by the site"
+    assert protocol.UPDATE not in aggregator.replies()[0].content  # type: ignore[attr-defined]
+
+
+def test_a_paused_site_declines_and_trains_again_after_resume(agent: Agent, aggregator: Aggregator, site: Site) -> None:
+    allowance.pause(site)
+    aggregator.ask(1)
+    turns(agent)
+    allowance.resume(site)
+    aggregator.ask(2)
+    turns(agent)
+    assert [r.declined for r in replies(aggregator)] == ["paused", ""]
+
+
+def test_quiet_hours_hold_a_request_until_they_end(make_site: Callable[..., Site], aggregator: Aggregator) -> None:
+    site = make_site(quiet=["00:00-23:59", "23:59-00:00"])
+    aggregator.enrol(site)
+    agent = connected(site, aggregator)
+    aggregator.ask()
+    turns(agent)
+    assert agent.state == "quiet" and not replies(aggregator) and len(Pending.all(site)) == 1
+
+
+def test_an_empty_corpus_is_said_not_trained(make_site: Callable[..., Site], aggregator: Aggregator) -> None:
+    site = make_site(images=0)
+    aggregator.enrol(site)
+    agent = connected(site, aggregator)
+    aggregator.ask()
+    turns(agent)
+    assert [r.declined for r in replies(aggregator)] == ["no-images"]
+
+
+def test_an_unenrolled_key_ends_the_agent_with_exit_code_6(site: Site, aggregator: Aggregator) -> None:
+    agent = connected(site, aggregator)
+    with pytest.raises(KeyRefusedError) as caught:
+        agent._turn()
+    assert caught.value.exit_code == 6 and "enrol.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_key_revoked_while_online_ends_the_agent(agent: Agent, aggregator: Aggregator) -> None:
+    turns(agent, 1)
+    aggregator.nodes.clear()
+    agent._turn()
+    with pytest.raises(KeyRefusedError):
+        agent._turn()
+
+
+@pytest.mark.parametrize(("offset", "word"), [(600.0, "600 s behind"), (-600.0, "600 s ahead of")])
+def test_a_clock_ten_minutes_off_is_named(agent: Agent, aggregator: Aggregator, offset: float, word: str) -> None:
+    aggregator.clock_offset = offset
+    agent._turn()
+    assert word.split(" ", 1)[1] in agent.trouble and "NTP" in agent.trouble
+    assert abs(int(agent.trouble.split("clock is ")[1].split(" s")[0]) - 600) <= 2
+
+
+def test_after_a_kill_the_old_node_id_goes_on_without_a_new_activation(
+    agent: Agent, aggregator: Aggregator, site: Site
+) -> None:
+    aggregator.ask()
+    agent._look()
+    again = connected(site, aggregator)  # the first one dies without a word; its activation has not lapsed
+    again.current = again._unfinished()
+    turns(again)
+    assert len(replies(aggregator)) == 1
+    assert aggregator.calls.count("activate-node") == 1
+
+
+def test_the_agent_never_asks_for_code(agent: Agent, aggregator: Aggregator) -> None:
+    aggregator.ask()
+    turns(agent)
+    assert not {"get-fab", "get-run"} & set(aggregator.calls)
+
+
+def test_what_leaves_is_the_signed_record_and_the_delta_alone(agent: Agent, aggregator: Aggregator, site: Site) -> None:
+    aggregator.ask()
+    turns(agent)
+    content = aggregator.replies()[0].content  # type: ignore[attr-defined]
+    assert set(content) == {protocol.RECORD, protocol.UPDATE}
+    assert set(content[protocol.RECORD]) == set(TrainReply.__dataclass_fields__)
+    text = " ".join(str(v) for v in content[protocol.RECORD].values())
+    assert str(site.root) not in text and site.settings.name not in text
