@@ -10,6 +10,7 @@ No clock stands in any of them, so an interrupted run and an uninterrupted one l
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from usfmae.core.corpus.shard import write_atomic
-from usfmae.core.errors import CorpusError, UsageError
+from usfmae.core.errors import CorpusError, ResourceError, UsageError
 from usfmae.core.prepare.worker import ScanResult
 
 FORMAT = 1
@@ -70,11 +71,17 @@ class Ledger:
     def add_places(self, entries: list[dict[str, Any]]) -> None:
         """Append identifications, in the order given."""
         if entries:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with (self.root / "places.jsonl").open("a") as file:
-                file.write("".join(json.dumps(entry, sort_keys=True) + "\n" for entry in entries))
-                file.flush()
-                os.fsync(file.fileno())
+            text = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in entries)
+            try:
+                self.root.mkdir(parents=True, exist_ok=True)
+                with (self.root / "places.jsonl").open("a") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise ResourceError(f"disk of {self.root}", "is full", "free space and run the same again") from None
 
     # Plans and tasks ------------------------------------------------------------------------------------------
 

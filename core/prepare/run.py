@@ -6,19 +6,22 @@ lies where.
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from usfmae.core.config import Settings
+from usfmae.core.errors import ResourceError
 from usfmae.core.flow import recipe_id, secret_id
 from usfmae.core.prepare import plan
 from usfmae.core.prepare.identify import identified
 from usfmae.core.prepare.ledger import Ledger
 from usfmae.core.prepare.pool import Pool
 from usfmae.core.prepare.summary import PrepareSummary, Progress
-from usfmae.core.prepare.task import engine_named
+from usfmae.core.prepare.task import Task, engine_named
 from usfmae.core.prepare.worker import ScanResult
 
 # Limits of a machine, not of a picture: they may change between two runs into one corpus.
@@ -54,15 +57,38 @@ def prepare(
         _plan_new(ledger, found, settled, settings)
         todo = [task for task in ledger.plans() if not ledger.is_done(task[0])]
         fresh = 0
-        for results in engine_named(engine)(todo, found, ledger, pool):
-            for result in results:
-                summary.add(result)
-                fresh += result.frames
-            summary.measure(fresh, time.monotonic() - began)
-            if progress:
-                progress(summary)
+        with space_checked(corpus_dir, todo, found, ledger, settings):
+            for results in engine_named(engine)(todo, found, ledger, pool):
+                for result in results:
+                    summary.add(result)
+                    fresh += result.frames
+                summary.measure(fresh, time.monotonic() - began)
+                if progress:
+                    progress(summary)
     summary.measure(fresh, time.monotonic() - began)
     return summary
+
+
+@contextmanager
+def space_checked(
+    corpus: Path, todo: Sequence[Task], found: Mapping[str, plan.Known], ledger: Ledger, settings: Settings
+) -> Iterator[None]:
+    """ResourceError that says how much is missing: at once where the work cannot fit, else when the disk is full."""
+
+    def lacking() -> str:
+        """ "": enough for what is left, as gray images."""
+        left = [id_ for name, units in todo if not ledger.is_done(name) for ids in units for id_ in ids]
+        images = sum(found[id_].planned for id_ in left if id_ in found)
+        needed, free = images * settings.model.image_size**2, shutil.disk_usage(corpus).free
+        return f"about {needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free" if needed > free else ""
+
+    again = "free space and run the same command again; what is done is kept"
+    if text := lacking():
+        raise ResourceError(f"disk of {corpus}", text, again)
+    try:
+        yield
+    except ResourceError as error:
+        raise ResourceError(error.what, ", ".join(part for part in (error.why, lacking()) if part), again) from None
 
 
 def recipe_settings(settings: Settings) -> dict[str, Any]:

@@ -24,6 +24,9 @@ START_SECONDS = 120.0  # to import the libraries on a busy machine
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
+COMMAND = (sys.executable, "-m", "usfmae.core.prepare.process")
+
+
 class ProcessEndedError(Exception):
     """The decoding process crashed or had to be ended."""
 
@@ -82,7 +85,7 @@ class Worker:
     def _start(self) -> None:
         quiet = None if os.environ.get("USFMAE_DEBUG") else subprocess.DEVNULL
         process = subprocess.Popen(
-            [sys.executable, "-m", "usfmae.core.prepare.process"],
+            COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=quiet,  # libraries' complaints can quote what stands in a file

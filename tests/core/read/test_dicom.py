@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_color_lut, convert_color_space, pixel_array
+
 from usfmae.core.config import ReadSettings
 from usfmae.core.flow import Frame, Quarantined
 from usfmae.core.read import Refused, Unreadable, identify, read

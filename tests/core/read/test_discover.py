@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
 from usfmae.core.config import ReadSettings
 from usfmae.core.flow import Quarantined, Scan
 from usfmae.core.read import discover, read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from usfmae.core.read.timing import kept_indices, steady_times
 
 

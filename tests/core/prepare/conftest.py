@@ -1,0 +1,88 @@
+"""`prepare` with its real processes, in which one reader misbehaves on purpose and cleaning is quick."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from usfmae.core.config import Settings
+from usfmae.core.prepare import PrepareSummary, prepare
+
+SECRET = b"s" * 32
+PROCESS = """
+import os, signal, sys, time
+import numpy as np
+from usfmae.core import clean
+from usfmae.core.flow import CleanImage
+from usfmae.core.prepare import process
+from usfmae.core.read import raster
+
+def quick(frame, settings):
+    return CleanImage(frame.pixels, np.zeros(frame.pixels.shape[:2], bool), frame.trail)
+
+clean.clean = quick
+clean.clean_clip = lambda frames, settings: (quick(frame, settings) for frame in frames)
+original = raster.frames
+
+def frames(scan, settings, notes):
+    name = scan.path.name
+    if name.startswith("hang"):
+        time.sleep(600)
+    if name.startswith("crash"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name.startswith("hog"):
+        bytearray(8 << 30)
+    if name.startswith("shy") and not os.access(scan.path.parent / "allowed", os.F_OK):
+        raise PermissionError(13, "denied")
+    if name.startswith("slow"):
+        time.sleep(0.1)
+    yield from original(scan, settings, notes)
+
+raster.frames = frames
+process.main()
+"""
+
+
+def still(path: Path, seed: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 50), dtype=np.uint8)).save(path, "PNG")
+    return path
+
+
+def clip(path: Path, count: int, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        writer.write(cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (64, 48)))
+    writer.release()
+    return path
+
+
+@pytest.fixture
+def quick_process(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path_factory.mktemp("process") / "process.py"
+    script.write_text(PROCESS)
+    monkeypatch.setattr("usfmae.core.prepare.worker.COMMAND", (sys.executable, str(script)))
+
+
+@pytest.fixture
+def run(quick_process: None) -> Callable[..., PrepareSummary]:
+    """`run(source, corpus, "read.fps=5", ...)`"""
+
+    def go(source: Path, corpus: Path, workers: int = 1, **read: float) -> PrepareSummary:
+        settings = Settings.model_validate({"read": read, "model": {"image_size": 32}})
+        return prepare([source], corpus, settings, secret=SECRET, workers=workers)
+
+    return go
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

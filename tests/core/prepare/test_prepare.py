@@ -1,0 +1,189 @@
+"""`prepare`: counts, resumption, hostile files, full disks; and nothing that names a patient is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from usfmae.core.config import Settings
+from usfmae.core.errors import ResourceError, SourceError, UsageError
+from usfmae.core.prepare import PrepareSummary, prepare
+
+from .conftest import SECRET, clip, content, still
+
+Run = Callable[..., PrepareSummary]
+
+
+def pixels(corpus: Path) -> np.ndarray:
+    return np.concatenate([np.load(p) for p in sorted((corpus / "shards").glob("*.gray.npy"))])
+
+
+def test_counts_add_up_and_a_second_run_changes_nothing(tmp_path: Path, run: Run) -> None:
+    source = tmp_path / "source"
+    for number in range(3):
+        still(source / f"{number}.png", number)
+    shutil.copy(source / "0.png", source / "again.png")
+    clip(source / "clip.avi", 20)
+    (source / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    (source / "notes.txt").write_text("text")
+    before = content(source)
+    first = run(source, tmp_path / "corpus")
+    assert (first.scans, first.frames, first.kept, first.quarantined) == (6, 9, 9, 1)
+    assert (first.duplicates, first.ignored, first.failed) == (1, 1, 0)
+    assert first.reasons == {"same-file": 1, "unreadable": 1}
+    once = content(tmp_path / "corpus")
+    second = run(source, tmp_path / "corpus")
+    assert {**second.as_dict(), "seconds": 0, "images_per_second": 0} == {
+        **first.as_dict(),
+        "seconds": 0,
+        "images_per_second": 0,
+    }
+    assert content(tmp_path / "corpus") == once
+    assert content(source) == before
+
+
+def test_workers_and_place_do_not_change_a_byte_of_the_shards(tmp_path: Path, run: Run) -> None:
+    for number in range(8):
+        still(tmp_path / "a" / f"{number}.png", number)
+    clip(tmp_path / "a" / "clip.avi", 20)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    run(tmp_path / "a", tmp_path / "one", shard_images=4)
+    run(tmp_path / "b", tmp_path / "two", workers=3, shard_images=4)
+    assert content(tmp_path / "one" / "shards") == content(tmp_path / "two" / "shards")
+    assert len(content(tmp_path / "one" / "shards")) >= 4
+
+
+def test_new_scans_are_added_without_touching_the_old(tmp_path: Path, run: Run) -> None:
+    still(tmp_path / "source" / "0.png", 0)
+    run(tmp_path / "source", tmp_path / "corpus")
+    old = content(tmp_path / "corpus" / "shards")
+    still(tmp_path / "source" / "1.png", 1)
+    summary = run(tmp_path / "source", tmp_path / "corpus")
+    assert (summary.scans, summary.kept) == (2, 2)
+    new = content(tmp_path / "corpus" / "shards")
+    assert {name: new[name] for name in old} == old
+    assert len(pixels(tmp_path / "corpus")) == 2
+
+
+def test_a_file_that_hangs_crashes_or_hogs_memory_harms_no_other(tmp_path: Path, run: Run) -> None:
+    source = tmp_path / "source"
+    for number, name in enumerate(("a", "crash", "good", "hang", "hog", "z")):
+        still(source / f"{name}.png", number)
+    summary = run(source, tmp_path / "corpus", decode_seconds=3, memory_mb=1024)
+    assert summary.reasons == {"crashed": 1, "timeout": 1, "too-much-memory": 1}
+    assert (summary.scans, summary.kept, summary.quarantined, summary.failed) == (6, 3, 3, 0)
+
+
+def test_what_cannot_be_opened_fails_and_is_tried_again(tmp_path: Path, run: Run) -> None:
+    still(tmp_path / "source" / "shy.png", 0)
+    still(tmp_path / "source" / "good.png", 1)
+    first = run(tmp_path / "source", tmp_path / "corpus")
+    assert (first.kept, first.failed, first.reasons) == (1, 1, {"os-13": 1})
+    (tmp_path / "source" / "allowed").touch()
+    second = run(tmp_path / "source", tmp_path / "corpus")
+    assert (second.kept, second.failed) == (2, 0)
+    assert len(pixels(tmp_path / "corpus")) == 2
+
+
+def test_a_lost_ledger_entry_after_a_written_shard_is_made_up_for(tmp_path: Path, run: Run) -> None:
+    still(tmp_path / "source" / "0.png", 0)
+    run(tmp_path / "source", tmp_path / "corpus")
+    before = content(tmp_path / "corpus")
+    for entry in (tmp_path / "corpus" / "ledger" / "tasks").iterdir():
+        entry.unlink()
+    places = tmp_path / "corpus" / "ledger" / "places.jsonl"
+    places.write_bytes(places.read_bytes()[:-20])  # torn in the middle of a line
+    assert run(tmp_path / "source", tmp_path / "corpus").kept == 1
+    assert content(tmp_path / "corpus") == before
+
+
+def test_near_duplicates_are_dropped_and_can_be_kept(tmp_path: Path, run: Run) -> None:
+    source = tmp_path / "source"
+    clip(source / "clip.avi", 20)
+    import cv2
+
+    writer = cv2.VideoWriter(str(source / "frozen.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    for _ in range(20):
+        writer.write(picture)
+    writer.release()
+    summary = run(source, tmp_path / "corpus")
+    assert (summary.frames, summary.kept, summary.duplicates) == (12, 7, 5)
+    assert summary.reasons == {"near-duplicate": 5}
+    assert run(source, tmp_path / "all", duplicate_bits=0).kept == 12
+
+
+def test_a_full_disk_is_told_before_it_happens(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    still(tmp_path / "source" / "0.png", 0)
+    with monkeypatch.context() as patched:
+        usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+        patched.setattr("usfmae.core.prepare.run.shutil.disk_usage", lambda _: usage)
+        with pytest.raises(ResourceError, match="MB are needed"):
+            run(tmp_path / "source", tmp_path / "corpus")
+    assert run(tmp_path / "source", tmp_path / "corpus").kept == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+@pytest.mark.faults
+def test_a_disk_that_fills_stops_cleanly_and_resumes(tmp_path: Path, run: Run) -> None:
+    import subprocess
+
+    corpus = tmp_path / "small"
+    corpus.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(corpus)], check=False).returncode:
+        pytest.skip("this machine does not let us mount")
+    try:
+        for number in range(30):
+            still(tmp_path / "source" / f"{number:02d}.png", number)
+        with pytest.raises(ResourceError, match="is full"):
+            run(tmp_path / "source", corpus, shard_images=4)
+        subprocess.run(["mount", "-o", "remount,size=4m", str(corpus)], check=True)
+        assert run(tmp_path / "source", corpus, shard_images=4).kept == 30
+        run(tmp_path / "source", tmp_path / "roomy", shard_images=4)
+        assert content(corpus) == content(tmp_path / "roomy")
+    finally:
+        subprocess.run(["umount", str(corpus)], check=False)
+
+
+def test_no_identifier_and_no_path_lies_in_the_corpus(tmp_path: Path, run: Run) -> None:
+    still(tmp_path / "source" / "Doe^Jane" / "20240131.png", 0)
+    run(tmp_path / "source", tmp_path / "corpus")
+    everything = b"".join(content(tmp_path / "corpus").values())
+    for word in (b"Doe", b"Jane", b"20240131", b"source", str(tmp_path).encode()):
+        assert word not in everything
+
+
+def test_another_recipe_or_secret_does_not_mix(tmp_path: Path, run: Run) -> None:
+    still(tmp_path / "source" / "0.png", 0)
+    run(tmp_path / "source", tmp_path / "corpus")
+    with pytest.raises(UsageError, match="other settings or another secret"):
+        run(tmp_path / "source", tmp_path / "corpus", fps=5)
+    with pytest.raises(UsageError):
+        prepare([tmp_path / "source"], tmp_path / "corpus", Settings(), secret=b"other" * 8)
+    run(tmp_path / "source", tmp_path / "corpus", decode_seconds=29)  # a limit of the machine is no recipe
+
+
+def test_an_absent_source_is_said(tmp_path: Path, run: Run) -> None:
+    with pytest.raises(SourceError, match="does not exist"):
+        run(tmp_path / "nowhere", tmp_path / "corpus")
+
+
+def test_the_corpus_may_lie_below_the_source(tmp_path: Path, run: Run) -> None:
+    still(tmp_path / "0.png", 0)
+    for _ in range(2):
+        assert run(tmp_path, tmp_path / "corpus").scans == 1
+
+
+def test_what_the_ledger_says_of_a_scan(tmp_path: Path, run: Run) -> None:
+    still(tmp_path / "source" / "0.png", 0)
+    run(tmp_path / "source", tmp_path / "corpus")
+    (task,) = (tmp_path / "corpus" / "ledger" / "tasks").glob("*.json")
+    (scan,) = json.loads(task.read_text())["scans"]
+    assert (scan["outcome"], scan["frames"], scan["kept"], scan["quarantined"]) == ("read", 1, 1, {})
+    assert len(SECRET) == 32
