@@ -143,5 +143,5 @@ def _yaml(settings: SiteSettings) -> str:
 
     chosen = settings.model_dump(mode="json", exclude_defaults=True)
     lines = [line for line in template(SiteSettings).split("\n") if line.split(":")[0] not in chosen]
-    mine = yaml.safe_dump(chosen, sort_keys=False, default_flow_style=None, width=999)
+    mine = yaml.safe_dump(chosen, sort_keys=False, width=999)
     return f"# Chosen at init; every other key stands below with its default.\n{mine}\n" + "\n".join(lines) + "\n"
