@@ -8,13 +8,15 @@ from __future__ import annotations
 import csv
 import importlib
 import io
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from usfmae.core.corpus.openus46_archive import Entry, pattern
 from usfmae.core.errors import SourceError, UsageError
 
@@ -126,7 +128,9 @@ def validation_of(task: Task, train: Positions, share: float, seed: int) -> tupl
         raise SourceError(f"{task.name}", f"{len(set(groups))} groups cannot make {folds} folds", "add patients")
     classes = set(labels)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    candidates = [(train[kept], train[held]) for kept, held in splitter.split(train, labels, groups)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class with fewer images than folds: handled below
+        candidates = [(train[kept], train[held]) for kept, held in splitter.split(train, labels, groups)]
     whole = [(kept, held) for kept, held in candidates if set(task.labels[kept]) == classes]
     kept, held = max(whole or candidates, key=lambda pair: len(set(task.labels[pair[1]])))
     return kept, held
@@ -140,12 +144,10 @@ def grouped_folds(task: Task, folds: int, seed: int) -> tuple[Split, ...]:
     if len(set(task.groups)) < folds:
         raise SourceError(f"{task.name}", f"{len(set(task.groups))} groups cannot make {folds} folds", "add patients")
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    parts = enumerate(splitter.split(everything, task.labels, task.groups), start=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # `checked` names a class that a training part lacks
+        parts = list(enumerate(splitter.split(everything, task.labels, task.groups), start=1))
     return tuple(Split(f"fold-{k}", *validation_of(task, train, 0.1, seed), test) for k, (train, test) in parts)
-
-
-def with_splits(task: Task, splits: Iterable[Split]) -> Task:
-    return replace(task, splits=tuple(splits))
 
 
 def find(listed: Sequence[Entry], glob: str) -> Entry | None:

@@ -2,7 +2,7 @@
 
 The official `5-fold-cv.csv` gives the test fold of each image and, per round k, `valid_k` (0: validation). Its folds
 keep patients whole, but its validation columns part many: a patient's two images may stand on both sides. Here a
-patient goes to validation where at least half of its images do. Table 2 of the paper shows fold 1 alone.
+patient goes where its first image goes. Table 2 of the paper shows fold 1 alone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+
 from usfmae.core.bench.base import (
     Example,
     Split,
@@ -88,6 +89,8 @@ def _split(task: Task, rows: list[dict[str, str]], k: int) -> Split:
     fold = np.array([int(row["kFold"]) for row in rows])
     marked = np.array([row[f"valid_{k}"].strip() in ("0", "0.0") for row in rows])
     outside = fold != k
-    held = {g for g in np.unique(task.groups[outside]) if marked[outside & (task.groups == g)].mean() >= 0.5}
-    validation = outside & np.isin(task.groups, list(held))
+    order = sorted(range(len(rows)), key=lambda i: task.examples[i].id, reverse=True)
+    first = {task.examples[i].group: i for i in order}  # the last one written is the first in the alphabet
+    held = [group for group, i in first.items() if marked[i]]
+    validation = outside & np.isin(task.groups, held)
     return Split(f"fold-{k}", *(np.flatnonzero(part) for part in (outside & ~validation, validation, fold == k)))

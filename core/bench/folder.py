@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+
 from usfmae.core.bench.base import Example, Split, Task, find, grouped_folds, image_named, table, validation_of
 from usfmae.core.corpus.openus46_archive import Entry, entries
 from usfmae.core.corpus.openus46_layout import RASTER

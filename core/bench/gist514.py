@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from usfmae.core.bench.base import Example, Split, Task, image_named, images_by_stem, required, validation_of
 from usfmae.core.corpus.openus46_archive import Entry, entries
 from usfmae.core.errors import SourceError

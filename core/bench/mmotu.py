@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+
 from usfmae.core.bench.base import (
     Example,
     Split,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from usfmae.core.cli.shell import print_json
 
 if TYPE_CHECKING:

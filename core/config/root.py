@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from usfmae.core.config.base import Options
+from usfmae.core.config.bench import BenchSettings
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.config.train import ModelSettings, TrainSettings
@@ -17,3 +18,5 @@ class Settings(Options):
     """The masked autoencoder."""
     train: TrainSettings = TrainSettings()
     """The training loop."""
+    bench: BenchSettings = BenchSettings()
+    """Benchmarks."""

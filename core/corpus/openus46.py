@@ -11,6 +11,7 @@ from typing import Literal
 
 import yaml
 from pydantic import Field
+
 from usfmae.core.config.base import Options, validated
 from usfmae.core.errors import UsageError
 

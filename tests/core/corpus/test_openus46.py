@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from usfmae.core.corpus.openus46 import BENCHMARKS, TABLE_1_TOTAL, corpus, dataset, registry
 from usfmae.core.errors import UsageError
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from usfmae.core.corpus.openus46 import dataset, registry
 from usfmae.core.corpus.openus46_layout import USABLE, check, check_all, group_of, scans
 from usfmae.core.errors import SourceError

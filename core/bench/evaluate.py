@@ -1,0 +1,116 @@
+"""One evaluation of one model on one task: what is saved, what is printed, and what may be compared."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from usfmae.core.bench.base import Task
+from usfmae.core.bench.encoders import Encoder
+from usfmae.core.bench.features import Progress, features
+from usfmae.core.bench.metrics import Predictions, compare, score
+from usfmae.core.bench.probe import probe
+from usfmae.core.config.bench import BenchSettings
+from usfmae.core.files import write_atomic
+
+COMPARED = ("ultrasam.f1", "balanced_accuracy", "auroc")
+
+
+def scored(task: Task, said: Predictions, settings: BenchSettings) -> dict[str, Any]:
+    """Scores over all splits, and over the splits that the paper's table shows where those are fewer."""
+    found = {"all": score(said, settings.resamples, settings.seed)}
+    if task.headline and set(task.headline) != {split.name for split in task.splits}:
+        found["headline"] = score(said.of(task.headline), settings.resamples, settings.seed)
+    return found
+
+
+def described(task: Task) -> dict[str, Any]:
+    """What a task is, for reports."""
+    return {
+        "name": task.name,
+        "classes": list(task.classes),
+        "images": len(task.examples),
+        "patients": len(set(task.groups)) if task.groups_known else None,
+        "per_class": {name: int((task.labels == k).sum()) for k, name in enumerate(task.classes)},
+        "splits": [
+            {"name": s.name, "train": len(s.train), "validation": len(s.validation), "test": len(s.test)}
+            for s in task.splits
+        ],
+        "headline": list(task.headline),
+        "complete": task.complete,
+        "notes": list(task.notes),
+    }
+
+
+def probed(
+    task: Task,
+    encoder: Encoder,
+    settings: BenchSettings,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    curve: bool = True,
+) -> tuple[dict[str, Any], dict[str, Predictions]]:
+    """Features, probe and scores of one encoder: a report and the predictions by head."""
+    began = time.perf_counter()
+    found, cached = features(encoder, task, settings.image_size, cache, progress)
+    ready = time.perf_counter()
+    result = probe(task, found, settings, curve=curve)
+    report = {
+        "model": encoder.name,
+        "model_id": encoder.id,
+        "width": encoder.width,
+        "features_cached": cached,
+        "feature_seconds": round(ready - began, 3),
+        "probe_seconds": round(time.perf_counter() - ready, 3),
+        "c": result.chosen,
+        "scores": {head: scored(task, said, settings) for head, said in result.predictions.items()},
+        "label_efficiency": result.curve,
+    }
+    return report, result.predictions
+
+
+def paired(first: Predictions, second: Predictions, settings: BenchSettings) -> dict[str, Any]:
+    """Paired tests of two models on the same test images, one for each measure that is compared."""
+    return {m: compare(first, second, m, settings.resamples, settings.seed) for m in COMPARED}
+
+
+def save_predictions(path: Path, task: Task, said: Predictions) -> None:
+    """Per-image probabilities as CSV: id, split, label, predicted, p(class)..."""
+    head = ["id", "split", "label", "predicted", *(f"p({name})" for name in task.classes)]
+    lines = [",".join(_quoted(text) for text in head)]
+    for i, id_ in enumerate(said.ids):
+        names = (task.classes[said.labels[i]], task.classes[said.predicted[i]])
+        row = [_quoted(id_), said.splits[i], *map(_quoted, names), *(f"{p:.6g}" for p in said.probabilities[i])]
+        lines.append(",".join(row))
+    write_atomic(path, ("\n".join(lines) + "\n").encode())
+
+
+def save_json(path: Path, value: Any) -> None:
+    write_atomic(path, (json.dumps(value, indent=1, default=_plain) + "\n").encode())
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n') else text
+
+
+def safe_name(spec: str) -> str:
+    """A file name for a model's name."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in spec).strip("-.")[-80:]
+
+
+def line(name: str, scores: dict[str, Any], measures: Sequence[str] = ("paper.f1", *COMPARED)) -> str:
+    """`name  paper.f1 81.6 (76.0-86.5) ...` in per cent."""
+    shown = [
+        f"{m} {100 * scores[m]['value']:.1f} ({100 * scores[m]['low']:.1f}-{100 * scores[m]['high']:.1f})"
+        for m in measures
+    ]
+    return f"{name:<34} " + "  ".join(shown)

@@ -1,0 +1,101 @@
+"""Images of a task as squares, and their features: computed once for an encoder and a set of images, then read back."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from usfmae.core.bench.base import Example, Task
+from usfmae.core.bench.encoders import Encoder
+from usfmae.core.corpus.shard import square
+from usfmae.core.errors import SourceError
+from usfmae.core.files import replacing
+from usfmae.core.flow import CleanImage, Pixels, content_id
+
+Features = NDArray[np.float32]
+Progress = Callable[[int, int], None]  # images done, images in all
+BATCH = 32
+
+
+def cache_folder() -> Path:
+    """Where features are kept unless a folder is named: `$XDG_CACHE_HOME/usfmae/features`."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "usfmae" / "features"
+
+
+def picture(example: Example) -> Pixels:
+    """(H, W, 3) RGB at native size. Raises SourceError where the file is no picture."""
+    try:
+        with Image.open(io.BytesIO(example.entry.read())) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise SourceError(f"image {example.id}", f"cannot be decoded: {error}", "fetch it again") from None
+
+
+def squares(task: Task, size: int) -> Pixels:
+    """(N, S, S, C) uint8, C = 1 where every image is gray."""
+    images = [_square(picture(example), size) for example in task.examples]
+    gray = all(image.ndim == 2 for image in images)
+    channels = 1 if gray else 3
+    return np.stack([np.broadcast_to(i if i.ndim == 3 else i[..., None], (size, size, channels)) for i in images])
+
+
+def _square(pixels: Pixels, size: int) -> Pixels:
+    return square(CleanImage(pixels, np.zeros(pixels.shape[:2], bool)), size, "").pixels
+
+
+def images_id(task: Task) -> str:
+    """Hash of the bytes of every image, in order."""
+    return content_id(*(hashlib.sha256(example.entry.read()).digest() for example in task.examples))
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def features(
+    encoder: Encoder, task: Task, size: int, cache: Path | None = None, progress: Progress | None = None
+) -> tuple[Features, bool]:
+    """(N, D) features of every image of a task, and whether they were read from the cache.
+
+    The key is the encoder's weights and pooling, the images' bytes and the size; a damaged entry is computed again.
+    """
+    folder = cache or cache_folder()
+    path = folder / f"{content_id('features-1', encoder.id, images_id(task), str(size))[:40]}.npy"
+    kept = _kept(path, (len(task.examples), encoder.width))
+    if kept is not None:
+        return kept, True
+    found = compute(encoder, squares(task, size), progress)
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.save(file, found)
+    return found, False
+
+
+def _kept(path: Path, shape: tuple[int, int]) -> Features | None:
+    try:
+        found: Features = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.shape == shape and found.dtype == np.float32 and np.isfinite(found).all() else None
+
+
+def compute(encoder: Encoder, pixels: Pixels, progress: Progress | None = None) -> Features:
+    """Features (N, D) of images (N, S, S, C) uint8."""
+    where = device()
+    module = encoder.module.to(where).eval()
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(pixels), BATCH):
+            images = torch.from_numpy(np.ascontiguousarray(pixels[start : start + BATCH])).to(where)
+            parts.append(module(encoder.prepare(images)).float().cpu().numpy())
+            if progress:
+                progress(min(start + BATCH, len(pixels)), len(pixels))
+    return np.concatenate(parts)

@@ -1,0 +1,166 @@
+"""Frozen features: kNN and logistic regression on every split, and how few labelled patients suffice.
+
+kNN: cosine similarity, votes weighted by exp(similarity / 0.07) (Caron et al. 2021, DINO, section 4.1).
+Logistic regression: standardised features, C chosen on the validation part, then fitted on train and validation.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from usfmae.core.bench.base import Positions, Split, Task
+from usfmae.core.bench.features import Features
+from usfmae.core.bench.metrics import Predictions, measures, pooled
+from usfmae.core.config.bench import BenchSettings
+
+TEMPERATURE = 0.07
+HEADS = ("logistic", "knn")
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Predictions by head over all splits, the C of each split, and the label-efficiency curve."""
+
+    predictions: dict[str, Predictions]
+    chosen: dict[str, float]  # split -> C
+    curve: list[dict[str, float]]  # fraction, patients, images; balanced accuracy and its spread over draws
+
+
+def probe(task: Task, features: Features, settings: BenchSettings, *, curve: bool = True) -> ProbeResult:
+    """Probe features (N, D) on every split of a task."""
+    parts: dict[str, list[Predictions]] = {head: [] for head in HEADS}
+    chosen = {}
+    for split in task.splits:
+        best = choose(features, task, split, settings.regularisation)
+        train = np.concatenate([split.train, split.validation])
+        chosen[split.name] = best
+        said = {
+            "logistic": logistic(features[train], task.labels[train], features[split.test], len(task.classes), best),
+            "knn": knn(
+                features[train], task.labels[train], features[split.test], len(task.classes), settings.neighbours
+            ),
+        }
+        for head, probabilities in said.items():
+            parts[head].append(predictions(task, split, probabilities))
+    return ProbeResult(
+        {head: pooled(found) for head, found in parts.items()},
+        chosen,
+        label_curve(task, features, settings, chosen) if curve else [],
+    )
+
+
+def predictions(task: Task, split: Split, probabilities: Floats) -> Predictions:
+    """Class probabilities (T, K) for the T test images of a split."""
+    examples = [task.examples[i] for i in split.test]
+    return Predictions(
+        task.labels[split.test],
+        probabilities,
+        tuple(e.group for e in examples),
+        tuple(e.id for e in examples),
+        (split.name,) * len(examples),
+        task.positive,
+    )
+
+
+def knn(train: Features, labels: NDArray[np.int64], test: Features, classes: int, neighbours: int) -> Floats:
+    """(T, K) shares of the neighbours' weighted votes."""
+    near = _unit(test) @ _unit(train).T  # (T, N)
+    count = min(neighbours, len(labels))
+    top = np.argpartition(-near, count - 1, axis=1)[:, :count]
+    weights = np.exp((np.take_along_axis(near, top, axis=1) - 1) / TEMPERATURE)
+    votes = np.stack([(weights * (labels[top] == k)).sum(axis=1) for k in range(classes)], axis=1)
+    total = votes.sum(axis=1, keepdims=True)
+    return np.where(total > 0, votes / np.maximum(total, 1e-300), 1 / classes)
+
+
+def logistic(train: Features, labels: NDArray[np.int64], test: Features, classes: int, c: float) -> Floats:
+    """(T, K) probabilities of multinomial logistic regression; a class without training images gets 0."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    mean, spread = train.mean(axis=0), train.std(axis=0) + 1e-6
+    probabilities = np.zeros((len(test), classes))
+    present = np.unique(labels)
+    if len(present) == 1:
+        probabilities[:, present[0]] = 1.0
+        return probabilities
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # C is chosen on the validation part either way
+        model = LogisticRegression(C=c / train.shape[1], max_iter=300).fit((train - mean) / spread, labels)
+    probabilities[:, model.classes_] = model.predict_proba((test - mean) / spread)
+    return probabilities
+
+
+def choose(features: Features, task: Task, split: Split, candidates: Sequence[float]) -> float:
+    """The C with the best balanced accuracy on the validation part; of equals, the smallest."""
+
+    def worth(c: float) -> float:
+        said = logistic(
+            features[split.train], task.labels[split.train], features[split.validation], len(task.classes), c
+        )
+        return float(_balanced(task.labels[split.validation], said))
+
+    return max(sorted(candidates), key=worth)
+
+
+def label_curve(
+    task: Task, features: Features, settings: BenchSettings, chosen: dict[str, float]
+) -> list[dict[str, Any]]:
+    """Balanced accuracy of logistic regression when only a share of the training patients is labelled.
+
+    Each share below 1 is drawn `repeats` times per split, patients whole, every class kept; C stays as chosen.
+    """
+    points = []
+    for fraction in sorted(settings.fractions):
+        values, patients, images = [], [], []
+        for number, split in enumerate(task.splits):
+            train = np.concatenate([split.train, split.validation])
+            for repeat in range(settings.repeats if fraction < 1 else 1):
+                some = draw(task, train, fraction, settings.seed + 1000 * number + repeat)
+                said = logistic(
+                    features[some], task.labels[some], features[split.test], len(task.classes), chosen[split.name]
+                )
+                values.append(float(_balanced(task.labels[split.test], said)))
+                patients.append(len(set(task.groups[some])))
+                images.append(len(some))
+        points.append(
+            {
+                "fraction": fraction,
+                "patients": float(np.mean(patients)),
+                "images": float(np.mean(images)),
+                "balanced_accuracy": float(np.mean(values)),
+                "low": float(np.percentile(values, 2.5)),
+                "high": float(np.percentile(values, 97.5)),
+                "draws": len(values),
+            }
+        )
+    return points
+
+
+def draw(task: Task, train: Positions, fraction: float, seed: int) -> Positions:
+    """Training positions of a random share of the patients, with at least one patient of every class."""
+    if fraction >= 1:
+        return train
+    order = np.random.default_rng(seed).permutation(np.unique(task.groups[train]))
+    taken = set(order[: max(1, round(fraction * len(order)))])
+    for k in np.unique(task.labels[train]):
+        having = set(task.groups[train][task.labels[train] == k])
+        if not having & taken:
+            taken.add(next(g for g in order if g in having))
+    return train[np.isin(task.groups[train], list(taken))]
+
+
+def _balanced(labels: NDArray[np.int64], probabilities: Floats) -> Floats:
+    said = Predictions(labels, probabilities, ("",) * len(labels), (), ())
+    return measures(said)["balanced_accuracy"]
+
+
+def _unit(x: Features) -> Features:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,122 @@
+"""`usfmae probe`: how good are an encoder's features, frozen?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from usfmae.core.cli.shell import configured, print_json
+
+TASKS = ("bus-bra", "mmotu-2d", "gist514", "folder")
+task_option = click.option("--task", required=True, type=click.Choice(TASKS), help="Benchmark.")
+data_option = click.option("--data", required=True, type=click.Path(path_type=Path), help="Its folder or zip.")
+weights_option = click.option(
+    "--weights",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of timm weight files (default: weights/).",
+)
+out_option = click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Save report.json and per-image probabilities here."
+)
+
+
+@click.command(
+    help="""Frozen features of an encoder: kNN and logistic regression on every split of a benchmark.
+
+    A model is a checkpoint, timm:NAME[=FILE], ultrasam:FILE, efficientnet-lite0, random:CHECKPOINT[@SEED] or pixels.
+    Features are computed once for a model and kept."""
+)
+@task_option
+@data_option
+@click.option("--model", required=True, help="Checkpoint, or the name of a model.")
+@click.option(
+    "--baseline", "baselines", multiple=True, help="Further model to compare with, image by image; repeatable."
+)
+@weights_option
+@click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Folder of kept features.")
+@click.option("--curve/--no-curve", default=True, show_default=True, help="Label efficiency at 1 to 100 % of patients.")
+@out_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@configured
+def probe(
+    task: str,
+    data: Path,
+    model: str,
+    baselines: tuple[str, ...],
+    weights: Path | None,
+    cache: Path | None,
+    curve: bool,
+    out: Path | None,
+    as_json: bool,
+    config_file: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    from usfmae.core.bench.base import load as load_task
+    from usfmae.core.bench.encoders import load as load_encoder
+    from usfmae.core.bench.evaluate import described, paired, probed
+    from usfmae.core.config import Settings, load
+
+    settings = load(Settings, config_file, overrides)[0].bench
+    loaded = load_task(task, data, settings.seed)
+    _say(loaded.notes)
+    # Every model is loaded before the first one is run: a wrong path costs nothing.
+    encoders = [load_encoder(spec, settings.pooling, weights) for spec in (model, *baselines)]
+    reports, said = [], []
+    for encoder in encoders:
+        report, predictions = probed(loaded, encoder, settings, cache, shown(encoder.name), curve)
+        reports.append(report)
+        said.append(predictions)
+    tests = [
+        {"first": model, "second": name, "head": head, **paired(said[0][head], other[head], settings)}
+        for name, other in zip(baselines, said[1:], strict=True)
+        for head in other
+    ]
+    result = {"task": described(loaded), "models": reports, "paired": tests}
+    if out:
+        _save(out, loaded, result, said)
+    if as_json:
+        print_json(result)
+    else:
+        _print(result)
+
+
+def shown(name: str) -> Any:
+    """A progress line on stderr where that is a terminal."""
+    import sys
+
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"\r{name}: features of {done:,} of {total:,} images", err=True, nl=done == total)
+
+    return show
+
+
+def _say(notes: tuple[str, ...]) -> None:
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+
+
+def _save(out: Path, task: Any, result: dict[str, Any], said: list[dict[str, Any]]) -> None:
+    from usfmae.core.bench.evaluate import safe_name, save_json, save_predictions
+
+    for report, predictions in zip(result["models"], said, strict=True):
+        for head, found in predictions.items():
+            save_predictions(out / f"{safe_name(report['model'])}.{head}.csv", task, found)
+    save_json(out / "report.json", result)
+
+
+def _print(result: dict[str, Any]) -> None:
+    from usfmae.core.bench.evaluate import line
+
+    for report in result["models"]:
+        for head, scores in report["scores"].items():
+            for part, found in scores.items():
+                click.echo(line(f"{report['model']} {head} {part}", found))
+    for test in result["paired"]:
+        found = test["balanced_accuracy"]
+        click.echo(
+            f"{test['first']} - {test['second']} ({test['head']}): balanced accuracy {100 * found['difference']:+.1f} "
+            f"({100 * found['low']:+.1f} to {100 * found['high']:+.1f}), p = {found['p_bootstrap']:.3g}"
+        )
