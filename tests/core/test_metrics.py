@@ -6,6 +6,7 @@ import time
 import urllib.request
 
 import pytest
+
 from usfmae.core import metrics
 from usfmae.core.errors import ResourceError
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 from pydicom.uid import UltrasoundImageStorage
+
 from usfmae.client.sources.cstore import listen
 from usfmae.client.sources.dicomweb import pull
 from usfmae.client.sources.spool import Spool

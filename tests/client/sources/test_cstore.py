@@ -16,6 +16,7 @@ from pydicom.uid import JPEGBaseline8Bit, UltrasoundImageStorage, generate_uid
 from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification
+
 from usfmae.client.sources.cstore import Listener, listen
 from usfmae.client.sources.spool import Spool
 from usfmae.core.config.sources import CstoreSettings

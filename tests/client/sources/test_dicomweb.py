@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+
 from usfmae.client.sources.dicomweb import pull
 from usfmae.client.sources.spool import Spool
 from usfmae.core.config.sources import DicomwebSettings

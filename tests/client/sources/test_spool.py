@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from usfmae.client.sources.spool import PARTIAL, Spool
 from usfmae.core.errors import ResourceError
 

@@ -1,0 +1,204 @@
+"""The coordinator's page: a small Starlette application over the ledger. Reading is open, changing needs the token."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from usfmae.core.errors import UsfmaeError
+from usfmae.core.web import looks
+from usfmae.core.web.chart import line_chart
+from usfmae.core.web.guard import Guard
+from usfmae.core.web.session import COOKIE, HOURS, Sessions
+from usfmae.server import sites as enrolled
+from usfmae.server.dashboard import view
+from usfmae.server.home import Home
+
+WRONG_TOKEN_SECONDS = 1.0
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Page:
+    """The application's parts that need the coordinator's directory."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.token_file = home.keys / "page.token"
+        self.sessions = Sessions.of(self.token_file)
+        self.history = view.History()
+        self.templates = looks.environment("usfmae.server.dashboard")
+
+    def show(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+        cookie = request.cookies.get(COOKIE, "")
+        known = self.sessions.holds(cookie)
+        values |= {"known": known, "mark": self.sessions.form_mark(cookie) if known else "", "path": request.url.path}
+        return HTMLResponse(self.templates.get_template(template).render(**values), status)
+
+    # Reading
+
+    async def overview(self, request: Request) -> Response:
+        found = await asyncio.to_thread(view.overview, self.home, self.history)
+        losses = line_chart(*found.losses(), "held-out loss by round")
+        organs = line_chart(*found.organs("loss"), "panel loss by organ and round")
+        forgetting = line_chart(*found.organs("forgetting"), "forgetting by organ and round")
+        charts = [
+            (title, text, chart)
+            for title, text, chart in (
+                ("Held-out loss", "masked loss on images of patients no training step has seen, by images", losses),
+                ("Panel, by organ", "masked loss of the merged encoder on the public panel", organs),
+                ("Forgetting, by organ", "panel loss over the seed's; above 0 is worse", forgetting),
+            )
+            if chart
+        ]
+        return self.show(request, "overview.html", found=found, charts=charts, latest=view.LATEST)
+
+    async def rounds(self, request: Request) -> Response:
+        found = await asyncio.to_thread(view.overview, self.home, self.history)
+        page = int(request.query_params.get("page", "1")) if request.query_params.get("page", "1").isdecimal() else 1
+        size = 50
+        shown = found.rounds[(page - 1) * size : page * size]
+        more = len(found.rounds) > page * size
+        return self.show(request, "rounds.html", rounds=shown, page=page, more=more, home=self.home)
+
+    async def round(self, request: Request) -> Response:
+        number = int(request.path_params["number"])
+        with view.reading(self.home) as db:
+            one = view.round_(db, number)
+            replies = view.verdicts(db, number)
+        if one is None:
+            raise HTTPException(404, "there is no such round")
+        return self.show(request, "round.html", one=one, replies=replies, file=self.home.checkpoint(number).exists())
+
+    async def lineage(self, request: Request) -> Response:
+        found = await asyncio.to_thread(view.overview, self.home, self.history)
+        kept = {number for number in (0, *(r["number"] for r in found.rounds)) if self.home.checkpoint(number).exists()}
+        return self.show(request, "lineage.html", rounds=found.committed, kept=kept, releases=self.releases())
+
+    def releases(self) -> list[str]:
+        """Names of the release folders."""
+        return sorted(p.name for p in (self.home.root / "releases").glob("*") if p.is_dir())
+
+    async def download(self, request: Request) -> Response:
+        """A round's encoder. The number is the only thing taken from the address, so no other file can be asked for."""
+        file = self.home.checkpoint(int(request.path_params["number"]))
+        if not file.is_file():
+            raise HTTPException(404, "this checkpoint is not kept")
+        return FileResponse(file, filename=file.name, media_type="application/octet-stream")
+
+    # Changing
+
+    async def sites(self, request: Request, notice: str = "", bad: bool = False) -> Response:
+        with view.reading(self.home) as db:
+            found = view.sites(db, {})
+        status = 400 if bad else 200
+        return self.show(request, "sites.html", status, sites=found, notice=notice, bad=bad)
+
+    async def login(self, request: Request) -> Response:
+        if request.method == "GET":
+            return self._login_form(request, request.query_params.get("next", "/"))
+        form = await request.form()
+        wanted = str(form.get("next", "/"))
+        if not self.sessions.opens(str(form.get("token", ""))):
+            await asyncio.sleep(WRONG_TOKEN_SECONDS)
+            return self._login_form(request, wanted, wrong=True)
+        answer = RedirectResponse(_local(wanted), 303)
+        secure = request.headers.get("x-forwarded-proto") == "https"
+        answer.set_cookie(
+            COOKIE, self.sessions.new(), int(HOURS * 3600), httponly=True, samesite="strict", secure=secure
+        )
+        return answer
+
+    def _login_form(self, request: Request, wanted: str, wrong: bool = False) -> Response:
+        why = "Enrolling and revoking sites needs the coordinator's token."
+        return self.show(
+            request,
+            "login.html",
+            403 if wrong else 200,
+            heading="Who is asking?",
+            why=why,
+            file="keys/page.token",
+            next=_local(wanted),
+            wrong=wrong,
+        )
+
+    async def logout(self, request: Request) -> Response:
+        answer = RedirectResponse("/", 303)
+        answer.delete_cookie(COOKIE)
+        return answer
+
+    async def enrol(self, request: Request) -> Response:
+        form = await self._own_form(request)
+        given = form.get("file")
+        content = await given.read() if given is not None and not isinstance(given, str) else b""
+        content = content or str(form.get("text", "")).encode()
+        try:
+            added = await asyncio.to_thread(self._add, content)
+        except UsfmaeError as error:
+            return await self.sites(request, str(error), bad=True)
+        return await self.sites(request, f"{added['name']} is enrolled; a running aggregator lets it in at once.")
+
+    def _add(self, content: bytes) -> dict[str, Any]:
+        with tempfile.NamedTemporaryFile(suffix=".json", dir=self.home.root) as file:
+            file.write(content)
+            file.flush()
+            return enrolled.add(self.home, Path(file.name))
+
+    async def revoke(self, request: Request) -> Response:
+        form = await self._own_form(request)
+        name, typed = str(form.get("name", "")), str(form.get("typed", ""))
+        if typed != name:
+            return await self.sites(request, f"Type the name {name} to revoke it: nothing was changed.", bad=True)
+        try:
+            await asyncio.to_thread(enrolled.revoke, self.home, name)
+        except UsfmaeError as error:
+            return await self.sites(request, str(error), bad=True)
+        return await self.sites(request, f"{name} is revoked; a running aggregator cuts it off at once.")
+
+    async def _own_form(self, request: Request) -> Any:
+        """The form of a logged-in person, sent from our own page."""
+        cookie = request.cookies.get(COOKIE, "")
+        form = await request.form()
+        if not self.sessions.holds(cookie) or not self.sessions.is_own_form(cookie, str(form.get("mark", ""))):
+            raise HTTPException(403, "log in first: this needs the coordinator's token")
+        return form
+
+    async def problem(self, request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 503
+        text = error.detail if isinstance(error, HTTPException) else str(error)
+        return self.show(request, "problem.html", status, text=text)
+
+
+def _local(target: str) -> str:
+    """A path on this page, never another site."""
+    return target if re.fullmatch(r"/[a-z0-9/-]*", target) and not target.startswith("//") else "/"
+
+
+def application(home: Home, names: tuple[str, ...] = ()) -> Guard:
+    """The page of one coordinator's directory, behind its guard."""
+    page = Page(home)
+    routes = [
+        Route("/", page.overview),
+        Route("/rounds", page.rounds),
+        Route("/rounds/{number:int}", page.round),
+        Route("/lineage", page.lineage),
+        Route("/checkpoints/{number:int}", page.download),
+        Route("/sites", page.sites),
+        Route("/sites/enrol", page.enrol, methods=["POST"]),
+        Route("/sites/revoke", page.revoke, methods=["POST"]),
+        Route("/login", page.login, methods=["GET", "POST"]),
+        Route("/logout", page.logout, methods=["POST"]),
+        Mount("/static", StaticFiles(directory=looks.STATIC)),
+    ]
+    handlers: Any = {HTTPException: page.problem, UsfmaeError: page.problem}
+    return Guard(Starlette(routes=routes, exception_handlers=handlers), names)

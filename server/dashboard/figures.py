@@ -1,0 +1,76 @@
+"""The aggregator's metrics, read from the ledger."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+
+from cryptography import x509
+
+from usfmae.core.metrics import Values
+from usfmae.server.dashboard.view import History, reading, rows, sites
+from usfmae.server.home import Home
+
+
+def figures(home: Home, history: History) -> dict[str, Values]:
+    """Every metric of `core.metrics.SERVER` this federation has a value for."""
+    with reading(home) as db:
+        every, sums, verdicts = history.read(db)
+        known = sites(db, sums)
+        refused = rows(db, "SELECT verdict, COUNT(*) AS n FROM refusals GROUP BY verdict")
+    found: dict[str, Values] = {
+        "usfmae_server_rounds_total": dict(Counter(str(r["state"]) for r in every)),
+        "usfmae_server_sites": _states(known),
+        "usfmae_server_site_last_contact_timestamp_seconds": {s["name"]: s["seen"] for s in known if s["seen"]},
+        "usfmae_server_verdicts_total": dict(Counter(verdicts) + Counter({r["verdict"]: r["n"] for r in refused})),
+        "usfmae_server_bytes_received_total": float(sum(given.bytes for given in sums.values())),
+        "usfmae_server_disk_free_bytes": float(shutil.disk_usage(home.root).free),
+        "usfmae_server_round": 0.0,
+    }
+    ends = certificate_end(home)
+    if ends:
+        found["usfmae_server_certificate_expiry_timestamp_seconds"] = ends
+        found["usfmae_server_certificate_days_left"] = (ends - time.time()) / 86400
+    last = next((r for r in every if r["state"] == "committed"), None)
+    if last:
+        found |= _last_round(last)
+    return found
+
+
+def _states(known: list[dict[str, object]]) -> dict[str, float]:
+    states = {"connected": 0.0, "away": 0.0, "revoked": 0.0}
+    for site in known:
+        state = "revoked" if site["state"] == "revoked" else "connected" if site["connected"] else "away"
+        states[state] += 1
+    return states
+
+
+def _last_round(last: dict[str, object]) -> dict[str, Values]:
+    summary = last["summary"]
+    assert isinstance(summary, dict)
+    found: dict[str, Values] = {
+        "usfmae_server_round": float(str(last["number"])),
+        "usfmae_server_last_round_timestamp_seconds": float(str(last["committed"])),
+        "usfmae_server_round_seconds": float(str(last["seconds"])),
+    }
+    for key in ("loss_before", "loss_after"):
+        if summary.get(key) is not None:
+            found[f"usfmae_server_{key}"] = float(summary[key])
+    panel = summary.get("panel") or {}
+    for key, name in (("loss", "panel_loss"), ("forgetting", "panel_forgetting_ratio")):
+        values = {organ: float(v[key]) for organ, v in panel.items() if v.get(key) is not None}
+        if values:
+            found[f"usfmae_server_{name}"] = values
+    return found
+
+
+def certificate_end(home: Home) -> float | None:
+    """Unix time at which the server's certificate or its CA's ends, whichever comes first; None without one."""
+    ends = []
+    for file in (home.certificate, home.ca):
+        try:
+            ends.append(x509.load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc.timestamp())
+        except (OSError, ValueError):
+            continue
+    return min(ends, default=None)

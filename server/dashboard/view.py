@@ -1,0 +1,229 @@
+"""What the coordinator's page shows, read from the ledger in a handful of queries."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from usfmae.core.errors import ConfigError
+from usfmae.server.home import Home
+
+ADMITTED = "admitted"
+CONNECTED_SECONDS = 180.0  # a site that spoke this recently is shown as connected
+LATEST = 12  # rounds on the overview
+RECENT = 20  # rounds back from which replies that were not admitted are listed there
+
+
+@contextmanager
+def reading(home: Home) -> Iterator[sqlite3.Connection]:
+    """The ledger, read only. ConfigError where there is none."""
+    try:
+        db = sqlite3.connect(f"file:{home.ledger}?mode=ro", uri=True, timeout=5)
+    except sqlite3.OperationalError:
+        raise ConfigError(f"ledger {home.ledger}", "does not exist", "run 'usfmae-server init' first") from None
+    db.row_factory = sqlite3.Row
+    try:
+        yield db
+    finally:
+        db.close()
+
+
+def rows(db: sqlite3.Connection, query: str, *values: Any) -> list[dict[str, Any]]:
+    return [dict(row) for row in db.execute(query, values).fetchall()]
+
+
+@dataclass
+class Sums:
+    """What a site gave in the rounds so far."""
+
+    replies: int = 0
+    admitted: int = 0
+    bytes: int = 0
+    last_round: int = 0
+
+    def add(self, row: Mapping[str, Any]) -> Sums:
+        last = max(self.last_round, row["last_round"])
+        return Sums(self.replies + row["replies"], self.admitted + row["admitted"], self.bytes + row["bytes"], last)
+
+
+class History:
+    """Rounds and sums by site. A committed round never changes, so it is read once: 500 rounds cost what 5 do."""
+
+    def __init__(self) -> None:
+        self.closed: list[dict[str, Any]] = []  # oldest first
+        self.sums: dict[str, Sums] = {}
+        self.verdicts: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def read(self, db: sqlite3.Connection) -> tuple[list[dict[str, Any]], dict[str, Sums], dict[str, int]]:
+        """(rounds newest first, sums by site, verdict counts), the open round included."""
+        with self._lock:
+            known = self.closed[-1]["number"] if self.closed else 0
+            fresh = _rounds(db, known)
+            closed = [one for one in fresh if one["state"] == "committed"]
+            if closed:
+                newest = closed[-1]["number"]
+                self.sums = _added(self.sums, _sums(db, known, newest))
+                self.verdicts = _counted(self.verdicts, db, known, newest)
+                self.closed = [*self.closed, *closed]
+                known = newest
+            rest = [one for one in fresh if one["number"] > known]
+            sums = _added(self.sums, _sums(db, known, 1 << 60)) if rest else self.sums
+            verdicts_ = _counted(self.verdicts, db, known, 1 << 60) if rest else self.verdicts
+            return [*rest[::-1], *self.closed[::-1]], sums, verdicts_
+
+
+def _rounds(db: sqlite3.Connection, after: int) -> list[dict[str, Any]]:
+    """Rounds after this one, oldest first, with counts of their replies; the summary decoded."""
+    found = rows(
+        db,
+        "SELECT n.number, n.state, n.base, n.result, n.global_step, n.steps, n.opened, n.committed, n.summary,"
+        " COUNT(r.site) AS replies, COALESCE(SUM(r.verdict = 'admitted'), 0) AS admitted,"
+        " COALESCE(SUM(r.bytes), 0) AS bytes"
+        " FROM rounds n LEFT JOIN replies r ON r.round = n.number WHERE n.number > ? GROUP BY n.number",
+        after,
+    )
+    for one in found:
+        one["summary"] = json.loads(one["summary"]) if one["summary"] else {}
+        one["seconds"] = one["committed"] - one["opened"] if one["committed"] else None
+    return found
+
+
+def _sums(db: sqlite3.Connection, after: int, until: int) -> dict[str, dict[str, Any]]:
+    found = rows(
+        db,
+        "SELECT site, COUNT(*) AS replies, SUM(verdict = 'admitted') AS admitted, SUM(bytes) AS bytes,"
+        " MAX(round) AS last_round FROM replies WHERE round > ? AND round <= ? GROUP BY site",
+        after,
+        until,
+    )
+    return {row["site"]: row for row in found}
+
+
+def _added(sums: dict[str, Sums], fresh: dict[str, dict[str, Any]]) -> dict[str, Sums]:
+    return sums | {site: sums.get(site, Sums()).add(row) for site, row in fresh.items()}
+
+
+def _counted(counts: dict[str, int], db: sqlite3.Connection, after: int, until: int) -> dict[str, int]:
+    counts = dict(counts)
+    query = "SELECT verdict, COUNT(*) AS n FROM replies WHERE round > ? AND round <= ? GROUP BY verdict"
+    for row in rows(db, query, after, until):
+        counts[row["verdict"]] = counts.get(row["verdict"], 0) + row["n"]
+    return counts
+
+
+def sites(db: sqlite3.Connection, sums: Mapping[str, Sums]) -> list[dict[str, Any]]:
+    """Every site: what it gave, its last verdict, whether it is connected. Active ones first, by name."""
+    found = rows(db, "SELECT site, name, state, capacity, added, revoked, seen FROM sites ORDER BY state, name")
+    now = time.time()
+    for site in found:
+        given = sums.get(site["site"], Sums())
+        last = rows(db, "SELECT * FROM replies WHERE round = ? AND site = ?", given.last_round, site["site"])
+        site |= {**vars(given), "last": last[0] if last else None}
+        site["connected"] = bool(site["seen"]) and now - site["seen"] < CONNECTED_SECONDS
+    return found
+
+
+def round_(db: sqlite3.Connection, number: int) -> dict[str, Any] | None:
+    """One round, or None."""
+    found = _rounds(db, number - 1)[:1]
+    return found[0] if found and found[0]["number"] == number else None
+
+
+def verdicts(db: sqlite3.Connection, number: int) -> list[dict[str, Any]]:
+    """The gate's verdicts in one round, and refusals of replies that belonged to nobody's place in it."""
+    return rows(
+        db,
+        "SELECT r.*, COALESCE(s.name, r.site) AS name FROM replies r LEFT JOIN sites s ON s.site = r.site"
+        " WHERE r.round = ? ORDER BY name",
+        number,
+    ) + rows(
+        db,
+        "SELECT f.*, COALESCE(s.name, f.site) AS name, NULL AS images, NULL AS bytes, NULL AS norm, NULL AS weight,"
+        " NULL AS loss_before, NULL AS loss_after, NULL AS seconds"
+        " FROM refusals f LEFT JOIN sites s ON s.site = f.site WHERE f.round = ? ORDER BY f.id DESC LIMIT 200",
+        number,
+    )
+
+
+def fact(db: sqlite3.Connection, key: str) -> str:
+    row = db.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchone()
+    return str(row[0]) if row else ""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The page a coordinator opens in the morning."""
+
+    campaign: str
+    address: str  # empty while the aggregator does not run
+    sites: list[dict[str, Any]]
+    rounds: list[dict[str, Any]]  # newest first
+    open_round: dict[str, Any] | None
+    open_verdicts: list[dict[str, Any]]
+    trouble: list[dict[str, Any]]  # the last replies that were not admitted
+
+    @property
+    def committed(self) -> list[dict[str, Any]]:
+        return [r for r in self.rounds if r["state"] == "committed"]
+
+    @property
+    def active(self) -> list[dict[str, Any]]:
+        return [s for s in self.sites if s["state"] == "active"]
+
+    def losses(self) -> tuple[dict[str, list[float | None]], list[int]]:
+        """Held-out loss at the sites before and after local training, by round."""
+        order = self.committed[::-1]
+        names = {"loss_before": "merged encoder, at the sites", "loss_after": "after local training"}
+        lines = {text: [r["summary"].get(key) for r in order] for key, text in names.items()}
+        return {n: line for n, line in lines.items() if any(v is not None for v in line)}, _numbers(order)
+
+    def organs(self, what: str) -> tuple[dict[str, list[float | None]], list[int]]:
+        """A figure of the public panel by organ and round: `loss` or `forgetting`."""
+        order = self.committed[::-1]
+        panels = [r["summary"].get("panel") or {} for r in order]
+        names = sorted({organ for panel in panels for organ in panel})
+        lines = {organ: [(panel.get(organ) or {}).get(what) for panel in panels] for organ in names}
+        return lines, _numbers(order)
+
+
+def _numbers(found: list[dict[str, Any]]) -> list[int]:
+    return [r["number"] for r in found]
+
+
+def overview(home: Home, history: History) -> Overview:
+    with reading(home) as db:
+        every, sums, _ = history.read(db)
+        opened = next((r for r in every if r["state"] == "open"), None)
+        newest = every[0]["number"] if every else 0
+        trouble = rows(
+            db,
+            "SELECT r.round, r.verdict, r.detail, r.received, COALESCE(s.name, r.site) AS name FROM replies r"
+            " LEFT JOIN sites s ON s.site = r.site WHERE r.round > ? AND r.verdict != 'admitted'"
+            " UNION ALL SELECT * FROM (SELECT f.round, f.verdict, f.detail, f.received, COALESCE(s.name, f.site)"
+            " FROM refusals f LEFT JOIN sites s ON s.site = f.site ORDER BY f.id DESC LIMIT 8)"
+            " ORDER BY received DESC LIMIT 8",
+            newest - RECENT,
+        )
+        return Overview(
+            fact(db, "campaign"),
+            _address(home),
+            sites(db, sums),
+            every,
+            opened,
+            verdicts(db, opened["number"]) if opened else [],
+            trouble,
+        )
+
+
+def _address(home: Home) -> str:
+    try:
+        return home.address.read_text().strip()
+    except OSError:
+        return ""
