@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
 from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.errors import CheckpointError, ConfigError
 from usfmae.core.files import replacing

@@ -9,6 +9,7 @@ import time
 from functools import lru_cache
 
 import torch
+
 from usfmae.core.config import ModelSettings
 
 # Dense bf16 products with fp32 accumulation, operations per second, from the makers' data sheets.

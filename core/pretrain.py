@@ -27,7 +27,7 @@ from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.errors import CorpusError, UsageError
 from usfmae.core.files import write_atomic
 from usfmae.core.model import MaskedAutoencoder
-from usfmae.core.panels import panel, write_panel
+from usfmae.core.report.reconstructions import panel
 from usfmae.core.start import Start, build, read
 from usfmae.core.train import StepRecord, TrainResult, evaluate, pixel_variance, ranks, train
 
@@ -174,9 +174,9 @@ def _go(
             loss = evaluate(model, corpus, held, settings)
             entry = {"step": record.step, "held_out_loss": loss, "held_out_variance": variance}
             journal.append(out / "log.jsonl", entry)
-            write_panel(
-                out / "panels" / f"step-{record.step:09d}.png", panel(model, corpus, held[:PANEL_ROWS], settings)
-            )
+            picture = Image.fromarray(panel(model, corpus, held[:PANEL_ROWS], settings))
+            with replacing(out / "panels" / f"step-{record.step:09d}.png") as partial:
+                picture.save(partial, "PNG")
         return on_step(record, steps) if on_step else None
 
     result = train(

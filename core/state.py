@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
 from usfmae.core.checkpoint import describe, load, read_metadata, read_tensors, save, write_tensors
 from usfmae.core.config import TrainSettings
 from usfmae.core.errors import CheckpointError

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
 from usfmae.core.config import AugmentSettings
 from usfmae.core.corpus.sampling import generator
 from usfmae.core.flow import Pixels

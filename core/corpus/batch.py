@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from usfmae.core.corpus.shard import FOLDER, check, open_pixels, read_index
 from usfmae.core.errors import CorpusError
 from usfmae.core.flow import Batch, Pixels, content_id
@@ -80,8 +81,14 @@ class Corpus:
             held = (held | {ordered[0]}) - {ordered[-1]}
         return self._where(held)
 
-    def folds(self, count: int, seed: int) -> list[tuple[Positions, Positions]]:
-        """`count` times (train, validation), grouped; each image is validated once. Raises CorpusError if too few."""
+    def folds(self, count: int, seed: int, grouped: bool = True) -> list[tuple[Positions, Positions]]:
+        """`count` times (train, validation); each image is validated once. Raises CorpusError where there are too few.
+
+        `grouped=False` splits images whatever their group, as the authors' notebook does.
+        """
+        if not grouped:
+            shuffled = np.random.default_rng(seed).permutation(len(self))
+            return [(np.setdiff1d(shuffled, part), np.sort(part)) for part in np.array_split(shuffled, count)]
         draws = self._draws(seed)
         if len(draws) < count:
             raise CorpusError(f"corpus of {len(draws)} group(s)", f"cannot make {count} folds", "use fewer folds")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.corpus.augment import augment, draws
 from usfmae.core.corpus.batch import Corpus, Positions

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+
 from usfmae.core.corpus.batch import Positions
 
 

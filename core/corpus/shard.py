@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+
 from usfmae.core.errors import CorpusError
 from usfmae.core.files import write_atomic
 from usfmae.core.flow import CleanImage, Pixels, Shard, Trail

@@ -7,6 +7,7 @@ its own `fc_norm`, as facebookresearch does.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def write(loaded: Loaded, out: Path) -> list[Path]:
 def difference(loaded: Loaded, out: Path) -> float:
     import timm
 
+    logging.getLogger("timm").setLevel(logging.WARNING)
     theirs: Any = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     images = probe_images(loaded)
     return float((theirs.forward_features(images) - model_of(loaded).features(images)).abs().max())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import FOLDER, Packed, square, write_shard
 from usfmae.core.errors import CorpusError
