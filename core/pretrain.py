@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from usfmae.core import journal
 from usfmae.core.checkpoint import describe, save
 from usfmae.core.config import ModelSettings, Settings, TrainSettings
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.errors import CorpusError, UsageError
-from usfmae.core.files import write_atomic
+from usfmae.core.files import replacing, write_atomic
 from usfmae.core.model import MaskedAutoencoder
 from usfmae.core.report.reconstructions import panel
 from usfmae.core.start import Start, build, read
