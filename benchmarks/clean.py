@@ -35,7 +35,7 @@ from usfmae.core.flow import CleanImage, Frame, Quarantined
 
 Pixels = NDArray[np.uint8]
 
-TISSUE = 3  # pixels brighter than this are tissue, the rest is black or the noise of a codec
+TISSUE = 3  # gray levels above the screen's dark level; below lie black and the noise of codecs
 KINDS = {"outside": "outside", "tissue": "tissue", "low": "low"}
 
 
@@ -117,7 +117,9 @@ def annotated(root: Path, half: str, seed: int) -> Iterator[overlays.Painted]:
         number += 1
 
 
-def score_annotated(score: Score, picture: overlays.Painted, result: CleanImage | Quarantined, known: list[bool]) -> None:
+def score_annotated(
+    score: Score, picture: overlays.Painted, result: CleanImage | Quarantined, known: list[bool]
+) -> None:
     """Book one annotated picture; `known` says which of its strings the reader could read before."""
     score.frames += 1
     score.quarantined["annotated"].append(isinstance(result, Quarantined))
@@ -140,11 +142,19 @@ def score_annotated(score: Score, picture: overlays.Painted, result: CleanImage 
         score.flow_kept += int((plain & ~result.mask).sum())
 
 
+def tissue_of(pixels: Pixels) -> NDArray[np.bool_]:
+    """Pixels clearly above the screen's own dark level (0 on most devices)."""
+    gray = pixels.max(2)
+    counts = np.bincount(gray.ravel(), minlength=256)[:32]
+    level = int(counts.argmax()) if counts.max() > 0.03 * gray.size else 0
+    return gray > level + TISSUE
+
+
 def score_clean(score: Score, pixels: Pixels, result: CleanImage | Quarantined, kind: str) -> None:
     """Book one scan without overlays: quarantined, or the share of its tissue that was changed."""
     score.quarantined[kind].append(isinstance(result, Quarantined))
     if isinstance(result, CleanImage):
-        tissue = pixels.max(2) > TISSUE
+        tissue = tissue_of(pixels)
         score.changed.append(float((result.mask & tissue).sum() / max(1, tissue.sum())))
 
 
@@ -197,12 +207,22 @@ def speed(root: Path, half: str, size: Size, seed: int) -> dict[str, Any]:
         frames = on_screen(scans.frames(source, 30), seed, half)
         run = [Frame(f, index=i) for i, f in enumerate(frames)]
         list(clean_clip(iter(run), safe))
-        clips.append((_timed(lambda r=run: list(clean_clip(iter(r), safe))), _timed(lambda r=run: list(clean_clip(iter(r), paper)))))
+        clips.append(
+            (
+                _timed(lambda r=run: list(clean_clip(iter(r), safe))),
+                _timed(lambda r=run: list(clean_clip(iter(r), paper))),
+            )
+        )
     return {
         "ratio_stills": round(sum(p for _, p in still) / sum(s for s, _ in still), 2),
         "ratio_clips": round(sum(p for _, p in clips) / sum(s for s, _ in clips), 2) if clips else None,
-        "seconds_still": {"safe": sum(s for s, _ in still) / len(still), "paper": sum(p for _, p in still) / len(still)},
-        "seconds_clip": {"safe": sum(s for s, _ in clips) / len(clips), "paper": sum(p for _, p in clips) / len(clips)} if clips else None,
+        "seconds_still": {
+            "safe": sum(s for s, _ in still) / len(still),
+            "paper": sum(p for _, p in still) / len(still),
+        },
+        "seconds_clip": {"safe": sum(s for s, _ in clips) / len(clips), "paper": sum(p for _, p in clips) / len(clips)}
+        if clips
+        else None,
     }
 
 
@@ -226,7 +246,12 @@ def main() -> None:
     start = time.time()
     scores = quality(options.data, options.half, size, settings, options.seed)
     tables = {name: score.table() for name, score in scores.items()}
-    report = {"half": options.half, "seed": options.seed, **tables, "speed": speed(options.data, options.half, size, options.seed)}
+    report = {
+        "half": options.half,
+        "seed": options.seed,
+        **tables,
+        "speed": speed(options.data, options.half, size, options.seed),
+    }
     report["seconds"] = round(time.time() - start)
     if options.json:
         print(json.dumps(report))

@@ -112,7 +112,10 @@ def _free(taken: Mask, allowed: Mask, size: tuple[int, int], rng: Rng, tries: in
         if h + 8 >= height or w + 8 >= width:
             return None
         y, x = int(rng.integers(4, height - h - 4)), int(rng.integers(4, width - w - 4))
-        if allowed[y - 2 : y + h + 2, x - 2 : x + w + 2].all() and not taken[y - 4 : y + h + 4, x - 4 : x + w + 4].any():
+        if (
+            allowed[y - 2 : y + h + 2, x - 2 : x + w + 2].all()
+            and not taken[y - 4 : y + h + 4, x - 4 : x + w + 4].any()
+        ):
             return x, y
     return None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.errors import SourceError
 from usfmae.core.flow import CleanImage, Frame, Pixels, Quarantined

@@ -11,12 +11,14 @@ import re
 import sys
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 from typing import Any, cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
 from usfmae.core.clean.morphology import gray_of
 from usfmae.core.errors import ResourceError
 from usfmae.core.flow import Pixels
@@ -75,24 +77,25 @@ def _normalised(pixels: Pixels) -> NDArray[np.float32]:
 @lru_cache(maxsize=16)
 def _anchor(width: int) -> Pixels:
     strip = np.zeros((_ANCHOR_HEIGHT, width, 3), np.uint8)
-    for x in range(8, max(9, width - 200), 260):
-        cv2.putText(strip, "ANCHOR 12345", (x, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255), 2, cv2.LINE_AA)
+    for x, word in zip(range(8, max(9, width - 120), 260), cycle(("ANCHOR 12345", "SAMPLE 67890")), strict=False):
+        cv2.putText(strip, word, (x, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255), 2, cv2.LINE_AA)
     return strip
 
 
 def text_probability(pixels: Pixels, precision: str = "auto") -> Probability:
     """Probability of text at each pixel of an RGB crop, (H, W) float32.
 
-    Known words are drawn on a strip below the crop: with no real text in view the detector fires on speckle, with
-    some it does not (12 of 20 clean crops without the strip, none with it).
+    Known words are drawn on strips above and below the crop: with no real text in view the detector fires on speckle
+    (59 of 60 clean crops at threshold 0.3), with one strip on 1 of 60, with two on none.
     """
     height, width = pixels.shape[:2]
     padded_width = max(256, -(-width // _GRID) * _GRID)
-    padded_height = -(-(height + _ANCHOR_HEIGHT) // _GRID) * _GRID
+    padded_height = -(-(height + 2 * _ANCHOR_HEIGHT) // _GRID) * _GRID
     canvas = np.zeros((padded_height, padded_width, 3), np.uint8)
-    canvas[:height, :width] = pixels
-    canvas[-_ANCHOR_HEIGHT:] = _anchor(padded_width)
-    return _run("PP-OCRv6_det_small.onnx", precision, _normalised(canvas))[0, 0, :height, :width].astype(np.float32)
+    canvas[:_ANCHOR_HEIGHT] = canvas[-_ANCHOR_HEIGHT:] = _anchor(padded_width)
+    inside = np.s_[_ANCHOR_HEIGHT : _ANCHOR_HEIGHT + height, :width]
+    canvas[inside] = pixels
+    return _run("PP-OCRv6_det_small.onnx", precision, _normalised(canvas))[0, 0][inside].astype(np.float32)
 
 
 @lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ from typing import cast
 
 import cv2
 import numpy as np
+
 from usfmae.core.flow import Mask, Pixels
 
 

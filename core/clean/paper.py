@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+
 from usfmae.core.clean.engines import tesseract_data
 from usfmae.core.clean.inpaint import inpainted
 from usfmae.core.clean.morphology import closed, dilated, gray_of, opened

@@ -6,13 +6,18 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
+
+from usfmae.core.clean.morphology import components, dilated, opened
 from usfmae.core.flow import Mask, Pixels, Region
 
-_DARK = 3  # gray levels around the background that count as background
+_DARK = 3  # gray levels above the background that still count as background
+_FAINT = 24  # noise of far fields and codecs stays below this
+_DIM = 60  # overlays are brighter than this, far fields darker
 _TISSUE_KINDS = ("tissue", "color")
 
 
-def _filled_hull(mask: Mask) -> Mask:
+def _hull(mask: Mask) -> Mask:
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     drawn = np.zeros(mask.shape, np.uint8)
     if contours:
@@ -27,26 +32,43 @@ def background(gray: Pixels) -> int:
     return level if counts[level] > 0.05 * gray.size else 0
 
 
-def textured(gray: Pixels) -> Mask:
-    """Dense, uneven content: speckle is both; text is not dense, bars and banners are not uneven."""
-    level = background(gray)
-    content = cv2.absdiff(gray, np.full_like(gray, level)) > _DARK
-    spread = cv2.morphologyEx(gray, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-    flat = (spread <= 1) & content
-    size = 15 if min(gray.shape) >= 240 else 7
-    return cv2.blur((content & ~flat).astype(np.float32), (size, size)) > 0.6
+def _density(mask: Mask, size: int) -> NDArray[np.float32]:
+    return cv2.blur(mask.astype(np.float32), (size, size)).astype(np.float32)
+
+
+def textured(gray: Pixels) -> tuple[Mask, Mask]:
+    """Tissue for sure, and dim far field perhaps; both (H, W).
+
+    Speckle is dense and uneven; text is not dense, bars and banners are not uneven. A far field is sparse, but unlike
+    the text near it has nothing bright about it.
+    """
+    size = max(5, min(gray.shape) // 40 | 1)
+    content = cv2.absdiff(gray, np.full_like(gray, background(gray))) > _DARK
+    square = np.ones((3, 3), np.uint8)
+    even = (cv2.morphologyEx(gray, cv2.MORPH_GRADIENT, square) <= 1) & (gray > 24)
+    sure = opened(_density(content & ~even, size) > 0.6, size * 2 // 3)
+    near_bright = cv2.dilate(gray, np.ones((9, 9), np.uint8)) > _DIM
+    return sure, _density(content & ~even & ~near_bright, size) > 0.25
 
 
 def measured(gray: Pixels) -> Mask:
-    """The region one gray frame (H, W) shows: its large textured parts, each filled to its convex hull."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(textured(gray).astype(np.uint8), connectivity=4)
+    """The region one gray frame (H, W) shows: its large textured parts with their far fields, filled to their hulls."""
+    sure, dim = textured(gray)
     region = np.zeros(gray.shape, bool)
-    if count < 2:
+    parts = [(window, part) for window, part in components(sure)]
+    if not parts:
         return region
-    areas = stats[1:, cv2.CC_STAT_AREA]
-    for index in np.flatnonzero(areas >= 0.2 * areas.max()) + 1:
-        region |= _filled_hull(labels == index)
-    return region
+    largest = max(int(part.sum()) for _, part in parts)
+    kept = np.zeros(gray.shape, bool)
+    for window, part in parts:
+        if part.sum() >= 0.03 * largest:
+            kept[window] |= part
+    for window, part in components(kept | dim):
+        if (part & kept[window]).any() or part.sum() > (
+            0.003 if gray[window][part].max() < _FAINT else 0.01
+        ) * gray.size:
+            region[window] |= part
+    return dilated(_hull(region), max(2, min(gray.shape) // 100))
 
 
 def tagged(regions: Sequence[Region], shape: tuple[int, int]) -> Mask | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from usfmae.core.clean import colour, graphics, region, text, verify
 from usfmae.core.clean.engines import text_probability
 from usfmae.core.clean.inpaint import inpainted
@@ -28,16 +29,17 @@ def scan_region(frame: Frame, settings: CleanSettings) -> Mask | Quarantined:
 
 def overlay(pixels: Pixels, settings: CleanSettings) -> Mask:
     """Everything drawn over the tissue of an RGB crop: text, colour ink and graphics, with a rim of one pixel."""
-    gray = gray_of(pixels)
-    found = text.boxes(text_probability(pixels, settings.precision), settings.text_threshold)
-    found |= dilated(colour.ink(pixels) | graphics.graphics(gray))
-    return found & ~colour.flow(pixels)
+    ink, flow = colour.split(pixels)
+    drawn = dilated(ink | (graphics.graphics(gray_of(pixels)) & ~flow))
+    words = text.boxes(text_probability(text.evened(pixels), settings.precision), settings.text_threshold)
+    return words | (drawn & ~flow)
 
 
 def repaired(pixels: Pixels, settings: CleanSettings) -> tuple[Pixels, int] | None:
     """The crop after verification and the rounds it took, or None where text is left after the last one."""
     for used in range(settings.repairs + 1):
-        rest = verify.left(pixels, text_probability(pixels, settings.precision), settings)
+        probability = text_probability(text.brightest(pixels), settings.precision)
+        rest = verify.left(pixels, probability, settings)
         if not rest.any():
             return pixels, used
         pixels = inpainted(pixels, rest, settings.inpaint_radius)
