@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from usfmae.core.cli.shell import configured, print_json
+from usfmae.core.errors import UsageError
 
 if TYPE_CHECKING:
     from usfmae.core.prepare import PrepareSummary
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--fps", type=float, help="Frames kept per second of a clip (default 3).")
 @click.option("--workers", type=click.IntRange(1), default=None, help="Decoding processes (default: one per core).")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--part", metavar="I/N", help="Only every N-th shard from the I-th (0 to N-1): for job arrays.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page for people inside.")
 @click.option("--secret", type=click.Path(path_type=Path, dir_okay=False), help="File with the site's HMAC secret.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")
@@ -37,6 +39,7 @@ def prepare(
     fps: float | None,
     workers: int | None,
     engine: str,
+    part: str | None,
     report: Path | None,
     secret: Path | None,
     as_json: bool,
@@ -59,12 +62,21 @@ def prepare(
             secret=key,
             workers=workers or os.cpu_count() or 1,
             engine=engine,
+            part=part_of(part),
             progress=progress,
         )
     if as_json:
         print_json(summary.as_dict())
     else:
         print_summary(summary)
+
+
+def part_of(text: str | None) -> tuple[int, int]:
+    """ "3/16" -> (3, 16)."""
+    index, slash, count = (text or "0/1").partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise UsageError(f"--part {text}", "is not of the form I/N with I from 0 to N-1", "write for example 0/4")
+    return int(index), int(count)
 
 
 def site_secret(path: Path | None) -> bytes:

@@ -3,6 +3,7 @@
     corpus.json      the recipe this corpus is made by
     places.jsonl     what each file was identified as, under an HMAC of its place, size and time
     plans/           which scans go into which shard, written before the work
+    *.lock           empty; held while a run works
     tasks/           what became of each scan of a shard, written after the shard: a task is done once this exists
 
 No clock stands in any of them, so an interrupted run and an uninterrupted one leave the same bytes.
@@ -11,15 +12,17 @@ No clock stands in any of them, so an interrupted run and an uninterrupted one l
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from usfmae.core.corpus.shard import write_atomic
-from usfmae.core.errors import CorpusError, ResourceError, UsageError
+from usfmae.core.errors import CorpusError, ResourceError, TryLaterError, UsageError
 from usfmae.core.prepare.worker import ScanResult
 
 FORMAT = 1
@@ -44,6 +47,43 @@ class Ledger:
                 "was prepared with other settings or another secret",
                 "give the same settings, or another --corpus",
             )
+
+    # Locks ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def working(self, shared: bool = False) -> Iterator[None]:
+        """One run at a time, or several parts of one run. TryLaterError where another run is at work.
+
+        Pieces of files that a killed run left are removed.
+        """
+        with self._lock("work.lock") as file:
+            try:
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except OSError:
+                raise TryLaterError(f"corpus {self.corpus}", "another run is writing to it", "wait for it") from None
+            if not shared:
+                for partial in self.corpus.rglob(".*.partial"):
+                    partial.unlink(missing_ok=True)
+            yield
+
+    @contextmanager
+    def planning(self) -> Iterator[None]:
+        """Waits until no other part of the run is finding and planning."""
+        with self._lock("plan.lock") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def _lock(self, name: str) -> Iterator[IO[bytes]]:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            file = (self.root / name).open("ab")
+        except OSError as error:
+            raise ResourceError(
+                f"corpus {self.corpus}", error.strerror or str(error), "give a folder to write into"
+            ) from None
+        with file:
+            yield file
 
     # Places ---------------------------------------------------------------------------------------------------
 

@@ -36,37 +36,48 @@ def prepare(
     secret: bytes,
     workers: int = 1,
     engine: str = "local",
+    part: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
 ) -> PrepareSummary:
     """Read, clean and pack every scan below `sources` into `corpus_dir`; the sources are only ever read.
 
-    Called again it reads what is new. Raises SourceError (a source is absent), UsageError (a corpus of another
-    recipe), ResourceError (disk full: free space, call again).
+    Called again it reads what is new. `part` (i, n) does every n-th shard from the i-th on, so that n calls on n
+    machines that share the disk do all. Raises SourceError (a source is absent), UsageError (a corpus of another
+    recipe), ResourceError (disk full: free space, call again), TryLaterError (another run is at work).
     """
     began = time.monotonic()
     ledger = Ledger(corpus_dir)
-    recipe = recipe_settings(settings)
-    ledger.open(recipe_id({**recipe, "secret": secret_id(secret, "recipe")}), recipe)
     summary = PrepareSummary()
-    with Pool(workers, settings, secret) as pool:
-        found = identified(sources, ledger, pool, secret, summary, progress)
-        settled = {id_: result for id_, result in ledger.results().items() if result.outcome != "failed"}
+    with ledger.working(shared=part[1] > 1), Pool(workers, settings, secret) as pool:
+        with ledger.planning():
+            recipe = recipe_settings(settings)
+            ledger.open(recipe_id({**recipe, "secret": secret_id(secret, "recipe")}), recipe)
+            found = identified(sources, ledger, pool, secret, summary, progress)
+            settled = {id_: result for id_, result in ledger.results().items() if result.outcome != "failed"}
+            _plan_new(ledger, found, settled, settings)
         for id_ in found:
             if id_ in settled:
                 summary.add(settled[id_])
-        _plan_new(ledger, found, settled, settings)
-        todo = [task for task in ledger.plans() if not ledger.is_done(task[0])]
-        fresh = 0
+        mine = list(ledger.plans())[part[0] :: part[1]]
+        todo = [task for task in mine if not ledger.is_done(task[0])]
         with space_checked(corpus_dir, todo, found, ledger, settings):
-            for results in engine_named(engine)(todo, found, ledger, pool):
-                for result in results:
-                    summary.add(result)
-                    fresh += result.frames
-                summary.measure(fresh, time.monotonic() - began)
-                if progress:
-                    progress(summary)
-    summary.measure(fresh, time.monotonic() - began)
+            _work(engine_named(engine)(todo, found, ledger, pool), summary, began, progress)
     return summary
+
+
+def _work(
+    results: Iterator[list[ScanResult]], summary: PrepareSummary, began: float, progress: Progress | None
+) -> None:
+    """Count results as they come."""
+    frames = 0
+    summary.measure(frames, time.monotonic() - began)
+    for unit in results:
+        for result in unit:
+            summary.add(result)
+            frames += result.frames
+        summary.measure(frames, time.monotonic() - began)
+        if progress:
+            progress(summary)
 
 
 @contextmanager

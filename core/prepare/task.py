@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from usfmae.core.corpus.shard import FOLDER, Packed, write_shard
@@ -62,7 +62,7 @@ def _finish(task: _Open, ledger: Ledger) -> None:
     ledger.finish(task.name, task.results)
 
 
-Engine = Callable[[Iterable[Task], dict[str, Known], Ledger, Pool], Iterator[list[ScanResult]]]
+Engine = Callable[[Sequence[Task], dict[str, Known], Ledger, Pool], Iterator[list[ScanResult]]]
 
 
 def engine_named(name: str) -> Engine:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from usfmae.core.config import Settings
-from usfmae.core.errors import ResourceError, SourceError, UsageError
+from usfmae.core.errors import ResourceError, SourceError, TryLaterError, UsageError
 from usfmae.core.prepare import PrepareSummary, prepare
 
 from .conftest import SECRET, clip, content, still
@@ -187,3 +187,24 @@ def test_what_the_ledger_says_of_a_scan(tmp_path: Path, run: Run) -> None:
     (scan,) = json.loads(task.read_text())["scans"]
     assert (scan["outcome"], scan["frames"], scan["kept"], scan["quarantined"]) == ("read", 1, 1, {})
     assert len(SECRET) == 32
+
+
+def test_parts_together_do_the_whole(tmp_path: Path, quick_process: None) -> None:
+    for number in range(9):
+        still(tmp_path / "source" / f"{number}.png", number)
+    settings = Settings.model_validate({"read": {"shard_images": 2}, "model": {"image_size": 32}})
+    for index in (2, 0, 1):
+        prepare([tmp_path / "source"], tmp_path / "parts", settings, secret=SECRET, part=(index, 3))
+    last = prepare([tmp_path / "source"], tmp_path / "parts", settings, secret=SECRET)
+    assert last.kept == 9
+    prepare([tmp_path / "source"], tmp_path / "whole", settings, secret=SECRET)
+    assert content(tmp_path / "parts") == content(tmp_path / "whole")
+
+
+def test_two_runs_into_one_corpus_do_not_meet(tmp_path: Path, run: Run) -> None:
+    from usfmae.core.prepare.ledger import Ledger
+
+    still(tmp_path / "source" / "0.png", 0)
+    with Ledger(tmp_path / "corpus").working(), pytest.raises(TryLaterError, match="another run"):
+        run(tmp_path / "source", tmp_path / "corpus")
+    assert run(tmp_path / "source", tmp_path / "corpus").kept == 1
