@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import json
 import logging
 import os
 import signal
@@ -427,7 +428,10 @@ class Agent:
             "progress": self.current.progress if self.current else {},
             "waiting_requests": len(Pending.all(self.site)),
         }
-        write_json(self.site.root / "status.json", status)
+        part = self.site.root / ".status.part"  # renamed, not flushed: after a power cut it means nothing anyway
+        with contextlib.suppress(OSError):
+            part.write_text(json.dumps(status))
+            part.replace(self.site.root / "status.json")
 
 
 class KeyRefusedError(NetworkError):

@@ -13,6 +13,7 @@ The worker is a session of its own: it outlives the agent, and the next agent fi
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -27,6 +28,7 @@ from typing import Any
 
 from usfmae.client import allowance, outbox
 from usfmae.client.site import Site, read_json, write_json
+from usfmae.core.errors import ResourceError
 from usfmae.core.protocol import TrainRequest, to_record
 
 MOST_CRASHES = 5  # in a row without a step between them
@@ -144,17 +146,27 @@ class Workers:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.process: subprocess.Popen[bytes] | None = None
+        self.given: Job | None = None  # what the process was last given
         self.crashes, self.last_step, self.not_before = 0, -1, 0.0
 
     def tend(self, work: Job) -> None:
-        """Have a worker running for this job, unless one is or the last one crashed a moment ago."""
-        if self.process is not None and self.process.poll() is None:
-            return
-        if self.process is not None:
+        """Have a worker on this job, unless one is or the last one crashed a moment ago."""
+        if self.process is not None and self.process.poll() is not None:
             self._ended(work)
-        if work.alive() or work.result or work.error or time.time() < self.not_before:
+        if work.result or work.error or work.alive() or time.time() < self.not_before:
             return
-        self._start(work)
+        if self.process is None:
+            self._start(work)
+        elif self.given is not None and (self.given.result or self.given.error):
+            self._hand_over(work)
+
+    def _hand_over(self, work: Job) -> None:
+        """Another job for the process that is still warm."""
+        assert self.process is not None and self.process.stdin is not None
+        self.given = work
+        with contextlib.suppress(BrokenPipeError):  # it cooled down this very moment: the next look starts another
+            self.process.stdin.write(work.place.name.encode() + b"\n")
+            self.process.stdin.flush()
 
     def _ended(self, work: Job) -> None:
         code, self.process = self.process.returncode if self.process else 0, None
@@ -162,6 +174,9 @@ class Workers:
         if code == 0 or work.result or work.error:
             self.crashes = 0
             return
+        if code == ResourceError.exit_code:  # disk or memory: it may come right, so this never gives up
+            self.not_before = time.time() + 30.0
+            raise ResourceError(f"training {work.place.name}", last_words(work), "it is tried again every 30 s")
         self.crashes = self.crashes + 1 if step == self.last_step else 1
         self.last_step, self.not_before = step, time.time() + min(2.0**self.crashes, 300.0)
         self.site.note("worker.crashed", "failed", job=work.place.name, code=code, step=step)
@@ -169,32 +184,32 @@ class Workers:
             write_json(work.place / "error.json", {"what": f"training ended {self.crashes} times with code {code}"})
 
     def _start(self, work: Job) -> None:
-        gpus = allowance.chosen_gpus(self.site.settings.device, len(allowance.gpus()))
+        settings = self.site.settings
+        gpus = allowance.chosen_gpus(settings.device, len(allowance.gpus()))
         command = [sys.executable, "-m"]
         if len(gpus) > 1:
             command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={len(gpus)}", "-m"]
         command += ["usfmae.client.trainer", str(self.site.root.absolute()), work.place.name]
+        command += [] if len(gpus) > 1 else [str(settings.warm)]
         environment = {**os.environ, **allowance.visible(gpus)}
-        if self.site.settings.threads:
-            environment["OMP_NUM_THREADS"] = str(self.site.settings.threads)
+        if settings.threads:
+            environment["OMP_NUM_THREADS"] = str(settings.threads)
         with (work.place / "worker.log").open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
             )
+        self.given = work
 
     def stop(self, work: Job | None, wait: float) -> None:
         """Ask the worker, whoever started it, to write its checkpoint and end; force it after `wait` seconds."""
-        pid = (
-            self.process.pid
-            if self.process
-            else int((read_json(work.place / "worker.json") or {}).get("pid", 0))
-            if work
-            else 0
-        )
-        if not pid or not (work is None or work.alive() or self.process):
+        if self.process is not None and self.process.poll() is None:
+            pid = self.process.pid
+        elif work is not None and work.alive():
+            pid = int((read_json(work.place / "worker.json") or {}).get("pid", 0))
+        else:
             return
         for number, seconds in ((signal.SIGTERM, wait), (signal.SIGKILL, 5.0)):
-            if not _signal(pid, number) or self._gone(work, seconds):
+            if not pid or not _signal(pid, number) or self._gone(work, seconds):
                 break
         self.process = None
 
@@ -206,6 +221,15 @@ class Workers:
                 return True
             time.sleep(0.05)
         return False
+
+
+def last_words(work: Job) -> str:
+    """The last line the worker wrote."""
+    try:
+        lines = (work.place / "worker.log").read_text(errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1].removeprefix("error: ")[:300] if lines else ""
 
 
 def _signal(pid: int, number: signal.Signals) -> bool:

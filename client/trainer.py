@@ -1,4 +1,4 @@
-"""The worker: one round's training in a process of its own. `python -m usfmae.client.trainer SITE JOB`.
+"""The worker: a round's training in a process of its own. `python -m usfmae.client.trainer SITE JOB [WARM]`.
 
 It reads a job's directory and the corpus, and writes a result beside them; it has no network and no keys. Killed at
 any point, the next one goes on at the last checkpoint and ends with the same bits. Under torchrun every process
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -43,8 +45,8 @@ SECONDS_BETWEEN_NOTES = 1.0
 class Round:
     """Everything one call of the worker needs to know."""
 
-    def __init__(self, site: Site, work: Job) -> None:
-        self.site, self.work = site, work
+    def __init__(self, site: Site, work: Job, stop: Callable[[], bool] = lambda: False) -> None:
+        self.site, self.work, self.stop = site, work, stop
         about = read_json(work.place / "request.json") or {}
         self.asked = from_record(TrainRequest, about["request"])
         self.model_settings, recipe = recipe_of(self.asked.recipe)
@@ -53,7 +55,6 @@ class Round:
         self.corpus = Corpus([site.corpus], only=about["shards"])
         self.positions, self.held_out = self.corpus.split(self.settings.held_out, self.settings.seed)
         self.before = Job(site, work.place.parent / about["previous"]) if about["previous"] else None
-        self.stop = False
         self.noted = 0.0
         self.seconds_before = float(work.progress.get("seconds", 0.0))
         self.began = time.monotonic()
@@ -85,7 +86,7 @@ class Round:
             self.noted = time.monotonic()
             if ranks()[0] == 0:
                 self._note(step=done, steps=self.asked.steps, loss=record.loss, rate=record.images_per_second)
-        return agreed(self.stop)
+        return agreed(self.stop())
 
     def _note(self, **fields: Any) -> None:
         seconds = self.seconds_before + time.monotonic() - self.began
@@ -187,43 +188,63 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
 
 
-def main(root: Path, name: str) -> int:
-    """Exit code 0: finished or asked to stop; 7: try again when there is room; 1: it cannot be done."""
-    from usfmae.core import log
+class Stop:
+    """SIGTERM: leave the loop at the next step, with a checkpoint."""
 
-    log.setup()
-    work = Job(Site.open(root), root / "jobs" / name)
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the agent's; it sends SIGTERM
+
+    def _ask(self, number: int, frame: object) -> None:
+        self.asked = True
+
+
+def run(work: Job, stop: Callable[[], bool]) -> int:
+    """One job under its lock. Exit code 0: finished or stopped; 7: try again when there is room; else it cannot be."""
     with (work.place / "lock").open("a") as lock:
-        if int(os.environ.get("RANK", 0)) == 0:
+        if ranks()[0] == 0:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return 0
             write_json(work.place / "worker.json", {"pid": os.getpid(), "started": time.time()})
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        return _run(work)
-
-
-def _run(work: Job) -> int:
-    try:
-        this = Round(work.site, work)
-
-        def stop(number: int, frame: object) -> None:
-            this.stop = True
-
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the agent's; it sends SIGTERM
-        work_on(this)
-    except ResourceError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except UsfmaeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        write_json(work.place / "error.json", {"what": error.what, "why": error.why})
-        return error.exit_code
+        try:
+            work_on(Round(work.site, work, stop))
+        except ResourceError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+        except UsfmaeError as error:
+            print(f"error: {error}", file=sys.stderr)
+            write_json(work.place / "error.json", {"what": error.what, "why": error.why})
+            return error.exit_code
     return 0
 
 
+def next_job(seconds: float, stop: Stop) -> str:
+    """The name of another job from the agent, "" when none comes in time or the agent is gone."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not stop.asked:
+        if select.select([sys.stdin], [], [], 0.2)[0]:
+            return sys.stdin.readline().strip()
+    return ""
+
+
+def main(root: Path, name: str, warm: float = 0.0) -> int:
+    """Train one job, and others that come while the process is warm: loading torch takes longer than a small round."""
+    from usfmae.core import log
+
+    log.setup()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    stop, site, code = Stop(), Site.open(root), 0
+    while name and not stop.asked:
+        code = run(Job(site, root / "jobs" / name), lambda: stop.asked)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        name = next_job(warm, stop) if code == 0 else ""
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]) if len(sys.argv) > 3 else 0.0))

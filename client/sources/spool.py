@@ -17,7 +17,7 @@ from usfmae.core.errors import ResourceError
 from usfmae.core.flow import secret_id
 
 SPOOL = "spool"  # folder of a site's directory; `prepare` reads it like any source
-PARTIAL = ".incoming"  # files being written; a leading dot keeps them out of `prepare`
+PARTIAL = "spool.partial"  # beside it: files being written, which `prepare` must not see
 NAME_DIGITS = 32
 
 
@@ -28,14 +28,19 @@ class Spool:
     directory: Path
     secret: bytes
     floor_bytes: int = 0  # intake stops while less than this is free
+    partial: Path = field(init=False)
     _made: set[Path] = field(default_factory=set)
     _counter: Iterator[int] = field(default_factory=lambda: iter(range(1 << 62)))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        partial = self.directory / PARTIAL
-        partial.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for left in partial.iterdir():  # from a process that was killed: its sender never heard "stored"
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.partial = self.directory.with_name(PARTIAL)
+        self.partial.mkdir(exist_ok=True, mode=0o700)
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half written; its sender never heard "stored". For the one agent alone."""
+        for left in self.partial.iterdir():
             left.unlink(missing_ok=True)
 
     def free_bytes(self) -> int:
@@ -59,7 +64,7 @@ class Spool:
         if target.exists():
             return False
         with self._lock:
-            partial = self.directory / PARTIAL / f"{os.getpid()}-{next(self._counter)}"
+            partial = self.partial / f"{os.getpid()}-{next(self._counter)}"
         try:
             _write_durably(partial, target, content)
         except OSError as error:

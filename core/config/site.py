@@ -44,6 +44,8 @@ class SiteSettings(Options):
     """Images per pass on this site's device where the campaign's figure does not fit; the result stays the same."""
     threads: int = Field(0, ge=0)
     """CPU threads of the training process; 0 leaves the choice to PyTorch."""
+    warm: float = Field(120.0, ge=0)
+    """Seconds the training process stays ready after a round, its GPU memory with it; 0 ends it at once."""
     poll: float = Field(2.0, ge=0.1, le=300)
     """Seconds between two looks for work at the aggregator."""
     heartbeat: float = Field(60.0, ge=10, le=1800)

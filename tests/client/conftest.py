@@ -1,4 +1,4 @@
-"""A site, and an aggregator in memory: the fleet API behind httpx's mock transport, its objects made by Flower itself."""
+"""A site, and an aggregator in memory: the fleet API behind httpx's mock transport, objects made by Flower itself."""
 
 from __future__ import annotations
 

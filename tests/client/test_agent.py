@@ -30,7 +30,7 @@ class Here:
     def tend(self, work: jobs.Job) -> None:
         if not work.result and not work.error:
             self.trained.append(work.place.name)
-            trainer._run(work)
+            trainer.run(work, lambda: False)
 
     def stop(self, work: jobs.Job | None, wait: float) -> None:
         pass
@@ -56,8 +56,7 @@ def turns(agent: Agent, count: int = 4) -> None:
 
 
 def replies(aggregator: Aggregator) -> list[TrainReply]:
-    found = [from_record(TrainReply, r.content[protocol.RECORD]) for r in aggregator.replies()]  # type: ignore[attr-defined]
-    return found
+    return [from_record(TrainReply, r.content[protocol.RECORD]) for r in aggregator.replies()]  # type: ignore[attr-defined]
 
 
 def events(site: Site) -> list[str]:

@@ -1,0 +1,116 @@
+"""What the site's page and its metrics show, from the site's files alone."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from usfmae.client import allowance, outbox, report, review
+from usfmae.client.site import Site, read_json
+from usfmae.client.sources.spool import SPOOL
+from usfmae.core import audit
+from usfmae.core.errors import UsfmaeError
+from usfmae.core.metrics import Values
+
+SHOWN = 200  # audit entries on the page
+
+
+def overview(site: Site, intake: review.Intake) -> dict[str, Any]:
+    """Everything on the first page."""
+    intake.refresh(site.corpus)
+    said = read_json(site.root / "status.json") or {}
+    return {
+        **report.summary(site),
+        "said": float(said.get("time", 0.0)),
+        "counts": intake.counts,
+        "reasons": intake.reasons.most_common(),
+        "waiting": len(review.waiting(site, intake)),
+        "spool": spool_files(site),
+        "sources": len(site.settings.sources),
+        "free": shutil.disk_usage(site.root).free,
+        "floor": site.settings.disk_floor_gb * 1e9,
+        "release": site.settings.release,
+        "sent_bytes": sum(e["bytes"] for e in outbox.entries(site) if e["state"] == "sent"),
+        "quiet": allowance.quiet_until(site.settings.quiet, _now()),
+    }
+
+
+def _now() -> Any:
+    from datetime import datetime
+
+    return datetime.now()
+
+
+def by_reason(held: Sequence[review.Held]) -> list[tuple[str, int]]:
+    return Counter(h.reason for h in held).most_common()
+
+
+def spool_files(site: Site) -> int:
+    return sum(1 for _ in (site.root / SPOOL).glob("*/*.dcm"))
+
+
+def audited(site: Site) -> dict[str, Any]:
+    """The last audit entries, newest first, and whether the chain holds."""
+    if not site.audit_log.exists():
+        return {"entries": [], "count": 0, "broken": ""}
+    broken, count = "", 0
+    try:
+        count = audit.verify(site.audit_log)
+    except UsfmaeError as error:
+        broken = str(error)
+    try:
+        last = list(audit.entries(site.audit_log))[-SHOWN:][::-1]
+    except ValueError:
+        last = []
+    own = ("time", "actor", "event", "status", "previous", "hash")
+    rows = [
+        {**e, "fields": ", ".join(f"{k} {v}" for k, v in itertools.islice(e.items(), 30) if k not in own)} for e in last
+    ]
+    return {"entries": rows, "count": count, "broken": broken}
+
+
+def figures(site: Site, intake: review.Intake) -> dict[str, Values]:
+    """Every metric of `core.metrics.SITE` this site has a value for."""
+    found = overview(site, intake)
+    said = read_json(site.root / "status.json") or {}
+    received = read_json(site.root / "received.json") or {}
+    values: dict[str, Values] = {
+        "usfmae_site_scans_total": found["counts"]["scans"],
+        "usfmae_site_frames_kept_total": found["counts"]["kept"],
+        "usfmae_site_quarantined_total": dict(Counter(h.reason for h in intake.held.values())),
+        "usfmae_site_quarantine_waiting": found["waiting"],
+        "usfmae_site_received_total": {k: float(v) for k, v in received.items() if isinstance(v, int | float)},
+        "usfmae_site_spool_files": found["spool"],
+        "usfmae_site_images": found["images"],
+        "usfmae_site_clean_images_per_second": last_rate(site),
+        "usfmae_site_round": found["round"] or found["last_sent"].get("round", 0),
+        "usfmae_site_disk_free_bytes": found["free"],
+        "usfmae_site_updates_sent_total": found["updates"]["sent"],
+        "usfmae_site_bytes_sent_total": found["sent_bytes"],
+        "usfmae_site_outbox_waiting": found["updates"]["waiting"],
+        "usfmae_site_paused": found["paused"],
+    }
+    if found["online"]:
+        values["usfmae_site_last_contact_timestamp_seconds"] = float(said.get("time", time.time()))
+    return values | _training(found["progress"])
+
+
+def last_rate(site: Site) -> float:
+    """Images per second of the last preparation, 0 before the first."""
+    return float((read_json(site.root / "prepared.json") or {}).get("images_per_second", 0.0))
+
+
+def _training(progress: dict[str, Any]) -> dict[str, Values]:
+    """Figures of the training under way."""
+    names = {
+        "step": "training_step",
+        "step_seconds": "step_seconds",
+        "loss": "loss",
+        "data_wait": "data_wait_ratio",
+        "gpu_memory": "gpu_memory_bytes",
+    }
+    return {f"usfmae_site_{name}": float(progress[key]) for key, name in names.items() if progress.get(key) is not None}
