@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from usfmae.client import allowance
-from usfmae.client.site import Site
+from usfmae.client.review import Intake, decisions
+from usfmae.client.site import Site, write_json
+from usfmae.client.sources.spool import SPOOL, Spool
 from usfmae.core.config import ModelSettings, Settings
 from usfmae.core.errors import SourceError
 from usfmae.core.prepare import PrepareSummary, Progress, prepare
+from usfmae.core.prepare.ledger import Ledger
+from usfmae.core.read.discover import walk
 
 
 def sources(site: Site) -> list[Path]:
-    """The configured sources. SourceError where there is none."""
+    """The configured sources and the spool of what came over the network. SourceError where there is neither."""
+    spool = site.root / SPOOL
+    if spool.is_dir():
+        return [*site.settings.sources, spool]
     if not site.settings.sources:
         raise SourceError(f"site {site.root}", "has no sources", "name them under 'sources' in its site.yaml")
     return list(site.settings.sources)
@@ -27,4 +35,28 @@ def take_in(site: Site, workers: int = 1, progress: Progress | None = None) -> P
     summary = prepare(sources(site), site.corpus, settings, secret=site.secret, workers=workers, progress=progress)
     counts = ("scans", "frames", "kept", "quarantined", "refused", "failed", "duplicates")
     site.note("corpus.prepared", **{name: getattr(summary, name) for name in counts})
+    write_json(site.root / "prepared.json", {**summary.as_dict(), "time": time.time()})
+    empty_spool(site)
     return summary
+
+
+def empty_spool(site: Site) -> int:
+    """Delete received files that are done with: packed, refused, dropped. Those that wait for a person stay."""
+    if not (site.root / SPOOL).is_dir():
+        return 0
+    ledger = Ledger(site.corpus)
+    places, results, decided = ledger.places(), ledger.results(), set(decisions(site))
+    kept_back = {h.scan for h in Intake().refresh(site.corpus).held.values() if h.id not in decided}
+
+    def done(file: Path, place: str) -> bool:
+        entry = places.get(place)
+        if entry is None or entry.get("id") in kept_back or entry.get("outcome") == "failed":
+            return False
+        return entry.get("outcome") != "scan" or getattr(results.get(entry["id"]), "outcome", "failed") != "failed"
+
+    candidates = [(c.path, c.place(site.secret)) for c in walk([site.root / SPOOL])]
+    spool = Spool(site.root / SPOOL, site.secret)
+    count = spool.drop(path for path, place in candidates if done(path, place))
+    if count:
+        site.note("spool.emptied", files=count)
+    return count

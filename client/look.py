@@ -62,7 +62,9 @@ def look(scan: Scan, index: int, read: ReadSettings, clean: CleanSettings, size:
 
 
 def _answer(output: bytes) -> Looked:
-    inbox, parts, notes = Inbox(), {}, {}
+    inbox = Inbox()
+    parts: dict[str, bytes] = {}
+    notes: dict[str, Any] = {}
     inbox.add(output)
     try:
         while (message := inbox.next()) is not None:

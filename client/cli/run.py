@@ -16,10 +16,16 @@ from usfmae.client.cli.options import overriding, site_directory
 def run(directory: Path, overrides: tuple[str, ...], until_idle: float | None) -> None:
     """Connect to the aggregator, train when asked, send what the site's policy lets go.
 
+    Beside it run, as far as site.yaml switches them on: the site's page, the Prometheus endpoint, the C-STORE
+    listener, the DICOMweb pull and the cleaning of new scans.
+
     Ctrl-C or SIGTERM ends it cleanly: a running training writes its checkpoint and goes on at the next start. A
     server that is away is waited for, for hours if need be. Exit code 6 means that the server refuses this site's key.
     """
     from usfmae.client.agent import Agent
+    from usfmae.client.beside import watched
     from usfmae.client.site import Site
 
-    Agent(Site.open(directory, overrides), until_idle).run()
+    site = Site.open(directory, overrides)
+    with watched(site):
+        Agent(site, until_idle).run()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +18,13 @@ from usfmae.core import audit
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.metrics import Values
 
+# A training log's key -> the metric it feeds.
+TRAINING = {
+    "step": "training_step",
+    "seconds": "step_seconds",
+    "loss": "loss",
+    "data_wait": "data_wait_ratio",
+}
 SHOWN = 200  # audit entries on the page
 
 
@@ -96,7 +105,7 @@ def figures(site: Site, intake: review.Intake) -> dict[str, Values]:
     }
     if found["online"]:
         values["usfmae_site_last_contact_timestamp_seconds"] = float(said.get("time", time.time()))
-    return values | _training(found["progress"])
+    return values | _training(site) | _gpus()
 
 
 def last_rate(site: Site) -> float:
@@ -104,13 +113,31 @@ def last_rate(site: Site) -> float:
     return float((read_json(site.root / "prepared.json") or {}).get("images_per_second", 0.0))
 
 
-def _training(progress: dict[str, Any]) -> dict[str, Values]:
-    """Figures of the training under way."""
-    names = {
-        "step": "training_step",
-        "step_seconds": "step_seconds",
-        "loss": "loss",
-        "data_wait": "data_wait_ratio",
-        "gpu_memory": "gpu_memory_bytes",
+def _training(site: Site) -> dict[str, Values]:
+    """Figures of the last line of the newest training log."""
+    logs = sorted((site.root / "jobs").glob("*/log.jsonl"), key=lambda file: file.stat().st_mtime)
+    if not logs:
+        return {}
+    with logs[-1].open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - 4096))
+        lines = [line for line in file.read().split(b"\n") if line.startswith(b"{") and line.endswith(b"}")]
+    last = json.loads(lines[-1]) if lines else {}
+    values = {name: last.get(key) for key, name in TRAINING.items()}
+    return {f"usfmae_site_{name}": float(value) for name, value in values.items() if value is not None}
+
+
+def _gpus() -> dict[str, Values]:
+    """Memory and utilisation of each GPU as NVIDIA's own tool tells them; nothing where it is absent."""
+    program = shutil.which("nvidia-smi")
+    if not program:
+        return {}
+    query = [program, "--query-gpu=index,memory.used,utilization.gpu", "--format=csv,noheader,nounits"]
+    try:
+        output = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout
+        rows = [[float(part) for part in line.split(",")] for line in output.splitlines() if line]
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return {}
+    return {
+        "usfmae_site_gpu_memory_bytes": {f"gpu{row[0]:.0f}": row[1] * 2**20 for row in rows},
+        "usfmae_site_gpu_utilization_ratio": {f"gpu{row[0]:.0f}": row[2] / 100 for row in rows},
     }
-    return {f"usfmae_site_{name}": float(progress[key]) for key, name in names.items() if progress.get(key) is not None}

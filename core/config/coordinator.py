@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from usfmae.core.config.base import Options
+from usfmae.core.config.sources import MetricsSettings, PageSettings
 from usfmae.core.config.train import ModelSettings, TrainSettings
 
 Rule = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "trimmed", "median"]
@@ -89,6 +90,10 @@ class CoordinatorSettings(Options):
     """Round checkpoints kept; 0 keeps all."""
     min_free_gib: float = Field(2.0, ge=0)
     """A round does not open with less free disk than this beyond what it needs itself."""
+    page: PageSettings = PageSettings()
+    """The coordinator's web page."""
+    metrics: MetricsSettings = MetricsSettings()
+    """Figures for Prometheus."""
     model: ModelSettings = ModelSettings()
     """The masked autoencoder, part of every request."""
     train: TrainSettings = TrainSettings()

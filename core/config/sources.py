@@ -55,6 +55,13 @@ class CstoreSettings(Options):
     """Certificate authority of the senders; where given, a sender without a certificate of it is refused."""
 
 
+class IntakeSettings(Options):
+    every_minutes: float = Field(0.0, ge=0)
+    """Minutes between two cleanings of what is new in the sources while the agent runs; 0 leaves it to `prepare`."""
+    workers: int = Field(1, ge=1, le=256)
+    """Decoding processes of such a cleaning; they run with the lowest priority."""
+
+
 class MetricsSettings(Options):
     host: str = "127.0.0.1"
     """Address of the Prometheus endpoint; loopback unless you choose otherwise."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 220, 54, 14, 12, 26
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 400, 190, 46, 8, 8, 24
 POINTS = 160  # more than a screen tells apart
 COLOURS = 8
 
@@ -49,11 +50,12 @@ def _padded(low: float, high: float) -> tuple[float, float]:
 
 def _scale(low: float, high: float) -> list[str]:
     parts = []
+    digits = max(0, 2 - math.floor(math.log10(high - low)))
     for step in range(5):
         value = low + (high - low) * step / 4
         y = TOP + (HEIGHT - TOP - BOTTOM) * (1 - step / 4)
         parts.append(f'<line class="grid-line" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+        parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{value:.{digits}f}</text>')
     return parts
 
 

@@ -15,9 +15,12 @@ import click
 def run_(directory: Path, rounds: int, overrides: tuple[str, ...]) -> None:
     """Serve the hospitals and run rounds. The work is done in a child process that is started again after a crash
     and goes on at the round it was in; Ctrl-C stops cleanly, and the same command goes on later."""
+    from usfmae.server.dashboard.serve import watched
     from usfmae.server.home import Home
     from usfmae.server.supervisor import supervise
 
     home = Home(directory)
-    home.settings(overrides)  # a mistake is told at once
-    sys.exit(supervise(home, rounds, overrides))
+    settings = home.settings(overrides)  # a mistake is told at once
+    with watched(home, settings.page, settings.metrics):
+        code = supervise(home, rounds, overrides)
+    sys.exit(code)

@@ -56,15 +56,16 @@ def test_a_write_that_fails_leaves_no_half_file(tmp_path: Path, monkeypatch: pyt
         patch.setattr(os, "fsync", full)
         with pytest.raises((ResourceError, OSError)):
             spool.add(b"x")
-    assert spool.files() == [] and list((tmp_path / "spool" / PARTIAL).iterdir()) == []
+    assert spool.files() == [] and list((tmp_path / PARTIAL).iterdir()) == []
     assert Spool(tmp_path / "spool", SECRET).add(b"x")
 
 
 def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
     Spool(tmp_path / "spool", SECRET)
-    (tmp_path / "spool" / PARTIAL / "123-0").write_bytes(b"half")
-    assert Spool(tmp_path / "spool", SECRET).files() == []
-    assert not list((tmp_path / "spool" / PARTIAL).iterdir())
+    (tmp_path / PARTIAL / "123-0").write_bytes(b"half")
+    spool = Spool(tmp_path / "spool", SECRET)
+    spool.sweep()
+    assert spool.files() == [] and not list((tmp_path / PARTIAL).iterdir())
 
 
 def test_drop_deletes_its_own_files_only(tmp_path: Path) -> None:
