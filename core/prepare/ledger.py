@@ -21,8 +21,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from usfmae.core.corpus.shard import write_atomic
 from usfmae.core.errors import CorpusError, ResourceError, TryLaterError, UsageError
+from usfmae.core.files import write_atomic
 from usfmae.core.prepare.worker import ScanResult
 
 FORMAT = 1

@@ -24,6 +24,7 @@ START_SECONDS = 120.0  # to import the libraries on a busy machine
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
+FIGURES = ("brightness", "region", "changed")
 COMMAND = (sys.executable, "-m", "usfmae.core.prepare.process")
 
 
@@ -55,6 +56,7 @@ class ScanResult:
     kept: int = 0
     quarantined: dict[str, list[int]] = field(default_factory=dict)  # reason -> indices of frames kept back
     notes: list[str] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)  # means over the kept frames, see unit.py
 
 
 UnitResult = tuple[list[ScanResult], list[Packed]]
@@ -204,6 +206,8 @@ class Worker:
                     scan = groups[current]
                     images.append(Packed(pixels, header["id"], scan.group, scan.dataset))
                     result.kept += 1
+                    for name in FIGURES:
+                        result.figures[name] = result.figures.get(name, 0.0) + float(header[name])
                 elif event == "quarantined":
                     result.quarantined.setdefault(str(header["reason"]), []).append(int(header["index"]))
                 elif event == "scan":
@@ -215,7 +219,27 @@ class Worker:
         except (KeyError, ValueError, TypeError):
             self.close()
             raise _CulpritError(current, "crashed") from None
+        for result in results.values():
+            result.figures = {name: round(total / result.kept, 4) for name, total in result.figures.items()}
         return list(results.values()), images
+
+    def show(self, unit: Unit, wanted: str, index: int) -> dict[str, bytes]:
+        """PNGs "before", "mask" and "after" of one frame (see sample.py); fewer or none where it cannot be shown."""
+        request = {
+            "do": "show",
+            "clip": unit.clip,
+            "scans": [_plain(scan) for scan in unit.scans],
+            "wanted": wanted,
+            "index": index,
+        }
+        pictures = {}
+        try:
+            for header, blob in self._ask(request):
+                if header.get("event") == "picture":
+                    pictures[str(header.get("name"))] = blob
+        except ProcessEndedError:
+            pass
+        return pictures
 
 
 class _CulpritError(Exception):
