@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
+os.environ.update(
+    FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1"
+)
+logging.getLogger("alembic").setLevel("WARNING")  # it announces each of its plugins when Flower imports it
 
 import uvicorn
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
@@ -46,6 +47,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
 from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from flwr.superlink.routers.fleet.router import router as fleet_router
@@ -83,6 +85,8 @@ class Link(Grid):
         self.task_id = self.state.get_run_info(run_ids=[run_id])[0].primary_task_id or 0
         self.state.claim_task(self.task_id)
         self.state.activate_task(self.task_id)
+        # Flower's Message() reads who speaks from here.
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, self.task_id, SUPERLINK_NODE_ID
         return run_id
 
     def beat(self) -> None:
@@ -259,8 +263,7 @@ class Gateway:
         self.stopped = threading.Event()
 
     def __enter__(self) -> Gateway:
-        for name in ("uvicorn", "alembic", "flwr"):
-            logging.getLogger(name).setLevel("WARNING")
+        logging.getLogger("uvicorn").setLevel("WARNING")
         self.thread.start()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         while not self.server.started:

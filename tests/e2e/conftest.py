@@ -1,0 +1,199 @@
+"""A whole federation as real processes on loopback, over corpora of random blobs: TLS, node authentication and all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+MODEL = {
+    "image_size": 32,
+    "patch_size": 8,
+    "width": 32,
+    "depth": 2,
+    "heads": 2,
+    "decoder_width": 16,
+    "decoder_depth": 1,
+    "decoder_heads": 2,
+}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def blobs(seed: int, count: int, size: int = 32) -> np.ndarray:
+    """Smooth gray images, different for each seed: (count, size, size) uint8."""
+    random = np.random.default_rng(seed)
+    grid = np.linspace(-1, 1, size)
+    x, y = np.meshgrid(grid, grid)
+    images = []
+    for _ in range(count):
+        a, b, c, d = random.uniform(-1, 1, 4)
+        wave = np.sin(6 * (a * x + b * y) + 3 * c) * np.exp(-((x - c) ** 2 + (y - d) ** 2))
+        images.append(((wave - wave.min()) / (np.ptp(wave) + 1e-6) * 255).astype(np.uint8))
+    return np.stack(images)
+
+
+class Program:
+    """A process of the federation, with its log."""
+
+    def __init__(self, name: str, command: list[str], log: Path, prefix: tuple[str, ...] = ()) -> None:
+        self.name, self.log = name, log
+        with log.open("ab") as file:
+            self.process = subprocess.Popen([*prefix, *command], stdout=file, stderr=file, env=ENVIRONMENT)
+
+    def kill(self) -> None:
+        """kill -9, at once."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+class Federation:
+    """One aggregator and some hospitals under a directory."""
+
+    def __init__(self, root: Path, sites: int = 2, images: int = 24, **settings: Any) -> None:
+        from usfmae.client import site as client_site
+        from usfmae.core.config.site import SiteSettings
+        from usfmae.core.corpus.shard import Packed, write_shard
+        from usfmae.server.create import create
+        from usfmae.server.home import Home
+        from usfmae.server.sites import add
+
+        self.root, self.port = root, free_port()
+        self.names = [f"hospital-{i + 1}" for i in range(sites)]
+        chosen = {
+            "network.host": "127.0.0.1",
+            "rounds.steps": 3,
+            "rounds.quorum": sites,
+            "min_free_gib": 0,
+            "train.batch_size": 4,
+            "train.micro_batch": 4,
+            "train.precision": "fp32",
+            "train.checkpoint_steps": 1,
+            **{f"model.{key}": value for key, value in MODEL.items()},
+            **settings,
+        }
+        self.home = Home(root / "coordinator")
+        overrides = [f"{key}={value}" for key, value in chosen.items()]
+        create(self.home.root, "test", "", self.port, None, overrides)
+        self.running: list[Program] = []
+        self.sites: dict[str, client_site.Site] = {}
+        for number, name in enumerate(self.names):
+            options = SiteSettings(
+                name=name,
+                server=f"https://127.0.0.1:{self.port}",
+                image_size=32,
+                poll=0.2,
+                heartbeat=10,
+                disk_floor_gb=0,
+                threads=1,
+                device="cpu",
+                stop_wait=5,
+                capacity=1000,
+            )
+            made = client_site.create(root / name, options, self.home.ca, self.home.public_key)
+            pixels = blobs(number + 1, images + 4 * number)
+            packed = [Packed(p, f"{number:02d}{i:062d}", f"group-{i // 4}") for i, p in enumerate(pixels)]
+            write_shard(made.corpus, "all", packed)
+            add(self.home, made.root / "enrol.json")
+            self.sites[name] = made
+
+    # processes
+
+    def start_server(self, rounds: int, *more: str) -> Program:
+        return self._start("server", "usfmae.server.cli", ["run", str(self.home.root), "--rounds", str(rounds), *more])
+
+    def start_serve(self, rounds: int, *more: str) -> Program:
+        """The aggregator without its supervisor."""
+        return self._start(
+            "server", "usfmae.server.cli", ["serve", str(self.home.root), "--rounds", str(rounds), *more]
+        )
+
+    def start_site(self, name: str, *more: str, prefix: tuple[str, ...] = ()) -> Program:
+        return self._start(name, "usfmae.client.cli", ["run", str(self.sites[name].root), *more], prefix)
+
+    def start_sites(self) -> list[Program]:
+        return [self.start_site(name) for name in self.names]
+
+    def _start(self, name: str, module: str, words: list[str], prefix: tuple[str, ...] = ()) -> Program:
+        command = [sys.executable, "-c", f"from {module} import main; main()", *words]
+        program = Program(name, command, self.root / f"{name}.log", prefix)
+        self.running.append(program)
+        return program
+
+    def stop(self) -> None:
+        for program in reversed(self.running):
+            program.stop()
+        self.running.clear()
+
+    # looking
+
+    def status(self) -> dict[str, Any]:
+        from usfmae.server.status import status
+
+        return status(self.home)
+
+    def wait(self, what: str, true: Callable[[], Any], seconds: float = 90) -> Any:
+        """The value of `true()` once it is true; the end of each log where it never is."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not any(p.process.poll() for p in self.running):
+            try:
+                value = true()
+            except (sqlite3.Error, OSError, ValueError, json.JSONDecodeError):
+                value = None
+            if value:
+                return value
+            time.sleep(0.05)
+        logs = "\n".join(f"--- {p.name}\n{p.log.read_text()[-2500:]}" for p in self.running)
+        raise AssertionError(f"{what}: not within {seconds} s\n{logs}")
+
+    def wait_rounds(self, rounds: int, seconds: float = 120) -> dict[str, Any]:
+        return self.wait(f"round {rounds}", lambda: (s := self.status())["round"] >= rounds and s, seconds)
+
+    def trainings(self, name: str) -> int:
+        """Local trainings this site has finished, from its audit log."""
+        from usfmae.core import audit
+
+        return sum(1 for e in audit.entries(self.sites[name].audit_log) if e["event"] == "update.staged")
+
+    def audit(self) -> list[dict[str, Any]]:
+        from usfmae.core import audit
+
+        return list(audit.entries(self.home.audit))
+
+
+@pytest.fixture
+def federate(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
+    """`federate(sites=2, **settings)` makes a federation; its processes end with the test."""
+    made: list[Federation] = []
+
+    def make(sites: int = 2, name: str = "federation", **settings: Any) -> Federation:
+        made.append(Federation(tmp_path / name, sites, **settings))
+        return made[-1]
+
+    yield make
+    for federation in made:
+        federation.stop()
