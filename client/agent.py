@@ -180,6 +180,7 @@ class Agent:
         """The base, and the seed's decoder where it comes along; nothing is trained on what fails the inspection."""
         self.state = "downloading"
         self._write_status()
+        self.workers.warm_up()
         work.place.mkdir(parents=True, exist_ok=True)
         limit = self.site.settings.max_model_gb * 1e9
         fetch = self._fetcher(pending.request.run)

@@ -32,6 +32,7 @@ from usfmae.core.errors import ResourceError
 from usfmae.core.protocol import TrainRequest, to_record
 
 MOST_CRASHES = 5  # in a row without a step between them
+LONGEST_LOG = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,13 @@ class Workers:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.process: subprocess.Popen[bytes] | None = None
-        self.given: Job | None = None  # what the process was last given
+        self.given = ""  # name of the job the process was last given
         self.crashes, self.last_step, self.not_before = 0, -1, 0.0
+
+    def warm_up(self) -> None:
+        """Have the worker load while a model is still on its way."""
+        if self.process is None and time.time() >= self.not_before and len(self._gpus()) < 2:
+            self._start("")
 
     def tend(self, work: Job) -> None:
         """Have a worker on this job, unless one is or the last one crashed a moment ago."""
@@ -156,16 +162,20 @@ class Workers:
         if work.result or work.error or work.alive() or time.time() < self.not_before:
             return
         if self.process is None:
-            self._start(work)
-        elif self.given is not None and (self.given.result or self.given.error):
-            self._hand_over(work)
+            self._start(work.place.name)
+        elif not self.given:
+            self._hand_over(work.place.name)
+        else:
+            former = Job(self.site, work.place.parent / self.given)
+            if former.result or former.error:
+                self._hand_over(work.place.name)
 
-    def _hand_over(self, work: Job) -> None:
-        """Another job for the process that is still warm."""
+    def _hand_over(self, name: str) -> None:
+        """Another job for the process that is warm."""
         assert self.process is not None and self.process.stdin is not None
-        self.given = work
+        self.given = name
         with contextlib.suppress(BrokenPipeError):  # it cooled down this very moment: the next look starts another
-            self.process.stdin.write(work.place.name.encode() + b"\n")
+            self.process.stdin.write(name.encode() + b"\n")
             self.process.stdin.flush()
 
     def _ended(self, work: Job) -> None:
@@ -176,29 +186,32 @@ class Workers:
             return
         if code == ResourceError.exit_code:  # disk or memory: it may come right, so this never gives up
             self.not_before = time.time() + 30.0
-            raise ResourceError(f"training {work.place.name}", last_words(work), "it is tried again every 30 s")
+            raise ResourceError(f"training {work.place.name}", last_words(self.site), "it is tried again every 30 s")
         self.crashes = self.crashes + 1 if step == self.last_step else 1
         self.last_step, self.not_before = step, time.time() + min(2.0**self.crashes, 300.0)
         self.site.note("worker.crashed", "failed", job=work.place.name, code=code, step=step)
         if self.crashes >= MOST_CRASHES:
             write_json(work.place / "error.json", {"what": f"training ended {self.crashes} times with code {code}"})
 
-    def _start(self, work: Job) -> None:
-        settings = self.site.settings
-        gpus = allowance.chosen_gpus(settings.device, len(allowance.gpus()))
+    def _gpus(self) -> list[int]:
+        return allowance.chosen_gpus(self.site.settings.device, len(allowance.gpus()))
+
+    def _start(self, name: str) -> None:
+        """A process for this job, or for one that comes later; under torchrun where there are several GPUs."""
+        settings, gpus = self.site.settings, self._gpus()
         command = [sys.executable, "-m"]
         if len(gpus) > 1:
             command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={len(gpus)}", "-m"]
-        command += ["usfmae.client.trainer", str(self.site.root.absolute()), work.place.name]
+        command += ["usfmae.client.trainer", str(self.site.root.absolute()), name]
         command += [] if len(gpus) > 1 else [str(settings.warm)]
         environment = {**os.environ, **allowance.visible(gpus)}
         if settings.threads:
             environment["OMP_NUM_THREADS"] = str(settings.threads)
-        with (work.place / "worker.log").open("ab") as log:
+        with worker_log(self.site).open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
             )
-        self.given = work
+        self.given = name
 
     def stop(self, work: Job | None, wait: float) -> None:
         """Ask the worker, whoever started it, to write its checkpoint and end; force it after `wait` seconds."""
@@ -223,10 +236,18 @@ class Workers:
         return False
 
 
-def last_words(work: Job) -> str:
-    """The last line the worker wrote."""
+def worker_log(site: Site) -> Path:
+    """What the workers print; begun anew when it has grown."""
+    path = site.root / "worker.log"
+    if path.exists() and path.stat().st_size > LONGEST_LOG:
+        path.replace(path.with_suffix(".log.1"))
+    return path
+
+
+def last_words(site: Site) -> str:
+    """The last line a worker wrote."""
     try:
-        lines = (work.place / "worker.log").read_text(errors="replace").strip().splitlines()
+        lines = worker_log(site).read_text(errors="replace").strip().splitlines()
     except OSError:
         return ""
     return lines[-1].removeprefix("error: ")[:300] if lines else ""

@@ -32,6 +32,9 @@ class Here:
             self.trained.append(work.place.name)
             trainer.run(work, lambda: False)
 
+    def warm_up(self) -> None:
+        pass
+
     def stop(self, work: jobs.Job | None, wait: float) -> None:
         pass
 
