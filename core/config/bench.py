@@ -55,7 +55,7 @@ class BenchSettings(Options):
     """Seed of splits, draws and resamples."""
     leaks: Literal["refuse", "drop"] = "refuse"
     """An image in both corpus and test set: refuse to train, or leave it out of training."""
-    leak_bits: int = Field(16, ge=0, le=64)
+    leak_bits: int = Field(32, ge=0, le=64)
     """Images whose 256-bit perceptual hashes differ in at most this many bits count as one image."""
     accept_layouts: tuple[str, ...] = ()
     """Data sets whose unverified layout a person has looked at."""

@@ -23,6 +23,7 @@ class Entry:
     name: str  # with forward slashes, begins with the folder's or archive's own name
     path: Path
     member: str = ""
+    size: int = 0  # bytes, unpacked
 
     def read(self) -> bytes:
         """The bytes; SourceError where the file is gone or the archive is damaged."""
@@ -51,7 +52,7 @@ def entries(place: Path) -> list[Entry]:
                 continue
             name = f"{place.name}/{path.relative_to(place).as_posix()}"
             if path.suffix.lower() != ".zip":
-                found.append(Entry(name, path))
+                found.append(Entry(name, path, size=path.stat().st_size))
             elif not path.with_suffix("").is_dir():
                 found += _members(path, name[: -len(".zip")])
     return sorted(found, key=lambda entry: entry.name)
@@ -60,10 +61,10 @@ def entries(place: Path) -> list[Entry]:
 def _members(path: Path, prefix: str) -> Iterable[Entry]:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [info.filename for info in archive.infolist() if not info.is_dir()]
+            members = [(info.filename, info.file_size) for info in archive.infolist() if not info.is_dir()]
     except (zipfile.BadZipFile, OSError) as error:
         raise SourceError(f"{path}", f"not a whole zip archive: {error}", "fetch it again") from None
-    return [Entry(f"{prefix}/{name}", path, name) for name in names if not name.startswith("__MACOSX")]
+    return [Entry(f"{prefix}/{name}", path, name, size) for name, size in members if not name.startswith("__MACOSX")]
 
 
 @cache
