@@ -48,23 +48,28 @@ def prepare(
 ) -> None:
     from usfmae.core.config import Settings, load
     from usfmae.core.prepare import prepare as run
-    from usfmae.core.prepare.show import shown_progress
+    from usfmae.core.prepare.progress import shown_progress
 
     short = [f"clean.profile={profile}"] if profile else []
     short += [f"read.fps={fps}"] if fps is not None else []
     settings, _ = load(Settings, config_file, (*short, *overrides))
     key = site_secret(secret)
+    workers = workers or os.cpu_count() or 1
     with shown_progress() as progress:
         summary = run(
             sources,
             corpus,
             settings,
             secret=key,
-            workers=workers or os.cpu_count() or 1,
+            workers=workers,
             engine=engine,
             part=part_of(part),
             progress=progress,
         )
+    if report:
+        from usfmae.core.report.gallery import write_gallery
+
+        write_gallery(report, sources, corpus, settings, summary, secret=key, workers=workers)
     if as_json:
         print_json(summary.as_dict())
     else:

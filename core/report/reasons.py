@@ -1,0 +1,51 @@
+"""What each reason code means, for people."""
+
+from __future__ import annotations
+
+MEANINGS = {
+    # cleaning
+    "text-left": "text was still found after the last repair",
+    "region-small": "no scan region, or one that covers too little of the frame",
+    "region-disagrees": "the header and the picture show the scan at different places",
+    "cleaning-failed": "cleaning ended with an unforeseen error",
+    # reading: damaged or hostile
+    "unreadable": "the header is damaged",
+    "undecodable": "the pixels are damaged or cut off",
+    "bad-header": "the DICOM header is malformed",
+    "bad-palette": "the colour table is malformed",
+    "bad-archive": "the archive is damaged",
+    "empty": "the file has zero bytes",
+    "unknown-format": "named or placed like a scan, but its content fits no format that is read",
+    "no-pixels": "the object holds no picture",
+    "too-large": "larger than the limits in the settings",
+    "too-many-frames": "more frames than the limit in the settings",
+    "too-many-members": "an archive with more members than the limit in the settings",
+    "nested-archive": "an archive inside an archive is not opened",
+    "encrypted-archive": "the archive asks for a password",
+    "foreign-data-file": "the header points to a file elsewhere",
+    "unsupported-pixels": "an arrangement of samples that is not read",
+    "too-much-memory": "decoding asked for more memory than the limit",
+    "timeout": "the next frame took longer than the limit",
+    "crashed": "the decoder crashed on it",
+    # reading: by rule
+    "structured-report": "DICOM structured report, refused by rule",
+    "encapsulated-document": "PDF or CDA document in DICOM, refused by rule",
+    "presentation-state": "DICOM presentation state, refused by rule",
+    "secondary-capture": "secondary capture (report pages, screenshots), refused by rule",
+    "waveform": "DICOM waveform, refused by rule",
+    "raw-data": "DICOM raw data, refused by rule",
+    "derived-object": "segmentation, registration or surface, refused by rule",
+    "radiotherapy-object": "radiotherapy object, refused by rule",
+    "modality": "not ultrasound, refused by rule",
+    "dicomdir": "an index of other files",
+    # repeated
+    "same-file": "the same bytes as another scan",
+    "near-duplicate": "nearly the same picture as an earlier frame of its scan",
+}
+
+
+def meaning(code: str) -> str:
+    """A sentence for a reason code, or "" for one that explains itself."""
+    if code.startswith("os-"):
+        return "the file could not be opened; the next run tries again"
+    return MEANINGS.get(code, "")
