@@ -34,7 +34,8 @@ class Process:
                 stdout=output,
                 stderr=said,
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                # One thread each: the processes of a demo share the machine's cores, and spinning threads do not.
+                env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"},
             )
 
     def check(self) -> None:

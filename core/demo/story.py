@@ -15,6 +15,7 @@ from usfmae.core.demo.processes import Process, running, wait_all
 from usfmae.core.errors import SourceError, UsageError
 from usfmae.core.files import write_atomic
 
+HELD_OUT = ("--set", "train.held_out=0.2")  # a demo is small: enough patients to measure on
 MARK = ".usfmae-demo"  # lies in a folder that a demo made, and that the next one may clear
 
 
@@ -123,7 +124,7 @@ def _seed(demo: Demo) -> None:
     demo.run(
         "seed-pretrain",
         *("usfmae", "pretrain", "--corpus", corpus, "--out", demo.out / "seed" / "run"),
-        *("--preset", "tiny", "--steps", str(demo.seed_steps)),
+        *("--preset", "tiny", "--steps", str(demo.seed_steps), *HELD_OUT),
     )
     shutil.copyfile(demo.out / "seed" / "run" / "checkpoint.safetensors", demo.seed)
 
@@ -137,7 +138,7 @@ def _enrol(demo: Demo) -> None:
         *("usfmae-server", "init", demo.coordinator, "--name", "demo", "--seed", demo.seed),
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--set", f"rounds.steps={demo.steps}", "--set", f"rounds.quorum={demo.sites}"),
-        *("--set", "min_free_gib=0.2"),
+        *("--set", "min_free_gib=0.2", *HELD_OUT),
     )
     for name in demo.names:
         demo.run(
