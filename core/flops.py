@@ -51,7 +51,7 @@ def peak_flops(device: str, precision: str) -> float | None:
         return next((peak for part, peak in PEAKS.items() if part in name), None) if precision == "bf16" else None
     if device != "cpu":
         return None
-    side = 2048
+    side = 1024
     left = torch.ones(side, side, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     left @ left  # the first product also loads kernels
     best = min(_seconds(left) for _ in range(20))
