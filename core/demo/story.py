@@ -179,7 +179,10 @@ def _rounds(demo: Demo) -> None:
     for client in clients:
         client.stop()
     status = demo.run("server-status", "usfmae-server", "status", demo.coordinator, "--json").printed()
-    demo.summary["history"] = status.get("history", [])
+    demo.summary["round_losses"] = {
+        name: [v["loss_before"] for r in status["rounds"] for v in r["verdicts"] if v["name"] == name]
+        for name in demo.names
+    }
     sent = {n: demo.run(f"{n}-outbox", "usfmae-client", "outbox", demo.site(n), "--json") for n in demo.names}
     demo.summary["update_bytes"] = {name: [entry["bytes"] for entry in done.printed()] for name, done in sent.items()}
 
