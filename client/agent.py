@@ -65,6 +65,7 @@ class Agent:
         with only_one(self.site), self._signals():
             self.site.note("agent.start", pid=os.getpid())
             self.current = self._unfinished()
+            self.workers.warm_up()
             beats = threading.Thread(target=self._beat, daemon=True)
             beats.start()
             try:

@@ -11,6 +11,7 @@ DIR/corpus/            cleaned images                 DIR/status.json       the 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -138,10 +139,20 @@ def _text(path: Path, what: str) -> str:
 
 
 def _yaml(settings: SiteSettings) -> str:
-    """The commented template with this site's values on top, so that every key can be found where it is edited."""
+    """The commented template of every key, with this site's values in their places."""
     import yaml
 
     chosen = settings.model_dump(mode="json", exclude_defaults=True)
-    lines = [line for line in template(SiteSettings).split("\n") if line.split(":")[0] not in chosen]
-    mine = yaml.safe_dump(chosen, sort_keys=False, width=999)
-    return f"# Chosen at init; every other key stands below with its default.\n{mine}\n" + "\n".join(lines) + "\n"
+    lines, sections = [], []
+    for line in template(SiteSettings).split("\n"):
+        found = re.match(r"( *)(\w+):", line)
+        if found:
+            indent, name = found.groups()
+            sections = [*sections[: len(indent) // 2], name]
+            value: Any = chosen
+            for section in sections:
+                value = value.get(section) if isinstance(value, dict) else None
+            if value is not None and not isinstance(value, dict):
+                line = indent + yaml.safe_dump({name: value}, default_flow_style=True, width=9999).strip()[1:-1]
+        lines.append(line)
+    return "\n".join(lines) + "\n"

@@ -238,7 +238,9 @@ def main(root: Path, name: str, warm: float = 0.0) -> int:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     stop, site, code = Stop(), Site.open(root), 0
-    name = name or next_job(warm, stop)
+    if not name:
+        torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # the first optimizer of a process loads for seconds
+        name = next_job(warm, stop)
     while name and not stop.asked:
         code = run(Job(site, root / "jobs" / name), lambda: stop.asked)
         if torch.cuda.is_available():

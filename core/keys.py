@@ -95,7 +95,7 @@ def public_signing_key(pem: str, origin: str) -> Ed25519PublicKey:
     """An Ed25519 public key from PEM text; ConfigError naming its origin."""
     try:
         key = load_pem_public_key(pem.encode())
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, AttributeError, UnsupportedAlgorithm):
         raise ConfigError(f"key {origin}", "is not a PEM public key", "ask for the file again") from None
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError(f"key {origin}", "is no Ed25519 key", "ask for the file again")
