@@ -37,7 +37,7 @@ class Arrived:
     data: bytes
 
 
-class Refusal(Exception):
+class Refusal(Exception):  # noqa: N818 - a verdict, not an error
     """Why a reply is not admitted: a code for machines, a detail for people."""
 
     def __init__(self, code: str, detail: str) -> None:
@@ -135,7 +135,7 @@ def compare(
 ) -> dict[str, Refusal]:
     """What is refused when the round's updates (norms by site, in site order) stand beside each other.
 
-    `earlier`: norms admitted in the rounds before; `directions`: inner products of the updates (S, S), in the same order,
+    `earlier`: norms admitted in the rounds before; `directions`: inner products of the updates (S, S), in site order,
     or None. The reference length is the lower median: with two sites the smaller one counts, since an update that is
     too large does harm and one that is too small does not.
     """

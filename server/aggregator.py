@@ -24,7 +24,7 @@ LINGER = 3.0  # seconds the port stays open after the last round, so that sites 
 AUDIT_REFUSALS_EVERY = 60.0  # seconds; refused calls are counted between two audit entries
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 - not an error
     """SIGTERM or SIGINT, or the supervisor is gone."""
 
 

@@ -6,14 +6,9 @@ Over the gateway's Link this is the aggregator. Over Flower's own HTTP Grid the 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-
-os.environ.update(
-    FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1"
-)
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
@@ -61,7 +56,7 @@ class FlowerWire:
         node = self.nodes.get(site)
         if node is None:
             return ""
-        content = RecordDict({RECORD: ConfigRecord(to_record(request)), ENCODER: self._record(encoder)})
+        content = RecordDict({RECORD: ConfigRecord({**to_record(request)}), ENCODER: self._record(encoder)})
         if decoder:
             content[DECODER] = self._record(decoder)
         self._drop_others(encoder)
@@ -107,7 +102,7 @@ def _answer(reply: Message) -> Answer:
     names = set(content)
     if not names <= {RECORD, UPDATE} or RECORD not in content.config_records:
         return Answer(message, error=f"records {sorted(names)!r:.100} instead of {RECORD}, {UPDATE}", hostile=True)
-    arrays = content.array_records.get(UPDATE, {})
+    arrays: Mapping[str, Array] = content.array_records.get(UPDATE, ArrayRecord())
     arrived = {name: Arrived(a.dtype, tuple(a.shape), a.stype, a.data) for name, a in arrays.items()}
     return Answer(message, dict(content.config_records[RECORD]), arrived)
 

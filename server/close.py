@@ -25,11 +25,18 @@ logger = logging.getLogger(__name__)
 
 
 def finish(home: Home, ledger: Ledger, settings: CoordinatorSettings, current: Round, base: TensorFile) -> str:
-    """Judge the round's updates beside each other, merge the admitted ones and commit; returns the encoder's hash."""
+    """Judge the round's updates beside each other, merge the admitted ones and commit.
+
+    Returns the encoder's hash, or "" where the comparison left fewer than the quorum: the round goes on then.
+    """
     active = {site for site, known in ledger.sites().items() if known.state == "active"}
     verdicts = _without_revoked(ledger.verdicts(current.number), active)
     verdicts = _compared(home, ledger, settings, current, base, verdicts)
     chosen = [site for site in sorted(verdicts) if verdicts[site].verdict == ADMITTED]
+    if len(chosen) < settings.rounds.quorum:
+        for verdict in verdicts.values():
+            ledger.record(verdict)
+        return ""
     shares = aggregate.shares([verdicts[site].images for site in chosen], settings.gate.weight_cap)
     for site, share in zip(chosen, shares, strict=True):
         verdicts[site] = dataclasses.replace(verdicts[site], weight=share)
@@ -67,8 +74,6 @@ def _compared(
             directions = aggregate.gram(base, files, settings.rounds.encoding)
     size = math.sqrt(sum(float(np.square(base.tensor(n), dtype=np.float64).sum()) for n in base.shapes))
     refused = compare(norms, ledger.norms(current.number), size, directions, settings.gate)
-    if len(refused) == len(norms):
-        refused = {}  # with nobody left to compare to, the comparison says nothing
     for site, refusal in refused.items():
         verdicts[site] = dataclasses.replace(verdicts[site], verdict=refusal.code, detail=refusal.detail)
         audit.append(

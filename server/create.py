@@ -79,12 +79,12 @@ def _with_seed(wanted: Sequence[str], seed: Path | None) -> tuple[CoordinatorSet
 def _write_seed(home: Home, settings: CoordinatorSettings, loaded: Loaded | None) -> CoordinatorSettings:
     """Round 0: the seed's encoder and, beside it, its decoder."""
     if loaded:
-        tensors, parents = loaded.tensors, (loaded.metadata["content"],)
+        tensors, parents = loaded.tensors, [loaded.metadata["content"]]
     else:
         torch.manual_seed(settings.train.seed)
         model = MaskedAutoencoder(settings.model, settings.train.mask_ratio, settings.train.norm_pix)
-        tensors, parents = dict(model.state_dict()), ()
-    metadata = checkpoint.describe(settings.model, settings.train, parents=parents, round=0, step=0)
+        tensors, parents = dict(model.state_dict()), []
+    metadata = checkpoint.describe(settings.model, settings.train, parents=tuple(parents), round=0, step=0)
     encoder, decoder = checkpoint.encoder_of(tensors), checkpoint.decoder_of(tensors)
     if not decoder:
         raise ConfigError("seed", "holds no decoder", "use a pretraining checkpoint, not an exported encoder")

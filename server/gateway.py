@@ -13,18 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
-
-os.environ.update(
-    FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1"
-)
-logging.getLogger("alembic").setLevel("WARNING")  # it announces each of its plugins when Flower imports it
+from typing import Any, cast
 
 import uvicorn
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
@@ -59,7 +53,7 @@ from usfmae.core.config.coordinator import NetworkSettings
 from usfmae.core.errors import NetworkError
 from usfmae.core.log import note
 from usfmae.server.ledger import Site
-from usfmae.server.porch import Porch
+from usfmae.server.porch import App, Porch
 from usfmae.server.transit import TransitStore
 
 logger = logging.getLogger(__name__)
@@ -244,9 +238,11 @@ class Gateway:
         self.link, self.settings = link, settings
         self.socket = _listen(settings.host, settings.port)
         self.port: int = self.socket.getsockname()[1]
-        porch = Porch(_fleet_app(link), link.knows, int(settings.body_mib * 2**20), settings.body_seconds, on_refused)
+        porch = Porch(
+            cast(App, _fleet_app(link)), link.knows, int(settings.body_mib * 2**20), settings.body_seconds, on_refused
+        )
         config = uvicorn.Config(
-            porch,  # type: ignore[arg-type]
+            porch,
             http=_Protocol,
             ws="none",
             lifespan="off",
@@ -263,7 +259,8 @@ class Gateway:
         self.stopped = threading.Event()
 
     def __enter__(self) -> Gateway:
-        logging.getLogger("uvicorn").setLevel("WARNING")
+        for name in ("uvicorn", "flwr"):  # Flower sets its own level when it is imported
+            logging.getLogger(name).setLevel("ERROR")
         self.thread.start()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         while not self.server.started:

@@ -132,6 +132,12 @@ class Ledger:
                 "INSERT INTO facts VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value)
             )
 
+    def set_facts(self, facts: Mapping[str, str]) -> None:
+        """Several facts at once: all or none."""
+        sql = "INSERT INTO facts VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+        with self._write() as db:
+            db.executemany(sql, list(facts.items()))
+
     # sites
 
     def add_site(self, enrolment: Enrolment) -> None:
@@ -210,12 +216,23 @@ class Ledger:
                 (time.time(), result, json.dumps(summary, sort_keys=True), number),
             )
 
+    def give_up_round(self) -> None:
+        """Drop a round that was never committed, with its verdicts: its campaign has ended."""
+        with self._write() as db:
+            db.execute("DELETE FROM replies WHERE round IN (SELECT number FROM rounds WHERE state = 'open')")
+            db.execute("DELETE FROM rounds WHERE state = 'open'")
+
     # verdicts
 
     def record(self, verdict: Verdict) -> None:
         """A site's verdict in a round, replacing an earlier one."""
         with self._write() as db:
             _store(db, verdict)
+
+    def withdraw_verdict(self, number: int, site: str) -> None:
+        """Forget a verdict of an open round, so that the site is asked again."""
+        with self._write() as db:
+            db.execute("DELETE FROM replies WHERE round = ? AND site = ?", (number, site))
 
     def refuse(self, number: int, site: str, verdict: str, detail: str) -> None:
         """A reply that takes nobody's place in a round: unknown site, other round, second reply."""

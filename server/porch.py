@@ -44,7 +44,7 @@ HEALTH = "/healthz"
 EARLY, LATE = -5.0, 305.0  # seconds a signed time may differ from ours; the fleet API's own window
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - an answer, not an error
     """A request that goes no further."""
 
     def __init__(self, status: int, why: str) -> None:

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 TICK = 0.25  # seconds between two looks for replies
 SEEN_EVERY = 10.0  # seconds between two notes of who is connected
 ASK_AGAIN = 5.0  # seconds before a site whose reply was lost is asked again
+DECLINE_HOLDS = 60.0  # seconds before a site that declined is asked again
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class Wire(Protocol):
 
     def withdraw(self, messages: Iterable[str]) -> None:
         """Answers to these are not wanted any more."""
+
+    def release(self) -> None:
+        """Free what the round's requests hold in memory."""
 
 
 class Loop:
@@ -105,8 +109,12 @@ class Loop:
             current = self.ledger.open_round(number, content, step, self.settings.rounds.steps)
             request = self._request(current, total_steps)
             note(logger, "round open", round=number, base=content[:12])
-            self._collect(current, request, base)
-            result = close.finish(self.home, self.ledger, self.settings, current, base)
+            result = ""
+            while not result:
+                self._collect(current, request, base)
+                self.wire.release()
+                result = close.finish(self.home, self.ledger, self.settings, current, base)
+            self._let_go()
         note(logger, "round committed", round=number, result=result[:12])
         spool.clear(self.home, number)
         close.prune(self.home, self.settings.keep, number)
@@ -125,7 +133,8 @@ class Loop:
         return int(known)
 
     def _request(self, current: Round, total_steps: int) -> TrainRequest:
-        train = self.settings.train.model_copy(update={"steps": total_steps})
+        pull = self.settings.merge.proximal if self.settings.merge.rule == "fedprox" else 0.0
+        train = self.settings.train.model_copy(update={"steps": total_steps, "proximal": pull})
         request = TrainRequest(
             campaign=self.ledger.fact("campaign"),
             round=current.number,
@@ -154,9 +163,8 @@ class Loop:
             self._take_late()
             if self._may_close(current, set(sites), here):
                 break
+            self._ask_decliners(current, verdicts)
             self.wait(TICK)
-        self.late.update(self.asked)
-        self.asked.clear()
 
     def _ask(self, site: Site, request: TrainRequest) -> None:
         if any(asked == site.site for asked, _ in self.asked.values()) or self.clock() < self.not_before.get(
@@ -175,8 +183,8 @@ class Loop:
         """Judge one answer, spool what is admitted, note the verdict; a reply that was lost is asked for again."""
         site_id, request = self.asked.pop(answer.message)
         site = sites.get(site_id)
-        if site is None:
-            return  # revoked while it trained
+        if site is None or site_id in self.ledger.verdicts(request.round):
+            return  # revoked while it trained, or judged already
         try:
             if answer.hostile:
                 raise Refusal("bad-message", answer.error)
@@ -237,6 +245,19 @@ class Loop:
             images=verdict.images,
         )
         note(logger, "verdict", round=verdict.round, site=site.name, verdict=verdict.verdict, detail=verdict.detail)
+
+    def _ask_decliners(self, current: Round, verdicts: Mapping[str, Verdict]) -> None:
+        """A site that declined is asked again after a while, as long as its round is open."""
+        for site, verdict in verdicts.items():
+            if verdict.verdict == DECLINED and self.clock() - verdict.received > DECLINE_HOLDS:
+                self.ledger.withdraw_verdict(current.number, site)
+
+    def _let_go(self) -> None:
+        """The round is closed: nobody new gets its request; who trains on it may still answer, and is told late."""
+        unread = [message for message, (site, _) in self.asked.items() if site not in self.wire.connected()]
+        self.wire.withdraw(unread)
+        self.late.update({message: asked for message, asked in self.asked.items() if message not in unread})
+        self.asked.clear()
 
     def _take_late(self) -> None:
         """Replies that come after their round closed are never merged."""

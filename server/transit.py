@@ -1,8 +1,8 @@
 """Messages in transit lie on disk, not in memory: Flower's object store with files for contents.
 
-Flower cuts a message into a tree of objects of about 5 MiB, named by their SHA-256. Its own in-memory store keeps all of
-them until the reply is read; with this one the aggregator's memory does not grow with the number of sites. Names of
-files are content hashes that were checked before, never anything a site may choose. After a restart the directory is
+Flower cuts a message into a tree of objects of about 5 MiB, named by their SHA-256. Its own in-memory store keeps all
+of them until the reply is read; with this one the aggregator's memory does not grow with the number of sites. Names
+of files are content hashes that were checked before, never anything a site may choose. After a restart the directory is
 emptied: every message is asked for again.
 """
 

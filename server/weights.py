@@ -24,7 +24,7 @@ from usfmae.core.errors import CheckpointError
 from usfmae.core.flow import Trail, recipe_id
 
 FORMAT = "usfmae-1"
-TYPES = {"F32": np.dtype("<f4"), "U8": np.dtype("u1"), "F64": np.dtype("<f8")}
+TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1"), "F64": np.dtype("<f8")}
 NAMES = {"F32": "float32", "U8": "uint8", "F64": "float64"}
 UNKNOWN = "0" * 64  # stands for a hash until the last byte is written
 
@@ -105,7 +105,7 @@ class Writer:
         self._digest.update(tensor_head(name, NAMES[self._dtype], self._shapes[name]))
 
     def write(self, values: NDArray[Any]) -> None:
-        data = np.ascontiguousarray(values, TYPES[self._dtype]).data.cast("B")
+        data = np.ascontiguousarray(values).astype(TYPES[self._dtype], copy=False).reshape(-1).view(np.uint8).data
         self._digest.update(data)
         self._file.write(data)
 

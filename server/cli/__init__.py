@@ -11,6 +11,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name -> ("module:attribute", one-lin
     "init": ("usfmae.server.cli.init:init", "Make a federation: keys, certificates, settings, seed."),
     "site": ("usfmae.server.cli.site:site", "Enrol, list and revoke hospitals."),
     "run": ("usfmae.server.cli.run:run_", "Serve the sites and run rounds; survives crashes."),
+    "simulate": ("usfmae.server.cli.simulate:simulate", "A federation of virtual hospitals in this process."),
     "status": ("usfmae.server.cli.status:status", "Round, sites, verdicts, last checkpoint and its hash."),
     "verify": ("usfmae.server.cli.verify:verify", "Check the audit log and the chain of checkpoints."),
     "serve": ("usfmae.server.cli.serve:serve", "The aggregator's process alone, without its supervisor."),

@@ -1,0 +1,195 @@
+"""Campaigns: spans of rounds with one recipe, begun and ended from the command line, kept in the ledger.
+
+The recipe is everything that decides what a round computes. It is written down when a campaign begins; a run with
+other settings is refused, since figures of rounds made by two recipes say nothing. The global step goes on through all
+campaigns; each warms its learning rate up again from its own origin.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import secrets
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from usfmae.core import audit
+from usfmae.core.config.coordinator import CoordinatorSettings
+from usfmae.core.errors import PolicyError
+from usfmae.core.files import write_atomic
+from usfmae.core.flow import recipe_id
+from usfmae.server.home import Home
+from usfmae.server.ledger import Ledger
+from usfmae.server.weights import TensorFile
+
+RECORD = "campaigns"  # the ledger's fact that holds all of them, oldest first
+OPEN_ENDED = 100  # rounds that place the learning rate where a campaign has no planned length
+
+# Settings that change how fast or where a round is computed, never what comes out.
+_FREE_TRAIN = {"micro_batch", "keep", "checkpoint_steps", "compile", "steps", "origin"}
+_FREE_ROUNDS = {"total_steps", "quorum", "deadline", "patience", "late"}
+_FREE_CONTINUAL = {"alphas"}
+
+
+@dataclass(frozen=True)
+class Campaign:
+    id: str  # part of every request and of what sites sign
+    first: int  # number of its first round
+    rounds: int  # planned rounds; 0 for no planned end
+    origin: int  # global step at which it began
+    steps: int  # steps that place the learning rate, from the origin on
+    seed: int  # the round whose encoder it began with
+    recipe: str  # recipe_id of `recipe_of`
+    settings: dict[str, Any]  # that recipe in full
+    began: float
+    ended: float | None = None
+
+    @property
+    def end_step(self) -> int:
+        """The global step at which the learning rate has annealed."""
+        return self.origin + self.steps
+
+    @property
+    def last(self) -> int | None:
+        """Number of its last planned round."""
+        return self.first + self.rounds - 1 if self.rounds else None
+
+
+def recipe_of(settings: CoordinatorSettings) -> dict[str, Any]:
+    """What decides the outcome of a round, as JSON values."""
+    free = {"train": _FREE_TRAIN, "rounds": _FREE_ROUNDS, "continual": _FREE_CONTINUAL}
+    return {
+        section: getattr(settings, section).model_dump(mode="json", exclude=free.get(section))
+        for section in ("model", "train", "rounds", "merge", "continual")
+    }
+
+
+def campaigns(ledger: Ledger) -> list[Campaign]:
+    return [Campaign(**values) for values in json.loads(ledger.fact(RECORD, "[]"))]
+
+
+def current(ledger: Ledger) -> Campaign | None:
+    """The campaign that runs, or None."""
+    found = campaigns(ledger)
+    return found[-1] if found and found[-1].ended is None else None
+
+
+def resume(ledger: Ledger, settings: CoordinatorSettings, rounds: int = 0) -> Campaign:
+    """The campaign to go on with; the very first one begins here, planned for `rounds`.
+
+    PolicyError where it was ended, or where the settings are no longer those it began with.
+    """
+    found = campaigns(ledger)
+    if not found:
+        return _begin(ledger, settings, ledger.fact("campaign"), rounds, seed=0)
+    now = found[-1]
+    if now.ended is not None:
+        raise PolicyError(f"campaign {now.id}", "was ended", "begin the next with 'usfmae-server campaign start'")
+    if now.recipe != recipe_id(recipe_of(settings)):
+        raise PolicyError(
+            f"campaign {now.id}: {', '.join(_changed(now.settings, recipe_of(settings)))}",
+            "changed while the campaign runs",
+            "put it back, or 'usfmae-server campaign end' and begin a new one with 'campaign start'",
+        )
+    return now
+
+
+def start(home: Home, ledger: Ledger, settings: CoordinatorSettings, rounds: int, seed: int | None) -> Campaign:
+    """Begin a campaign with the settings as they are, from the last encoder or that of round `seed`.
+
+    A start from an earlier round is written down as a round of its own, without sites or steps, so that the chain of
+    checkpoints stays whole. PolicyError where a campaign runs, an aggregator still serves, or the checkpoint is gone.
+    """
+    if _serving(home):
+        raise PolicyError(f"directory {home.root}", "an aggregator is running here", "stop it, or wait for its round")
+    running = current(ledger)
+    if running is not None:
+        raise PolicyError(f"campaign {running.id}", "is running", "end it first: 'usfmae-server campaign end'")
+    last = ledger.last_round()
+    number = last.number if last else 0
+    seed = number if seed is None else seed
+    if seed > number or not home.checkpoint(seed).exists():
+        raise PolicyError(f"round {seed}", "its checkpoint is not there", "choose another: 'usfmae-server status'")
+    ledger.give_up_round()
+    if seed != number:
+        number = _go_back(home, ledger, seed, number + 1)
+    name = f"{settings.name}-{secrets.token_hex(6)}"
+    begun = _begin(ledger, settings, name, rounds, number)
+    audit.append(home.audit, "coordinator", "campaign-start", campaign=name, recipe=begun.recipe, seed=seed)
+    return begun
+
+
+def _go_back(home: Home, ledger: Ledger, seed: int, number: int) -> int:
+    """Commit round `number` as the encoder of round `seed`; returns the number."""
+    last = ledger.last_round()
+    assert last is not None
+    with TensorFile(home.checkpoint(seed)) as chosen, TensorFile(home.checkpoint(last.number)) as before:
+        result = chosen.metadata["content"]
+        opened = ledger.open_round(number, before.metadata["content"], last.global_step + last.steps, 0)
+    write_atomic(home.checkpoint(number), home.checkpoint(seed).read_bytes())
+    summary = {"sites": 0, "images": 0, "bytes": 0, "back_to": seed, **_panel_of(ledger, seed)}
+    ledger.commit_round(opened.number, result, summary, [])
+    return number
+
+
+def _panel_of(ledger: Ledger, number: int) -> dict[str, Any]:
+    found = next((r.summary or {} for r in ledger.rounds() if r.number == number), {})
+    return {"panel": found["panel"]} if "panel" in found else {}
+
+
+def end(home: Home, ledger: Ledger) -> Campaign:
+    """End the running campaign: an aggregator that runs commits its open round and stops; without one it is given up.
+
+    PolicyError where none runs.
+    """
+    found = campaigns(ledger)
+    if not found or found[-1].ended is not None:
+        raise PolicyError("campaign", "none is running", "begin one with 'usfmae-server campaign start'")
+    ended = replace(found[-1], ended=time.time())
+    ledger.set_facts({RECORD: _text([*found[:-1], ended])})
+    audit.append(home.audit, "coordinator", "campaign-end", campaign=ended.id)
+    return ended
+
+
+def _begin(ledger: Ledger, settings: CoordinatorSettings, name: str, rounds: int, seed: int) -> Campaign:
+    last = ledger.last_round()
+    recipe = recipe_of(settings)
+    begun = Campaign(
+        id=name,
+        first=last.number + 1 if last else 1,
+        rounds=rounds,
+        origin=last.global_step + last.steps if last else 0,
+        steps=settings.rounds.total_steps or settings.rounds.steps * (rounds or OPEN_ENDED),
+        seed=seed,
+        recipe=recipe_id(recipe),
+        settings=recipe,
+        began=time.time(),
+    )
+    ledger.set_facts({RECORD: _text([*campaigns(ledger), begun]), "campaign": name})
+    return begun
+
+
+def _serving(home: Home) -> bool:
+    if not home.lock.exists():
+        return False
+    with home.lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _text(listed: list[Campaign]) -> str:
+    return json.dumps([asdict(campaign) for campaign in listed], sort_keys=True)
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Dotted keys whose values differ."""
+    return sorted(
+        f"{section}.{key}"
+        for section in old.keys() | new.keys()
+        for key in old.get(section, {}).keys() | new.get(section, {}).keys()
+        if old.get(section, {}).get(key) != new.get(section, {}).get(key)
+    )

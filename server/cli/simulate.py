@@ -1,0 +1,48 @@
+"""`usfmae-server simulate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from usfmae.core.cli.shell import print_json
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--sites", default=10, show_default=True, help="Virtual hospitals.")
+@click.option("--rounds", default=3, show_default=True, help="Rounds; a second call with more goes on.")
+@click.option("--steps", default=5, show_default=True, help="Local optimizer steps a round.")
+@click.option("--images", default=16, show_default=True, help="Images at each hospital.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any key of coordinator.yaml; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+def simulate(
+    directory: Path, sites: int, rounds: int, steps: int, images: int, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Run a whole federation of virtual hospitals in this process: simulated tissue, a tiny model, the real loop,
+    gate, ledger and merge; no network. Merging rules, encodings and attacks can be tried here before a campaign."""
+    from usfmae.server.create import create
+    from usfmae.server.home import Home
+    from usfmae.server.simulate import run
+    from usfmae.server.status import status
+
+    home = Home(directory)
+    if not home.ledger.exists():
+        tiny = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 2}
+        tiny |= {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+        chosen = [f"model.{key}={value}" for key, value in tiny.items()]
+        chosen += [f"rounds.steps={steps}", "train.batch_size=8", "train.micro_batch=8", "train.lr=1e-3"]
+        chosen += [f"rounds.quorum={sites}", "train.precision=fp32", "min_free_gib=0.1"]
+        create(directory, "simulation", "", 0, None, [*chosen, *overrides])
+    run(home, sites, rounds, images)
+    found = status(home)
+    if as_json:
+        print_json(found)
+        return
+    for done in found["rounds"]:
+        about = done["summary"]
+        click.echo(
+            f"round {done['round']:3d}  {about['sites']} sites  loss {about['loss_before']:.4f} -> "
+            f"{about['loss_after']:.4f}  {done['seconds']:.1f} s  {done['result'][:16]}"
+        )

@@ -1,0 +1,212 @@
+"""Many virtual hospitals in one process, through the very same round loop, gate, ledger and merge.
+
+What is left out is the network: no TLS, no fleet API, no agent. Each hospital has its own corpus of simulated tissue,
+decoder, optimizer state, rounding residue and signing key, all on disk, so that memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from usfmae.core import keys, update
+from usfmae.core.checkpoint import decoder_of, encoder_of, recipe_of
+from usfmae.core.corpus.batch import Corpus
+from usfmae.core.corpus.shard import Packed, write_shard
+from usfmae.core.enrolment import Enrolment
+from usfmae.core.files import replacing
+from usfmae.core.flow import content_id
+from usfmae.core.keys import Ed25519PrivateKey, read_private
+from usfmae.core.model import MaskedAutoencoder
+from usfmae.core.protocol import RAW, TrainReply, TrainRequest, fingerprint, sign, to_record
+from usfmae.core.train import evaluate, train
+from usfmae.server.admission import Arrived
+from usfmae.server.home import Home
+from usfmae.server.ledger import Ledger
+from usfmae.server.rounds import Answer, Loop
+
+TENSORS = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a local training leaves: the encoder, and what the reply says about it."""
+
+    encoder: TENSORS
+    images: int
+    steps: int
+    loss_before: float = 0.0
+    loss_after: float = 0.0
+
+
+class Trainer(Protocol):
+    """Local training at a virtual hospital."""
+
+    def __call__(self, place: Path, request: TrainRequest, encoder: TENSORS, decoder: Path) -> Trained: ...
+
+
+def masked_autoencoder(place: Path, request: TrainRequest, encoder: TENSORS, decoder: Path) -> Trained:
+    """The real training: the hospital's corpus, its own decoder and optimizer state, the campaign's recipe."""
+    model_settings, settings = recipe_of(request.recipe)
+    own = place / "decoder.safetensors"
+    model = MaskedAutoencoder(model_settings, settings.mask_ratio, settings.norm_pix)
+    start = {**load_file(own if own.exists() else decoder), **encoder}
+    model.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in start.items()})
+    corpus = Corpus([place / "corpus"])
+    mine, held = corpus.split(settings.held_out, settings.seed)
+    before = evaluate(model, corpus, held if len(held) else mine, settings)
+    done = train(
+        model,
+        corpus,
+        settings,
+        positions=mine,
+        steps=request.steps,
+        start_step=request.global_step,
+        total_steps=settings.steps,
+        state=place / "state",
+    )
+    after = evaluate(model, corpus, held if len(held) else mine, settings)
+    tensors = model.state_dict()
+    _save(own, {name: value.numpy() for name, value in decoder_of(tensors).items()})
+    return Trained({n: v.numpy() for n, v in encoder_of(tensors).items()}, len(mine), done.steps, before, after)
+
+
+def _save(path: Path, tensors: Mapping[str, Any]) -> None:
+    with replacing(path) as partial:
+        save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, partial)
+
+
+class Hospital:
+    """A virtual site: everything it knows lies in its directory, between two requests it holds nothing."""
+
+    def __init__(self, place: Path, trainer: Trainer = masked_autoencoder) -> None:
+        self.place, self.trainer = place, trainer
+        self.key = read_private(place / "keys" / "signing.pem", Ed25519PrivateKey)
+        self.site = fingerprint(self.key.public_key())
+
+    @classmethod
+    def create(cls, place: Path, trainer: Trainer = masked_autoencoder) -> Hospital:
+        keys.write_private(place / "keys" / "signing.pem", keys.new_signing_key())
+        return cls(place, trainer)
+
+    def enrolment(self, capacity: int = 1_000_000) -> Enrolment:
+        node = keys.public_pem(keys.new_node_key())  # no fleet API here: the key is only a name
+        return Enrolment(self.place.name, node, keys.public_pem(self.key), capacity)
+
+    def answer(self, request: TrainRequest, encoder: Path, decoder: Path) -> tuple[dict[str, Any], dict[str, Arrived]]:
+        """Train and answer; a repeated request is answered from disk, as a real site does."""
+        base = load_file(encoder)
+        kept = self.place / "answers" / f"{request.round:05d}-{request.base[:16]}"
+        if not (kept / "reply.json").exists():
+            self._work(request, base, decoder, kept)
+        record = json.loads((kept / "reply.json").read_text())
+        payload = load_file(kept / "update.safetensors")
+        arrived = {n: Arrived(request.encoding, base[n].shape, RAW, data.tobytes()) for n, data in payload.items()}
+        return record, arrived
+
+    def _work(self, request: TrainRequest, base: TENSORS, decoder: Path, kept: Path) -> None:
+        began = time.perf_counter()
+        trained = self.trainer(self.place, request, base, decoder)
+        residual = self.place / "residual.safetensors"
+        packed = update.pack(
+            base, trained.encoder, request.encoding, load_file(residual) if residual.exists() else None
+        )
+        if packed.residual:
+            _save(residual, packed.residual)
+        _save(kept / "update.safetensors", {n: np.frombuffer(d, np.uint8) for n, d in packed.payload.items()})
+        reply = TrainReply(
+            campaign=request.campaign,
+            round=request.round,
+            base=request.base,
+            content=packed.content,
+            images=trained.images,
+            steps=trained.steps,
+            encoding=request.encoding,
+            loss_before=trained.loss_before,
+            loss_after=trained.loss_after,
+            seconds=time.perf_counter() - began,
+            site=self.site,
+        )
+        (kept / "reply.json").write_text(json.dumps(to_record(sign(reply, self.key))))
+
+
+class InProcess:
+    """rounds.Wire without a network: a request is answered when its answer is looked for, one hospital at a time."""
+
+    def __init__(self, hospitals: Iterable[Hospital], decoder: Path) -> None:
+        self.hospitals = {hospital.site: hospital for hospital in hospitals}
+        self.decoder = decoder
+        self.waiting: dict[str, tuple[str, TrainRequest, Path]] = {}
+        self.order: Callable[[list[str]], list[str]] = list  # in which order answers arrive
+
+    def connected(self) -> set[str]:
+        return set(self.hospitals)
+
+    def ask(self, site: str, request: TrainRequest, encoder: Path, decoder: Path | None, ttl: float) -> str:
+        message = content_id(site, str(request.round), str(time.monotonic_ns()))
+        self.waiting[message] = (site, request, encoder)
+        return message
+
+    def answers(self, messages: Iterable[str]) -> Iterable[Answer]:
+        for message in self.order([m for m in messages if m in self.waiting]):
+            site, request, encoder = self.waiting.pop(message)
+            record, arrays = self.hospitals[site].answer(request, encoder, self.decoder)
+            yield Answer(message, record, arrays)
+
+    def withdraw(self, messages: Iterable[str]) -> None:
+        for message in messages:
+            self.waiting.pop(message, None)
+
+    def release(self) -> None:
+        pass
+
+
+def populate(home: Home, sites: int, images: int, trainer: Trainer = masked_autoencoder) -> list[Hospital]:
+    """Make and enrol virtual hospitals, each with its own simulated tissue; those that exist stay as they are."""
+    ledger = Ledger(home.ledger)
+    found = []
+    size = home.settings().model.image_size
+    for number in range(sites):
+        place = home.root / "hospitals" / f"virtual-{number + 1:03d}"
+        if (place / "enrolled").exists():
+            found.append(Hospital(place, trainer))
+            continue
+        hospital = Hospital.create(place, trainer)
+        write_shard(place / "corpus", "all", list(tissue(number, images, size)))
+        ledger.add_site(hospital.enrolment())
+        (place / "enrolled").touch()
+        found.append(hospital)
+    ledger.close()
+    return found
+
+
+def tissue(site: int, images: int, size: int) -> Iterable[Packed]:
+    """Simulated scans of one hospital: clips of four frames, sector or linear by hospital."""
+    from PIL import Image
+
+    from usfmae.core.phantom import Tissue, simulate
+
+    geometry: Literal["linear", "sector"] = "sector" if site % 2 else "linear"
+    for clip in range(-(-images // 4)):
+        frames, _ = simulate(Tissue(seed=10_000 * (site + 1) + clip, geometry=geometry), frames=4, size=(120, 120))
+        for index, frame in enumerate(frames[: images - 4 * clip]):
+            gray = Image.fromarray(frame).convert("L").resize((size, size))
+            yield Packed(np.asarray(gray), content_id(str(site), str(clip), str(index)), f"clip-{clip}")
+
+
+def run(home: Home, sites: int, rounds: int, images: int, trainer: Trainer = masked_autoencoder) -> Ledger:
+    """Rounds over virtual hospitals until `rounds` are committed; a second call goes on."""
+    hospitals = populate(home, sites, images, trainer)
+    ledger = Ledger(home.ledger)
+    key = read_private(home.signing_key, Ed25519PrivateKey)
+    loop = Loop(home, ledger, home.settings(), InProcess(hospitals, home.decoder), key, wait=lambda seconds: None)
+    loop.run(rounds)
+    return ledger
