@@ -24,7 +24,7 @@ def prepare(directory: Path, overrides: tuple[str, ...], workers: int | None, as
     from usfmae.client.inventory import take_in
     from usfmae.client.site import Site
     from usfmae.core.cli.prepare import print_summary
-    from usfmae.core.prepare.show import shown_progress
+    from usfmae.core.prepare.progress import shown_progress
 
     site = Site.open(directory, overrides)
     with shown_progress() as progress:
