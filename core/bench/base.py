@@ -11,7 +11,7 @@ import io
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -194,3 +194,12 @@ def partial_note(task: str, found: int, total: int) -> tuple[str, ...]:
     if found == total:
         return ()
     return (f"partial copy of {task}: {found:,} of {total:,} images, so no figure here compares with a published one",)
+
+
+def only(task: Task, names: Sequence[str]) -> Task:
+    """The task with some of its splits; all where none is named. Raises UsageError for an unknown name."""
+    known = [split.name for split in task.splits]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(f"split {unknown[0]}", "is not known", f"choose from {', '.join(known)}")
+    return replace(task, splits=tuple(s for s in task.splits if s.name in names)) if names else task

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 
 from usfmae.core.bench.base import Task
 from usfmae.core.bench.encoders import Encoder
-from usfmae.core.bench.features import Progress, features
+from usfmae.core.bench.features import Progress, features, squares
+from usfmae.core.bench.finetune import Run, finetune
 from usfmae.core.bench.metrics import Predictions, compare, score
 from usfmae.core.bench.probe import probe
 from usfmae.core.config.bench import BenchSettings
@@ -21,11 +23,12 @@ from usfmae.core.files import write_atomic
 COMPARED = ("ultrasam.f1", "balanced_accuracy", "auroc")
 
 
-def scored(task: Task, said: Predictions, settings: BenchSettings) -> dict[str, Any]:
+def scored(task: Task, runs: Predictions | Sequence[Predictions], settings: BenchSettings) -> dict[str, Any]:
     """Scores over all splits, and over the splits that the paper's table shows where those are fewer."""
-    found = {"all": score(said, settings.resamples, settings.seed)}
+    several = [runs] if isinstance(runs, Predictions) else list(runs)
+    found = {"all": score(several, settings.resamples, settings.seed)}
     if task.headline and set(task.headline) != {split.name for split in task.splits}:
-        found["headline"] = score(said.of(task.headline), settings.resamples, settings.seed)
+        found["headline"] = score([run.of(task.headline) for run in several], settings.resamples, settings.seed)
     return found
 
 
@@ -72,6 +75,33 @@ def probed(
         "label_efficiency": result.curve,
     }
     return report, result.predictions
+
+
+def finetuned(
+    task: Task,
+    build: Callable[[], Encoder],
+    settings: BenchSettings,
+    out: Path,
+    on_run: Callable[[Run, bool], None] | None = None,
+) -> dict[str, Any]:
+    """Fine-tune on a task and save `report.json` and the probabilities of each seed below `out`."""
+    began = time.perf_counter()
+    pixels = squares(task, settings.image_size)
+    encoder = build()
+    runs, trained = finetune(task, build, pixels, settings.finetune, out, on_run)
+    for seed, said in zip(settings.finetune.seeds, runs, strict=True):
+        save_predictions(out / f"seed-{seed}.csv", task, said)
+    report = {
+        "task": described(task),
+        "model": encoder.name,
+        "model_id": encoder.id,
+        "seeds": list(settings.finetune.seeds),
+        "seconds": round(time.perf_counter() - began, 1),
+        "runs": [{k: v for k, v in asdict(run).items() if k != "probabilities"} for run in trained],
+        "scores": scored(task, runs, settings),
+    }
+    save_json(out / "report.json", report)
+    return report
 
 
 def paired(first: Predictions, second: Predictions, settings: BenchSettings) -> dict[str, Any]:

@@ -146,17 +146,30 @@ def measures(predictions: Predictions, weights: Floats | None = None) -> dict[st
     return {**found, "balanced_accuracy": balanced_accuracy(counts), "auroc": auroc(predictions, weights)}
 
 
-def score(predictions: Predictions, resamples: int = 1000, seed: int = 42) -> dict[str, Any]:
-    """Everything reported about one model: measures with 95 % patient-bootstrap intervals, confusion, calibration."""
-    points = measures(predictions)
-    drawn = measures(predictions, resampled(predictions.groups, resamples, seed))
-    return {
-        "examples": len(predictions.labels),
-        "patients": len(set(predictions.groups)),
-        "confusion": confusion(predictions).astype(int).tolist(),
-        **{name: _interval(float(points[name]), drawn[name]) for name in points},
-        **calibration(predictions),
+def score(runs: Predictions | Sequence[Predictions], resamples: int = 1000, seed: int = 42) -> dict[str, Any]:
+    """Everything reported about one model: measures with 95 % patient-bootstrap intervals, confusion, calibration.
+
+    Given several runs on the same examples (seeds), each measure is the mean over the runs, its interval that of the
+    mean under resampled patients, `spread` the standard deviation over the runs; confusion counts are summed.
+    """
+    several = [runs] if isinstance(runs, Predictions) else list(runs)
+    weights = resampled(several[0].groups, resamples, seed)
+    points = [measures(run) for run in several]
+    drawn = [measures(run, weights) for run in several]
+    calibrated = [calibration(run) for run in several]
+    found: dict[str, Any] = {
+        "examples": len(several[0].labels),
+        "patients": len(set(several[0].groups)),
+        "runs": len(several),
+        "confusion": sum(confusion(run) for run in several).astype(int).tolist(),  # type: ignore[union-attr]
+        **{name: float(np.mean([c[name] for c in calibrated])) for name in calibrated[0]},
     }
+    for name in points[0]:
+        values = [float(p[name]) for p in points]
+        found[name] = _interval(float(np.mean(values)), np.mean([d[name] for d in drawn], axis=0))
+        if len(several) > 1:
+            found[name]["spread"] = float(np.std(values, ddof=1))
+    return found
 
 
 def _interval(point: float, drawn: Floats) -> dict[str, float]:
