@@ -22,7 +22,7 @@ from usfmae.core.config.read import ReadSettings
 from usfmae.core.flow import Frame, Region, Scan
 from usfmae.core.read import colour, rules, video
 from usfmae.core.read.facts import Facts, check_size
-from usfmae.core.read.reasons import Refused, Unreadable
+from usfmae.core.read.reasons import guarded
 from usfmae.core.read.source import opened
 from usfmae.core.read.timing import kept_indices, steady_times
 
@@ -47,10 +47,8 @@ def recognises(head: bytes) -> bool:
 
 def read_header(file: BinaryIO) -> Dataset:
     """The dataset up to its pixels. Raises Unreadable."""
-    try:
+    with guarded("bad-header"):  # damaged headers end in a dozen exception types
         ds = pydicom.dcmread(file, stop_before_pixels=True, force=True)
-    except Exception as error:  # damaged headers end in a dozen exception types
-        raise Unreadable("bad-header", type(error).__name__) from None
     if not getattr(ds, "file_meta", None):
         ds.file_meta = pydicom.dataset.FileMetaDataset()
     return ds
@@ -58,15 +56,11 @@ def read_header(file: BinaryIO) -> Dataset:
 
 def _checked(ds: Dataset, settings: ReadSettings) -> int:
     """The number of frames of a picture we may read. Raises Refused and Unreadable."""
-    try:
+    with guarded("bad-header"):
         rules.check(ds, settings)
         count = int(ds.get("NumberOfFrames") or 1)
         check_size(int(ds.Columns), int(ds.Rows), count, settings)
-    except (Refused, Unreadable):
-        raise
-    except Exception as error:
-        raise Unreadable("bad-header", type(error).__name__) from None
-    return count
+        return count
 
 
 def facts(scan: Scan, settings: ReadSettings) -> Facts:
@@ -216,11 +210,7 @@ def _stills(
     to_rgb = colour.Converter(ds, notes)
     with closing(_arrays(file, ds, indices)) as arrays:
         for index in indices:
-            try:
-                array = next(arrays)
-            except Exception as error:  # decoders raise whatever they like on damaged data
-                raise Unreadable("undecodable", type(error).__name__) from None
-            yield Frame(to_rgb(array), scan.trail, index, times[index])
+            yield Frame(to_rgb(next(arrays)), scan.trail, index, times[index])
 
 
 def _arrays(file: BinaryIO, ds: Dataset, indices: list[int]) -> Generator[NDArray[Any], None, None]:
@@ -235,10 +225,7 @@ def _arrays(file: BinaryIO, ds: Dataset, indices: list[int]) -> Generator[NDArra
 
 def _mpeg(file: BinaryIO, scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Frame]:
     """One MPEG-2, H.264 or HEVC stream, which lies in the fragments of one frame (PS3.5 8.2.5 ff.)."""
-    try:
-        stream = next(generate_frames(pydicom.dcmread(file, force=True).PixelData, number_of_frames=1))
-    except Exception as error:
-        raise Unreadable("undecodable", type(error).__name__) from None
+    stream = next(generate_frames(pydicom.dcmread(file, force=True).PixelData, number_of_frames=1))
     film = io.BytesIO(stream)  # held: cv2 does not own what it reads from
     capture = video.open_capture(film, settings)
     try:

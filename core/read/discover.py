@@ -16,7 +16,7 @@ from usfmae.core.errors import SourceError
 from usfmae.core.flow import Quarantined, Scan, Trail, secret_id
 from usfmae.core.read.facts import Facts
 from usfmae.core.read.reader import READERS, reader
-from usfmae.core.read.reasons import Refused, Unreadable
+from usfmae.core.read.reasons import Refused, Unreadable, guarded
 from usfmae.core.read.source import opened
 
 HEAD = 4096
@@ -124,18 +124,22 @@ def identify(candidate: Candidate, secret: bytes, settings: ReadSettings) -> Ide
         if not kind:
             return None
         scan = Scan(candidate.path, kind, Trail(content), candidate.member)
-        known = reader(kind).facts(scan, settings)
+        with guarded("unreadable"):
+            known = reader(kind).facts(scan, settings)
     except Unreadable as error:
         return Quarantined(error.reason, Trail(content or candidate.place(secret)), error.why)
     except Refused as error:
         return error
-    group = known.patient or known.study or _place_group(candidate, settings, content)
-    scan = Scan(scan.path, kind, scan.trail, scan.member, secret_id(secret, "group", group))
+    group = _group(known, candidate, settings, content)
+    scan = Scan(scan.path, kind, scan.trail, scan.member, secret_id(secret, "group", *group))
     return Identified(scan, known, secret_id(secret, "study", known.study) if known.study else "")
 
 
-def _place_group(candidate: Candidate, settings: ReadSettings, content: str) -> str:
-    return candidate.folder if candidate.folder and settings.group_by == "folder" else content
+def _group(known: Facts, candidate: Candidate, settings: ReadSettings, content: str) -> tuple[str, str]:
+    """What must stay on one side of a split: the patient, else the study, else the folder, else the file alone."""
+    if known.patient or known.study:
+        return ("patient", known.patient) if known.patient else ("study", known.study)
+    return ("folder", candidate.folder) if candidate.folder and settings.group_by == "folder" else ("file", content)
 
 
 def _kind(head: bytes, candidate: Candidate) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.flow import Frame, Pixels, Scan
 from usfmae.core.read.facts import Facts, check_size
-from usfmae.core.read.reasons import Unreadable
+from usfmae.core.read.reasons import guarded
 from usfmae.core.read.source import opened
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff")
@@ -30,10 +30,8 @@ def recognises(head: bytes) -> bool:
 
 
 def _open(file: BinaryIO) -> Image.Image:
-    try:
+    with guarded("unreadable"):  # Pillow raises OSError, SyntaxError, struct.error, ... on damaged headers
         return Image.open(file, formats=FORMATS)
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ... on damaged headers
-        raise Unreadable("unreadable", type(error).__name__) from None
 
 
 def facts(scan: Scan, settings: ReadSettings) -> Facts:

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.errors import UsfmaeError
 from usfmae.core.flow import Frame, Scan
-from usfmae.core.read.reasons import Unreadable
+from usfmae.core.read.reasons import guarded
 
 # The order in which they are asked. Each has SUFFIXES, recognises(head), facts(scan, ...), frames(scan, ...).
 READERS = ("dicom", "raster", "video", "volume")
@@ -26,9 +25,5 @@ def read(scan: Scan, settings: ReadSettings, notes: set[str] | None = None) -> I
     `notes` collects remarks for the ledger ("default-rate", "colour-space-corrected").
     Raises Refused (by rule) or Unreadable, both SourceError with a `.reason`.
     """
-    try:
+    with guarded("undecodable"):
         yield from reader(scan.kind).frames(scan, settings, set() if notes is None else notes)
-    except (UsfmaeError, MemoryError, OSError):
-        raise
-    except Exception as error:  # whatever a decoder makes of hostile bytes
-        raise Unreadable("undecodable", type(error).__name__) from None

@@ -5,7 +5,20 @@ The code goes into ledgers and reports, so it never holds anything out of the fi
 
 from __future__ import annotations
 
-from usfmae.core.errors import SourceError
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from usfmae.core.errors import SourceError, UsfmaeError
+
+# The operating system's errors that say nothing about the file's content: these scans are tried again.
+ACCESS = {
+    getattr(errno, name)
+    for name in (
+        "EACCES", "EPERM", "ENOENT", "EIO", "ESTALE", "ETIMEDOUT", "ENODEV", "ENXIO", "EMFILE", "ENFILE", "EBUSY",
+        "ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH", "ECONNRESET", "ENOTCONN", "EAGAIN", "EINTR",
+    )
+}  # fmt: skip
 
 
 class Unreadable(SourceError):  # noqa: N818
@@ -22,3 +35,19 @@ class Refused(SourceError):  # noqa: N818
     def __init__(self, reason: str, why: str = "") -> None:
         self.reason = reason
         super().__init__(f"scan: {reason}", why, "nothing to do: such objects are never read")
+
+
+@contextmanager
+def guarded(reason: str) -> Iterator[None]:
+    """Whatever a decoder raises over hostile bytes becomes Unreadable under `reason`.
+
+    Left alone: our own errors, want of memory, and OSError where the file itself could not be got at.
+    """
+    try:
+        yield
+    except (UsfmaeError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in ACCESS:
+            raise
+        raise Unreadable(reason, type(error).__name__) from None

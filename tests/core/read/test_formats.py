@@ -11,7 +11,7 @@ from PIL import Image
 
 from usfmae.core.config import ReadSettings
 from usfmae.core.flow import Frame, Quarantined
-from usfmae.core.read import identify, read
+from usfmae.core.read import Unreadable, identify, read
 from usfmae.core.read.discover import Candidate, Identified
 
 from .conftest import SECRET, speckle
@@ -118,3 +118,21 @@ def test_all_real_clips_and_volumes_are_read(shared_data: Path) -> None:
         assert len(list(read(scan, SETTINGS))) > 0
     volumes = sorted((shared_data / "volumes_us").rglob("*.mha"))
     assert sum(len(frames(path)) for path in volumes) == 146
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp"])
+def test_a_truncated_still_is_unreadable_not_a_failure_of_the_disk(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    found = identify(Candidate(path), SECRET, SETTINGS)
+    if isinstance(found, Identified):
+        with pytest.raises(Unreadable):
+            list(read(found.scan, SETTINGS))
+    else:
+        assert isinstance(found, Quarantined)
+
+
+def test_what_cannot_be_opened_is_no_quarantine(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        identify(Candidate(tmp_path / "gone.png"), SECRET, SETTINGS)
