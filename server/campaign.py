@@ -76,13 +76,13 @@ def current(ledger: Ledger) -> Campaign | None:
 
 
 def resume(ledger: Ledger, settings: CoordinatorSettings, rounds: int = 0) -> Campaign:
-    """The campaign to go on with; the very first one begins here, planned for `rounds`.
+    """The campaign to go on with. The very first one begins here without a planned end; `rounds` places its rate.
 
     PolicyError where it was ended, or where the settings are no longer those it began with.
     """
     found = campaigns(ledger)
     if not found:
-        return _begin(ledger, settings, ledger.fact("campaign"), rounds, seed=0)
+        return _begin(ledger, settings, ledger.fact("campaign"), 0, seed=0, length=rounds)
     now = found[-1]
     if now.ended is not None:
         raise PolicyError(f"campaign {now.id}", "was ended", "begin the next with 'usfmae-server campaign start'")
@@ -93,6 +93,13 @@ def resume(ledger: Ledger, settings: CoordinatorSettings, rounds: int = 0) -> Ca
             "put it back, or 'usfmae-server campaign end' and begin a new one with 'campaign start'",
         )
     return now
+
+
+def goes_on(ledger: Ledger, running: Campaign) -> bool:
+    """Whether the campaign has rounds left and was not ended."""
+    now, last = current(ledger), ledger.last_round()
+    planned = running.last is None or last is None or last.number < running.last
+    return planned and now is not None and now.id == running.id
 
 
 def start(home: Home, ledger: Ledger, settings: CoordinatorSettings, rounds: int, seed: int | None) -> Campaign:
@@ -152,7 +159,9 @@ def end(home: Home, ledger: Ledger) -> Campaign:
     return ended
 
 
-def _begin(ledger: Ledger, settings: CoordinatorSettings, name: str, rounds: int, seed: int) -> Campaign:
+def _begin(
+    ledger: Ledger, settings: CoordinatorSettings, name: str, rounds: int, seed: int, length: int = 0
+) -> Campaign:
     last = ledger.last_round()
     recipe = recipe_of(settings)
     begun = Campaign(
@@ -160,7 +169,7 @@ def _begin(ledger: Ledger, settings: CoordinatorSettings, name: str, rounds: int
         first=last.number + 1 if last else 1,
         rounds=rounds,
         origin=last.global_step + last.steps if last else 0,
-        steps=settings.rounds.total_steps or settings.rounds.steps * (rounds or OPEN_ENDED),
+        steps=settings.rounds.total_steps or settings.rounds.steps * (rounds or length or OPEN_ENDED),
         seed=seed,
         recipe=recipe_id(recipe),
         settings=recipe,

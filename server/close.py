@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,11 +22,23 @@ from usfmae.server.ledger import Ledger, Round, Verdict
 from usfmae.server.merging import rule_for
 from usfmae.server.weights import TensorFile, describe
 
+if TYPE_CHECKING:
+    from usfmae.server.budget import Gate
+
+FORGETS = "forgets"  # verdict on an update that was left out because it broke the forgetting budget
+
 logger = logging.getLogger(__name__)
 
 
-def finish(home: Home, ledger: Ledger, settings: CoordinatorSettings, current: Round, base: TensorFile) -> str:
-    """Judge the round's updates beside each other, merge the admitted ones and commit.
+def finish(
+    home: Home,
+    ledger: Ledger,
+    settings: CoordinatorSettings,
+    current: Round,
+    base: TensorFile,
+    gate: Gate | None = None,
+) -> str:
+    """Judge the round's updates beside each other, merge the admitted ones, hold them to the budget, and commit.
 
     Returns the encoder's hash, or "" where the comparison left fewer than the quorum: the round goes on then.
     """
@@ -37,16 +50,28 @@ def finish(home: Home, ledger: Ledger, settings: CoordinatorSettings, current: R
         for verdict in verdicts.values():
             ledger.record(verdict)
         return ""
-    shares = aggregate.shares([verdicts[site].images for site in chosen], settings.gate.weight_cap)
-    for site, share in zip(chosen, shares, strict=True):
-        verdicts[site] = dataclasses.replace(verdicts[site], weight=share)
-    result = _merge(home, ledger, settings, current, base, [verdicts[site] for site in chosen])
-    summary = _summary([verdicts[site] for site in chosen])
-    ledger.commit_round(current.number, result, summary, list(verdicts.values()))
+
+    def merged(out: Collection[str]) -> str:
+        kept = _weighted([verdicts[site] for site in chosen if site not in out], settings.gate.weight_cap)
+        return _merge(home, ledger, settings, current, base, kept)
+
+    result, judgement, left_out = gate.judge(current, chosen, merged) if gate else (merged(()), {}, {})
+    for site, detail in left_out.items():
+        verdicts[site] = dataclasses.replace(verdicts[site], verdict=FORGETS, detail=detail)
+    admitted = _weighted([verdicts[site] for site in chosen if site not in left_out], settings.gate.weight_cap)
+    verdicts.update({verdict.site: verdict for verdict in admitted})
+    ledger.commit_round(current.number, result, {**_summary(admitted), **judgement}, list(verdicts.values()))
+    names = [verdict.site for verdict in admitted]
     audit.append(
-        home.audit, "aggregator", "round", round=current.number, base=current.base, result=result, sites=chosen
+        home.audit, "aggregator", "round", round=current.number, base=current.base, result=result, sites=names
     )
     return result
+
+
+def _weighted(verdicts: Sequence[Verdict], cap: float) -> list[Verdict]:
+    """The verdicts with each site's share of the merge."""
+    shares = aggregate.shares([verdict.images for verdict in verdicts], cap)
+    return [dataclasses.replace(verdict, weight=share) for verdict, share in zip(verdicts, shares, strict=True)]
 
 
 def _without_revoked(verdicts: dict[str, Verdict], active: set[str]) -> dict[str, Verdict]:

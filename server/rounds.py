@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -24,11 +24,15 @@ from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import ResourceError
 from usfmae.core.log import note
 from usfmae.core.protocol import TrainRequest, sign
-from usfmae.server import close, spool
+from usfmae.server import campaign, close, spool
 from usfmae.server.admission import ADMITTED, DECLINED, Arrived, Refusal, examine, identify
+from usfmae.server.campaign import Campaign
 from usfmae.server.home import Home
 from usfmae.server.ledger import Ledger, Round, Site, Verdict
 from usfmae.server.weights import TensorFile, recipe_text
+
+if TYPE_CHECKING:
+    from usfmae.server.budget import Gate
 
 logger = logging.getLogger(__name__)
 
@@ -87,18 +91,20 @@ class Loop:
         self.not_before: dict[str, float] = {}  # site -> time before which it is not asked again
         self.late: dict[str, tuple[str, TrainRequest]] = {}  # messages of closed rounds still out
         self.noted = 0.0
+        self.gate: Gate | None = None  # opened by `run`
 
     def run(self, rounds: int) -> None:
         """Go on until this many rounds are committed; 0 for ever."""
-        total = self._total_steps(rounds)
-        while not rounds or self._committed() < rounds:
+        running = campaign.resume(self.ledger, self.settings, rounds)
+        self.gate = self._gate()
+        while (not rounds or self._committed() < rounds) and campaign.goes_on(self.ledger, running):
             try:
-                self.one_round(total)
+                self.one_round(running)
             except ResourceError as error:  # a full disk mends itself or is mended; the round stays open
                 note(logger, "waiting", level=logging.ERROR, reason=str(error))
                 self.wait(10.0)
 
-    def one_round(self, total_steps: int) -> None:
+    def one_round(self, running: Campaign) -> None:
         number = self._committed() + 1
         self._check_disk()
         before = self.home.checkpoint(number - 1)
@@ -107,13 +113,13 @@ class Loop:
             last = self.ledger.last_round()
             step = last.global_step + last.steps if last else 0
             current = self.ledger.open_round(number, content, step, self.settings.rounds.steps)
-            request = self._request(current, total_steps)
+            request = self._request(current, running)
             note(logger, "round open", round=number, base=content[:12])
             result = ""
             while not result:
                 self._collect(current, request, base)
                 self.wire.release()
-                result = close.finish(self.home, self.ledger, self.settings, current, base)
+                result = close.finish(self.home, self.ledger, self.settings, current, base, self.gate)
             self._let_go()
         note(logger, "round committed", round=number, result=result[:12])
         spool.clear(self.home, number)
@@ -123,20 +129,21 @@ class Loop:
         last = self.ledger.last_round()
         return last.number if last else 0
 
-    def _total_steps(self, rounds: int) -> int:
-        """Steps that place the learning rate: decided once in a campaign, so that a restart changes nothing."""
-        known = self.ledger.fact("total_steps")
-        if not known:
-            wanted = self.settings.rounds.total_steps or self.settings.rounds.steps * (rounds or 100)
-            self.ledger.set_fact("total_steps", str(wanted))
-            known = str(wanted)
-        return int(known)
+    def _gate(self) -> Gate | None:
+        """The forgetting gate, where the campaign asks for one: it loads torch, the loop does not."""
+        asked = self.settings.continual
+        if not (asked.panel or asked.pull or asked.anchor_every):
+            return None
+        from usfmae.server.budget import Gate
 
-    def _request(self, current: Round, total_steps: int) -> TrainRequest:
+        return Gate(self.home, self.ledger, self.settings)
+
+    def _request(self, current: Round, running: Campaign) -> TrainRequest:
         pull = self.settings.merge.proximal if self.settings.merge.rule == "fedprox" else 0.0
-        train = self.settings.train.model_copy(update={"steps": total_steps, "proximal": pull})
+        placed = {"steps": running.end_step, "origin": running.origin, "proximal": pull}
+        train = self.settings.train.model_copy(update=placed)
         request = TrainRequest(
-            campaign=self.ledger.fact("campaign"),
+            campaign=running.id,
             round=current.number,
             base=current.base,
             global_step=current.global_step,

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from usfmae.core.config.base import Options
+from usfmae.core.config.continual import ContinualSettings
 from usfmae.core.config.sources import MetricsSettings, PageSettings
 from usfmae.core.config.train import ModelSettings, TrainSettings
 
@@ -86,6 +87,8 @@ class CoordinatorSettings(Options):
     """The admission gate."""
     merge: MergeSettings = MergeSettings()
     """The merging rule."""
+    continual: ContinualSettings = ContinualSettings()
+    """Learning on without forgetting."""
     keep: int = Field(0, ge=0)
     """Round checkpoints kept; 0 keeps all."""
     min_free_gib: float = Field(2.0, ge=0)

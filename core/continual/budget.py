@@ -1,0 +1,64 @@
+"""The forgetting budget: what a round may cost an organ, and what happens when it costs more.
+
+The rule, in this order: accept the round if every organ's loss stays within (1 + budget) x its seed loss; else try
+smaller shares of the round's change and take the first within the budget; else refuse, and the encoder stays as it was.
+An organ that was over the budget before the round (a budget lowered later) must at least not get worse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+Losses = Mapping[str, float]
+
+ACCEPTED, INTERPOLATED, REFUSED = "accepted", "interpolated", "refused"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gate did with a round, and why; stands in the ledger."""
+
+    outcome: str  # accepted, interpolated, refused
+    share: float  # of the round's change that is kept: 1, in between, 0
+    reason: str  # empty if accepted
+    worst: str  # organ with the largest loss over its seed loss, in the full round
+    excess: float  # that organ's loss / seed loss - 1
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def excess(seed: Losses, now: Losses) -> dict[str, float]:
+    """Loss over the seed's, minus 1, per organ; infinite where the loss is not a number."""
+    return {o: now[o] / seed[o] - 1 if math.isfinite(now[o]) and seed[o] > 0 else math.inf for o in sorted(seed)}
+
+
+def over(seed: Losses, before: Losses, now: Losses, budget: float) -> list[str]:
+    """Organs that break the budget, worst first."""
+    costs, had = excess(seed, now), excess(seed, before)
+    broken = [organ for organ, cost in costs.items() if cost > max(budget, had[organ])]
+    return sorted(broken, key=lambda organ: (-costs[organ], organ))
+
+
+def decide(
+    seed: Losses,
+    before: Losses,
+    now: Losses,
+    budget: float,
+    shares: Sequence[float],
+    losses_at: Callable[[float], Losses],
+) -> Decision:
+    """Apply the rule. `losses_at(share)` measures the encoder that keeps this share of the round's change."""
+    costs = excess(seed, now)
+    worst = max(costs, key=lambda organ: (costs[organ], organ))
+    broken = over(seed, before, now, budget)
+    if not broken:
+        return Decision(ACCEPTED, 1.0, "", worst, costs[worst])
+    why = f"{', '.join(f'{o} {costs[o]:+.1%}' for o in broken)} against the seed; the budget is {budget:+.0%}"
+    for share in shares:
+        if not over(seed, before, losses_at(share), budget):
+            return Decision(INTERPOLATED, share, f"{why}; kept {share:g} of the change", worst, costs[worst])
+    return Decision(REFUSED, 0.0, f"{why}; no smaller share keeps it", worst, costs[worst])
