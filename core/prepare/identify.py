@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from usfmae.core.flow import Scan, Trail
+from usfmae.core.flow import Scan, Trail, secret_id
 from usfmae.core.prepare.ledger import Ledger
 from usfmae.core.prepare.plan import Known
 from usfmae.core.prepare.pool import Pool
@@ -15,6 +15,8 @@ from usfmae.core.prepare.worker import Worker
 from usfmae.core.read.discover import Candidate, is_archive, member_candidates, walk
 
 BATCH = 64  # identifications written at once
+# (absolute path, member) of a file -> the public data set it is from, and what a split must not part it from.
+Chosen = Mapping[tuple[Path, str], tuple[str, str]]
 
 
 def identified(
@@ -24,6 +26,7 @@ def identified(
     secret: bytes,
     summary: PrepareSummary,
     progress: Progress | None = None,
+    only: Chosen | None = None,
 ) -> dict[str, Known]:
     """Scan id -> the scan and where it lies, in the order found; everything else is counted into `summary`.
 
@@ -31,17 +34,25 @@ def identified(
     """
     found: dict[str, Known] = {}
     fresh: list[dict[str, Any]] = []
-    for candidate, place, answer, is_new in _answers(sources, ledger, pool, secret):
+    for candidate, place, answer, is_new in _answers(sources, ledger, pool, secret, only):
         if is_new and answer["outcome"] != "failed":
             fresh.append({"place": place, **answer})
         if len(fresh) >= BATCH:
             ledger.add_places(fresh)
             fresh = []
-        _count(candidate, answer, found, summary)
+        _count(candidate, _named(candidate, answer, only, secret), found, summary)
         if progress:
             progress(summary)
     ledger.add_places(fresh)
     return found
+
+
+def _named(candidate: Candidate, answer: dict[str, Any], only: Chosen | None, secret: bytes) -> dict[str, Any]:
+    """The answer with the data set and the group that the caller knows better than the file's header."""
+    if only is None:
+        return answer
+    dataset, group = only[candidate.path, candidate.member]
+    return {**answer, "dataset": dataset, "group": secret_id(secret, "group", dataset, group)}
 
 
 def _count(candidate: Candidate, answer: dict[str, Any], found: dict[str, Known], summary: PrepareSummary) -> None:
@@ -55,12 +66,19 @@ def _count(candidate: Candidate, answer: dict[str, Any], found: dict[str, Known]
     elif answer["id"] in found:
         summary.add_scan("duplicate")
     else:
-        scan = Scan(candidate.path, answer["kind"], Trail(answer["id"]), candidate.member, answer["group"])
+        scan = Scan(
+            candidate.path,
+            answer["kind"],
+            Trail(answer["id"]),
+            candidate.member,
+            answer["group"],
+            answer.get("dataset", ""),
+        )
         found[answer["id"]] = Known(scan, answer["planned"], answer["study"])
 
 
 def _answers(
-    sources: Sequence[Path], ledger: Ledger, pool: Pool, secret: bytes
+    sources: Sequence[Path], ledger: Ledger, pool: Pool, secret: bytes, only: Chosen | None = None
 ) -> Iterator[tuple[Candidate, str, dict[str, Any], bool]]:
     """(candidate, place, answer, whether it is new) of every file, in the order of the walk."""
     places = ledger.places()
@@ -68,6 +86,8 @@ def _answers(
 
     def candidates() -> Iterator[Candidate]:
         for candidate in _unpacked(walk(sources, skip=(ledger.corpus,)), pool):
+            if only is not None and (candidate.path, candidate.member) not in only:
+                continue
             place = candidate.place(secret)
             if place not in seen:  # sources may overlap
                 seen.add(place)

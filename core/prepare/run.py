@@ -17,7 +17,7 @@ from usfmae.core.config import Settings
 from usfmae.core.errors import ResourceError
 from usfmae.core.flow import recipe_id, secret_id
 from usfmae.core.prepare import plan
-from usfmae.core.prepare.identify import identified
+from usfmae.core.prepare.identify import Chosen, identified
 from usfmae.core.prepare.ledger import Ledger
 from usfmae.core.prepare.pool import Pool
 from usfmae.core.prepare.summary import PrepareSummary, Progress
@@ -37,12 +37,14 @@ def prepare(
     workers: int = 1,
     engine: str = "local",
     part: tuple[int, int] = (0, 1),
+    only: Chosen | None = None,
     progress: Progress | None = None,
 ) -> PrepareSummary:
     """Read, clean and pack every scan below `sources` into `corpus_dir`; the sources are only ever read.
 
     Called again it reads what is new. `part` (i, n) does every n-th shard from the i-th on, so that n calls on n
-    machines that share the disk do all. Raises SourceError (a source is absent), UsageError (a corpus of another
+    machines that share the disk do all. `only` restricts the scans to files that are known to be scans, and names
+    their public data set and group. Raises SourceError (a source is absent), UsageError (a corpus of another
     recipe), ResourceError (disk full: free space, call again), TryLaterError (another run is at work).
     """
     began = time.monotonic()
@@ -52,7 +54,7 @@ def prepare(
         with ledger.planning():
             recipe = recipe_settings(settings)
             ledger.open(recipe_id({**recipe, "secret": secret_id(secret, "recipe")}), recipe)
-            found = identified(sources, ledger, pool, secret, summary, progress)
+            found = identified(sources, ledger, pool, secret, summary, progress, only)
             settled = {id_: result for id_, result in ledger.results().items() if result.outcome != "failed"}
             _plan_new(ledger, found, settled, settings)
         for id_ in found:
