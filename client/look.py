@@ -17,7 +17,7 @@ from typing import Any
 
 from usfmae.core.config import CleanSettings, ReadSettings
 from usfmae.core.errors import SourceError, UsfmaeError
-from usfmae.core.flow import CleanImage, Frame, Pixels, Scan, Trail, content_id
+from usfmae.core.flow import CleanImage, Frame, Pixels, Quarantined, Scan, Trail, content_id
 from usfmae.core.prepare.wire import Inbox, receive, send
 
 SECONDS = 60.0
@@ -119,7 +119,10 @@ def _show(asked: dict[str, Any], answers: Any) -> None:
     frame = _frame(scan, int(asked["index"]), ReadSettings.model_validate(asked["read"]))
     send(answers, {"event": "before"}, _png(frame.pixels))
     frame = replace(frame, regions=())  # where header and picture disagree, a person looks at the picture
-    found = clean(frame, trusting(CleanSettings.model_validate(asked["clean"])))
+    try:
+        found = clean(frame, trusting(CleanSettings.model_validate(asked["clean"])))
+    except Exception as error:  # the frame stays where it is; a person may still drop it
+        found = Quarantined("cleaning-failed", detail=type(error).__name__)
     if not isinstance(found, CleanImage):
         send(answers, {"event": "end", "why": found.reason})
         return
