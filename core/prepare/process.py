@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from usfmae.core.config import Settings
+from usfmae.core.errors import ConfigError, ResourceError
 from usfmae.core.flow import Quarantined
 from usfmae.core.prepare.sample import show
 from usfmae.core.prepare.unit import Emit, run_unit
@@ -45,7 +46,10 @@ def main() -> None:
     emit(event="ready")
     work = {"identify": _identify, "members": _members, "unit": run_unit, "show": show}
     while (message := receive(sys.stdin.buffer)) is not None:
-        work[message[0]["do"]](message[0], settings, secret, emit)
+        try:
+            work[message[0]["do"]](message[0], settings, secret, emit)
+        except (ResourceError, ConfigError) as error:  # of this machine, not of the scan
+            emit(event="error", what=error.what, why=error.why, do=error.do)
 
 
 def _identify(header: dict[str, Any], settings: Settings, secret: bytes, emit: Emit) -> None:

@@ -101,6 +101,8 @@ def space_checked(
     try:
         yield
     except ResourceError as error:
+        if error.why != "is full":
+            raise
         raise ResourceError(error.what, ", ".join(part for part in (error.why, lacking()) if part), again) from None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from usfmae.core.config import Settings
+from usfmae.core.errors import ConfigError, ResourceError
 from usfmae.core.flow import CleanImage, Frame, Quarantined, Scan, Trail, content_id
 
 Emit = Callable[..., None]
@@ -114,14 +115,32 @@ def frames_of(
 
 
 def cleaned(frames: Iterator[Frame], settings: Settings, together: bool) -> Iterator[CleanImage | Quarantined]:
-    """One result per frame, in order; an unforeseen error keeps the frame back."""
+    """One result per frame, in order. An unforeseen error keeps frames back; a missing program is no such error."""
     from usfmae.core.clean import clean, clean_clip
 
-    if together and settings.clean.profile == "safe":
-        yield from clean_clip(frames, settings.clean)
-        return
-    for frame in frames:
-        try:
-            yield clean(frame, settings.clean)
-        except Exception as error:
-            yield Quarantined("cleaning-failed", frame.trail, type(error).__name__)
+    given: list[Trail] = []
+
+    def counted() -> Iterator[Frame]:
+        for frame in frames:
+            given.append(frame.trail)
+            yield frame
+
+    done = 0
+    try:
+        if together and settings.clean.profile == "safe":
+            results = clean_clip(counted(), settings.clean)
+        else:
+            results = (clean(frame, settings.clean) for frame in counted())
+        for result in results:
+            done += 1
+            yield result
+    except (ResourceError, ConfigError):
+        raise
+    except Exception as error:
+        reason = "too-much-memory" if isinstance(error, MemoryError) else "cleaning-failed"
+        for trail in given[done:]:
+            yield Quarantined(reason, trail, type(error).__name__)
+        if together:  # what the static overlay was to be found on is not trusted singly either
+            yield from (Quarantined(reason, frame.trail, type(error).__name__) for frame in frames)
+        else:
+            yield from cleaned(frames, settings, together)

@@ -119,10 +119,13 @@ class Worker:
         seconds = self.settings.read.decode_seconds
         while True:
             message = self._next(seconds)
-            yield message
             event = message[0].get("event")
             if event == "done":
+                yield message
                 return
+            if event == "error":  # the machine lacks something; no scan is to blame
+                raise ResourceError(*(str(message[0].get(key, "")) for key in ("what", "why", "do")))
+            yield message
             limits = self.settings.read
             seconds = limits.clean_seconds if event in ("cleaning", "image", "quarantined") else limits.decode_seconds
 

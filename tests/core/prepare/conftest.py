@@ -19,11 +19,16 @@ PROCESS = """
 import os, signal, sys, time
 import numpy as np
 from usfmae.core import clean
+from usfmae.core.errors import ResourceError
 from usfmae.core.flow import CleanImage
 from usfmae.core.prepare import process
 from usfmae.core.read import raster
 
 def quick(frame, settings):
+    if frame.pixels.shape[1] == 77:
+        raise ResourceError("program 'tesseract'", "is not installed", "apt-get install tesseract-ocr")
+    if frame.pixels.shape[1] == 66:
+        raise ZeroDivisionError("a bug")
     return CleanImage(frame.pixels, np.zeros(frame.pixels.shape[:2], bool), frame.trail)
 
 clean.clean = quick
@@ -49,9 +54,9 @@ process.main()
 """
 
 
-def still(path: Path, seed: int) -> Path:
+def still(path: Path, seed: int, width: int = 50) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 50), dtype=np.uint8)).save(path, "PNG")
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, width), dtype=np.uint8)).save(path, "PNG")
     return path
 
 

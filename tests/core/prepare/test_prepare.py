@@ -48,6 +48,7 @@ def test_counts_add_up_and_a_second_run_changes_nothing(tmp_path: Path, run: Run
     assert content(source) == before
 
 
+@pytest.mark.slow
 def test_workers_and_place_do_not_change_a_byte_of_the_shards(tmp_path: Path, run: Run) -> None:
     for number in range(8):
         still(tmp_path / "a" / f"{number}.png", number)
@@ -71,6 +72,7 @@ def test_new_scans_are_added_without_touching_the_old(tmp_path: Path, run: Run) 
     assert len(pixels(tmp_path / "corpus")) == 2
 
 
+@pytest.mark.slow
 def test_a_file_that_hangs_crashes_or_hogs_memory_harms_no_other(tmp_path: Path, run: Run) -> None:
     source = tmp_path / "source"
     for number, name in enumerate(("a", "crash", "good", "hang", "hog", "z")):
@@ -80,6 +82,7 @@ def test_a_file_that_hangs_crashes_or_hogs_memory_harms_no_other(tmp_path: Path,
     assert (summary.scans, summary.kept, summary.quarantined, summary.failed) == (6, 3, 3, 0)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_opened_fails_and_is_tried_again(tmp_path: Path, run: Run) -> None:
     still(tmp_path / "source" / "shy.png", 0)
     still(tmp_path / "source" / "good.png", 1)
@@ -91,6 +94,7 @@ def test_what_cannot_be_opened_fails_and_is_tried_again(tmp_path: Path, run: Run
     assert len(pixels(tmp_path / "corpus")) == 2
 
 
+@pytest.mark.slow
 def test_a_lost_ledger_entry_after_a_written_shard_is_made_up_for(tmp_path: Path, run: Run) -> None:
     still(tmp_path / "source" / "0.png", 0)
     run(tmp_path / "source", tmp_path / "corpus")
@@ -103,6 +107,7 @@ def test_a_lost_ledger_entry_after_a_written_shard_is_made_up_for(tmp_path: Path
     assert content(tmp_path / "corpus") == before
 
 
+@pytest.mark.slow
 def test_near_duplicates_are_dropped_and_can_be_kept(tmp_path: Path, run: Run) -> None:
     source = tmp_path / "source"
     clip(source / "clip.avi", 20)
@@ -189,6 +194,7 @@ def test_what_the_ledger_says_of_a_scan(tmp_path: Path, run: Run) -> None:
     assert len(SECRET) == 32
 
 
+@pytest.mark.slow
 def test_parts_together_do_the_whole(tmp_path: Path, quick_process: None) -> None:
     for number in range(9):
         still(tmp_path / "source" / f"{number}.png", number)
@@ -208,3 +214,16 @@ def test_two_runs_into_one_corpus_do_not_meet(tmp_path: Path, run: Run) -> None:
     with Ledger(tmp_path / "corpus").working(), pytest.raises(TryLaterError, match="another run"):
         run(tmp_path / "source", tmp_path / "corpus")
     assert run(tmp_path / "source", tmp_path / "corpus").kept == 1
+
+
+def test_a_bug_in_cleaning_keeps_the_frame_back_and_no_other(tmp_path: Path, run: Run) -> None:
+    for number, width in enumerate((50, 66, 51)):
+        still(tmp_path / "source" / f"{number}.png", number, width)
+    summary = run(tmp_path / "source", tmp_path / "corpus")
+    assert (summary.kept, summary.reasons) == (2, {"cleaning-failed": 1})
+
+
+def test_a_missing_program_is_the_machines_fault_not_the_scans(tmp_path: Path, run: Run) -> None:
+    still(tmp_path / "source" / "0.png", 0, width=77)
+    with pytest.raises(ResourceError, match=r"tesseract.*not installed.*apt-get"):
+        run(tmp_path / "source", tmp_path / "corpus")
