@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-LARGEST = 3_000_000  # bytes of a file that is mutated
+LARGEST = 1_000_000  # bytes of a file that is mutated
 
 Mutation = Callable[[bytearray, random.Random], bytes]
 
@@ -167,7 +167,7 @@ def peak_mib(worker: Any) -> float:
     return float(status.split("VmHWM:")[1].split()[0]) / 1024 if "VmHWM:" in status else 0.0
 
 
-def fuzz(sources: list[Path], count: int, seed: int, workers: int, clean_every: int) -> Counts:
+def fuzz(sources: list[Path], count: int, seed: int, workers: int, clean_every: int, keep: Path | None) -> Counts:
     from usfmae.core.config import Settings
     from usfmae.core.prepare import worker as worker_module
     from usfmae.core.prepare.pool import Pool
@@ -181,10 +181,11 @@ def fuzz(sources: list[Path], count: int, seed: int, workers: int, clean_every: 
             path = Path(folder) / f"{number:06d}{suffix}"
             path.write_bytes(data)
             began = time.monotonic()
-            try:
-                return *outcome_of(worker, path, secret), time.monotonic() - began, peak_mib(worker)
-            finally:
-                path.unlink()
+            end, reasons, frames = outcome_of(worker, path, secret)
+            if keep and {"crashed", "timeout", "too-much-memory"} & set(reasons):
+                (keep / path.name).write_bytes(data)
+            path.unlink()
+            return end, reasons, frames, time.monotonic() - began, peak_mib(worker)
 
         def run(items: list[tuple[int, tuple[str, str, bytes]]], command: tuple[str, ...]) -> None:
             worker_module.COMMAND = command
@@ -236,6 +237,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--clean-every", type=int, default=100)
+    parser.add_argument("--keep", type=Path, help="folder for files that end, hang or fill a decoding process")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     paths = sorted(
@@ -243,7 +245,9 @@ def main() -> int:
         if p.is_file() and p.stat().st_size <= LARGEST and p.suffix not in (".md", ".csv", ".txt", ".yaml")
     )  # fmt: skip
     began = time.monotonic()
-    counts = fuzz(evenly(paths), options.mutations, options.seed, options.workers, options.clean_every)
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
+    counts = fuzz(evenly(paths), options.mutations, options.seed, options.workers, options.clean_every, options.keep)
     values = {
         "mutations": counts.mutations,
         **{end: counts.outcomes[end] for end in ("kept", "quarantined", "refused", "ignored", "failed")},
