@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
+
 from usfmae.core.config.base import Options
 
 
@@ -13,7 +14,7 @@ class ReadSettings(Options):
     """Frames kept per second of a clip, chosen by time (paper, section on data: 3 per second)."""
     default_rate: float = Field(25.0, gt=0, le=1000)
     """Frame rate assumed where a clip states none, in frames per second; noted in the ledger."""
-    duplicate_bits: int = Field(1, ge=0, le=64)
+    duplicate_bits: int = Field(4, ge=0, le=256)
     """Frames of a scan whose 256-bit perceptual hashes differ in fewer bits than this are dropped; 0 keeps all."""
     modalities: tuple[str, ...] = ("US", "IVUS")
     """DICOM modalities that are read; every other is refused."""

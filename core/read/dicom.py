@@ -210,7 +210,7 @@ def _stills(
     to_rgb = colour.Converter(ds, notes)
     with closing(_arrays(file, ds, indices)) as arrays:
         for index in indices:
-            yield Frame(to_rgb(next(arrays)), scan.trail, index, times[index])
+            yield Frame(to_rgb(next(arrays)), scan.trail, index, times[index] if count > 1 else None)
 
 
 def _arrays(file: BinaryIO, ds: Dataset, indices: list[int]) -> Generator[NDArray[Any], None, None]:
