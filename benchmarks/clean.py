@@ -29,6 +29,7 @@ import overlays
 import scans
 from attack import readable
 from numpy.typing import NDArray
+
 from usfmae.core.clean import clean, clean_clip
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.flow import CleanImage, Frame, Quarantined
@@ -177,7 +178,7 @@ def quality(root: Path, half: str, size: Size, settings: dict[str, CleanSettings
     for source in [s for s in sources if s.is_clip][: size.clips]:
         frames = scans.frames(source, 12)
         for name, options in settings.items():
-            results = list(clean_clip((Frame(f, index=i) for i, f in enumerate(frames)), options))
+            results = list(clean_clip((Frame(f, index=i, time=i / 3) for i, f in enumerate(frames)), options))
             for pixels, result in zip(frames, results, strict=True):
                 score_clean(scores[name], pixels, result, "clips")
     return scores
@@ -205,7 +206,7 @@ def speed(root: Path, half: str, size: Size, seed: int) -> dict[str, Any]:
     clips = []
     for source in [s for s in scans.sources(root, half) if s.is_clip][: size.timed_clips]:
         frames = on_screen(scans.frames(source, 30), seed, half)
-        run = [Frame(f, index=i) for i, f in enumerate(frames)]
+        run = [Frame(f, index=i, time=i / 3) for i, f in enumerate(frames)]
         list(clean_clip(iter(run), safe))
         clips.append(
             (

@@ -38,9 +38,18 @@ def clean(frame: Frame | Pixels, settings: CleanSettings) -> CleanImage | Quaran
 
 
 def clean_clip(frames: Iterable[Frame], settings: CleanSettings) -> Iterator[CleanImage | Quarantined]:
-    """The frames of one clip, in order; one result for each."""
-    for frame in frames:
-        yield clean(frame, settings)
+    """The frames of one clip, in order; one result for each.
+
+    Frames that carry a time are taken for moments of one clip and share their static overlay; frames without one (the
+    stills of a study, the slices of a volume) are each cleaned alone.
+    """
+    from usfmae.core.clean.clip import safe_clip
+
+    checked = (_checked(frame) for frame in frames)
+    if settings.profile == "safe":
+        yield from safe_clip(checked, settings)
+    else:
+        yield from (clean(frame, settings) for frame in checked)
 
 
 __all__ = ["clean", "clean_clip"]

@@ -1,17 +1,22 @@
-"""Colour ink apart from colour flow: ink is thin and of one hue, flow is thick or of many."""
+"""Colour ink apart from colour flow: ink is thin or of one flat colour, flow is thick and its colour varies."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from usfmae.core.clean.morphology import closed, dilated
+from usfmae.core.clean.morphology import dilated, largest_of
 from usfmae.core.flow import Mask, Pixels
 
 _CHROMA = 40  # largest minus smallest channel
 _FAINT_CHROMA = 18  # rims of ink, where it is mixed with the tissue below
-_STROKE = 2.9  # half width of the thickest stroke that is drawn, in pixels
-_ONE_HUE = 0.97  # length of the mean hue vector above which all pixels share a hue
+_STROKE = 3.2  # half width of the thickest stroke that is drawn, in pixels
+_LIKE = 48.0  # distance in RGB within which a pixel has the colour of its part
+_ONE_COLOUR = 0.6  # share of such pixels from which a part is of one colour
+_SMALLEST_FLOW = 40  # pixels; smaller parts are flow only beside larger ones
 _BAR_FILL = 0.93  # share of its bounding box that a colour bar fills
 
 
@@ -21,38 +26,43 @@ def chroma(pixels: Pixels) -> Pixels:
     return cv2.subtract(cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)).astype(np.uint8)
 
 
-def split(pixels: Pixels) -> tuple[Mask, Mask]:
-    """Colour ink and colour flow of an RGB crop, each (H, W).
+def _one_colour(pixels: Pixels, labels: NDArray[Any], weight: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
+    """Which parts (count,) are of one colour: most of their pixels near the part's mean."""
+    ys, xs = np.nonzero(labels)
+    which, colours, heavy = labels[ys, xs], pixels[ys, xs].astype(np.float64), weight[ys, xs]
+    total = np.maximum(1e-9, np.bincount(which, heavy, count))
+    mean = np.stack([np.bincount(which, heavy * colours[:, c], count) / total for c in range(3)], 1)
+    like = np.sqrt(((colours - mean[which]) ** 2).sum(1)) < _LIKE
+    return np.bincount(which, like, count) > _ONE_COLOUR * np.maximum(1, np.bincount(which, minlength=count))
 
-    A saturated part is flow where it is thicker than any stroke, or where its hue varies as velocity does, or where it
-    lies beside a thick part. It is ink where it is thin and of one hue, or a filled rectangle (the colour bar).
-    """
+
+def split(pixels: Pixels) -> tuple[Mask, Mask]:
+    """Colour ink and colour flow of an RGB crop, each (H, W)."""
     difference = chroma(pixels)
     colour = difference > _CHROMA
     nothing = np.zeros(colour.shape, bool)
     if not colour.any():
         return nothing, nothing
-    joined = closed(colour, 1)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(joined.astype(np.uint8))
-    flat = labels.ravel()
-    depth = cv2.distanceTransform(joined.astype(np.uint8), cv2.DIST_L2, 3).ravel()
-    thickness = np.zeros(count)
-    np.maximum.at(thickness, flat, depth)
-    thick = thickness > _STROKE
-    bar = thick & (stats[:, cv2.CC_STAT_AREA] > _BAR_FILL * stats[:, cv2.CC_STAT_WIDTH] * stats[:, cv2.CC_STAT_HEIGHT])
-    bar &= stats[:, cv2.CC_STAT_AREA] > 200
-    hue = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)[:, :, 0].ravel() * (np.pi / 90)
-    weight = colour.ravel().astype(float)
-    size = np.maximum(1, np.bincount(flat, weight, count))
-    unity = (
-        np.hypot(np.bincount(flat, weight * np.cos(hue), count), np.bincount(flat, weight * np.sin(hue), count)) / size
-    )
-    thick[0] = bar[0] = False
-    core = (thick & ~bar)[labels]
-    beside = np.zeros(count, bool)
-    if core.any():
-        beside[np.unique(labels[dilated(core, 5)])] = True
-    is_flow = ((thick | beside | (unity < _ONE_HUE)) & ~bar)[labels] & joined
-    ink = colour & ~is_flow
-    ink |= dilated(ink, 2) & (difference > _FAINT_CHROMA) & ~is_flow
-    return ink, is_flow & colour
+    # JPEG bleeds colour into a rim; only what is near the strongest colour around tells width and hue.
+    strong = colour & (difference > 0.55 * cv2.dilate(difference, np.ones((7, 7), np.uint8)))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(strong.astype(np.uint8))
+    area = stats[:, cv2.CC_STAT_AREA]
+    distance = cv2.distanceTransform(strong.astype(np.uint8), cv2.DIST_L2, 3)
+    depth = largest_of(labels, distance, count)
+    even = _one_colour(pixels, labels, difference.astype(np.float64) ** 2, count)
+    fill = area / (stats[:, cv2.CC_STAT_WIDTH] * stats[:, cv2.CC_STAT_HEIGHT])
+    bar = (fill > _BAR_FILL) & (area > 200)
+    compact = np.pi * depth**2 / np.maximum(1, area)  # 1 for a disc, near 0 for a line
+    blob = ~even & (compact > 0.2) & (area >= 1.5 * _SMALLEST_FLOW)
+    seed = ((depth > _STROKE) & ~(even & (depth < 5)) & (area >= _SMALLEST_FLOW) | blob) & ~bar
+    seed[0] = False
+    flow = seed[labels]
+    if flow.any():  # thin twigs and crumbs beside a thick part, but no line that passes by
+        twig = ~even | (area < _SMALLEST_FLOW)
+        twig[0] = True
+        near = np.zeros(count, bool)
+        near[np.unique(labels[dilated(flow, 6)])] = True
+        flow |= (near & twig)[labels] & (strong | dilated(flow, 6)) & colour
+    ink = colour & ~flow
+    ink |= dilated(ink, 2) & (difference > _FAINT_CHROMA) & ~flow
+    return ink, flow

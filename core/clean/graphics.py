@@ -6,18 +6,19 @@ Ink differs from tissue in three ways that no beam can imitate: it is flat (one 
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from usfmae.core.clean.morphology import dilated
+from usfmae.core.clean.morphology import brightest_of, dilated, largest_of
 from usfmae.core.flow import Mask, Pixels
 
 _STROKE = 7  # top-hat window: strokes narrower than this stand out
 _CONTRAST = 60  # gray levels of ink above what surrounds it
+_DOT_CONTRAST = 36
 _MAX_CALIPERS = 12
+_MAX_DOTS = 500
+_SHORTEST_LINE = 7  # dots
 
 Points = NDArray[np.float64]  # (N, 2) x, y
 
@@ -51,76 +52,94 @@ def crosses(thin: Pixels) -> Points:
     return np.asarray(centres[1:][small][:_MAX_CALIPERS], np.float64)
 
 
-def sharp_parts(gray: Pixels, thin: Pixels) -> tuple[Mask, Points, Mask]:
-    """Flat, sharp, bright parts (H, W); the centres (N, 2) of parts as small as a dot, and those dots (H, W)."""
-    count, labels, stats, centres = cv2.connectedComponentsWithStats((thin > _CONTRAST).astype(np.uint8))
+def sharp_parts(bright: Pixels, thin: Pixels) -> Mask:
+    """Flat, sharp, bright parts (H, W)."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((thin > _CONTRAST).astype(np.uint8))
     ys, xs = np.nonzero(labels)
-    which, level = labels[ys, xs], gray[ys, xs].astype(np.float64)
-    top = np.zeros(count)
-    np.maximum.at(top, which, level)
+    which, level = labels[ys, xs], bright[ys, xs].astype(np.float64)
+    top = largest_of(labels, bright, count)
     area = np.maximum(1, stats[:, cv2.CC_STAT_AREA])
     flat = np.bincount(which, level > 0.85 * top[which], count) / area
     # Ring two pixels outside: where ink is drawn it has fallen to tissue, where tissue shines it still glows.
     ring = dilated(labels > 0, 2) & ~dilated(labels > 0, 1)
-    around = cv2.blur(gray * ring.astype(np.float32), (9, 9)) / np.maximum(
-        1e-3, cv2.blur(ring.astype(np.float32), (9, 9))
-    )
+    weight = ring.astype(np.float32)
+    around = cv2.blur(bright * weight, (9, 9)) / np.maximum(1e-3, cv2.blur(weight, (9, 9)))
     outside = np.bincount(which, around[ys, xs], count) / area
-    crisp = (flat > 0.55) & (top - outside > 90) & (top > 140)
     span = np.maximum(stats[:, cv2.CC_STAT_WIDTH], stats[:, cv2.CC_STAT_HEIGHT])
-    dot = (span <= 5) & (area <= 16) & (top - outside > 50)
-    drawn = crisp & (area >= 14) & (span >= 7)
-    drawn[0] = dot[0] = False
-    return drawn[labels], np.asarray(centres[dot], np.float64), dot[labels]
+    drawn = (flat > 0.55) & (top - outside > 90) & (top > 140) & (area >= 14) & (span >= 7)
+    drawn[0] = False
+    return drawn[labels]
 
 
-def dotted(points: Points, ends: Points, play: float = 1.8) -> NDArray[np.bool_]:
-    """Which of the dots (N, 2) lie evenly spaced on a straight line between two of `ends` (M, 2)."""
-    chosen = np.zeros(len(points), bool)
-    if len(points) < 4:
-        return chosen
-    for a, b in combinations(ends, 2):
-        length = float(np.hypot(*(b - a)))
-        if length < 20:
-            continue
-        along = (b - a) / length
-        t = (points - a) @ along
-        off = np.abs((points - a) @ np.array([-along[1], along[0]]))
-        near = (off < play) & (t > 0) & (t < length)
-        gaps = np.diff(np.sort(t[near]))
-        if len(gaps) >= 4 and np.median(gaps) < 14 and near.sum() * np.median(gaps) > 0.5 * length:
-            chosen |= near
-    return chosen
+def dots_of(thin: Pixels) -> Points:
+    """Centres (N, 2) of bright specks of up to six pixels in thin detail (H, W), the clearest first."""
+    specks = (thin > _DOT_CONTRAST).astype(np.uint8)
+    count, labels, stats, centres = cv2.connectedComponentsWithStats(specks, connectivity=4)
+    span = np.maximum(stats[:, cv2.CC_STAT_WIDTH], stats[:, cv2.CC_STAT_HEIGHT])
+    chosen = np.flatnonzero(span <= 6)
+    clarity = largest_of(labels, thin, count)
+    chosen = chosen[np.argsort(-clarity[chosen], kind="stable")][:_MAX_DOTS]
+    return np.asarray(centres[chosen], np.float64)
 
 
-def straight(gray: Pixels, thin: Pixels) -> Mask:
+def dotted(points: Points, shape: tuple[int, int]) -> list[Points]:
+    """The end points (2, 2) of every straight line of at least seven evenly spaced dots (N, 2).
+
+    Every pair of neighbours is followed in even steps, all pairs at once; one missing dot is bridged.
+    """
+    places = np.full((shape[0] + 2, shape[1] + 2), -1)
+    for row, column in np.ndindex(3, 3):  # a dot may lie a pixel off
+        places[points[:, 1].round().astype(int) + row, points[:, 0].round().astype(int) + column] = range(len(points))
+    gap = np.sqrt(((points[:, None] - points[None]) ** 2).sum(2))
+    first, last = np.nonzero((gap > 2.5) & (gap < 14))
+    steps, hits, active = np.ones(len(first)), np.full(len(first), 2), np.ones(len(first), bool)
+    while active.any():
+        moved = np.zeros(len(first), bool)
+        stride = (points[last] - points[first]) / steps[:, None]
+        for skip in (1, 2):
+            x, y = (points[last] + skip * stride).round().astype(int).T + 1
+            inside = (x >= 0) & (y >= 0) & (x < places.shape[1]) & (y < places.shape[0])
+            found = np.where(inside, places[np.where(inside, y, 0), np.where(inside, x, 0)], -1)
+            step = active & ~moved & (found >= 0) & (found != last)
+            last, steps, hits = np.where(step, found, last), steps + skip * step, hits + step
+            moved |= step
+        active &= moved & (hits < len(points))
+    return [points[[first[i], last[i]]] for i in np.flatnonzero(hits >= _SHORTEST_LINE)]
+
+
+def dotted_lines(thin: Pixels) -> Mask:
+    """Ink (H, W) of dotted lines, their last dots included."""
+    found = np.zeros(thin.shape, np.uint8)
+    points = dots_of(thin)
+    for first, last in dotted(points, (thin.shape[0], thin.shape[1])) if len(points) else ():
+        reach = (last - first) * (12 / max(1.0, float(np.hypot(*(last - first)))))
+        ends = np.stack([first - reach, last + reach]).round().astype(int)
+        cv2.line(found, tuple(map(int, ends[0])), tuple(map(int, ends[1])), 1, 5)
+    return (found > 0) & (thin > 12)
+
+
+def straight(bright: Pixels, thin: Pixels) -> Mask:
     """Horizontal and vertical lines of one gray level, 31 pixels and longer (H, W): boxes, cursors, M-lines."""
-    found = np.zeros(gray.shape, bool)
+    found = np.zeros(bright.shape, bool)
     strong = (thin > _CONTRAST // 2).astype(np.uint8)
     for shape in ((1, 31), (31, 1)):
         kernel = np.ones(shape, np.uint8)
-        even = cv2.subtract(cv2.dilate(gray, kernel), cv2.erode(gray, kernel)) < 24
+        even = cv2.subtract(cv2.dilate(bright, kernel), cv2.erode(bright, kernel)) < 24
         core = (cv2.erode(strong, kernel) > 0) & even
         found |= cv2.dilate(core.astype(np.uint8), kernel) > 0
     return found
 
 
-def graphics(gray: Pixels) -> Mask:
-    """Every gray graphic (H, W) over tissue, without its rim."""
-    thin = ridge(gray)
-    found, dots, dot_mask = sharp_parts(gray, thin)
-    centres = crosses(thin)
+def graphics(pixels: Pixels) -> Mask:
+    """Every graphic (H, W) over the tissue of an RGB crop that brightness alone tells, without its rim."""
+    bright = brightest_of(pixels)
+    thin = ridge(bright)
+    found = sharp_parts(bright, thin)
     arms = thin > _CONTRAST // 2
-    for x, y in centres.round().astype(int):
+    for x, y in crosses(thin).round().astype(int):
         window = np.s_[max(0, y - 11) : y + 12, max(0, x - 11) : x + 12]
         _, labels = cv2.connectedComponents(arms[window].astype(np.uint8))
         middle = labels[min(y, 11), min(x, 11)]
         if middle:
             found[window] |= labels == middle
-    on_line = dotted(dots, centres)
-    if on_line.any():
-        seeds = np.zeros(gray.shape, np.uint8)
-        for x, y in dots[on_line].round().astype(int):
-            cv2.circle(seeds, (int(x), int(y)), 3, 1, -1)
-        found |= (seeds > 0) & (dot_mask | (thin > _CONTRAST // 3))
-    return found | straight(gray, thin)
+    return found | straight(bright, thin) | dotted_lines(thin)

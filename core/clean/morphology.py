@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from usfmae.core.flow import Mask, Pixels
 
@@ -14,6 +15,32 @@ from usfmae.core.flow import Mask, Pixels
 def gray_of(pixels: Pixels) -> Pixels:
     """(H, W, 3) RGB to (H, W) luma."""
     return cast(Pixels, cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
+
+
+def brightest_of(pixels: Pixels) -> Pixels:
+    """(H, W, 3) RGB to (H, W): the largest channel, where coloured ink has its full contrast."""
+    red, green, blue = cv2.split(pixels)
+    return cv2.max(cv2.max(red, green), blue).astype(np.uint8)
+
+
+def masked(pixels: Pixels, mask: Mask) -> Pixels:
+    """A copy of (H, W, 3) that is black outside the mask (H, W)."""
+    return cv2.bitwise_and(pixels, pixels, mask=mask.astype(np.uint8)).astype(np.uint8, copy=False)
+
+
+def changed(after: Pixels, before: Pixels) -> Mask:
+    """Where two RGB pictures differ (H, W)."""
+    return brightest_of(cast(Pixels, cv2.absdiff(after, before))) > 0
+
+
+def largest_of(labels: NDArray[Any], values: NDArray[Any], count: int) -> NDArray[np.float64]:
+    """The largest value in each of `count` labelled parts, 0 for the background (count,)."""
+    inside = labels > 0
+    which, level = labels[inside], values[inside]
+    order = np.argsort(level, kind="stable")
+    largest = np.zeros(count)
+    largest[which[order]] = level[order]  # the last write, the largest, stays
+    return largest
 
 
 def _disc(radius: int) -> Pixels:

@@ -7,7 +7,7 @@ import numpy as np
 from usfmae.core.clean import colour, graphics, region, text, verify
 from usfmae.core.clean.engines import text_probability
 from usfmae.core.clean.inpaint import inpainted
-from usfmae.core.clean.morphology import bounds, dilated, gray_of
+from usfmae.core.clean.morphology import bounds, changed, dilated, gray_of, masked
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.flow import CleanImage, Frame, Mask, Pixels, Quarantined
 
@@ -30,7 +30,7 @@ def scan_region(frame: Frame, settings: CleanSettings) -> Mask | Quarantined:
 def overlay(pixels: Pixels, settings: CleanSettings) -> Mask:
     """Everything drawn over the tissue of an RGB crop: text, colour ink and graphics, with a rim of one pixel."""
     ink, flow = colour.split(pixels)
-    drawn = dilated(ink | (graphics.graphics(gray_of(pixels)) & ~flow))
+    drawn = dilated(ink | (graphics.graphics(pixels) & ~flow))
     words = text.boxes(text_probability(text.evened(pixels), settings.precision), settings.text_threshold)
     return words | (drawn & ~flow)
 
@@ -51,14 +51,14 @@ def safe(frame: Frame, settings: CleanSettings) -> CleanImage | Quarantined:
     inside = scan_region(frame, settings)
     if isinstance(inside, Quarantined):
         return inside
-    blanked = np.where(inside[:, :, None], frame.pixels, np.uint8(0))
+    blanked = masked(frame.pixels, inside)
     rows, columns = bounds(inside)
     crop = np.ascontiguousarray(blanked[rows, columns])
     cleaned = repaired(inpainted(crop, overlay(crop, settings), settings.inpaint_radius), settings)
     if cleaned is None:
         return Quarantined("text-left", frame.trail, f"text was still found after {settings.repairs} repairs")
     blanked[rows, columns] = cleaned[0]
-    blanked[~inside] = 0
-    mask = (blanked != frame.pixels).any(2)
+    blanked = masked(blanked, inside)
+    mask = changed(blanked, frame.pixels)
     notes = {"region": round(float(inside.mean()), 4), "repairs": cleaned[1]}
     return CleanImage(blanked, mask, frame.trail, notes)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from usfmae.core.clean.engines import Probability
-from usfmae.core.clean.morphology import components
+from usfmae.core.clean.morphology import brightest_of, components
 from usfmae.core.flow import Mask, Pixels
 
 _UNCLIP = 1.6  # the detector finds shrunken text; its authors grow it by this factor of area / perimeter
@@ -25,12 +25,12 @@ def grown(component: Mask) -> Mask:
 
 def brightest(pixels: Pixels) -> Pixels:
     """The largest channel three times (H, W, 3): coloured ink at its full contrast."""
-    return cv2.merge([pixels.max(2)] * 3).astype(np.uint8)
+    return cv2.merge([brightest_of(pixels)] * 3).astype(np.uint8)
 
 
 def evened(pixels: Pixels) -> Pixels:
     """The largest channel with its local contrast evened (H, W, 3): faint ink becomes visible to the detector."""
-    return cv2.merge([cv2.createCLAHE(4.0, (8, 8)).apply(pixels.max(2))] * 3).astype(np.uint8)
+    return cv2.merge([cv2.createCLAHE(4.0, (8, 8)).apply(brightest_of(pixels))] * 3).astype(np.uint8)
 
 
 def boxes(probability: Probability, threshold: float, mean: float = 0.4, smallest: int = 6) -> Mask:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
+
 from usfmae.core.config.base import Options
 
 
@@ -23,5 +24,7 @@ class CleanSettings(Options):
     """Probability above which pixels left after cleaning are read by the second engine."""
     repairs: int = Field(2, ge=0, le=5)
     """Rounds of cleaning again where verification still finds text; after the last one the frame is quarantined."""
+    clip_window: int = Field(32, ge=1, le=512)
+    """Frames of a clip held in memory at once; their static overlay is found together."""
     smallest_region: float = Field(0.05, ge=0, le=1)
     """A scan region below this share of the frame is quarantined."""

@@ -1,0 +1,105 @@
+"""The safe profile on a clip: what stands still over moving tissue is found once, then every frame is looked at.
+
+Tissue moves and overlays do not: in the darkest value each pixel takes over the clip, ink stands alone. What is drawn
+for part of the clip only is looked for in the sharpest detail that any cleaned frame shows, and by verifying the first,
+middle and last frame as stills are. Where either finds something, every frame is cleaned as a still.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import cv2
+import numpy as np
+
+from usfmae.core.clean import text, verify
+from usfmae.core.clean.engines import text_probability
+from usfmae.core.clean.graphics import ridge
+from usfmae.core.clean.inpaint import inpainted_together
+from usfmae.core.clean.morphology import bounds, brightest_of, changed, masked
+from usfmae.core.clean.safe import overlay, safe, scan_region
+from usfmae.core.config.clean import CleanSettings
+from usfmae.core.flow import CleanImage, Frame, Mask, Pixels, Quarantined
+
+_SHORTEST = 4  # frames; fewer show too little motion
+_MOTION = 2.0  # mean gray levels between the darkest and brightest value of the region's pixels
+
+
+def windows(frames: Iterable[Frame], length: int) -> Iterator[list[Frame]]:
+    """Runs of up to `length` timed frames of one shape, so that a long clip never lies in memory whole.
+
+    Frames without a time are stills: what one of them shows says nothing of the next.
+    """
+    run: list[Frame] = []
+    for frame in frames:
+        if run and (len(run) == length or frame.time is None or frame.pixels.shape != run[0].pixels.shape):
+            yield run
+            run = []
+        run.append(frame)
+        if frame.time is None:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def extremes(frames: Sequence[Frame]) -> tuple[Pixels, Pixels]:
+    """The darkest and the brightest value of each pixel over time, (H, W, 3) each."""
+    darkest, brightest = frames[0].pixels.copy(), frames[0].pixels.copy()
+    for frame in frames[1:]:
+        cv2.min(darkest, frame.pixels, dst=darkest)
+        cv2.max(brightest, frame.pixels, dst=brightest)
+    return darkest, brightest
+
+
+def appeared(crops: Sequence[Pixels], settings: CleanSettings) -> bool:
+    """Whether text stood in any of the cleaned crops (H, W, 3), for however short a time."""
+    sharpest = ridge(brightest_of(crops[0]))
+    for crop in crops[1:]:
+        cv2.max(sharpest, ridge(brightest_of(crop)), dst=sharpest)
+    probability = text_probability(cv2.merge([sharpest] * 3).astype(np.uint8), settings.precision)
+    return bool(text.boxes(probability, settings.text_threshold).any())
+
+
+def _verified(crops: Sequence[Pixels], settings: CleanSettings) -> bool:
+    """Whether the first, middle and last cleaned crop show no text.
+
+    The three go through the detector as the channels of one picture: what all three show is gray, what one shows is
+    coloured, and both are found in one pass.
+    """
+    checked = [crops[index] for index in (0, len(crops) // 2, len(crops) - 1)]
+    probability = text_probability(cv2.merge([brightest_of(c) for c in checked]).astype(np.uint8), settings.precision)
+    if any(verify.left(crop, probability, settings).any() for crop in checked):
+        return False
+    return not appeared(crops, settings)
+
+
+def _together(frames: Sequence[Frame], settings: CleanSettings) -> list[CleanImage | Quarantined] | None:
+    """The frames cleaned with one overlay mask, or None where they must be cleaned one by one."""
+    darkest, brightest = extremes(frames)
+    inside = scan_region(Frame(brightest, frames[0].trail, regions=frames[0].regions), settings)
+    if isinstance(inside, Quarantined):
+        return None
+    rows, columns = bounds(inside)
+    motion = cv2.absdiff(brightest[rows, columns], darkest[rows, columns])
+    if motion.mean() < _MOTION:
+        return None
+    still: Mask = overlay(np.ascontiguousarray(masked(darkest, inside)[rows, columns]), settings)
+    crops = [np.ascontiguousarray(masked(frame.pixels, inside)[rows, columns]) for frame in frames]
+    crops = inpainted_together(crops, still, settings.inpaint_radius)
+    if not _verified(crops, settings):
+        return None
+    notes = {"region": round(float(inside.mean()), 4), "together": len(frames)}
+    results: list[CleanImage | Quarantined] = []
+    for frame, crop in zip(frames, crops, strict=True):
+        pixels = np.zeros_like(frame.pixels)
+        pixels[rows, columns] = masked(crop, inside[rows, columns])
+        results.append(CleanImage(pixels, changed(pixels, frame.pixels), frame.trail, notes))
+    return results
+
+
+def safe_clip(frames: Iterable[Frame], settings: CleanSettings) -> Iterator[CleanImage | Quarantined]:
+    """One result for each frame, in order."""
+    for run in windows(frames, settings.clip_window):
+        results = _together(run, settings) if len(run) >= _SHORTEST else None
+        yield from results if results is not None else (safe(frame, settings) for frame in run)
