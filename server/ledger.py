@@ -167,6 +167,23 @@ class Ledger:
             db.execute("UPDATE sites SET state = 'revoked', revoked = ? WHERE site = ?", (time.time(), row["site"]))
             return str(row["site"])
 
+    def rotate_site(self, old: str, new: Enrolment) -> None:
+        """New keys for an active site: the old key is revoked and the new one enrolled in one transaction."""
+        with self._write() as db:
+            active = "SELECT name, has_decoder FROM sites WHERE site = ? AND state = 'active'"
+            row = db.execute(active, (old,)).fetchone()
+            if not row or row["name"] != new.name:
+                raise PolicyError(f"site {new.name}", "no active site has this name and key", "see 'site list'")
+            known = db.execute("SELECT 1 FROM sites WHERE site = ? OR node_key = ?", (new.site, new.node_key))
+            if known.fetchone():
+                raise PolicyError(f"site {new.name}", "its new key is known already", "make new keys: rotate again")
+            db.execute("UPDATE sites SET state = 'revoked', revoked = ? WHERE site = ?", (time.time(), old))
+            db.execute(
+                "INSERT INTO sites (site, name, node_key, signing_key, capacity, state, added, has_decoder)"
+                " VALUES (?, ?, ?, ?, ?, 'active', ?, ?)",
+                (new.site, new.name, new.node_key, new.signing_key, new.capacity, time.time(), row["has_decoder"]),
+            )
+
     def sites(self) -> dict[str, Site]:
         """Every site by fingerprint, active and revoked, in the order of fingerprints."""
         columns = "site, name, node_key, signing_key, capacity, state, has_decoder, seen"

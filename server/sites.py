@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
 
-from usfmae.core import audit, enrolment, keys
+from usfmae.core import audit, enrolment, keys, rotation
+from usfmae.core.errors import PolicyError
 from usfmae.core.protocol import fingerprint
 from usfmae.server.home import Home
 from usfmae.server.ledger import Ledger
@@ -25,6 +27,20 @@ def revoke(home: Home, name: str) -> dict[str, Any]:
     site = Ledger(home.ledger).revoke_site(name)
     audit.append(home.audit, "coordinator", "site-revoke", site=site, name=name)
     return {"site": site, "name": name, "state": "revoked"}
+
+
+def rotate(home: Home, file: Path) -> dict[str, Any]:
+    """Take a site's new keys, signed with its present one; the capacity stays what it was enrolled with."""
+    found = rotation.load(file)
+    ledger = Ledger(home.ledger)
+    known = ledger.sites().get(found.replaces)
+    if known is None or known.state != "active":
+        raise PolicyError(f"rotation of {found.enrolment.name}", "its old key is not active here", "enrol it anew")
+    rotation.verify(found, known.signing_key)
+    new = dataclasses.replace(found.enrolment, capacity=known.capacity)
+    ledger.rotate_site(known.site, new)
+    audit.append(home.audit, "coordinator", "site-rotate", old=known.site, new=new.site, name=new.name)
+    return {"site": new.site, "name": new.name, "replaces": known.site, "state": "active"}
 
 
 def listed(home: Home) -> list[dict[str, Any]]:

@@ -17,6 +17,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "resume": ("usfmae.client.cli.pause:resume", "Go on after a pause."),
     "outbox": ("usfmae.client.cli.outbox:outbox", "What left, what waits to leave; approve or reject it."),
     "evaluate": ("usfmae.client.cli.evaluate:evaluate", "Masked loss of a checkpoint on this site's held-out scans."),
+    "report": ("usfmae.client.cli.report:report", "One month as one page for the security officer."),
+    "rotate": ("usfmae.client.cli.rotate:rotate", "New keys for this site, without enrolling anybody anew."),
     "audit": ("usfmae.client.cli.audit:audit", "The hash-chained log: show it, verify it."),
 }
 

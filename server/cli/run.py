@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -17,10 +18,13 @@ def run_(directory: Path, rounds: int, overrides: tuple[str, ...]) -> None:
     and goes on at the round it was in; Ctrl-C stops cleanly, and the same command goes on later."""
     from usfmae.server.dashboard.serve import watched
     from usfmae.server.home import Home
+    from usfmae.server.renewal import warning
     from usfmae.server.supervisor import supervise
 
     home = Home(directory)
     settings = home.settings(overrides)  # a mistake is told at once
+    if soon := warning(home):
+        logging.getLogger(__name__).warning(soon)
     with watched(home, settings.page, settings.metrics):
         code = supervise(home, rounds, overrides)
     sys.exit(code)

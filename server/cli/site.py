@@ -60,3 +60,16 @@ def revoke(directory: Path, name: str, as_json: bool) -> None:
 
     revoked = sites.revoke(Home(directory), name)
     print_json(revoked) if as_json else click.echo(f"revoked {revoked['name']} ({revoked['site']})")
+
+
+@site.command()
+@directory_argument
+@click.argument("file", type=click.Path(path_type=Path))
+@json_option
+def rotate(directory: Path, file: Path, as_json: bool) -> None:
+    """Take the new keys of the rotation.json FILE (usfmae-client rotate). No other site has to do anything."""
+    from usfmae.server import sites
+    from usfmae.server.home import Home
+
+    done = sites.rotate(Home(directory), file)
+    print_json(done) if as_json else click.echo(f"{done['name']}: {done['replaces']} -> {done['site']}")

@@ -21,6 +21,7 @@ from usfmae.core.web import looks
 from usfmae.core.web.chart import line_chart
 from usfmae.core.web.guard import Guard
 from usfmae.core.web.session import COOKIE, HOURS, Sessions
+from usfmae.server import renewal
 from usfmae.server import sites as enrolled
 from usfmae.server.dashboard import view
 from usfmae.server.home import Home
@@ -61,7 +62,9 @@ class Page:
             )
             if chart
         ]
-        return self.show(request, "overview.html", found=found, charts=charts, latest=view.LATEST)
+        return self.show(
+            request, "overview.html", found=found, charts=charts, latest=view.LATEST, warning=renewal.warning(self.home)
+        )
 
     async def rounds(self, request: Request) -> Response:
         found = await asyncio.to_thread(view.overview, self.home, self.history)

@@ -57,7 +57,8 @@ def _last_round(last: dict[str, object]) -> dict[str, Values]:
     for key in ("loss_before", "loss_after"):
         if summary.get(key) is not None:
             found[f"usfmae_server_{key}"] = float(summary[key])
-    panel = summary.get("panel") or {}
+    panel = last["panel"]
+    assert isinstance(panel, dict)
     for key, name in (("loss", "panel_loss"), ("forgetting", "panel_forgetting_ratio")):
         values = {organ: float(v[key]) for organ, v in panel.items() if v.get(key) is not None}
         if values:

@@ -91,7 +91,21 @@ def _rounds(db: sqlite3.Connection, after: int) -> list[dict[str, Any]]:
     )
     for one in found:
         one["summary"] = json.loads(one["summary"]) if one["summary"] else {}
+        one["panel"] = panel_of(one["summary"])
         one["seconds"] = one["committed"] - one["opened"] if one["committed"] else None
+    return found
+
+
+def panel_of(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Organ -> what the public panel says of a round: loss, and forgetting (loss over the seed's, minus 1)."""
+    panel = summary.get("panel") or {}
+    seed = panel.get("seed") or {}
+    found = {}
+    for organ, reading in (panel.get("organs") or {}).items():
+        known = {key: float(value) for key, value in reading.items() if value is not None}
+        if known.get("loss") and seed.get(organ):
+            known["forgetting"] = known["loss"] / float(seed[organ]) - 1
+        found[organ] = known
     return found
 
 
@@ -187,7 +201,7 @@ class Overview:
     def organs(self, what: str) -> tuple[dict[str, list[float | None]], list[int]]:
         """A figure of the public panel by organ and round: `loss` or `forgetting`."""
         order = self.committed[::-1]
-        panels = [r["summary"].get("panel") or {} for r in order]
+        panels = [r["panel"] for r in order]
         names = sorted({organ for panel in panels for organ in panel})
         lines = {organ: [(panel.get(organ) or {}).get(what) for panel in panels] for organ in names}
         return lines, _numbers(order)

@@ -1,0 +1,38 @@
+"""`usfmae-client report`: one month on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from usfmae.client.cli.options import as_json, site_directory
+from usfmae.core.cli.shell import print_json
+
+
+@click.command(short_help="One month as one page for the security officer.")
+@site_directory
+@click.option("--month", metavar="YYYY-MM", help="The month (UTC); by default the present one.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Default: SITE/report-MONTH.html.")
+@as_json
+def report(directory: Path, month: str | None, out: Path | None, as_json: bool) -> None:
+    """What came in, what left, approvals, anomalies: out of audit log and outbox. No picture, no identifier."""
+    from usfmae.client import outbox
+    from usfmae.client.site import Site
+    from usfmae.core import audit
+    from usfmae.core.errors import PolicyError
+    from usfmae.core.report import site as page
+
+    wanted = page.month_of(month)
+    site = Site.open(directory)
+    try:
+        chain = f"{audit.verify(site.audit_log)} entries, unbroken"
+    except PolicyError as error:
+        chain = str(error)
+    found = page.month(audit.entries(site.audit_log), outbox.entries(site), wanted)
+    if as_json:
+        print_json({**found, "chain": chain})
+        return
+    file = out or directory / f"report-{wanted}.html"
+    page.write_month(file, site.settings.name, site.fingerprint, found, chain)
+    click.echo(file)

@@ -1,0 +1,40 @@
+"""`usfmae-server certificate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from usfmae.core.cli.shell import print_json
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--renew", is_flag=True, help="Make a new certificate from the federation's own CA.")
+@click.option("--certificate", type=click.Path(path_type=Path), help="Use this PEM certificate (with its chain).")
+@click.option("--key", type=click.Path(path_type=Path), help="The PEM key of --certificate.")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+def certificate(directory: Path, renew: bool, certificate: Path | None, key: Path | None, as_json: bool) -> None:
+    """When the server's certificate ends; renew it, or bring one along. A new one holds from the next start on.
+
+    Sites trust the CA (ca.pem), so a renewal asks nothing of them. A certificate of another CA does: give the sites
+    that CA's file.
+    """
+    from usfmae.core.errors import UsageError
+    from usfmae.server import renewal
+    from usfmae.server.home import Home
+
+    home = Home(directory)
+    if bool(certificate) != bool(key) or (renew and certificate):
+        raise UsageError("certificate", "--certificate and --key go together, --renew goes alone", "see --help")
+    if certificate and key:
+        found = renewal.bring(home, certificate, key)
+    else:
+        found = renewal.renew(home) if renew else renewal.about(home)
+    if as_json:
+        print_json(found)
+        return
+    click.echo(f"names   {', '.join(found['names'])}")
+    click.echo(f"ends    {found['ends'][:10]}, in {found['days_left']:.0f} days")
+    click.echo(f"CA ends {found['ca_ends'][:10]}, in {found['ca_days_left']:.0f} days")
