@@ -5,7 +5,6 @@ Pixels come from pydicom's decoders (Pillow, GDCM, openjpeg, pyjpegls, RLE); MPE
 
 from __future__ import annotations
 
-import io
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import Any, BinaryIO
@@ -23,7 +22,7 @@ from usfmae.core.flow import Frame, Region, Scan
 from usfmae.core.read import colour, rules, video
 from usfmae.core.read.facts import Facts, check_size
 from usfmae.core.read.reasons import guarded
-from usfmae.core.read.source import opened
+from usfmae.core.read.source import in_memory, opened
 from usfmae.core.read.timing import kept_indices, steady_times
 
 SUFFIXES = (".dcm", ".dicom", ".ima", "")
@@ -226,9 +225,9 @@ def _arrays(file: BinaryIO, ds: Dataset, indices: list[int]) -> Generator[NDArra
 def _mpeg(file: BinaryIO, scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Frame]:
     """One MPEG-2, H.264 or HEVC stream, which lies in the fragments of one frame (PS3.5 8.2.5 ff.)."""
     stream = next(generate_frames(pydicom.dcmread(file, force=True).PixelData, number_of_frames=1))
-    film = io.BytesIO(stream)  # held: cv2 does not own what it reads from
-    capture = video.open_capture(film, settings)
-    try:
-        yield from video.kept_frames(capture, scan, settings, notes)
-    finally:
-        capture.release()
+    with in_memory(stream) as path:
+        capture = video.open_capture(path, settings)
+        try:
+            yield from video.kept_frames(capture, scan, settings, notes)
+        finally:
+            capture.release()

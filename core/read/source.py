@@ -44,12 +44,19 @@ def opened(scan: Scan, settings: ReadSettings) -> Iterator[BinaryIO]:
 def as_path(scan: Scan, settings: ReadSettings) -> Iterator[str]:
     """A path for libraries that take nothing else; members live in anonymous memory, not in a temporary file."""
     if not scan.member:
-        yield str(scan.path)
+        yield str(scan.path.absolute())
         return
-    descriptor = os.memfd_create("member")
+    with in_memory(read_member(scan.path, scan.member, settings)) as path:
+        yield path
+
+
+@contextmanager
+def in_memory(data: bytes) -> Iterator[str]:
+    """A path to bytes in anonymous memory: no temporary file, gone when the process is."""
+    descriptor = os.memfd_create("scan")
     try:
         with os.fdopen(os.dup(descriptor), "wb") as file:
-            file.write(read_member(scan.path, scan.member, settings))
+            file.write(data)
         yield f"/proc/self/fd/{descriptor}"
     finally:
         os.close(descriptor)

@@ -1,18 +1,14 @@
 """Clips: mp4, mov, avi, mpeg, mkv, gif, through the FFmpeg in cv2. Frames are chosen by presentation time.
 
-The demuxer is fed from memory or an open file, never with a path or an address, so that a hostile clip cannot make
-it open anything else; only containers known by their first bytes reach it (no playlists).
+Only containers known by their first bytes reach the demuxer (no playlists), and it may open plain files alone, so
+that a hostile clip cannot make it fetch anything. It gets a path, since cv2 crashes on damaged AVI in a stream object.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any, BinaryIO, cast
-
-# cv2 reads these when it opens its first clip. Quiet, because FFmpeg's messages can quote what stands in a file.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
+from pathlib import Path
 
 import cv2
 
@@ -21,8 +17,14 @@ from usfmae.core.flow import Frame, Scan
 from usfmae.core.read.facts import Facts, check_size
 from usfmae.core.read.raster import as_rgb
 from usfmae.core.read.reasons import Unreadable
-from usfmae.core.read.source import opened
+from usfmae.core.read.source import as_path
 from usfmae.core.read.timing import Sampler
+
+# cv2 reads these when it opens a clip. Quiet, because FFmpeg's messages can quote what stands in a file.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
+DEMUXERS = "avi,mov,mpeg,mpegvideo,mpegts,matroska,gif,asf,h264,hevc"
+os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = f"protocol_whitelist;file|format_whitelist;{DEMUXERS}"
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mpg", ".mpeg", ".mkv", ".webm", ".gif", ".wmv")
 BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")  # ISO 14496-12, QuickTime
@@ -43,9 +45,9 @@ def container(head: bytes) -> str:
     return names.get(head[:3], "video")
 
 
-def open_capture(file: BinaryIO, settings: ReadSettings) -> cv2.VideoCapture:
+def open_capture(path: str, settings: ReadSettings) -> cv2.VideoCapture:
     """A decoder on one thread, with its picture size checked. Raises Unreadable."""
-    capture = cv2.VideoCapture(cast(Any, file), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     if not capture.isOpened():
         raise Unreadable("unreadable", "no decodable video stream")
     width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
@@ -54,10 +56,10 @@ def open_capture(file: BinaryIO, settings: ReadSettings) -> cv2.VideoCapture:
 
 
 def facts(scan: Scan, settings: ReadSettings) -> Facts:
-    with opened(scan, settings) as file:
-        name = container(file.read(16))
-        file.seek(0)
-        capture = open_capture(file, settings)
+    with as_path(scan, settings) as path:
+        with Path(path).open("rb") as file:
+            name = container(file.read(16))
+        capture = open_capture(path, settings)
         count, rate = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
         capture.release()
     known = rate > 0 and 0 < count <= settings.max_frames
@@ -68,8 +70,8 @@ def facts(scan: Scan, settings: ReadSettings) -> Facts:
 
 def frames(scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Frame]:
     """The kept frames in order; the others are stepped over without conversion. One frame in memory at a time."""
-    with opened(scan, settings) as file:
-        capture = open_capture(file, settings)
+    with as_path(scan, settings) as path:
+        capture = open_capture(path, settings)
         try:
             yield from kept_frames(capture, scan, settings, notes)
         finally:
