@@ -29,7 +29,7 @@ OPEN_ENDED = 100  # rounds that place the learning rate where a campaign has no 
 # Settings that change how fast or where a round is computed, never what comes out.
 _FREE_TRAIN = {"micro_batch", "keep", "checkpoint_steps", "compile", "steps", "origin"}
 _FREE_ROUNDS = {"total_steps", "quorum", "deadline", "patience", "late"}
-_FREE_CONTINUAL = {"alphas"}
+_FREE_CONTINUAL = {"alphas", "anatomies"}
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,7 @@ def finish(
     verdicts.update({verdict.site: verdict for verdict in admitted})
     ledger.commit_round(current.number, result, {**_summary(admitted), **judgement}, list(verdicts.values()))
     names = [verdict.site for verdict in admitted]
-    audit.append(
-        home.audit, "aggregator", "round", round=current.number, base=current.base, result=result, sites=names
-    )
+    audit.append(home.audit, "aggregator", "round", round=current.number, base=current.base, result=result, sites=names)
     return result
 
 

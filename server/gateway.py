@@ -141,11 +141,11 @@ class Link(Grid):
             if reply_id is None:
                 found += self._lost(message_id)
             elif reply_id in self.store.refused:
-                found.append(self._failed(message_id, reply_id, self.store.refused[reply_id]))
+                found.append(self._failed(message_id, reply_id, self.store.refused[reply_id], ErrorCode.UNKNOWN))
             elif self.store.complete(reply_id):
                 found.append(self._read(message_id, reply_id))
             elif self.store.silent_for(reply_id) > STALLED_SECONDS:
-                found.append(self._failed(message_id, reply_id, "the upload stalled"))
+                found.append(self._failed(message_id, reply_id, "the upload stalled", ErrorCode.MESSAGE_UNAVAILABLE))
         return found
 
     def _lost(self, message_id: str) -> list[Message]:
@@ -167,18 +167,17 @@ class Link(Grid):
             if not isinstance(reply, Message):
                 raise TypeError(f"a {type(reply).__name__}, not a message")
         except Exception as error:  # whatever a hostile tree may raise
-            return self._failed(message_id, reply_id, f"not a message: {error}")
+            return self._failed(message_id, reply_id, f"not a message: {error}", ErrorCode.UNKNOWN)
         reply.metadata.__dict__.update({"_message_id": reply_id, "_reply_to_message_id": message_id})
         self._forget(message_id, reply_id)
         note(logger, "reply received", level=logging.DEBUG, bytes=received)
         return reply
 
-    def _failed(self, message_id: str, reply_id: str, why: str) -> Message:
+    def _failed(self, message_id: str, reply_id: str, why: str, code: int) -> Message:
         self._forget(message_id, reply_id)
-        metadata = Metadata(
-            self.run_id, "", SUPERLINK_NODE_ID, SUPERLINK_NODE_ID, message_id, "", time.time(), 1, "system"
-        )
-        return make_message(metadata, error=Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, why))
+        ours = SUPERLINK_NODE_ID
+        metadata = Metadata(self.run_id, "", ours, ours, message_id, "", time.time(), 1, "system")
+        return make_message(metadata, error=Error(code, why))
 
     def _forget(self, message_id: str, reply_id: str) -> None:
         self.state.delete_messages({message_id})

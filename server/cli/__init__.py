@@ -15,7 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name -> ("module:attribute", one-lin
     "campaign": ("usfmae.server.cli.campaign:campaign", "Begin, end and list spans of rounds with one recipe."),
     "release": (
         "usfmae.server.cli.release:release",
-        "The best encoder under the forgetting budget, signed, with a card.",
+        "The best encoder under the budget, signed, with a card.",
     ),
     "status": ("usfmae.server.cli.status:status", "Round, sites, verdicts, last checkpoint and its hash."),
     "certificate": ("usfmae.server.cli.certificate:certificate", "When the certificate ends; renew or replace it."),

@@ -1,0 +1,152 @@
+"""A release: the best encoder under the forgetting budget in a folder that explains and proves itself offline.
+
+weights.safetensors   encoder and the seed's decoder, loads in every `usfmae` command
+settings.json         the campaign's recipe, every key
+README.md             model card: data, recipe, rounds, panel, benchmarks, limits
+lineage.json          the chain of encoders back to the seed, with counts, never with names of sites
+coordinator.pub.pem   the key that signed manifest.json
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from usfmae.core import audit, manifest
+from usfmae.core.checkpoint import describe, load, save, tensors_id
+from usfmae.core.config.coordinator import CoordinatorSettings
+from usfmae.core.continual import averaging, budget, lineage
+from usfmae.core.errors import PolicyError, UsageError
+from usfmae.core.files import write_atomic
+from usfmae.core.keys import Ed25519PrivateKey, read_private
+from usfmae.server import campaign
+from usfmae.server.budget import Gate
+from usfmae.server.card import card
+from usfmae.server.home import Home
+from usfmae.server.ledger import Ledger, Round
+from usfmae.server.panel import PanelReader
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is released, and why."""
+
+    round: int
+    alpha: float  # share of the change since the seed: 1 is the round's encoder as it is
+    why: str
+    panel: dict[str, Any] | None  # the reading of exactly this encoder, None without a panel
+
+
+def release(home: Home, settings: CoordinatorSettings, out: Path, benchmarks: Sequence[Path] = ()) -> dict[str, Any]:
+    """Write a release into the new folder `out`. UsageError where it exists, PolicyError where nothing may go out."""
+    if out.exists():
+        raise UsageError(f"folder {out}", "exists already", "give a new one: a release is never changed")
+    ledger = Ledger(home.ledger)
+    reader = Gate(home, ledger, settings).reader
+    choice = choose(home, ledger, settings, reader)
+    results = [json.loads(path.read_text()) for path in benchmarks]
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        facts = _write(home, ledger, settings, choice, results, partial)
+        manifest.write(partial, read_private(home.signing_key, Ed25519PrivateKey), {"release": facts})
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    audit.append(home.audit, "coordinator", "release", content=facts["content"], round=choice.round, alpha=choice.alpha)
+    return {"folder": str(out), **facts, "why": choice.why}
+
+
+def choose(home: Home, ledger: Ledger, settings: CoordinatorSettings, reader: PanelReader | None) -> Choice:
+    """The committed round with the lowest mean loss over its seed loss, within the budget; then the best alpha.
+
+    Without a panel the last round, and the card says that forgetting was not measured.
+    """
+    rounds = [r for r in ledger.rounds() if r.state == "committed" and home.checkpoint(r.number).exists()]
+    if not rounds:
+        raise PolicyError("release", "no round is committed", "run rounds first")
+    if reader is None:
+        return Choice(rounds[-1].number, 1.0, "the last round; no panel is set, so forgetting was not measured", None)
+    read = {r.number: _costs(r, reader) for r in rounds}
+    kept = {n: costs for n, costs in read.items() if costs and max(costs.values()) <= settings.continual.budget}
+    if not kept:
+        raise PolicyError("release", "no round keeps the forgetting budget", "see 'usfmae-server status', continual.*")
+    best = min(kept, key=lambda n: (_mean(kept[n]), n))
+    return _interpolated(home, settings, reader, best, len(rounds) - len(kept))
+
+
+def _interpolated(home: Home, settings: CoordinatorSettings, reader: PanelReader, number: int, out: int) -> Choice:
+    seed, now = load(home.checkpoint(0)).tensors, load(home.checkpoint(number)).tensors
+    base = {organ: reading.loss for organ, reading in reader.seed.items()}
+    found = []
+    for alpha in sorted({1.0, *settings.continual.alphas}, reverse=True):
+        readings = reader.read(averaging.interpolate(seed, now, alpha))
+        costs = budget.excess(base, {organ: reading.loss for organ, reading in readings.items()})
+        if max(costs.values()) <= settings.continual.budget:
+            found.append((_mean(costs), -alpha, readings))
+    cost, minus, readings = min(found, key=lambda item: item[:2])
+    why = f"round {number}, alpha {-minus:g}: mean panel loss {cost:+.1%} against the seed, every organ within "
+    why += f"{settings.continual.budget:+.0%}; {out} round(s) were over it"
+    return Choice(number, -minus, why, reader.summary(readings))
+
+
+def _costs(round_: Round, reader: PanelReader) -> dict[str, float]:
+    panel = (round_.summary or {}).get("panel", {})
+    if panel.get("fingerprint") != reader.panel.fingerprint:
+        return {}
+    return budget.excess(panel["seed"], {organ: values["loss"] for organ, values in panel["organs"].items()})
+
+
+def _mean(costs: Mapping[str, float]) -> float:
+    return sum(costs.values()) / len(costs)
+
+
+def _write(
+    home: Home,
+    ledger: Ledger,
+    settings: CoordinatorSettings,
+    choice: Choice,
+    benchmarks: Sequence[Mapping[str, Any]],
+    out: Path,
+) -> dict[str, Any]:
+    """Every file but the manifest; returns what the manifest says of them."""
+    seed, chosen = load(home.checkpoint(0)), load(home.checkpoint(choice.round))
+    encoder = averaging.interpolate(seed.tensors, chosen.tensors, choice.alpha)
+    more = {key: chosen.metadata[key] for key in ("campaign", "images", "sites", "step") if key in chosen.metadata}
+    about = describe(chosen.model, chosen.train, parents=tuple(sorted({seed.trail.id, chosen.trail.id})), **more)
+    weights = save(out / "weights.safetensors", {**encoder, **load(home.decoder).tensors}, about)
+    chain = lineage.chain(_links(ledger, choice.round), seed.trail.id, choice.alpha, tensors_id(encoder))
+    running = next(c for c in reversed(campaign.campaigns(ledger)) if c.first <= choice.round)
+    write_atomic(out / "lineage.json", _json(chain))
+    write_atomic(out / "settings.json", _json(running.settings))
+    write_atomic(out / "coordinator.pub.pem", home.public_key.read_bytes())
+    text = card(settings, ledger, choice, running, weights.trail.id, benchmarks)
+    write_atomic(out / "README.md", text.encode())
+    return {"content": weights.trail.id, "round": choice.round, "alpha": choice.alpha, "campaign": running.id}
+
+
+def _links(ledger: Ledger, last: int) -> list[dict[str, Any]]:
+    """One entry a round: what it began with, what came out, how many took part."""
+    return [
+        {
+            "round": r.number,
+            "base": r.base,
+            "result": r.result,
+            "steps": r.steps,
+            "sites": (r.summary or {}).get("sites"),
+            "images": (r.summary or {}).get("images"),
+            "gate": (r.summary or {}).get("gate", {}).get("outcome"),
+            **({"back_to": (r.summary or {})["back_to"]} if "back_to" in (r.summary or {}) else {}),
+        }
+        for r in ledger.rounds()
+        if r.number <= last and r.state == "committed"
+    ]
+
+
+def _json(values: Any) -> bytes:
+    return json.dumps(values, indent=2, sort_keys=True).encode()
