@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help demo test test-unit test-e2e test-faults test-attacks lint venv tesseract clean
+.PHONY: help demo test test-unit test-e2e test-faults test-attacks test-system docs bundle lint venv tesseract clean
 
 help:                ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
@@ -27,6 +27,18 @@ test-faults: venv tesseract ## the kill and outage matrix; prints a table
 
 test-attacks: venv tesseract ## the hostile-site matrix; prints the verdicts
 	$(BIN)/python -m pytest -m attacks -s $(ARGS)
+
+test-system: venv tesseract ## against Debian's Orthanc, DCMTK, Prometheus, Chromium, in namespaces; needs them installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/system/requirements.txt
+	$(BIN)/python -m pytest -m system -s $(ARGS)
+
+docs: venv           ## the documentation, in docs/_build/html
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	$(BIN)/python -m sphinx -q -b html docs docs/_build/html
+
+bundle: docs         ## the offline bundle, in dist/bundle; VARIANT=cpu leaves the GPU libraries out
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0 setuptools wheel
+	deploy/offline/bundle.sh dist/bundle $(BIN)/python
 
 lint: venv           ## ruff, mypy, import-linter
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,0 +1,149 @@
+"""Writes docs/reference/*.md from the code: commands, settings, metrics, exit codes. Nothing in them is kept by hand."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from usfmae.core import errors, metrics
+from usfmae.core.config.base import Options, sub_options
+
+PROGRAMS = {"usfmae": "usfmae.core.cli", "usfmae-client": "usfmae.client.cli", "usfmae-server": "usfmae.server.cli"}
+ROOTS = {
+    "usfmae": ("usfmae.core.config.root:Settings", "`--config FILE`, `usfmae config template`"),
+    "A site": ("usfmae.core.config.site:SiteSettings", "`SITE/site.yaml`"),
+    "The aggregator": ("usfmae.core.config.coordinator:CoordinatorSettings", "`DIR/coordinator.yaml`"),
+}
+# What each exit code means and what to do; the classes below it are found in core/errors.py.
+EXIT_CODES = {
+    0: ("done", "Nothing."),
+    1: ("a bug", "Report it with the line printed; `USFMAE_DEBUG=1` shows the traceback."),
+    2: ("usage", "The command line asks for something that cannot be: see `--help`."),
+    3: ("configuration", "The line names each wrong key and where its value came from."),
+    4: ("data source", "A scan, corpus, label or checkpoint cannot be used: the line says which and why."),
+    5: ("quarantine limit", "More was kept back than the site allows: look at the reasons before you raise the limit."),
+    6: ("network or TLS", "DNS, proxy, TLS, a refused connection or key: run `usfmae-client doctor SITE`."),
+    7: ("machine", "Disk, memory, GPU, a taken port, or a missing program such as Tesseract."),
+    8: ("policy", "A rule refused it: admission, egress, a broken chain, the forgetting budget."),
+    75: ("try later", "Paused, quiet hours, or another run at work: the same command works later."),
+    130: ("stopped", "Ctrl-C. The same command goes on."),
+}
+
+
+def write_reference(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    pages = {"commands": commands(), "settings": settings(), "metrics": measured(), "exit-codes": exit_codes()}
+    for name, lines in pages.items():
+        text = "\n".join(lines) + "\n"
+        file = folder / f"{name}.md"
+        if not file.exists() or file.read_text() != text:
+            file.write_text(text)
+
+
+def groups() -> Iterator[tuple[str, click.Group, dict[str, tuple[str, str]]]]:
+    for program, module in PROGRAMS.items():
+        found = importlib.import_module(module)
+        yield program, found.group, found.COMMANDS
+
+
+def every_command() -> Iterator[tuple[str, click.Command, str]]:
+    """(full name, command, one-line help) of every command and subcommand."""
+    for program, group, table in groups():
+        for name, (_, text) in table.items():
+            command = group.get_command(click.Context(group), name)
+            if command is not None:
+                yield from _below(f"{program} {name}", command, text)
+
+
+def _below(name: str, command: click.Command, text: str) -> Iterator[tuple[str, click.Command, str]]:
+    yield name, command, text
+    if isinstance(command, click.Group):
+        for part in command.list_commands(click.Context(command)):
+            inner = command.get_command(click.Context(command), part)
+            if inner is not None:
+                yield from _below(f"{name} {part}", inner, inner.get_short_help_str(200))
+
+
+def commands() -> Iterator[str]:
+    yield "# Commands\n"
+    yield "Data goes to stdout, everything else to stderr. Every error is one line: what failed, why, what to do."
+    for name, command, text in every_command():
+        depth = "##" if name.count(" ") == 1 else "###"
+        yield f"\n{depth} {name}\n"
+        yield inspect.cleandoc(command.help or text).replace("\b\n", "").replace("\f", "")
+        if isinstance(command, click.Group):
+            continue
+        yield f"\n```text\n{name} {' '.join(command.collect_usage_pieces(click.Context(command)))}\n```"
+        options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+        if options:
+            yield "\n| option | meaning |\n|---|---|"
+        for option in options:
+            spelled = ", ".join(f"`{o}`" for o in (*option.opts, *option.secondary_opts))
+            yield f"| {spelled} | {_cell(option.help or '')}{_default(option)} |"
+
+
+def _default(option: click.Option) -> str:
+    shown = option.show_default and option.default not in (None, False, ())
+    return f" Default: `{option.default}`." if shown else ""
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def settings() -> Iterator[str]:
+    yield "# Settings\n"
+    yield "Every key, its default and its meaning. `--set key=value` overrides a key for one call,"
+    yield "`USFMAE_SECTION__KEY=value` in the environment does the same. Passwords never stand in a configuration: a"
+    yield "key that ends in `_file` names the file that holds one."
+    for title, (place, where) in ROOTS.items():
+        yield f"\n## {title}\n\nIn {where}.\n\n| key | default | meaning |\n|---|---|---|"
+        module, _, name = place.partition(":")
+        yield from _keys(getattr(importlib.import_module(module), name), "")
+
+
+def _keys(options: type[Options], prefix: str) -> Iterator[str]:
+    for name, field in options.model_fields.items():
+        inner = sub_options(field.annotation)
+        if inner:
+            yield from _keys(inner, f"{prefix}{name}.")
+            continue
+        default = "required" if field.is_required() else f"`{_plain(field.get_default(call_default_factory=True))}`"
+        yield f"| `{prefix}{name}` | {default} | {_cell(field.description or '')} |"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(str, value)) + "]"
+    return {None: "null", True: "true", False: "false", "": '""'}.get(value, str(value))
+
+
+def measured() -> Iterator[str]:
+    yield "# Metrics\n"
+    yield "`metrics.port` switches the Prometheus endpoint on, on loopback unless `metrics.host` says otherwise. Values are"
+    yield "read from the state on disk, so counters survive a restart. No label carries a patient, a path or a UID."
+    yield "Dashboard and alert rules: `deploy/grafana`, `deploy/prometheus`."
+    for title, table in (("At a site", metrics.SITE), ("At the aggregator", metrics.SERVER)):
+        yield f"\n## {title}\n\n| metric | kind | label | meaning |\n|---|---|---|---|"
+        for metric in table:
+            label = f"`{metric.label}`" if metric.label else ""
+            yield f"| `{metric.name}` | {metric.kind} | {label} | {metric.text} |"
+
+
+def exit_codes() -> Iterator[str]:
+    yield "# Exit codes\n\n| code | meaning | error classes | what to do |\n|---|---|---|---|"
+    classes: dict[int, list[str]] = {}
+    for name, found in vars(errors).items():
+        if isinstance(found, type) and issubclass(found, errors.UsfmaeError):
+            classes.setdefault(found.exit_code, []).append(f"`{name}`")
+    for code, (meaning, action) in EXIT_CODES.items():
+        yield f"| {code} | {meaning} | {', '.join(classes.get(code, []))} | {action} |"
+
+
+if __name__ == "__main__":
+    write_reference(Path(__file__).parent / "reference")
