@@ -106,12 +106,13 @@ def _check_heads(
             load_tensors(other, built.state_dict())
             losses[heads] = loss_of(other)
     found = ", ".join(f"{loss:.4f} with {heads}" for heads, loss in losses.items())
-    best = min(losses, key=losses.__getitem__)
+    best, next_best = [*sorted(losses, key=losses.__getitem__), model.decoder_heads][:2]
     if not stated:
+        clear = losses[best] * MARGIN < losses[next_best]
         raise UsageError(
             "weights of --init",
             f"do not say how many decoder heads they were trained with; reconstruction loss: {found}",
-            f"name them: --decoder-heads {best}",
+            f"name them: --decoder-heads {best}" if clear else "name them: --decoder-heads 8 (paper) or 16 (notebook)",
         )
     if losses[best] * MARGIN < losses[model.decoder_heads]:
         raise CheckpointError(
