@@ -9,6 +9,8 @@ import click
 
 from usfmae.core.cli.shell import print_json
 
+OWN_KEY = "coordinator.pub.pem"  # inside a release
+
 
 @click.command(
     help="Check the weights of a checkpoint against their hash, a release folder against its manifest and signature, "
@@ -30,20 +32,27 @@ def verified(path: Path, key: Path | None) -> dict[str, Any]:
     """What was checked and held; raises a UsfmaeError naming what did not."""
     from usfmae.core import audit, manifest
     from usfmae.core.checkpoint import load
+    from usfmae.core.continual import lineage
     from usfmae.core.errors import ConfigError, UsageError
     from usfmae.core.keys import public_signing_key
 
     if path.is_dir():
+        own = path / OWN_KEY
+        used = key or (own if own.exists() else None)
         try:
-            public = public_signing_key(key.read_text(), str(key)) if key else None
-        except OSError as error:
-            raise ConfigError(f"key {key}", error.strerror or str(error), "give the coordinator's public key") from None
+            public = public_signing_key(used.read_text(), str(used)) if used else None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"key {used}", str(error), "give the coordinator's public key") from None
+        # The folder's own key finds damage; only a key from elsewhere shows who signed.
+        signature = (
+            "holds" if key else f"holds for {OWN_KEY} in the folder: give --key" if used else "not checked: give --key"
+        )
         listed = manifest.check(path, public)
         for name in listed["files"]:
             if name.endswith(".safetensors") and "optimizer" not in name:
                 _content(path / name)
-        signature = "holds" if key else "not checked: give --key"
-        return {"release": str(path), "files": len(listed["files"]), "hashes": "hold", "signature": signature}
+        held = {"release": str(path), "files": len(listed["files"]), "hashes": "hold", "signature": signature}
+        return {**held, "lineage": f"{lineage.check(path)} rounds"} if lineage.NAME in listed["files"] else held
     if path.suffix == ".jsonl":
         if not path.exists():
             raise UsageError(f"audit log {path}", "does not exist", "give an existing file")

@@ -1,0 +1,88 @@
+"""Which recipe learns new organs without forgetting the old one? Real scans, a tiny model, the product's own parts.
+
+    python benchmarks/continual.py [--quick] [--json] [--data DIR] [--cache DIR] [--seeds 3] [--workers 2] [--out DIR]
+
+A seed learns breast; then four sites hold ovary, lung (clips), lung (frames) and fetal heads. Each arm is run from
+each of the seeds with its own held-out patients. Finished runs are kept in the cache, so an interrupted experiment
+goes on; --quick is one seed and three arms. --out writes the table (Markdown) and the plot (SVG).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import continual_arms as arms
+import continual_data
+import continual_table as table
+
+from usfmae.core.flow import recipe_id
+
+ROOT = Path(__file__).parents[1]
+QUICK = ("centralised", "federated", "replay 5 %")
+
+
+def main() -> None:
+    given = _arguments()
+    size = arms.Size()
+    names = [a.name for a in arms.ARMS if not given.quick or a.name in ("seed only", *QUICK)]
+    seeds = range(1 if given.quick else given.seeds)
+    given.cache.mkdir(parents=True, exist_ok=True)
+    root = continual_data.prepare(given.data, given.cache)
+    recipe = recipe_id({"size": asdict(size), "model": arms.MODEL.model_dump(), "arms": [asdict(a) for a in arms.ARMS]})
+    kept = given.cache / f"results-{recipe[:12]}"
+    kept.mkdir(exist_ok=True)
+    results = _run(names, seeds, size, root, given.cache, kept, given.workers)
+    report = table.report(results, size, arms.MODEL, given.quick)
+    if given.out:
+        table.write(report, given.out)
+    print(json.dumps(report, indent=2) if given.json else table.text(report))
+
+
+def _run(
+    names: list[str], seeds: range, size: arms.Size, root: Path, cache: Path, kept: Path, workers: int
+) -> list[dict[str, Any]]:
+    """Every arm and seed, finished ones from disk; seeds first, since all arms of a repetition start from one."""
+    with ProcessPoolExecutor(workers) as pool:
+        for done in [pool.submit(arms.seed_model, root, size, seed, cache) for seed in seeds]:
+            done.result()
+        jobs = {}
+        for seed in seeds:
+            for name in names:
+                place = kept / f"{seed}-{''.join(c if c.isalnum() else '-' for c in name)}.json"
+                if not place.exists():
+                    jobs[pool.submit(arms.run, name, size, seed, root, cache)] = place
+        for count, job in enumerate(as_completed(jobs), 1):
+            found = job.result()
+            jobs[job].write_text(json.dumps(found))
+            print(
+                f"{count}/{len(jobs)} {found['arm']}, seed {found['seed']}: {found['seconds']:.0f} s", file=sys.stderr
+            )
+    found = [json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))]
+    return [one for one in found if one["arm"] in names and one["seed"] in seeds]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = Path(os.environ.get("USFMAE_TEST_DATA", ROOT.parent / "shared" / "data"))
+    parser.add_argument("--data", type=Path, default=data, help="folder of real ultrasound with its index.csv")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "usfmae" / "continual"
+    parser.add_argument("--cache", type=Path, default=cache, help="corpora, seeds and finished runs")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--quick", action="store_true", help="one seed, three arms")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--out", type=Path, help="folder for continual-table.md and continual.svg")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""Campaigns, the forgetting gate and releases, over virtual hospitals in one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from usfmae.core.checkpoint import describe, load, save, tensors_id
+from usfmae.core.config import load as load_settings
+from usfmae.core.config.coordinator import CoordinatorSettings
+from usfmae.core.corpus.batch import Corpus
+from usfmae.core.corpus.shard import Packed, write_shard
+from usfmae.core.errors import PolicyError, UsfmaeError
+from usfmae.core.keys import Ed25519PrivateKey, read_private
+from usfmae.core.model import fresh
+from usfmae.core.train import train
+from usfmae.server import campaign, create
+from usfmae.server.admission import ADMITTED
+from usfmae.server.budget import Gate
+from usfmae.server.close import FORGETS
+from usfmae.server.home import Home
+from usfmae.server.ledger import Ledger
+from usfmae.server.panel import check_apart, opened
+from usfmae.server.release import release
+from usfmae.server.rounds import Loop
+from usfmae.server.simulate import Hospital, InProcess, Trained, Trainer, populate, tissue
+
+TINY = ["model.image_size=32", "model.patch_size=8", "model.width=16", "model.depth=1", "model.heads=2", "model.decoder_width=16", "model.decoder_depth=1", "model.decoder_heads=2", "train.precision=fp32", "train.batch_size=8", "train.lr=2e-3", "train.schedule=infinite", "train.warmup=0.1", "rounds.steps=4", "min_free_gib=0", "gate.norm_limit=1e6", "gate.base_limit=100", "gate.direction_limit=-1", "continual.panel_images=8"]
+
+
+@pytest.fixture(scope="session")
+def panel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two organs of simulated tissue, one of them with two classes."""
+    root = tmp_path_factory.mktemp("panel")
+    images = [list(tissue(site, 16, 32)) for site in (100, 101, 102)]
+    write_shard(root / "linear", "all", images[0])
+    write_shard(root / "sector" / "one", "one", images[1])
+    write_shard(root / "sector" / "two", "two", images[2])
+    return root
+
+
+@pytest.fixture(scope="session")
+def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that knows something of simulated tissue, so that it has something to forget."""
+    root = tmp_path_factory.mktemp("seed")
+    settings = load_settings(CoordinatorSettings, None, TINY)[0]
+    write_shard(root, "all", [image for site in (200, 201) for image in tissue(site, 16, 32)])
+    corpus, model = Corpus([root]), fresh(settings.model)
+    recipe = settings.train.model_copy(update={"lr": 1e-2})
+    train(model, corpus, recipe, positions=np.arange(len(corpus)), steps=40)
+    save(root / "seed.safetensors", model.state_dict(), describe(settings.model, settings.train))
+    return root / "seed.safetensors"
+
+
+def home_with(tmp_path: Path, panel: Path | None, *more: str, seed: Path | None = None) -> Home:
+    chosen = [*TINY, *more, *([f"continual.panel={panel}"] if panel else [])]
+    create.create(tmp_path / "home", "test", "", 0, seed, chosen)
+    return Home(tmp_path / "home")
+
+
+def honest(place: Path, request: Any, encoder: dict[str, Any], decoder: Path) -> Trained:
+    """A site whose update is small."""
+    random = np.random.default_rng([request.round, int(place.name[-3:])])
+    moved = {n: (v + random.normal(0, 1e-4, v.shape)).astype(np.float32) for n, v in encoder.items()}
+    return Trained(moved, 8, request.steps)
+
+
+def forgetful(since: int, sites: tuple[str, ...]) -> Trainer:
+    """From round `since` on these sites send a model that has forgotten what it knew."""
+
+    def train(place: Path, request: Any, encoder: dict[str, Any], decoder: Path) -> Trained:
+        good = honest(place, request, encoder, decoder)
+        if request.round < since or place.name not in sites:
+            return good
+        random = np.random.default_rng(7)
+        wrecked = {n: (v + random.normal(0, 1.0, v.shape)).astype(np.float32) for n, v in encoder.items()}
+        return dataclasses.replace(good, encoder=wrecked)
+
+    return train
+
+
+def loop_of(home: Home, hospitals: list[Hospital], settings: CoordinatorSettings | None = None) -> Loop:
+    key = read_private(home.signing_key, Ed25519PrivateKey)
+    wire = InProcess(hospitals, home.decoder)
+    return Loop(home, Ledger(home.ledger), settings or home.settings(), wire, key, wait=lambda seconds: None)
+
+
+def excess(summary: Any) -> float:
+    panel = summary["panel"]
+    return max(panel["organs"][organ]["loss"] / loss - 1 for organ, loss in panel["seed"].items())
+
+
+@pytest.fixture(scope="module")
+def ten_rounds(tmp_path_factory: pytest.TempPathFactory, panel: Path, seed: Path) -> Home:
+    home = home_with(tmp_path_factory.mktemp("ten"), panel, "gate.weight_cap=0.6", seed=seed)
+    loop_of(home, populate(home, 2, 8, forgetful(6, ("virtual-002",)))).run(10)
+    return home
+
+
+def test_the_gate_refuses_rounds_that_forget_and_the_release_keeps_the_budget(ten_rounds: Home, tmp_path: Path) -> None:
+    rounds = Ledger(ten_rounds.ledger).rounds()
+    outcomes = [r.summary["gate"]["outcome"] for r in rounds]
+    assert outcomes[:5] == ["accepted"] * 5 and set(outcomes[5:]) <= {"refused", "interpolated"}, outcomes
+    refused = [r for r in rounds if r.summary["gate"]["outcome"] == "refused"]
+    assert refused and all(r.result == r.base and "against the seed" in r.summary["gate"]["reason"] for r in refused)
+    assert all(excess(r.summary) <= 0.10 for r in rounds)
+
+    done = release(ten_rounds, ten_rounds.settings(), tmp_path / "out")
+    assert done["round"] <= 10
+    lineage = json.loads((tmp_path / "out" / "lineage.json").read_text())
+    assert lineage["seed"] == load(ten_rounds.checkpoint(0)).trail.id
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "virtual-" not in card and "| linear |" in card and "refused" not in str(done)
+
+
+def test_one_flipped_byte_in_any_file_of_a_release_is_found(ten_rounds: Home, tmp_path: Path) -> None:
+    from usfmae.core.cli.verify import verify
+
+    out, key = tmp_path / "out", str(ten_rounds.public_key)
+    release(ten_rounds, ten_rounds.settings(), out)
+    assert CliRunner().invoke(verify, [str(out), "--key", key]).exit_code == 0
+    assert "lineage" in CliRunner().invoke(verify, [str(out)]).output
+    for path in sorted(out.iterdir()):
+        sound = path.read_bytes()
+        place = len(sound) // 2
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
+        found = CliRunner().invoke(verify, [str(out), "--key", key])
+        assert isinstance(found.exception, UsfmaeError), f"{path.name} passed"
+        path.write_bytes(sound)
+    assert CliRunner().invoke(verify, [str(out), "--key", key]).exit_code == 0
+
+
+def test_the_site_that_makes_a_round_forget_is_left_out_and_the_round_counts(
+    tmp_path: Path, panel: Path, seed: Path
+) -> None:
+    home = home_with(tmp_path, panel, seed=seed)
+    loop_of(home, populate(home, 3, 8, forgetful(2, ("virtual-003",)))).run(2)
+    ledger = Ledger(home.ledger)
+    names = {site.site: site.name for site in ledger.sites().values()}
+    verdicts = {names[site]: v.verdict for site, v in ledger.verdicts(2).items()}
+    assert verdicts == {"virtual-001": ADMITTED, "virtual-002": ADMITTED, "virtual-003": FORGETS}
+    second = ledger.rounds()[1]
+    assert second.summary["sites"] == 2 and second.summary["gate"]["outcome"] == "accepted"
+    assert second.result != second.base and excess(second.summary) <= 0.10
+
+
+def test_a_crash_between_gate_and_commit_ends_in_the_same_round(
+    tmp_path: Path, panel: Path, seed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = home_with(tmp_path, panel, "gate.weight_cap=0.6", seed=seed)
+    hospitals = populate(home, 2, 8, forgetful(2, ("virtual-002",)))
+    loop_of(home, hospitals).run(1)
+    before = load(home.checkpoint(1)).trail.id
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "commit_round", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            loop_of(home, hospitals).run(2)
+    left = load(home.checkpoint(2)).trail.id
+    assert left == before  # the gate had refused the round
+    last = Ledger(home.ledger).last_round()
+    assert last and last.number == 1 and last.result == before  # the old state, as far as the ledger says
+
+    loop_of(home, hospitals).run(2)
+    last = Ledger(home.ledger).last_round()
+    assert last and last.number == 2 and last.result == left == load(home.checkpoint(2)).trail.id
+
+
+def test_a_campaign_changed_while_it_runs_asks_for_a_new_one(tmp_path: Path) -> None:
+    home = home_with(tmp_path, None)
+    hospitals = populate(home, 1, 8, honest)
+    loop_of(home, hospitals).run(1)
+    changed = home.settings(["train.lr=0.5"])
+    with pytest.raises(PolicyError, match=r"train\.lr.*changed while the campaign runs.*campaign start"):
+        loop_of(home, hospitals, changed).run(2)
+    loop_of(home, hospitals, home.settings(["train.micro_batch=1"])).run(2)  # changes nothing that is computed
+
+
+def test_a_new_campaign_warms_up_again_and_may_start_from_an_earlier_round(tmp_path: Path) -> None:
+    home = home_with(tmp_path, None)
+    seen: list[tuple[int, int, int, str]] = []
+
+    def watching(place: Path, request: Any, encoder: dict[str, Any], decoder: Path) -> Trained:
+        train = json.loads(request.recipe)["train"]
+        seen.append((request.global_step, train["origin"], train["steps"], request.base))
+        return honest(place, request, encoder, decoder)
+
+    hospitals = populate(home, 1, 8, watching)
+    loop_of(home, hospitals).run(2)
+    ledger = Ledger(home.ledger)
+    with pytest.raises(PolicyError, match="is running"):
+        campaign.start(home, ledger, home.settings(), 2, None)
+    campaign.end(home, ledger)
+    with pytest.raises(PolicyError, match="was ended"):
+        loop_of(home, hospitals).run(0)
+    begun = campaign.start(home, ledger, home.settings(["train.lr=1e-4"]), 2, 1)
+    loop_of(home, hospitals, home.settings(["train.lr=1e-4"])).run(0)  # ends by itself after its two rounds
+    rounds = ledger.rounds()
+    assert [r.number for r in rounds] == [1, 2, 3, 4, 5] and begun.first == 4
+    assert rounds[2].result == rounds[0].result == seen[2][3] and rounds[2].summary["back_to"] == 1
+    assert seen[2][:3] == (8, 8, 16) and seen[3][:3] == (12, 8, 16)
+    assert all(a.result == b.base for a, b in zip(rounds, rounds[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ((), lambda seed, now: now),
+        (("continual.anchor_every=1", "continual.anchor_share=1"), lambda seed, now: seed),
+        (("continual.pull=1",), lambda seed, now: seed),
+    ],
+    ids=["plain", "anchor", "pull"],
+)
+def test_averaging_with_the_seed(tmp_path: Path, more: tuple[str, ...], expected: Callable[..., str]) -> None:
+    home = home_with(tmp_path, None, *more)
+    loop_of(home, populate(home, 1, 8, honest)).run(1)
+    seed, now = (load(home.checkpoint(n)).tensors for n in (0, 1))
+    assert (tensors_id(seed) == tensors_id(now)) == (expected("seed", "now") == "seed")
+
+
+@pytest.mark.parametrize("dataset", ["BUS-BRA", "busbra", "Public_Set"])
+def test_a_panel_of_training_or_benchmark_data_is_refused(tmp_path: Path, dataset: str) -> None:
+    items = [dataclasses.replace(item, dataset=dataset) for item in tissue(5, 8, 32)]
+    write_shard(tmp_path / "breast", "all", items)
+    found = opened(tmp_path, 8, CoordinatorSettings().train)
+    with pytest.raises(PolicyError, match=dataset):
+        check_apart(found, ["public set"])
+
+
+def test_a_panel_that_shares_an_image_with_the_replay_corpus_is_refused(tmp_path: Path) -> None:
+    items = list(tissue(5, 8, 32))
+    write_shard(tmp_path / "panel" / "breast", "all", items[:4])
+    write_shard(tmp_path / "replay", "all", [Packed(i.pixels, f"other-{i.id}", i.group) for i in items[3:]])
+    found = opened(tmp_path / "panel", 8, CoordinatorSettings().train)
+    with pytest.raises(PolicyError, match="replay"):
+        check_apart(found, [], Corpus([tmp_path / "replay"]))
+
+
+def test_a_release_without_a_panel_says_that_nothing_was_measured(tmp_path: Path) -> None:
+    home = home_with(tmp_path, None)
+    loop_of(home, populate(home, 1, 8, honest)).run(1)
+    done = release(home, home.settings(), tmp_path / "out")
+    assert "not measured" in done["why"] and done["alpha"] == 1
+    with pytest.raises(UsfmaeError, match="exists already"):
+        release(home, home.settings(), tmp_path / "out")
+    assert Gate(home, Ledger(home.ledger), home.settings()).reader is None
