@@ -10,7 +10,6 @@ The worker trains beside the loop and outlives it. A crash at any point loses at
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import logging
@@ -19,13 +18,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
-from usfmae.client import allowance, incoming, jobs, node, objects, outbox
+from usfmae.client import allowance, jobs, node, objects, outbox, rounds
 from usfmae.client.pending import Pending
 from usfmae.client.site import Site, read_json, write_json
 from usfmae.core import protocol
-from usfmae.core.enrolment import NAME
 from usfmae.core.errors import NetworkError, PolicyError, ResourceError, TryLaterError, UsageError, UsfmaeError
 from usfmae.core.log import note
 from usfmae.core.protocol import TrainReply, TrainRequest
@@ -102,16 +101,19 @@ class Agent:
         if request is not None:
             Pending.save(self.site, request)
             note(logger, "request received", message=request.id[:12])
-        for pending in Pending.all(self.site):
+        waiting = Pending.all(self.site)
+        for pending in waiting:
             self.busy_at = time.monotonic()
-            self._advance(pending)
+            if pending.older_than(waiting):
+                self.site.note("request.superseded", "dropped", message=pending.request.id[:12])
+                pending.drop()
+            else:
+                self._advance(pending)
 
     def _advance(self, pending: Pending) -> None:
         """One step with one request."""
         try:
-            asked = self._asked(pending)
-            if asked is not None:
-                self._answer(pending, asked)
+            self._answer(pending, self._asked(pending))
         except node.GoneError as error:
             self.site.note("request.gone", "dropped", message=pending.request.id[:12], why=str(error))
             pending.drop()
@@ -125,30 +127,17 @@ class Agent:
         if (place / "entry.json").exists():
             self._release(pending, asked, outbox.state(place))
             return
-        reason = self._unwilling(asked)
-        if reason == "wait":
+        reason = rounds.unwilling(self.site, asked)
+        if reason == rounds.WAIT:
             self.state = "quiet"
         elif reason:
             self._decline(pending, reason)
         else:
             self._work(pending, asked)
 
-    def _unwilling(self, asked: TrainRequest) -> str:
-        """Why this site does not train now: a reason that goes out, "wait", or nothing."""
-        if allowance.paused(self.site):
-            return "paused"
-        try:
-            allowance.check(self.site)
-        except TryLaterError:
-            return "wait"
-        if jobs.images(self.site) < self.site.settings.min_images:
-            return "no-images"
-        known = asked.with_decoder or jobs.previous(self.site, asked) or jobs.job(self.site, asked).decoder.exists()
-        return "" if known else "need-decoder"
-
     # --- the request
 
-    def _asked(self, pending: Pending) -> TrainRequest | None:
+    def _asked(self, pending: Pending) -> TrainRequest:
         """The request's record, fetched and checked once. PolicyError where the coordinator did not sign it."""
         if pending.record is None:
             fetch = self._fetcher(pending.request.run)
@@ -158,11 +147,7 @@ class Agent:
                     "request", f"has no record {protocol.RECORD!r}", "the aggregator runs another program"
                 )
             pending.remember(node.config_record(fetch(ids[protocol.RECORD])), ids)
-        asked = protocol.from_record(TrainRequest, pending.record or {})
-        protocol.verify(asked, self.site.coordinator)
-        if not NAME.fullmatch(asked.campaign) or asked.round < 0 or asked.steps < 1 or asked.global_step < 0:
-            raise PolicyError("request", "holds a campaign, round or step that cannot be", "refused")
-        return asked
+        return rounds.checked(self.site, pending.record or {})
 
     def _work(self, pending: Pending, asked: TrainRequest) -> None:
         """Have the request's job prepared, training, or staged when it is done."""
@@ -170,12 +155,12 @@ class Agent:
         if work.error:
             self._decline(pending, "refused: training failed here")
         elif work.result:
-            self._stage(work, asked)
-        elif not work.ready:
-            self._download(pending, asked, work)
-            self._take_up(work)
+            rounds.stage(self.site, work, asked)
+            self.wake.set()
         else:
-            self._take_up(work)
+            if not work.ready:
+                self._download(pending, asked, work)
+            self._take_up(work, asked)
 
     def _download(self, pending: Pending, asked: TrainRequest, work: jobs.Job) -> None:
         """The base, and the seed's decoder where it comes along; nothing is trained on what fails the inspection."""
@@ -192,42 +177,24 @@ class Agent:
             if name not in pending.ids:
                 raise PolicyError("request", f"has no record {name!r}", "refused")
             if not target.exists():
-                allowance.check_disk(self.site, limit if target == work.base else 0.0)
-                size = objects.receive(pending.ids[name], fetch, target, limit)
+                room = lambda size: allowance.check_disk(self.site, size)  # noqa: E731
+                size = objects.receive(pending.ids[name], fetch, target, limit, room)
                 note(logger, "downloaded", record=name, bytes=size)
-        parent = jobs.parent_norms(self.site, asked)
-        try:
-            norms = incoming.inspect(work.base, asked.base, parent, self.site.settings.max_norm_ratio)
-        except PolicyError:
-            work.base.unlink(missing_ok=True)
-            raise
-        self.fleet.confirm(pending.request)
-        jobs.prepare(work, asked, norms)
-        self.site.note("base.accepted", campaign=asked.campaign, round=asked.round, base=asked.base)
+        rounds.accept(self.site, work, asked)
+        with contextlib.suppress(NetworkError):  # it frees the aggregator's memory, no more
+            self.fleet.confirm(pending.request)
 
-    def _take_up(self, work: jobs.Job) -> None:
-        """Train this job; one that an older round left unfinished ends."""
+    def _take_up(self, work: jobs.Job, asked: TrainRequest) -> None:
+        """Train this job now, in place of an older round's; another campaign's is finished first."""
         if self.current is not None and self.current.place != work.place:
+            other = self.current.asked
+            if other.get("campaign") != asked.campaign or other.get("round", 0) > asked.round:
+                return
+            self.site.note("training.given-up", "superseded", job=self.current.place.name, by=work.place.name)
             self.workers.stop(self.current, self.site.settings.stop_wait)
         if self.current is None or self.current.place != work.place:
             note(logger, "training", job=work.place.name)
         self.current, self.state = work, "training"
-
-    def _stage(self, work: jobs.Job, asked: TrainRequest) -> None:
-        """The finished update becomes an outbox entry."""
-        result = work.result or {}
-        fields = {f.name for f in dataclasses.fields(TrainReply)}
-        reply = TrainReply(
-            campaign=asked.campaign,
-            round=asked.round,
-            base=asked.base,
-            site=self.site.fingerprint,
-            **{k: v for k, v in result.items() if k in fields},
-        )
-        about = {k: result[k] for k in ("tensors", "bytes", "norm")}
-        outbox.stage(self.site, asked, reply, work.place / outbox.UPDATE, about)
-        jobs.prune(self.site, asked)
-        self.wake.set()
 
     # --- the answer
 
@@ -242,15 +209,8 @@ class Agent:
 
     def _send_update(self, pending: Pending, asked: TrainRequest) -> None:
         place = outbox.folder(self.site, outbox.key(asked))
-        entry = read_json(place / "entry.json") or {}
-        signed = protocol.sign(protocol.from_record(TrainReply, entry["record"]), self.site.signing_key)
-        file = place / outbox.UPDATE
-
-        def part(name: str, shape: tuple[int, ...], size: int) -> objects.Part:
-            read = lambda start, stop: outbox.update_bytes(file, name, start, stop)  # noqa: E731
-            return objects.Part(signed.encoding, shape, protocol.RAW, size, read)
-
-        arrays = {name: part(name, *about) for name, about in outbox.update_parts(file).items()}
+        signed = rounds.signed_update(self.site, asked)
+        arrays = parts(place / outbox.UPDATE, signed.encoding)
         self.state = "uploading"
         self._write_status()
         sent = self._send(pending, signed, {protocol.UPDATE: arrays})
@@ -260,16 +220,7 @@ class Agent:
 
     def _decline(self, pending: Pending, why: str) -> None:
         """Tell the aggregator that there will be no update for this request."""
-        record = pending.record or {}
-        text, number = record.get("campaign", ""), record.get("round", 0)
-        reply = TrainReply(
-            campaign=text if isinstance(text, str) else "",
-            round=number if isinstance(number, int) else 0,
-            base=base if isinstance(base := record.get("base", ""), str) else "",
-            declined=why,
-            site=self.site.fingerprint,
-        )
-        self._send(pending, protocol.sign(reply, self.site.signing_key), {})
+        self._send(pending, rounds.declined(self.site, pending.record or {}, why), {})
         self.site.note("request.declined", "declined", message=pending.request.id[:12], why=why)
         note(logger, "declined", why=why)
 
@@ -418,7 +369,7 @@ class Agent:
             self.state = "offline"
 
     def _write_status(self) -> None:
-        asked = (read_json(self.current.place / "request.json") or {}).get("request", {}) if self.current else {}
+        asked = self.current.asked if self.current else {}
         status = {
             "state": self.state,
             "pid": os.getpid(),
@@ -438,6 +389,17 @@ class Agent:
 
 class KeyRefusedError(NetworkError):
     """The server does not take this site's key: nothing more to try."""
+
+
+def parts(file: Path, encoding: str) -> dict[str, objects.Part]:
+    """An update on disk as the wire's tensors, read piece by piece as they are sent."""
+
+    def part(name: str, shape: tuple[int, ...], size: int) -> objects.Part:
+        return objects.Part(
+            encoding, shape, protocol.RAW, size, lambda start, stop: outbox.update_bytes(file, name, start, stop)
+        )
+
+    return {name: part(name, *about) for name, about in outbox.update_parts(file).items()}
 
 
 @contextlib.contextmanager

@@ -62,6 +62,12 @@ class Job:
         return read_json(self.place / "progress.json") or {}
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """The request's record; empty until the job is ready."""
+        found: dict[str, Any] = (read_json(self.place / "request.json") or {}).get("request", {})
+        return found
+
+    @property
     def ready(self) -> bool:
         """The request and its base are on disk."""
         return (self.place / "request.json").exists()

@@ -113,16 +113,24 @@ def _json(found: Object) -> dict[str, Any]:
 # --- receiving: straight into a safetensors file ---------------------------------------------------------------------
 
 
-def receive(record: str, fetch: Fetch, target: Path, most_bytes: float) -> int:
+def receive(
+    record: str,
+    fetch: Fetch,
+    target: Path,
+    most_bytes: float,
+    room: Callable[[int], None] = lambda size: None,
+) -> int:
     """Write the fp32 tensors of the ArrayRecord `record` to a safetensors file; returns the file's size in bytes.
 
     Holds one chunk at a time. An interrupted call leaves `target.part` and goes on after the last whole tensor.
-    PolicyError for anything but float32 arrays or for more than `most_bytes`; ResourceError where the disk is full.
+    `room` is asked before anything is written, and raises where that many bytes do not fit. PolicyError for anything
+    but float32 arrays or for more than `most_bytes`; ResourceError where the disk is full.
     """
     tensors = {name: tensor(fetch(id_)) for name, id_ in references(fetch(record), "ArrayRecord").items()}
     header, offsets, total = _layout(tensors)
     if total > most_bytes:
         raise PolicyError(f"model of {total} bytes", f"the site allows {most_bytes:.0f}", "raise max_model_gb")
+    room(total)
     part, journal = target.with_suffix(".part"), target.with_suffix(".journal")
     done = _journal(journal, record) if part.exists() else set()
     try:

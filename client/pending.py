@@ -50,6 +50,17 @@ class Pending:
             self._write()
         return self.reply
 
+    def older_than(self, others: list[Pending]) -> bool:
+        """The same campaign has asked for a later round meanwhile: this one is closed."""
+        if self.record is None:
+            return False
+        mine = self.record.get("campaign"), self.record.get("round")
+        for other in others:
+            theirs = (other.record or {}).get("campaign"), (other.record or {}).get("round")
+            if mine[0] == theirs[0] and isinstance(theirs[1], int) and isinstance(mine[1], int) and theirs[1] > mine[1]:
+                return True
+        return False
+
     def drop(self) -> None:
         self.path.unlink(missing_ok=True)
 

@@ -83,11 +83,11 @@ class Site:
 
     @cached_property
     def node_key(self) -> EllipticCurvePrivateKey:
-        return keys.read_private(self.root / "keys" / "node.pem", EllipticCurvePrivateKey)
+        return keys.read_node_key(self.root / "keys" / "node.pem")
 
     @cached_property
     def signing_key(self) -> Ed25519PrivateKey:
-        return keys.read_private(self.root / "keys" / "signing.pem", Ed25519PrivateKey)
+        return keys.read_signing_key(self.root / "keys" / "signing.pem")
 
     @cached_property
     def secret(self) -> bytes:
@@ -143,7 +143,8 @@ def _yaml(settings: SiteSettings) -> str:
     import yaml
 
     chosen = settings.model_dump(mode="json", exclude_defaults=True)
-    lines, sections = [], []
+    lines: list[str] = []
+    sections: list[str] = []
     for line in template(SiteSettings).split("\n"):
         found = re.match(r"( *)(\w+):", line)
         if found:

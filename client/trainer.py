@@ -63,7 +63,7 @@ class Round:
         """The campaign's recipe with what this site decides: memory, and how often it is safe on disk."""
         fitted = {
             "keep": 1,
-            "checkpoint_steps": min(recipe.checkpoint_steps, max(1, self.asked.steps // 8)),
+            "checkpoint_steps": min(recipe.checkpoint_steps, max(10, self.asked.steps // 8)),
             "micro_batch": self.site.settings.micro_batch or recipe.micro_batch,
         }
         return recipe.model_copy(update=fitted)

@@ -91,6 +91,14 @@ def read_private(path: Path, kind: Callable[..., K]) -> K:
     return cast(K, key)
 
 
+def read_signing_key(path: Path) -> Ed25519PrivateKey:
+    return read_private(path, Ed25519PrivateKey)
+
+
+def read_node_key(path: Path) -> EllipticCurvePrivateKey:
+    return read_private(path, EllipticCurvePrivateKey)
+
+
 def public_signing_key(pem: str, origin: str) -> Ed25519PublicKey:
     """An Ed25519 public key from PEM text; ConfigError naming its origin."""
     try:

@@ -56,6 +56,8 @@ class SiteSettings(Options):
     """A larger model than this is refused before it is downloaded, in gigabytes."""
     max_norm_ratio: float = Field(3.0, gt=1)
     """An incoming tensor whose norm differs from its signed parent's by more than this factor is refused."""
+    fab: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+    """For a stock SuperNode alone: SHA-256 of the app this site agreed to; any other is refused and audited."""
     keep_rounds: int = Field(3, ge=1)
     """Rounds whose base, update and training log stay on disk to answer a repeated request."""
     read: ReadSettings = ReadSettings()

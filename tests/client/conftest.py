@@ -31,7 +31,7 @@ SERVER = "https://aggregator.test:8443"
 MODEL = ModelSettings(
     image_size=32, patch_size=8, width=16, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2
 )
-TRAIN = TrainSettings(batch_size=4, micro_batch=4, steps=12, checkpoint_steps=1, precision="fp32", lr=1e-3)
+TRAIN = TrainSettings(batch_size=4, micro_batch=4, steps=12, checkpoint_steps=100, precision="fp32", lr=1e-3)
 
 
 @pytest.fixture

@@ -168,6 +168,19 @@ def test_two_rounds_keep_decoder_optimizer_and_residue_on_site(
     assert len(replies(aggregator)) == 2
 
 
+def test_a_later_round_takes_the_place_of_one_that_was_never_finished(
+    agent: Agent, aggregator: Aggregator, site: Site
+) -> None:
+    aggregator.ask(1)
+    agent._look()
+    aggregator.ask(2, seed=1)
+    turns(agent)
+    assert [r.round for r in replies(aggregator)] == [2]
+    assert len(agent.workers.trained) == 1 and agent.workers.trained[0].startswith("r00002")  # type: ignore[attr-defined]
+    assert {"request.superseded", "training.given-up"} <= set(events(site))
+    assert not Pending.all(site)
+
+
 def test_without_a_decoder_the_site_asks_for_one(agent: Agent, aggregator: Aggregator) -> None:
     aggregator.ask(3, with_decoder=False)
     turns(agent)

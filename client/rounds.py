@@ -1,0 +1,89 @@
+"""A site's part in a round, whatever brought the request: is it sound, do we take part, what goes back.
+
+The agent (agent.py) and the app for a stock SuperNode (app.py) differ in the transport alone; both call this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from usfmae.client import allowance, incoming, jobs, outbox
+from usfmae.client.site import Site, read_json
+from usfmae.core import protocol
+from usfmae.core.enrolment import NAME
+from usfmae.core.errors import PolicyError, TryLaterError
+from usfmae.core.protocol import TrainReply, TrainRequest
+
+WAIT = "wait"  # not now, but later: the request is kept
+
+
+def checked(site: Site, record: Mapping[str, Any]) -> TrainRequest:
+    """The request in a record from the wire. PolicyError where the coordinator did not sign it, or it cannot be."""
+    asked = protocol.from_record(TrainRequest, record)
+    protocol.verify(asked, site.coordinator)
+    if not NAME.fullmatch(asked.campaign) or asked.round < 0 or asked.steps < 1 or asked.global_step < 0:
+        raise PolicyError("request", "holds a campaign, round or step that cannot be", "refused")
+    return asked
+
+
+def unwilling(site: Site, asked: TrainRequest) -> str:
+    """Why this site does not train for a request: a reason that goes out, WAIT, or nothing."""
+    if allowance.paused(site):
+        return "paused"
+    try:
+        allowance.check(site)
+    except TryLaterError:
+        return WAIT
+    if jobs.images(site) < site.settings.min_images:
+        return "no-images"
+    known = asked.with_decoder or jobs.previous(site, asked) or jobs.job(site, asked).decoder.exists()
+    return "" if known else "need-decoder"
+
+
+def accept(site: Site, work: jobs.Job, asked: TrainRequest) -> None:
+    """Inspect the base that came and make the job ready to train. PolicyError, and the base gone, where it is unfit."""
+    try:
+        norms = incoming.inspect(work.base, asked.base, jobs.parent_norms(site, asked), site.settings.max_norm_ratio)
+    except PolicyError:
+        work.base.unlink(missing_ok=True)
+        raise
+    jobs.prepare(work, asked, norms)
+    site.note("base.accepted", campaign=asked.campaign, round=asked.round, base=asked.base)
+
+
+def stage(site: Site, work: jobs.Job, asked: TrainRequest) -> None:
+    """The finished update becomes an outbox entry."""
+    result = work.result or {}
+    fields = {f.name for f in dataclasses.fields(TrainReply)}
+    reply = TrainReply(
+        campaign=asked.campaign,
+        round=asked.round,
+        base=asked.base,
+        site=site.fingerprint,
+        **{k: v for k, v in result.items() if k in fields},
+    )
+    about = {k: result[k] for k in ("tensors", "bytes", "norm")}
+    outbox.stage(site, asked, reply, work.place / outbox.UPDATE, about)
+    jobs.prune(site, asked)
+
+
+def signed_update(site: Site, asked: TrainRequest) -> TrainReply:
+    """The record of a released update, signed now."""
+    entry = read_json(outbox.folder(site, outbox.key(asked)) / "entry.json") or {}
+    return protocol.sign(protocol.from_record(TrainReply, entry["record"]), site.signing_key)
+
+
+def declined(site: Site, record: Mapping[str, Any], why: str) -> TrainReply:
+    """A signed no to whatever was asked; `record` is as it came, unchecked."""
+    text = {key: value for key in ("campaign", "base") if isinstance(value := record.get(key), str)}
+    number = record.get("round")
+    reply = TrainReply(
+        campaign=text.get("campaign", "")[:100],
+        round=number if isinstance(number, int) else 0,
+        base=text.get("base", "")[:100],
+        declined=why[:200],
+        site=site.fingerprint,
+    )
+    return protocol.sign(reply, site.signing_key)
