@@ -15,6 +15,7 @@ from usfmae.core.config import ModelSettings, Settings, TrainSettings
 from usfmae.core.corpus.shard import FOLDER, Packed, write_shard
 from usfmae.core.errors import CheckpointError, CorpusError, UsageError
 from usfmae.core.export import export
+from usfmae.core.model import MaskedAutoencoder, fresh
 from usfmae.core.presets import preset
 from usfmae.core.pretrain import pretrain, resume
 from usfmae.core.selection import combinations, select
