@@ -31,8 +31,7 @@ def overlay(pixels: Pixels, settings: CleanSettings) -> Mask:
     """Everything drawn over the tissue of an RGB crop: text, colour ink and graphics, with a rim of one pixel."""
     ink, flow = colour.split(pixels)
     drawn = dilated(ink | (graphics.graphics(pixels) & ~flow))
-    words = text.boxes(text_probability(text.evened(pixels), settings.precision), settings.text_threshold)
-    return words | (drawn & ~flow)
+    return text.words(pixels, settings) | (drawn & ~flow)
 
 
 def repaired(pixels: Pixels, settings: CleanSettings) -> tuple[Pixels, int] | None:

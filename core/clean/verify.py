@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from usfmae.core.clean.engines import Probability, letters, tesseract_line
-from usfmae.core.clean.morphology import bounds, components
-from usfmae.core.clean.text import grown
+from usfmae.core.clean.engines import Probability, letters, tesseract_data, tesseract_line
+from usfmae.core.clean.morphology import bounds, components, gray_of
+from usfmae.core.clean.text import grown, is_blob
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.flow import Mask, Pixels
 
@@ -17,11 +17,26 @@ def is_text(crop: Pixels, settings: CleanSettings) -> bool:
     return len(letters(text)) >= 2 and confidence > 0.5
 
 
+def sparse_words(crop: Pixels) -> Mask:
+    """Boxes (H, W) of scattered words that the second engine reads with confidence in a larger area."""
+    found = np.zeros(crop.shape[:2], bool)
+    data = tesseract_data((255 - gray_of(crop)).astype(np.uint8), "--psm 11")
+    fields = ("text", "conf", "left", "top", "width", "height")
+    for word, confidence, x, y, width, height in zip(*(data[field] for field in fields), strict=True):
+        if len(letters(word)) >= 2 and float(confidence) > 50:
+            found[max(0, y - 2) : y + height + 2, max(0, x - 2) : x + width + 2] = True
+    return found
+
+
 def left(pixels: Pixels, probability: Probability, settings: CleanSettings) -> Mask:
     """Text still there (H, W): what the detector is sure of, and what it doubts but the second engine reads."""
     found = np.zeros(probability.shape, bool)
     for window, part in components(probability > settings.doubt_threshold, pad=40):
         if part.sum() < 12:
+            continue
+        if is_blob(part):
+            # Thicker than any line: speckle, unless the second engine finds words in it.
+            found[window] |= sparse_words(pixels[window])
             continue
         box = grown(part)
         if probability[window][part].mean() > 0.5 or is_text(pixels[window][bounds(box)], settings):

@@ -19,7 +19,8 @@ Geometry = Literal["linear", "sector"]
 Floats = NDArray[np.float32]
 
 DEPTHS, LINES = 512, 256  # samples of the acquisition grid
-DYNAMIC_RANGE = 50.0  # dB shown
+DYNAMIC_RANGE = 55.0  # dB shown
+SMOOTHING = 2.0  # pixels; stands for the speckle reduction of a scanner's display
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def simulate(tissue: Tissue, frames: int = 1, size: tuple[int, int] = (420, 480)
     for index in range(frames):
         phase = 2 * np.pi * index / 24  # a slow breath-like motion, 24 frames a cycle
         line = _envelope(*_moved(echo, scatterers, phase), tissue)
-        image = cv2.remap(line, columns, rows, cv2.INTER_LINEAR)
+        image = cv2.GaussianBlur(cv2.remap(line, columns, rows, cv2.INTER_LINEAR), (0, 0), SMOOTHING)
         pictures.append(np.where(region, image, 0).astype(np.uint8))
     return pictures, region
 
