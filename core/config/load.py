@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+
 from usfmae.core.config.base import Options, keys_of, sub_options, validated
 from usfmae.core.errors import ConfigError, UsageError
 
 ENVIRONMENT_PREFIX = "USFMAE_"
 # Names in the environment that are switches of the program's launcher or its tests, not config keys.
-NOT_KEYS = ("USFMAE_TEST_DATA", "USFMAE_DEBUG")
+NOT_KEYS = ("USFMAE_TEST_DATA", "USFMAE_DEBUG", "USFMAE_SITE")
 
 T = TypeVar("T", bound=Options)
 
