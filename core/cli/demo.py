@@ -11,11 +11,17 @@ import click
     help="Two hospitals and an aggregator on this machine: cleaning, a seed, federated rounds over TLS, a checked "
     "export, report.html and summary.json. Uses simulated scans and the real ones in pydicom's wheel; no download."
 )
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-out"), show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("demo-out"),
+    show_default=True,
+    help="Folder for everything the demo makes.",
+)
 @click.option("--data", is_flag=True, help="The folders named as arguments hold the scans, one folder per hospital.")
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--sites", type=click.IntRange(1, 8), default=2, show_default=True, help="Hospitals.")
-@click.option("--rounds", type=click.IntRange(1, 50), default=2, show_default=True)
+@click.option("--rounds", type=click.IntRange(1, 50), default=2, show_default=True, help="Federated rounds.")
 @click.option("--seed-steps", type=click.IntRange(1), default=60, show_default=True, help="Steps of the seed.")
 @click.option("--steps", type=click.IntRange(1), default=40, show_default=True, help="Local steps in each round.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json on stdout.")

@@ -11,7 +11,7 @@ from usfmae.core.cli.shell import print_json
 
 @click.command(help="Write a checkpoint for timm, Hugging Face, facebookresearch MAE or ONNX, with a model card.")
 @click.option("--model", "path", required=True, type=click.Path(path_type=Path), help="Checkpoint (.safetensors).")
-@click.option("--to", "target", required=True, type=click.Choice(["mae", "timm", "hf", "onnx"]))
+@click.option("--to", "target", required=True, type=click.Choice(["mae", "timm", "hf", "onnx"]), help="Format.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the files.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def export(path: Path, target: str, out: Path, as_json: bool) -> None:

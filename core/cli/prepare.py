@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 @click.option("--profile", type=click.Choice(["safe", "paper"]), help="safe (default), or the paper's own cleaning.")
 @click.option("--fps", type=float, help="Frames kept per second of a clip (default 3).")
 @click.option("--workers", type=click.IntRange(1), default=None, help="Decoding processes (default: one per core).")
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where workers run: here, or on a Ray cluster.",
+)
 @click.option("--part", metavar="I/N", help="Only every N-th shard from the I-th (0 to N-1): for job arrays.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page for people inside.")
 @click.option("--secret", type=click.Path(path_type=Path, dir_okay=False), help="File with the site's HMAC secret.")

@@ -24,11 +24,23 @@ if TYPE_CHECKING:
 )
 @click.option("--root", required=True, type=click.Path(path_type=Path), help="Folder with a folder or zip a data set.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of results.")
-@click.option("--preset", type=click.Choice(["paper", "official-notebook", "tiny"]), default="paper", show_default=True)
+@click.option(
+    "--preset",
+    type=click.Choice(["paper", "official-notebook", "tiny"]),
+    default="paper",
+    show_default=True,
+    help="Recipe of the pretraining.",
+)
 @click.option(
     "--corpus", type=click.Choice(CORPORA), default="strict42", show_default=True, help="Data sets to pretrain on."
 )
-@click.option("--licence", type=click.Choice(["any", "permissive"]), default="any", show_default=True)
+@click.option(
+    "--licence",
+    type=click.Choice(["any", "permissive"]),
+    default="any",
+    show_default=True,
+    help="permissive leaves out data sets whose licence forbids commercial use.",
+)
 @weights_option
 @click.option("--finetune/--no-finetune", default=None, help="Fine-tune too; default: not with --preset tiny.")
 @click.option(
