@@ -118,9 +118,12 @@ def _keys(options: type[Options], prefix: str) -> Iterator[str]:
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, tuple):
+    """As it stands in YAML."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower() if value is not None else "null"
+    if isinstance(value, tuple | list):
         return "[" + ", ".join(map(str, value)) + "]"
-    return {None: "null", True: "true", False: "false", "": '""'}.get(value, str(value))
+    return '""' if value == "" else str(value)
 
 
 def measured() -> Iterator[str]:

@@ -1,0 +1,185 @@
+"""The documentation keeps up with the code: what a person can type, set, scrape or meet is written down."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+from usfmae.core import errors, metrics
+from usfmae.core.config.base import Options, keys_of
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+TEXT = {page.name: page.read_text() for page in PAGES} | {"README.md": (ROOT / "README.md").read_text()}
+
+
+def _reference() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+REFERENCE = _reference()
+COMMANDS = {name: (command, text) for name, command, text in REFERENCE.every_command()}
+
+
+def test_every_command_and_option_says_what_it_is_for() -> None:
+    for name, (command, text) in COMMANDS.items():
+        assert (command.help or text).strip(), f"{name} has no help"
+        for option in command.params:
+            assert not isinstance(option, click.Option) or option.hidden or option.help, f"{name} {option.opts}"
+
+
+def test_every_setting_is_explained() -> None:
+    for place, _ in REFERENCE.ROOTS.values():
+        module, _, name = place.partition(":")
+        root = getattr(importlib.import_module(module), name)
+        unexplained = [key for key, field in _fields(root) if not (field.description or "").strip()]
+        assert not unexplained
+
+
+def _fields(options: type[Options], prefix: str = "") -> list[tuple[str, Any]]:
+    from usfmae.core.config.base import sub_options
+
+    found: list[tuple[str, Any]] = []
+    for name, field in options.model_fields.items():
+        inner = sub_options(field.annotation)
+        found += _fields(inner, f"{prefix}{name}.") if inner else [(prefix + name, field)]
+    return found
+
+
+def test_reference_holds_every_setting_metric_and_exit_code(tmp_path: Path) -> None:
+    REFERENCE.write_reference(tmp_path)
+    settings = (tmp_path / "settings.md").read_text()
+    for place, _ in REFERENCE.ROOTS.values():
+        module, _, name = place.partition(":")
+        for key in keys_of(getattr(importlib.import_module(module), name)):
+            assert f"| `{key}` |" in settings
+    shown = (tmp_path / "metrics.md").read_text()
+    assert all(f"`{name}`" in shown for name in metrics.ALL)
+    codes = {e.exit_code for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.UsfmaeError)}
+    assert codes <= set(REFERENCE.EXIT_CODES)
+    listed = (tmp_path / "exit-codes.md").read_text()
+    assert all(f"| {code} |" in listed for code in codes)
+
+
+SHELL = re.compile(r"```console\n(.*?)```", re.DOTALL)
+
+
+def _typed() -> list[tuple[str, str]]:
+    """(page, command line) of every command of ours in the docs."""
+    found = []
+    for page, text in TEXT.items():
+        for block in SHELL.findall(text):
+            joined = re.sub(r"\\\n\s*", "", block)
+            lines = [line.strip()[2:] for line in joined.splitlines() if line.strip().startswith("$ ")]
+            found += [(page, line.removeprefix("sudo ")) for line in lines]
+    return [(page, line) for page, line in found if re.match(r"(/opt/usfmae/bin/)?usfmae(-\w+)? ", line)]
+
+
+@pytest.mark.parametrize(("page", "line"), _typed(), ids=lambda x: x[:60])
+def test_every_command_line_in_the_docs_can_be_typed(page: str, line: str, tmp_path: Path) -> None:
+    """Parsed by the command itself: a wrong command, option or choice fails, existing paths are not asked for."""
+    program, *words = shlex.split(line.removeprefix("/opt/usfmae/bin/"))
+    if words == ["--version"]:
+        return
+    name, command = program, None
+    while words and f"{name} {words[0]}" in COMMANDS:
+        name = f"{name} {words.pop(0)}"
+        command = COMMANDS[name][0]
+    assert command is not None, f"{page}: {line}"
+    if words == ["--help"]:
+        return
+    for parameter in command.params:
+        if isinstance(parameter.type, click.Path):
+            parameter.type.exists = False
+    known = {o for p in command.params if isinstance(p, click.Option) for o in (*p.opts, *p.secondary_opts)}
+    for word in words:
+        assert not word.startswith("--") or word.partition("=")[0] in known, f"{page}: {line}: {word}"
+    if line.endswith("--month"):
+        return
+    command.make_context(name, words)
+
+
+def test_settings_in_snippets_are_real() -> None:
+    """Each YAML snippet, and each `--set`, is a site's or an aggregator's."""
+    from usfmae.core.config.coordinator import CoordinatorSettings
+    from usfmae.core.config.site import SiteSettings
+
+    known = {*keys_of(SiteSettings), *keys_of(CoordinatorSettings)}
+    from usfmae.core.config import Settings
+
+    known |= set(keys_of(Settings))
+    for page, text in TEXT.items():
+        for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+            for section, values in (yaml.safe_load(block) or {}).items():
+                keys = [f"{section}.{k}" for k in values] if isinstance(values, dict) else [section]
+                assert set(keys) <= known, f"{page}: {keys}"
+        for key in re.findall(r"--set '?([a-z_.]+)=", text):
+            if not key.startswith("role"):
+                assert key in known, f"{page}: --set {key}"
+
+
+def test_links_and_pictures_lead_somewhere() -> None:
+    for page, text in TEXT.items():
+        folder = ROOT if page == "README.md" else ROOT / "docs"
+        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", text):
+            if target.startswith("reference/"):
+                assert target.removeprefix("reference/").removesuffix(".md") in {
+                    "commands", "settings", "metrics", "exit-codes",
+                }  # fmt: skip
+                continue
+            assert (folder / target).exists(), f"{page}: {target}"
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    index = TEXT["index.md"]
+    for page in PAGES:
+        assert page.stem == "index" or re.search(rf"^{re.escape(page.stem)}$", index, re.MULTILINE), page.name
+
+
+def test_pages_speak_of_released_versions() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for page, text in TEXT.items():
+        for named in re.findall(r"usfmae[-:](\d+\.\d+\.\d+)", text):
+            assert named == version, page
+
+
+def test_reference_makes_from_a_plain_checkout(tmp_path: Path) -> None:
+    """The script behind the docs runs by itself and writes the same bytes again."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT / 'docs')!r}); import reference, pathlib;"
+         f"reference.write_reference(pathlib.Path({str(tmp_path)!r}))"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    REFERENCE.write_reference(tmp_path / "again")
+    for file in tmp_path.glob("*.md"):
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+def test_the_named_controls_are_named_once() -> None:
+    names = re.findall(r"^\| (EG-\d+)", TEXT["egress.md"], re.MULTILINE)
+    assert names == [f"EG-{n}" for n in range(1, len(names) + 1)]
+
+
+def test_grafana_json_is_what_its_script_makes() -> None:
+    spec = importlib.util.spec_from_file_location("make", ROOT / "deploy" / "grafana" / "make.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert json.loads((ROOT / "deploy" / "grafana" / "usfmae.json").read_text()) == module.dashboard()
