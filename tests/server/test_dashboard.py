@@ -1,0 +1,200 @@
+"""The coordinator's page: what it shows, what it takes a token for, what it never shows, how fast it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from usfmae.core import keys, metrics
+from usfmae.core.enrolment import Enrolment
+from usfmae.server.dashboard.app import WRONG_TOKEN_SECONDS, application
+from usfmae.server.dashboard.figures import figures
+from usfmae.server.dashboard.view import History
+from usfmae.server.home import Home
+from usfmae.server.ledger import Ledger, Verdict
+
+
+def enrolment(name: str) -> Enrolment:
+    return Enrolment(name, keys.public_pem(keys.new_node_key()), keys.public_pem(keys.new_signing_key()), 100)
+
+
+def filled(root: Path, sites: int, rounds: int) -> Home:
+    """A ledger with this many sites and rounds, the last one open."""
+    home = Home(root)
+    home.keys.mkdir(parents=True)
+    ledger = Ledger(home.ledger, create=True)
+    ledger.set_fact("campaign", "trial-1")
+    for number in range(sites):
+        ledger.add_site(enrolment(f"site-{number:02d}"))
+    with ledger._write() as db:
+        for number in range(1, rounds + 1):
+            state = "open" if number == rounds else "committed"
+            db.execute(
+                "INSERT INTO rounds VALUES (?, ?, ?, 0, 5, ?, ?, ?, ?)",
+                (number, state, "a" * 64, number * 100.0, number * 100 + 60.0, "b" * 64, json.dumps(_summary())),
+            )
+            for site in ledger.sites():
+                verdict = Verdict(number, site, "admitted", bytes=1000, images=10, received=number * 100 + 30.0)
+                row = vars(verdict)
+                db.execute(
+                    f"INSERT INTO replies ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())
+                )
+    ledger.close()
+    return home
+
+
+def _summary() -> dict[str, object]:
+    panel = {"organs": {"breast": {"loss": 0.33, "probe": None}}, "seed": {"breast": 0.30}}
+    return {"loss_before": 0.5, "loss_after": 0.4, "panel": panel}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return filled(tmp_path / "coordinator", 2, 3)
+
+
+@pytest.fixture
+def page(home: Home) -> TestClient:
+    return TestClient(application(home), base_url="http://127.0.0.1")
+
+
+def log_in(page: TestClient, home: Home) -> str:
+    token = (home.keys / "page.token").read_text().strip()
+    answer = page.post("/login", data={"token": token, "next": "/sites"})
+    return re.search(r'name="mark" value="(\w+)"', answer.text)[1]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("path", ["/", "/sites", "/rounds", "/rounds/2", "/lineage", "/login"])
+def test_every_page_answers_and_fetches_nothing_from_elsewhere(page: TestClient, path: str) -> None:
+    answer = page.get(path)
+    assert answer.status_code == 200
+    assert not re.findall(r"""(?:src|href)=["'](?:https?:)?//""", answer.text)
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_overview_shows_sites_verdicts_and_forgetting(page: TestClient) -> None:
+    text = page.get("/").text
+    assert "site-00" in text and "Round 3" in text and "2 of 2 sites have answered" in text
+    assert "Forgetting, by organ" in text and "breast" in text
+
+
+def test_changing_needs_the_token(page: TestClient, home: Home) -> None:
+    refused = page.post("/sites/revoke", data={"name": "site-00", "typed": "site-00", "mark": "x"})
+    assert refused.status_code == 403
+    assert Ledger(home.ledger).sites() and all(s.state == "active" for s in Ledger(home.ledger).sites().values())
+    started = time.monotonic()
+    assert page.post("/login", data={"token": "guess", "next": "/"}).status_code == 403
+    assert time.monotonic() - started >= WRONG_TOKEN_SECONDS  # a guess costs time
+    assert (home.keys / "page.token").stat().st_mode & 0o077 == 0
+
+
+def test_enrol_and_revoke_with_the_token(page: TestClient, home: Home) -> None:
+    mark = log_in(page, home)
+    text = json.dumps(dataclasses.asdict(enrolment("kiel")))
+    answer = page.post("/sites/enrol", data={"mark": mark, "text": text})
+    assert "kiel is enrolled" in answer.text
+    again = page.post("/sites/enrol", data={"mark": mark, "text": text})
+    assert again.status_code == 400 and "enrolled already" in again.text
+    assert page.post("/sites/revoke", data={"mark": mark, "name": "kiel", "typed": "kie"}).status_code == 400
+    assert "kiel is revoked" in page.post("/sites/revoke", data={"mark": mark, "name": "kiel", "typed": "kiel"}).text
+    states = {s.name: s.state for s in Ledger(home.ledger).sites().values()}
+    assert states["kiel"] == "revoked" and states["site-00"] == "active"
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "../../etc/passwd", "a b", "x" * 64, ""])
+def test_a_hostile_name_is_refused_and_escaped(page: TestClient, home: Home, name: str) -> None:
+    mark = log_in(page, home)
+    hostile = dataclasses.asdict(enrolment("fine")) | {"name": name}
+    answer = page.post("/sites/enrol", data={"mark": mark, "text": json.dumps(hostile)})
+    assert answer.status_code == 400 and "<script>alert" not in answer.text
+    assert not (home.root / "etc").exists() and len(Ledger(home.ledger).sites()) == 2
+
+
+def test_a_name_from_an_old_ledger_is_escaped(page: TestClient, home: Home) -> None:
+    with Ledger(home.ledger)._write() as db:
+        db.execute("UPDATE sites SET name = '<img src=x onerror=alert(1)>' WHERE name = 'site-00'")
+        db.execute("UPDATE replies SET verdict = 'norm', detail = '<b>bold</b>' WHERE round = 3")
+    for path in ("/", "/sites", "/rounds/3"):
+        text = page.get(path).text
+        assert "<img src=x" not in text and "<b>bold" not in text and "&lt;img" in text
+
+
+@pytest.mark.parametrize("text", ["", "not json", "[]", "{}", '{"name": "a"}', "{" * 9000])
+def test_rubbish_in_the_enrolment_form_is_one_clear_line(page: TestClient, home: Home, text: str) -> None:
+    mark = log_in(page, home)
+    answer = page.post("/sites/enrol", data={"mark": mark, "text": text})
+    assert answer.status_code == 400 and "not an enrol.json" in answer.text
+
+
+def test_only_known_hosts_own_forms_and_small_bodies(page: TestClient, home: Home) -> None:
+    assert page.get("/", headers={"Host": "evil.example"}).status_code == 400  # DNS rebinding
+    mark = log_in(page, home)
+    form = {"mark": mark, "name": "site-00", "typed": "site-00"}
+    assert page.post("/sites/revoke", data=form, headers={"Origin": "https://evil.example"}).status_code == 403
+    assert page.post("/sites/revoke", data=form, headers={"Origin": "null"}).status_code == 403
+    assert page.post("/sites/enrol", data={"mark": mark, "text": "x" * 70_000}).status_code == 413
+    named = TestClient(application(home, ("fl.example.org",)), base_url="https://fl.example.org")
+    assert named.get("/").status_code == 200
+
+
+def test_download_gives_a_rounds_encoder_and_no_other_file(page: TestClient, home: Home) -> None:
+    home.checkpoints.mkdir()
+    home.checkpoint(2).write_bytes(b"weights")
+    assert page.get("/checkpoints/2").content == b"weights"
+    for path in ("/checkpoints/1", "/checkpoints/../ledger.sqlite", "/checkpoints/%2e%2e%2fledger.sqlite", "/keys/ca"):
+        assert page.get(path).status_code == 404
+
+
+def test_login_leads_back_to_this_page_only(page: TestClient, home: Home) -> None:
+    token = (home.keys / "page.token").read_text().strip()
+    for wanted in ("//evil.example", "https://evil.example", "/\\evil"):
+        answer = page.post("/login", data={"token": token, "next": wanted}, follow_redirects=False)
+        assert answer.headers["location"] == "/"
+    assert "HttpOnly" in answer.headers["set-cookie"] and "samesite=strict" in answer.headers["set-cookie"].lower()
+
+
+def test_figures_name_only_known_metrics_and_follow_new_rounds(home: Home) -> None:
+    history = History()
+    found = figures(home, history)
+    assert set(found) <= set(metrics.ALL)
+    assert found["usfmae_server_round"] == 2 and found["usfmae_server_verdicts_total"] == {"admitted": 6}
+    assert found["usfmae_server_panel_forgetting_ratio"] == {"breast": pytest.approx(0.1)}
+    with Ledger(home.ledger)._write() as db:
+        db.execute("UPDATE rounds SET state = 'committed' WHERE number = 3")
+        db.execute("INSERT INTO rounds VALUES (4, 'open', '', 0, 5, 400.0, NULL, NULL, NULL)")
+    again = figures(home, history)
+    assert again["usfmae_server_round"] == 3 and again["usfmae_server_verdicts_total"] == {"admitted": 6}
+    assert again["usfmae_server_bytes_received_total"] == 6000
+    assert again == figures(home, History()) | {"usfmae_server_disk_free_bytes": again["usfmae_server_disk_free_bytes"]}
+
+
+def test_fifty_sites_and_five_hundred_rounds_answer_fast(tmp_path: Path) -> None:
+    home = filled(tmp_path / "big", 50, 500)
+    page = TestClient(application(home), base_url="http://127.0.0.1")
+    page.get("/")  # the first one reads all rounds
+    for path in ("/", "/sites", "/rounds", "/rounds/250", "/lineage"):
+        seconds = []
+        for _ in range(3):
+            started = time.perf_counter()
+            assert page.get(path).status_code == 200
+            seconds.append(time.perf_counter() - started)
+        assert min(seconds) < 0.1, f"{path}: {min(seconds):.3f} s"
+    history = History()
+    figures(home, history)
+    started = time.perf_counter()
+    figures(home, history)
+    assert time.perf_counter() - started < 0.1
+
+
+def test_an_absent_ledger_is_said(tmp_path: Path) -> None:
+    home = Home(tmp_path / "new")
+    home.keys.mkdir(parents=True)
+    answer = TestClient(application(home), base_url="http://127.0.0.1").get("/")
+    assert answer.status_code == 503 and "usfmae-server init" in answer.text
