@@ -17,7 +17,7 @@ from usfmae.core.errors import UsageError
 from usfmae.core.files import write_atomic
 from usfmae.core.model import fresh
 from usfmae.core.pretrain import steps_of
-from usfmae.core.train import StepRecord, evaluate, train
+from usfmae.core.train import StepRecord, evaluate, ranks, train
 
 RESULT = "selection.json"
 
@@ -53,7 +53,7 @@ def select(
             if not result.finished:
                 raise KeyboardInterrupt
             done["losses"][name] = evaluate(model, corpus, validation, tried.train)
-            write_atomic(out / RESULT, json.dumps(done, indent=2).encode())
+            _write(out / RESULT, done)
     means = {
         json.dumps(values, sort_keys=True): float(
             np.mean([done["losses"][json.dumps([values, n], sort_keys=True)] for n in range(folds)])
@@ -61,7 +61,7 @@ def select(
         for values in combinations(grid)
     }
     chosen = json.loads(min(means, key=means.__getitem__))
-    write_atomic(out / RESULT, json.dumps({**done, "means": means, "chosen": chosen}, indent=2).encode())
+    _write(out / RESULT, {**done, "means": means, "chosen": chosen})
     return with_values(settings, chosen)
 
 
@@ -92,6 +92,11 @@ def with_values(settings: Settings, values: dict[str, Any]) -> Settings:
     for key, value in values.items():
         put(changed, key, value)
     return validated(Settings, changed, "--grid")
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    if ranks()[0] == 0:
+        write_atomic(path, json.dumps(values, indent=2).encode())
 
 
 def _read(path: Path, fingerprint: str, settings: Settings) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def train(
         record = StepRecord(step, loss, rate, norm, speed, mfu, waited / taken, taken)
         waits += waited
         journal.write(record)
-        finished = not (on_step and on_step(record))
+        finished = not anyone(bool(on_step and on_step(record)), device_of(model))
         if step % settings.checkpoint_steps == 0 or step == stop or not finished:
             if rank == 0:
                 kept.save(model, optimizer, step, corpus.fingerprint)
@@ -267,6 +267,15 @@ def compiled(model: nn.Module) -> nn.Module:
 def parallel(model: nn.Module, world: int) -> nn.Module:
     """The model itself, or wrapped so that gradients are averaged over the processes torchrun started."""
     return DistributedDataParallel(model, gradient_as_bucket_view=True) if world > 1 else model
+
+
+def anyone(flag: bool, device: torch.device) -> bool:
+    """True in every process as soon as it is in one, so that all of them stop after the same step."""
+    if ranks()[1] == 1:
+        return flag
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags > 0)
 
 
 def ranks() -> tuple[int, int]:

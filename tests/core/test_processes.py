@@ -103,3 +103,21 @@ def test_ctrl_c_saves_stops_and_resume_ends_the_run(corpus: Path, tmp_path: Path
 def steps_logged(out: Path) -> int:
     log = out / "log.jsonl"
     return log.read_text().count("grad_norm") if log.exists() else 0
+
+
+def test_a_signal_to_one_process_stops_all_of_them_after_the_same_step(corpus: Path, tmp_path: Path) -> None:
+    script, out = tmp_path / "main.py", tmp_path / "run"
+    script.write_text(
+        "import os, signal, usfmae.core.train as t\n"
+        "note = t.Journal.write\n"
+        "def write(self, record):\n"
+        "    note(self, record)\n"
+        "    if os.environ['RANK'] == '1' and record.step == 6:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "t.Journal.write = write\n"
+        "from usfmae.core.cli import main; main()"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(script)]
+    done = pretrain("--corpus", corpus, *SMALL, "--steps=20", "--out", out, launcher=torchrun)
+    assert done.returncode != 0 and "--resume" in done.stderr
+    assert (out / "state" / "step-000000006.safetensors").exists()
