@@ -119,19 +119,23 @@ class Link(Grid):
             return [self._push(message) for message in messages]
 
     def _push(self, message: Message) -> str:
-        own = {"_run_id": self.run_id, "_src_node_id": SUPERLINK_NODE_ID}
-        message.metadata.__dict__.update(own)
+        """Objects first, then the message: a site that sees it finds all of it."""
+        message.metadata.__dict__.update({"_run_id": self.run_id, "_src_node_id": SUPERLINK_NODE_ID})
         message_id = message.object_id
         message.metadata.__dict__["_message_id"] = message_id
         self.store.trusted.add(message_id)
-        tree = get_object_tree(message)
         session = self.state.start_session(self.run_id)
-        stored, missing = self.state.store_message_and_object_tree(remove_content_from_message(message), tree, session)
-        wanted = set(missing) if stored else set()
+        missing = set(self.state.preregister_object_tree(get_object_tree(message), session))
         for name, item in get_all_nested_objects(message).items():
-            if name in wanted:
+            if name in missing:
                 self.state.store_object(self.run_id, session, name, item.deflate())
-        return message_id if stored else ""
+        if not self.store.complete(message_id):  # a full disk: the site is asked later
+            self.store.delete(message_id)
+            return ""
+        if self.state.store_message_ins(remove_content_from_message(message)) is None:
+            self.store.delete(message_id)
+            return ""
+        return message_id
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that are complete, and an error for each message that will not be answered any more."""

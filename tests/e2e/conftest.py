@@ -177,7 +177,7 @@ class Federation:
         """Local trainings this site has finished, from its audit log."""
         from usfmae.core import audit
 
-        return sum(1 for e in audit.entries(self.sites[name].audit_log) if e["event"] == "update.staged")
+        return sum(1 for e in audit.entries(self.sites[name].audit_log) if e["event"] == "outbox.staged")
 
     def audit(self) -> list[dict[str, Any]]:
         from usfmae.core import audit

@@ -471,15 +471,14 @@ def test_a_body_that_drips_is_dropped(stage):
     """Slow loris: headers of an enrolled site, then a byte now and then."""
     context = ssl.create_default_context(cafile=str(stage.home.ca))
     lines = "".join(f"{k}: {v}\r\n" for k, v in signed_headers(stage).items())
-    with socket.create_connection(("127.0.0.1", stage.port)) as plain:
-        with context.wrap_socket(plain, server_hostname="127.0.0.1") as line:
-            line.sendall(
-                f"POST /v1/fleet/push-object HTTP/1.1\r\nhost: x\r\ncontent-length: 999\r\n{lines}\r\n".encode()
-            )
-            began = time.monotonic()
-            line.settimeout(10)
-            line.sendall(b"x")
-            answer = line.recv(1000)
+    head = f"POST /v1/fleet/push-object HTTP/1.1\r\nhost: x\r\ncontent-length: 999\r\n{lines}\r\n"
+    plain = socket.create_connection(("127.0.0.1", stage.port))
+    with context.wrap_socket(plain, server_hostname="127.0.0.1") as line:
+        line.sendall(head.encode())
+        began = time.monotonic()
+        line.settimeout(10)
+        line.sendall(b"x")
+        answer = line.recv(1000)
     assert b"408" in answer.split(b"\r\n")[0] and time.monotonic() - began < 5
     ROWS.append(("slow-loris upload", "408", "yes", "-"))
     assert stage.audited(actor="porch", code=408)
