@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from overlays import Text
+
 from usfmae.core.clean.engines import recognise, tesseract_line
 
 Pixels = NDArray[np.uint8]

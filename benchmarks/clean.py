@@ -1,6 +1,7 @@
 """Scores cleaning on synthetic overlays over real clean scans: what stays readable, what tissue is harmed, how fast.
 
     python benchmarks/clean.py [--data DIR] [--quick] [--half scoring|tuning] [--profiles safe,paper] [--json]
+    python benchmarks/clean.py --quick --seed 1 --part 1.json; ...; python benchmarks/clean.py --merge *.json --json
 
 Strings that the reader cannot read before cleaning do not count. Strings of quarantined frames do not leak and count
 as unreadable; how many annotated frames that concerns is printed beside. Progress goes to stderr.
@@ -16,7 +17,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Size:
     timed_clips: int = 3
 
 
-QUICK = Size(240, 80, 40, 8, 8, 1)
+QUICK = Size(300, 100, 38, 8, 8, 2)
 
 
 @dataclass
@@ -95,13 +96,15 @@ def flow_patches(root: Path, half: str) -> list[Pixels]:
     pixels = pydicom.dcmread(root / "dicom_us" / name).pixel_array
     chroma = pixels.max(2).astype(int) - pixels.min(2)
     flow = cv2.morphologyEx((chroma > 50).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+    flow = cv2.morphologyEx(flow, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))  # the colour box is one or two pixels wide
     if half == "scoring":  # the colour bars at both sides are no flow
         flow[:, :60] = flow[:, -60:] = 0
     count, labels, stats, _ = cv2.connectedComponentsWithStats(flow)
     patches = []
     for i in range(1, count):
         x, y, w, h, area = stats[i]
-        if area > 120 and min(w, h) >= 8:
+        core = cv2.distanceTransform((labels == i).astype(np.uint8), cv2.DIST_L2, 3).max()
+        if area > 120 and core > 4:  # thinner parts are the colour box and crumbs
             part = pixels[y : y + h, x : x + w] * ((labels == i) & (chroma > 50))[y : y + h, x : x + w, None]
             patches.append(np.ascontiguousarray(part))
     return patches
@@ -160,28 +163,48 @@ def score_clean(score: Score, pixels: Pixels, result: CleanImage | Quarantined, 
 
 
 def quality(root: Path, half: str, size: Size, settings: dict[str, CleanSettings], seed: int) -> dict[str, Score]:
+    """Annotated pictures until there are enough strings, then clean stills, then clean clips."""
     scores = {name: Score() for name in settings}
     first = next(iter(scores.values()))
     for picture in annotated(root, half, seed):
         known = [readable(picture.pixels, s) for s in picture.strings]
         for name, options in settings.items():
             score_annotated(scores[name], picture, clean(picture.pixels, options), known)
-        if first.frames % 50 == 0:
+        if first.frames % 20 == 0:
             print(f"{first.frames} annotated: {dict(first.strings)} readable {dict(first.readable)}", file=sys.stderr)
         if first.strings["outside"] >= size.strings_outside and first.strings["tissue"] >= size.strings_tissue:
             break
     sources = scans.sources(root, half)
-    for source in sources[: size.clean_stills]:
+    start = seed * size.clean_stills % len(sources)
+    for source in (sources + sources)[start : start + size.clean_stills]:
         pixels = scans.still(source)
         for name, options in settings.items():
             score_clean(scores[name], pixels, clean(pixels, options), "stills")
-    for source in [s for s in sources if s.is_clip][: size.clips]:
+    moving = [s for s in sources if s.is_clip]
+    start = seed * size.clips % len(moving)
+    for source in (moving + moving)[start : start + size.clips]:
         frames = scans.frames(source, 12)
+        run = [Frame(f, index=i, time=i / 3) for i, f in enumerate(frames)]
         for name, options in settings.items():
-            results = list(clean_clip((Frame(f, index=i, time=i / 3) for i, f in enumerate(frames)), options))
-            for pixels, result in zip(frames, results, strict=True):
+            for pixels, result in zip(frames, clean_clip(iter(run), options), strict=True):
                 score_clean(scores[name], pixels, result, "clips")
     return scores
+
+
+def merged(parts: list[Path]) -> dict[str, Score]:
+    """Scores of several runs with different seeds, added up."""
+    scores: dict[str, Score] = defaultdict(Score)
+    for part in parts:
+        for name, counts in json.loads(part.read_text()).items():
+            score = scores[name]
+            for counter in ("strings", "readable", "ink", "found", "reasons"):
+                getattr(score, counter).update(counts[counter])
+            for number in ("frames", "flow", "flow_kept"):
+                setattr(score, number, getattr(score, number) + counts[number])
+            score.changed += counts["changed"]
+            for kind, flags in counts["quarantined"].items():
+                score.quarantined[kind] += flags
+    return dict(scores)
 
 
 def _cpu() -> float:
@@ -239,28 +262,33 @@ def main() -> None:
     parser.add_argument("--profiles", default="safe,paper")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a few minutes instead of an hour; same code")
+    parser.add_argument("--part", type=Path, help="write raw counts here for --merge, no table; one seed for each part")
+    parser.add_argument("--merge", type=Path, nargs="+", help="add up parts, then time")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     size = QUICK if options.quick else Size()
     settings = {name: CleanSettings(profile=name) for name in options.profiles.split(",")}
     start = time.time()
-    scores = quality(options.data, options.half, size, settings, options.seed)
-    tables = {name: score.table() for name, score in scores.items()}
-    report = {
-        "half": options.half,
-        "seed": options.seed,
-        **tables,
-        "speed": speed(options.data, options.half, size, options.seed),
-    }
-    report["seconds"] = round(time.time() - start)
-    if options.json:
-        print(json.dumps(report))
+    scores = (
+        merged(options.merge) if options.merge else quality(options.data, options.half, size, settings, options.seed)
+    )
+    if options.part:
+        options.part.write_text(json.dumps({name: asdict(score) for name, score in scores.items()}))
         return
-    for name, table in tables.items():
-        for key, value in table.items():
-            print(f"{name:6s} {key:24s} {value}")
-    print(json.dumps(report["speed"], indent=1))
+    timing = speed(options.data, options.half, size, options.seed)
+    report: dict[str, Any] = {name: score.table() for name, score in scores.items()}
+    for name in report:
+        ratios = {"ratio_stills": timing["ratio_stills"], "ratio_clips": timing["ratio_clips"]}
+        report[name] |= ratios if name == "safe" else dict.fromkeys(ratios, 1.0)
+    report |= {"half": options.half, "seed": options.seed, "timing": timing, "seconds": round(time.time() - start)}
+    print(json.dumps(report) if options.json else "\n".join(lines(report)))
+
+
+def lines(report: dict[str, Any]) -> Iterator[str]:
+    for name, table in report.items():
+        if isinstance(table, dict):
+            yield from (f"{name:7s}{key:24s}{value}" for key, value in table.items())
 
 
 if __name__ == "__main__":

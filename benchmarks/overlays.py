@@ -3,6 +3,7 @@
 Every picture comes with its truth: the clean screen below, the strings with their places, the ink of each kind.
 """
 
+# ruff: noqa: SIM905
 from __future__ import annotations
 
 import functools
@@ -26,11 +27,13 @@ FACES = {
         "FreeSans", "DejaVuSansCondensed", "DejaVuSerif", "Carlito-Regular", "RobotoCondensed-Regular",
     ),
 }  # fmt: skip
-FAMILY = (
+FAMILY = tuple(
     "Müller Nguyen Ångström Żółkiewski O'Brien Sørensen Çelik García Dvořák Smith Johansson Ferrão Kowalska "
     "Lefèvre Öztürk Hernández Papadopoulos Schröder Bianchi Yılmaz Novák Björk Núñez Martin".split()
 )
-GIVEN = "Anna José Zoë Łukasz Marie-Ève Jürgen Inês François Søren Aylin Peter Noémie Tomáš Sofía Karin Émile".split()
+GIVEN = tuple(
+    "Anna José Zoë Łukasz Marie-Ève Jürgen Inês François Søren Aylin Peter Noémie Tomáš Sofía Karin Émile".split()
+)
 CLINIC = ("St. Mary Hospital", "Universitätsklinik", "CHU Orléans", "Hôpital Nord", "Klinikum Süd", "WESTWAY MEDICAL")
 LABELS = ("LEFT KIDNEY", "RT LOBE", "LIVER SAG", "TRANSVERSE", "MAMA DIREITA", "Gallbladder", "LONG AXIS", "Ovary L")
 PARAMETERS = ("MI 1.2", "TIS 0.4", "Gn 68", "DR 70dB", "FR 43 Hz", "D 12.0cm", "C5-1 Abd", "2D 61%", "Dist 2.31 cm")
@@ -254,7 +257,8 @@ def add_flow(picture: Painted, patch: Pixels, rng: Rng) -> None:
     """Real colour-flow pixels (h, w, 3), zero where there is none, laid over the tissue of the clean screen."""
     scale = rng.uniform(0.9, 1.6)
     patch = cv2.resize(patch, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST).astype(np.uint8)
-    place = _free(np.zeros_like(picture.region), picture.region, patch.shape[:2], rng)
+    lit = cv2.blur(picture.clean.max(2), (9, 9)) > 8  # flow is shown in vessels within visible tissue
+    place = _free(np.zeros_like(picture.region), picture.region & lit, patch.shape[:2], rng)
     if place is None:
         return
     window = np.s_[place[1] : place[1] + patch.shape[0], place[0] : place[0] + patch.shape[1]]
@@ -267,7 +271,7 @@ def add_flow(picture: Painted, patch: Pixels, rng: Rng) -> None:
 
 def furniture(picture: Painted, rng: Rng) -> None:
     """Gray bar, ruler ticks, a banner's coloured ground: beside the region, where devices put them."""
-    rows, columns = picture.region.shape
+    columns = picture.region.shape[1]
     ys, xs = np.nonzero(picture.region)
     right = min(columns - 24, int(xs.max()) + 12)
     if rng.random() < 0.6 and right + 14 < columns:

@@ -61,14 +61,16 @@ def appeared(crops: Sequence[Pixels], settings: CleanSettings) -> bool:
     return bool(text.boxes(probability, settings.text_threshold).any())
 
 
-def _verified(crops: Sequence[Pixels], settings: CleanSettings) -> bool:
+def _verified(crops: Sequence[Pixels], inside: Mask, settings: CleanSettings) -> bool:
     """Whether the first, middle and last cleaned crop show no text.
 
     The three go through the detector as the channels of one picture: what all three show is gray, what one shows is
     coloured, and both are found in one pass.
     """
     checked = [crops[index] for index in (0, len(crops) // 2, len(crops) - 1)]
-    probability = text_probability(cv2.merge([brightest_of(c) for c in checked]).astype(np.uint8), settings.precision)
+    probability = text_probability(
+        cv2.merge([text.lit(c, inside) for c in checked]).astype(np.uint8), settings.precision
+    )
     if any(verify.left(crop, probability, settings).any() for crop in checked):
         return False
     return not appeared(crops, settings)
@@ -84,16 +86,17 @@ def _together(frames: Sequence[Frame], settings: CleanSettings) -> list[CleanIma
     motion = cv2.absdiff(brightest[rows, columns], darkest[rows, columns])
     if motion.mean() < _MOTION:
         return None
-    still: Mask = overlay(np.ascontiguousarray(masked(darkest, inside)[rows, columns]), settings)
+    here = inside[rows, columns]
+    still: Mask = overlay(np.ascontiguousarray(masked(darkest, inside)[rows, columns]), here, settings)
     crops = [np.ascontiguousarray(masked(frame.pixels, inside)[rows, columns]) for frame in frames]
     crops = inpainted_together(crops, still, settings.inpaint_radius)
-    if not _verified(crops, settings):
+    if not _verified(crops, here, settings):
         return None
     notes = {"region": round(float(inside.mean()), 4), "together": len(frames)}
     results: list[CleanImage | Quarantined] = []
     for frame, crop in zip(frames, crops, strict=True):
         pixels = np.zeros_like(frame.pixels)
-        pixels[rows, columns] = masked(crop, inside[rows, columns])
+        pixels[rows, columns] = masked(crop, here)
         results.append(CleanImage(pixels, changed(pixels, frame.pixels), frame.trail, notes))
     return results
 

@@ -14,8 +14,9 @@ from usfmae.core.flow import Mask, Pixels
 _CHROMA = 40  # largest minus smallest channel
 _FAINT_CHROMA = 18  # rims of ink, where it is mixed with the tissue below
 _STROKE = 3.2  # half width of the thickest stroke that is drawn, in pixels
-_LIKE = 48.0  # distance in RGB within which a pixel has the colour of its part
-_ONE_COLOUR = 0.6  # share of such pixels from which a part is of one colour
+_LIKE = 30.0  # distance in RGB within which a pixel has the colour of its part
+_ONE_COLOUR = 0.7  # share of such pixels from which a part is of one colour
+_BESIDE = 9  # pixels around flow in which crumbs of colour are flow too
 _SMALLEST_FLOW = 40  # pixels; smaller parts are flow only beside larger ones
 _BAR_FILL = 0.93  # share of its bounding box that a colour bar fills
 
@@ -26,14 +27,14 @@ def chroma(pixels: Pixels) -> Pixels:
     return cv2.subtract(cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)).astype(np.uint8)
 
 
-def _one_colour(pixels: Pixels, labels: NDArray[Any], weight: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
-    """Which parts (count,) are of one colour: most of their pixels near the part's mean."""
-    ys, xs = np.nonzero(labels)
-    which, colours, heavy = labels[ys, xs], pixels[ys, xs].astype(np.float64), weight[ys, xs]
-    total = np.maximum(1e-9, np.bincount(which, heavy, count))
-    mean = np.stack([np.bincount(which, heavy * colours[:, c], count) / total for c in range(3)], 1)
+def _one_colour(pixels: Pixels, labels: NDArray[Any], inner: Mask, count: int) -> NDArray[np.bool_]:
+    """Which parts (count,) are of one colour: most of their inner pixels are near the mean of these."""
+    ys, xs = np.nonzero((labels > 0) & inner)
+    which, colours = labels[ys, xs], pixels[ys, xs].astype(np.float64)
+    total = np.maximum(1, np.bincount(which, minlength=count))
+    mean = np.stack([np.bincount(which, colours[:, c], count) / total for c in range(3)], 1)
     like = np.sqrt(((colours - mean[which]) ** 2).sum(1)) < _LIKE
-    return np.bincount(which, like, count) > _ONE_COLOUR * np.maximum(1, np.bincount(which, minlength=count))
+    return np.bincount(which, like, count) > _ONE_COLOUR * total
 
 
 def split(pixels: Pixels) -> tuple[Mask, Mask]:
@@ -49,20 +50,21 @@ def split(pixels: Pixels) -> tuple[Mask, Mask]:
     area = stats[:, cv2.CC_STAT_AREA]
     distance = cv2.distanceTransform(strong.astype(np.uint8), cv2.DIST_L2, 3)
     depth = largest_of(labels, distance, count)
-    even = _one_colour(pixels, labels, difference.astype(np.float64) ** 2, count)
+    even = _one_colour(pixels, labels, distance >= 0.6 * depth[labels], count)
     fill = area / (stats[:, cv2.CC_STAT_WIDTH] * stats[:, cv2.CC_STAT_HEIGHT])
     bar = (fill > _BAR_FILL) & (area > 200)
     compact = np.pi * depth**2 / np.maximum(1, area)  # 1 for a disc, near 0 for a line
     blob = ~even & (compact > 0.2) & (area >= 1.5 * _SMALLEST_FLOW)
-    seed = ((depth > _STROKE) & ~(even & (depth < 5)) & (area >= _SMALLEST_FLOW) | blob) & ~bar
+    seed = ((depth > _STROKE) & ~(even & (depth < 4)) & (area >= _SMALLEST_FLOW) | blob) & ~bar
     seed[0] = False
     flow = seed[labels]
     if flow.any():  # thin twigs and crumbs beside a thick part, but no line that passes by
-        twig = ~even | (area < _SMALLEST_FLOW)
+        twig = ~even | (area < _SMALLEST_FLOW) | (compact > 0.1)
         twig[0] = True
+        reach = dilated(flow, _BESIDE)
         near = np.zeros(count, bool)
-        near[np.unique(labels[dilated(flow, 6)])] = True
-        flow |= (near & twig)[labels] & (strong | dilated(flow, 6)) & colour
+        near[np.unique(labels[reach])] = True
+        flow |= (near & twig)[labels] & (strong | reach) & colour
     ink = colour & ~flow
     ink |= dilated(ink, 2) & (difference > _FAINT_CHROMA) & ~flow
     return ink, flow

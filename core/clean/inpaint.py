@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+
 from usfmae.core.clean.morphology import bounds, masked
 from usfmae.core.flow import Mask, Pixels
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from usfmae.core.clean.engines import tesseract_data
 from usfmae.core.clean.inpaint import inpainted
-from usfmae.core.clean.morphology import closed, dilated, gray_of, opened
+from usfmae.core.clean.morphology import closed, dilated, gray_of
 from usfmae.core.flow import Mask, Pixels
 
 _SATURATION, _VALUE = 40, 20  # ink: more saturated and brighter than these, 0..255
@@ -66,4 +66,6 @@ def paper(pixels: Pixels, radius: float) -> Pixels:
     """(H, W, 3) RGB uint8 to the same shape, annotations inpainted as the paper says."""
     even = equalised(pixels)
     found = words(pixels) | ink(pixels) | shapes(even)
-    return inpainted(pixels, dilated(opened(closed(found, 1), 2)), radius)
+    square = np.ones((5, 5), np.uint8)
+    kept = cv2.morphologyEx(closed(found, 1).astype(np.uint8), cv2.MORPH_OPEN, square) > 0
+    return inpainted(pixels, dilated(kept), radius)

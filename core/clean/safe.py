@@ -27,17 +27,20 @@ def scan_region(frame: Frame, settings: CleanSettings) -> Mask | Quarantined:
     return found
 
 
-def overlay(pixels: Pixels, settings: CleanSettings) -> Mask:
-    """Everything drawn over the tissue of an RGB crop: text, colour ink and graphics, with a rim of one pixel."""
+def overlay(pixels: Pixels, inside: Mask, settings: CleanSettings) -> Mask:
+    """Everything drawn over the tissue `inside` an RGB crop: text, colour ink and graphics, with a rim of one pixel."""
     ink, flow = colour.split(pixels)
     drawn = dilated(ink | (graphics.graphics(pixels) & ~flow))
-    return text.words(pixels, settings) | (drawn & ~flow)
+    words = text.words(pixels, inside, settings)
+    if (words & flow).any():
+        words &= ~verify.vessels(pixels, words, flow, settings)
+    return words | (drawn & ~flow)
 
 
-def repaired(pixels: Pixels, settings: CleanSettings) -> tuple[Pixels, int] | None:
+def repaired(pixels: Pixels, inside: Mask, settings: CleanSettings) -> tuple[Pixels, int] | None:
     """The crop after verification and the rounds it took, or None where text is left after the last one."""
     for used in range(settings.repairs + 1):
-        probability = text_probability(text.brightest(pixels), settings.precision)
+        probability = text_probability(text.brightest(pixels, inside), settings.precision)
         rest = verify.left(pixels, probability, settings)
         if not rest.any():
             return pixels, used
@@ -53,7 +56,8 @@ def safe(frame: Frame, settings: CleanSettings) -> CleanImage | Quarantined:
     blanked = masked(frame.pixels, inside)
     rows, columns = bounds(inside)
     crop = np.ascontiguousarray(blanked[rows, columns])
-    cleaned = repaired(inpainted(crop, overlay(crop, settings), settings.inpaint_radius), settings)
+    here = inside[rows, columns]
+    cleaned = repaired(inpainted(crop, overlay(crop, here, settings), settings.inpaint_radius), here, settings)
     if cleaned is None:
         return Quarantined("text-left", frame.trail, f"text was still found after {settings.repairs} repairs")
     blanked[rows, columns] = cleaned[0]

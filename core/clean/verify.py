@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from usfmae.core.clean.engines import Probability, letters, tesseract_data, tesseract_line
+from usfmae.core.clean.engines import Probability, letters, recognise, tesseract_data, tesseract_line
 from usfmae.core.clean.morphology import bounds, components, gray_of
 from usfmae.core.clean.text import grown, is_blob
 from usfmae.core.config.clean import CleanSettings
@@ -25,6 +25,18 @@ def sparse_words(crop: Pixels) -> Mask:
     for word, confidence, x, y, width, height in zip(*(data[field] for field in fields), strict=True):
         if len(letters(word)) >= 2 and float(confidence) > 50:
             found[max(0, y - 2) : y + height + 2, max(0, x - 2) : x + width + 2] = True
+    return found
+
+
+def vessels(pixels: Pixels, words: Mask, flow: Mask, settings: CleanSettings) -> Mask:
+    """Text boxes (H, W) that are colour flow after all: largely filled by it, and neither engine reads a word there."""
+    found = np.zeros(words.shape, bool)
+    for window, part in components(words):
+        if (flow[window] & part).sum() < 0.3 * part.sum() or is_text(pixels[window], settings):
+            continue
+        line, confidence = recognise(pixels[window], settings.precision)
+        if len(letters(line)) < 2 or confidence < 0.7:
+            found[window] |= part
     return found
 
 
