@@ -1,0 +1,158 @@
+"""The site's page: private as a whole, pause, approval, quarantine; and its figures."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from usfmae.client import allowance, outbox, review
+from usfmae.client.look import Looked
+from usfmae.client.page.app import application
+from usfmae.client.page.view import figures
+from usfmae.client.site import Site, create, write_json
+from usfmae.core import keys, metrics
+from usfmae.core.config.site import SiteSettings
+from usfmae.core.corpus.shard import FOLDER, read_index
+from usfmae.core.flow import content_id
+
+PNG = b"\x89PNG not really"
+SCAN = "a" * 64
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    public = tmp_path / "coordinator.pem"
+    public.write_text(keys.public_pem(keys.new_signing_key()))
+    settings = SiteSettings(name="st-olav", server="https://fl.example:8443", sources=(tmp_path / "scans",))
+    made = create(tmp_path / "site", settings, None, public)
+    tasks = made.corpus / "ledger" / "tasks"
+    tasks.mkdir(parents=True)
+    read = {"id": SCAN, "outcome": "read", "reason": "", "frames": 4, "duplicates": 1, "kept": 1, "notes": []}
+    whole = {"id": "b" * 64, "outcome": "quarantined", "reason": "unreadable", "frames": 0, "duplicates": 0, "kept": 0}
+    scans = [{**read, "quarantined": {"text-left": [2, 3]}}, {**whole, "notes": [], "quarantined": {}}]
+    (tasks / "0001-000000.json").write_text(json.dumps({"scans": scans}))
+    return made
+
+
+@pytest.fixture
+def page(site: Site, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+    monkeypatch.setattr(review, "picture", lambda site, held: Looked(PNG, PNG + b"2", bytes(64), (8, 8)))
+    monkeypatch.setattr(review, "_scan", lambda site, held: type("Found", (), {"group": "g"})())
+    return TestClient(application(site), base_url="http://127.0.0.1")
+
+
+def log_in(page: TestClient, site: Site) -> str:
+    token = (site.root / "keys" / "page.token").read_text().strip()
+    answer = page.post("/login", data={"token": token, "next": "/"})
+    return re.search(r'name="mark" value="(\w+)"', answer.text)[1]  # type: ignore[index]
+
+
+def entry(index: int) -> str:
+    return content_id(SCAN, str(index))[:16]
+
+
+@pytest.mark.parametrize("path", ["/", "/quarantine", "/outbox", "/audit", f"/quarantine/{entry(2)}/before.png"])
+def test_nothing_is_shown_without_the_token(page: TestClient, path: str) -> None:
+    answer = page.get(path, follow_redirects=False)
+    assert answer.status_code == 303 and answer.headers["location"].startswith("/login")
+    assert "st-olav" not in answer.text and PNG not in answer.content
+
+
+@pytest.mark.parametrize("path", ["/pause", f"/quarantine/{entry(2)}/decide", "/outbox/r1"])
+def test_nothing_is_changed_without_the_token_or_from_another_page(page: TestClient, site: Site, path: str) -> None:
+    assert page.post(path, data={"mark": "x"}).status_code == 403
+    log_in(page, site)
+    assert page.post(path, data={"mark": "x"}).status_code == 403
+    assert not allowance.paused(site) and review.decisions(site) == {}
+
+
+def test_pause_and_resume(page: TestClient, site: Site) -> None:
+    mark = log_in(page, site)
+    assert "declines to train" in page.post("/pause", data={"mark": mark, "now": "pause"}).text
+    assert allowance.paused(site)
+    page.post("/pause", data={"mark": mark, "now": "resume"})
+    assert not allowance.paused(site)
+
+
+def test_release_puts_the_frame_into_the_corpus_once(page: TestClient, site: Site) -> None:
+    mark = log_in(page, site)
+    assert "text-left" in page.get("/quarantine").text
+    picture = page.get(f"/quarantine/{entry(2)}/before.png")
+    assert picture.content == PNG and picture.headers["cache-control"] == "no-store"
+    page.post(f"/quarantine/{entry(2)}/decide", data={"mark": mark, "decision": "release"})
+    (index,) = (site.corpus / FOLDER).glob("released-*.json")
+    assert read_index(index).ids == (content_id(SCAN, "2"),)
+    again = page.post(f"/quarantine/{entry(2)}/decide", data={"mark": mark, "decision": "drop"})
+    assert again.status_code == 400 and "released already" in again.text
+    page.post(f"/quarantine/{entry(3)}/decide", data={"mark": mark, "decision": "drop"})
+    assert [h.reason for h in review.waiting(site, review.Intake().refresh(site.corpus))] == ["unreadable"]
+    events = [json.loads(line)["event"] for line in site.audit_log.read_text().splitlines()]
+    assert events[-2:] == ["quarantine.released", "quarantine.dropped"]
+
+
+def test_what_could_not_be_read_can_only_be_dropped(page: TestClient, site: Site) -> None:
+    mark = log_in(page, site)
+    whole = content_id("b" * 64, "-1")[:16]
+    assert "Release" not in page.get(f"/quarantine/{whole}").text
+    answer = page.post(f"/quarantine/{whole}/decide", data={"mark": mark, "decision": "release"})
+    assert answer.status_code == 400 and not list((site.corpus / FOLDER).glob("*"))
+
+
+def test_an_entry_nobody_knows_is_not_found(page: TestClient, site: Site) -> None:
+    log_in(page, site)
+    for name in ("0" * 16, "..%2F..%2Fkeys%2Fsecret", "<b>"):
+        assert page.get(f"/quarantine/{name}").status_code == 404
+
+
+def test_approval_of_what_waits_to_leave(page: TestClient, site: Site) -> None:
+    mark = log_in(page, site)
+    record = {"images": 9, "steps": 5, "seconds": 1.0, "loss_before": 0.5, "loss_after": 0.4, "content": "c" * 64}
+    about = {"campaign": "<b>c</b>", "round": 1, "recipient": "https://fl", "tensors": 3, "bytes": 99, "norm": 1.0}
+    place = site.root / "outbox" / "r00001-abc"
+    place.mkdir(parents=True)
+    write_json(
+        place / "entry.json",
+        {"id": place.name, "created": 1e9, "release": "approve", "record": {**record, "encoding": "int8"}, **about},
+    )
+    shown = page.get("/outbox").text
+    assert "9 images, 5 steps" in shown and "<b>c</b>" not in shown
+    assert "1 update wait" in page.get("/").text
+    assert "approved" in page.post(f"/outbox/{place.name}", data={"mark": mark, "decision": "approve"}).text
+    assert outbox.state(place) == "released"
+    twice = page.post(f"/outbox/{place.name}", data={"mark": mark, "decision": "reject"})
+    assert twice.status_code == 400 and "already" in twice.text
+
+
+def test_a_broken_audit_log_is_said_loudly(page: TestClient, site: Site) -> None:
+    log_in(page, site)
+    assert "unbroken" in page.get("/audit").text
+    site.audit_log.write_text(site.audit_log.read_text().replace("st-olav", "other"))
+    assert "hash chain is broken" in page.get("/audit").text
+
+
+def test_figures_name_only_known_metrics(site: Site) -> None:
+    found = figures(site, review.Intake())
+    assert set(found) <= set(metrics.ALL)
+    assert found["usfmae_site_scans_total"] == 2 and found["usfmae_site_frames_kept_total"] == 1
+    assert found["usfmae_site_quarantined_total"] == {"text-left": 2, "unreadable": 1}
+    jobs = site.root / "jobs" / "r1"
+    jobs.mkdir(parents=True)
+    (jobs / "log.jsonl").write_text('{"step": 1, "loss": 0.9}\n{"step": 2, "loss": 0.8, "seconds": 1.5}\n{"step": 3, "l')
+    assert figures(site, review.Intake())["usfmae_site_loss"] == 0.8
+
+
+def test_gpu_figures_come_from_nvidias_own_tool(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho '0, 1024, 50'\necho '1, 0, 0'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=":")
+    found = figures(site, review.Intake())
+    assert found["usfmae_site_gpu_memory_bytes"] == {"gpu0": 2**30, "gpu1": 0}
+    assert found["usfmae_site_gpu_utilization_ratio"] == {"gpu0": 0.5, "gpu1": 0}
