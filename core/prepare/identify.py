@@ -103,14 +103,15 @@ def _answers(
 
 def _identify(worker: Worker, candidate: Candidate) -> dict[str, Any]:
     if candidate.broken:
-        return {"outcome": "quarantined", "reason": candidate.broken, "id": candidate.place(worker.secret)}
+        outcome = "failed" if candidate.broken.startswith("os-") else "quarantined"
+        return {"outcome": outcome, "reason": candidate.broken, "id": candidate.place(worker.secret)}
     return worker.identify(candidate)
 
 
 def _unpacked(candidates: Iterator[Candidate], pool: Pool) -> Iterator[Candidate]:
     """Archives replaced by their members."""
     for candidate in candidates:
-        if not is_archive(candidate):
+        if candidate.broken or not is_archive(candidate):
             yield candidate
             continue
         answer = pool.call(Worker.members, candidate).result()

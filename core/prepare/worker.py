@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -34,6 +34,10 @@ class ProcessEndedError(Exception):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(reason)
+
+
+class StoppedError(Exception):
+    """The run was stopped (Ctrl-C, a full disk) while this worker was at work."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,12 @@ class Worker:
     def __init__(self, settings: Settings, secret: bytes) -> None:
         self.settings, self.secret = settings, secret
         self.process: subprocess.Popen[bytes] | None = None
+        self.stopped = False
         self.inbox = Inbox()
 
     def stop(self) -> None:
-        """End the process from another thread; whoever waits for it sees the end of its answers."""
+        """End the process for good, from another thread; whoever waits for an answer gets StoppedError."""
+        self.stopped = True
         if (process := self.process) is not None:
             process.kill()
 
@@ -108,6 +114,8 @@ class Worker:
 
     def _ask(self, request: dict[str, Any]) -> Iterator[Message]:
         """Answers until "done"; raises ProcessEndedError where the process dies or is silent for too long."""
+        if self.stopped:
+            raise StoppedError
         if self.process is None or self.process.poll() is not None:
             self.close()
             self._start()
@@ -148,8 +156,10 @@ class Worker:
                 self._end("crashed")
             self.inbox.add(data)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str) -> NoReturn:
         self.close()
+        if self.stopped:
+            raise StoppedError
         raise ProcessEndedError(reason)
 
     def identify(self, candidate: Candidate) -> dict[str, Any]:

@@ -191,7 +191,7 @@ def frames(scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Fram
         file.seek(0)
         syntax = _syntax(ds)
         decoded = (
-            _mpeg(file, scan, settings, notes)
+            _mpeg(file, ds, scan, count, settings, notes)
             if syntax in MPEGTransferSyntaxes
             else _stills(file, ds, scan, count, settings, notes)
         )
@@ -222,12 +222,15 @@ def _arrays(file: BinaryIO, ds: Dataset, indices: list[int]) -> Generator[NDArra
     yield from iter_pixels(source, indices=indices, raw=True)
 
 
-def _mpeg(file: BinaryIO, scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Frame]:
+def _mpeg(
+    file: BinaryIO, ds: Dataset, scan: Scan, count: int, settings: ReadSettings, notes: set[str]
+) -> Iterator[Frame]:
     """One MPEG-2, H.264 or HEVC stream, which lies in the fragments of one frame (PS3.5 8.2.5 ff.)."""
+    stated, noted = frame_times(ds, count, settings)
     stream = next(generate_frames(pydicom.dcmread(file, force=True).PixelData, number_of_frames=1))
     with in_memory(stream) as path:
         capture = video.open_capture(path, settings)
         try:
-            yield from video.kept_frames(capture, scan, settings, notes)
+            yield from video.kept_frames(capture, scan, settings, notes, () if noted else stated)
         finally:
             capture.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+import stat
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,11 +35,12 @@ class Candidate:
     folder: str = ""  # below the source, for grouping; "" where it lies in the source itself
     size: int = 0
     stamp: int = 0  # modification time in ns
-    broken: str = ""  # reason why an archive cannot be opened
+    broken: str = ""  # reason why it cannot be opened
 
     def place(self, secret: bytes) -> str:
         """A name for this file at this place and time, to know it again without reading it."""
-        return secret_id(secret, "place", str(self.path), self.member, str(self.size), str(self.stamp))
+        where = os.fsencode(self.path), os.fsencode(self.member)  # names in any encoding
+        return secret_id(secret, "place", *where, str(self.size), str(self.stamp))
 
     def as_broken(self, reason: str) -> Candidate:
         return replace(self, broken=reason)
@@ -57,20 +59,29 @@ def walk(sources: Sequence[Path], skip: Sequence[Path] = ()) -> Iterator[Candida
         if source.name.upper() == DIRECTORY and source.is_file():
             source = source.parent  # it lists the file-set below its own folder (PS3.10 8.6)
         if source.is_file():
-            yield _candidate(source, "")
+            yield from _candidate(source, "")
             continue
-        for root, folders, names in os.walk(source):
+        denied: list[OSError] = []
+        for root, folders, names in os.walk(source, onerror=denied.append):
             folders[:] = sorted(name for name in folders if (Path(root) / name).resolve() not in skipped)
             below = Path(root).relative_to(source).as_posix()
             for name in sorted(names):
                 path = Path(root) / name
-                if path.is_file() and path.resolve() not in skipped:
-                    yield _candidate(path, "" if below == "." else below)
+                if path.resolve() not in skipped:
+                    yield from _candidate(path, "" if below == "." else below)
+        for error in denied:  # a folder that cannot be listed is said, not passed over
+            yield Candidate(Path(error.filename), broken=f"os-{error.errno}")
 
 
-def _candidate(path: Path, folder: str) -> Candidate:
-    status = path.stat()
-    return Candidate(path.absolute(), "", folder, status.st_size, status.st_mtime_ns)
+def _candidate(path: Path, folder: str) -> Iterator[Candidate]:
+    """The file at `path`; nothing for pipes, devices and sockets, a broken candidate where it cannot be got at."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        yield Candidate(path.absolute(), "", folder, broken=f"os-{error.errno}")
+        return
+    if stat.S_ISREG(status.st_mode):
+        yield Candidate(path.absolute(), "", folder, status.st_size, status.st_mtime_ns)
 
 
 def is_archive(candidate: Candidate) -> bool:
@@ -135,11 +146,15 @@ def identify(candidate: Candidate, secret: bytes, settings: ReadSettings) -> Ide
     return Identified(scan, known, secret_id(secret, "study", known.study) if known.study else "")
 
 
-def _group(known: Facts, candidate: Candidate, settings: ReadSettings, content: str) -> tuple[str, str]:
+def _group(known: Facts, candidate: Candidate, settings: ReadSettings, content: str) -> tuple[str, bytes]:
     """What must stay on one side of a split: the patient, else the study, else the folder, else the file alone."""
     if known.patient or known.study:
-        return ("patient", known.patient) if known.patient else ("study", known.study)
-    return ("folder", candidate.folder) if candidate.folder and settings.group_by == "folder" else ("file", content)
+        kind, value = ("patient", known.patient) if known.patient else ("study", known.study)
+    elif candidate.folder and settings.group_by == "folder":
+        kind, value = "folder", candidate.folder
+    else:
+        kind, value = "file", content
+    return kind, value.encode(errors="surrogateescape")
 
 
 def _kind(head: bytes, candidate: Candidate) -> str:
@@ -176,6 +191,9 @@ def discover(sources: Sequence[Path], secret: bytes, settings: ReadSettings) -> 
     In this process and in order; `prepare` does the same in processes that a hostile file may end.
     """
     for candidate in walk(sources):
+        if candidate.broken:
+            yield Quarantined(candidate.broken, Trail(candidate.place(secret)))
+            continue
         try:
             several = members(candidate.path, settings) if is_archive(candidate) else None
         except Unreadable as error:

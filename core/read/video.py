@@ -7,7 +7,7 @@ that a hostile clip cannot make it fetch anything. It gets a path, since cv2 cra
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -78,13 +78,18 @@ def frames(scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Fram
             capture.release()
 
 
-def kept_frames(capture: cv2.VideoCapture, scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Frame]:
-    """Frames of an open capture at `settings.fps`. Raises Unreadable where not one frame decodes."""
+def kept_frames(
+    capture: cv2.VideoCapture, scan: Scan, settings: ReadSettings, notes: set[str], times: Sequence[float] = ()
+) -> Iterator[Frame]:
+    """Frames of an open capture at `settings.fps`; `times`, where a header states them, go before the stream's own.
+
+    Raises Unreadable where not one frame decodes.
+    """
     sampler = Sampler(settings.fps)
     index, time = -1, 0.0
     while capture.grab():
         index += 1
-        time = _time(capture, index, time, settings, notes)
+        time = times[index] if index < len(times) else _time(capture, index, time, settings, notes)
         if index >= settings.max_frames:
             raise Unreadable("too-many-frames", f"the limit is {settings.max_frames}")
         if not sampler.wants(time):

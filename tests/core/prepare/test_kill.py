@@ -77,3 +77,21 @@ def test_killed_again_and_again_the_corpus_is_the_same(tmp_path: Path, quick_pro
     for timing in ("seconds", "images_per_second"):
         last.pop(timing)
     assert last == {k: v for k, v in json.loads(whole).items() if k in last}
+
+
+@pytest.mark.faults
+def test_control_c_stops_soon_and_leaves_no_process(tmp_path: Path, quick_process: None) -> None:
+    from usfmae.core.prepare import worker
+
+    for number in range(400):
+        still(tmp_path / "source" / f"slow{number:03d}.png", number)
+    running = start(tmp_path, tmp_path / "corpus", Path(worker.COMMAND[1]))
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "corpus" / "shards").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = children_of(running.pid)
+    assert workers
+    running.send_signal(signal.SIGINT)
+    running.wait(timeout=15)
+    assert running.returncode != 0
+    assert not [w for w in workers if Path(f"/proc/{w}/exe").exists()]

@@ -12,6 +12,12 @@ import pytest
 from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_color_lut, convert_color_space, pixel_array
+from pydicom.uid import (
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLETransferSyntaxes,
+)
 
 from usfmae.core.config import ReadSettings
 from usfmae.core.flow import Frame, Quarantined
@@ -22,6 +28,12 @@ from .conftest import SECRET, speckle
 
 MakeDicom = Callable[..., Path]
 ALL = ReadSettings(fps=1000)
+PART_2 = ("1.2.840.10008.1.2.4.92", "1.2.840.10008.1.2.4.93")  # JPEG 2000 multi-component: nobody decodes it
+SYNTAXES = [
+    syntax
+    for syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes, *RLETransferSyntaxes)
+    if syntax not in PART_2
+]
 SOURCES = {
     "rle": "1.2.840.10008.1.2.5",
     "jpeg-ls": "1.2.840.10008.1.2.4.80",
@@ -263,3 +275,9 @@ def test_convert_color_space_is_the_reference_for_ybr() -> None:
     ds.PhotometricInterpretation = "YBR_FULL"
     array = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     assert np.array_equal(Converter(ds, set())(array), convert_color_space(array, "YBR_FULL", "RGB"))
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_every_syntax_has_a_decoder_installed(syntax: str) -> None:
+    """HTJ2K is among those of JPEG 2000; no encoder of it is at hand to test more."""
+    assert pydicom.pixels.get_decoder(syntax).is_available

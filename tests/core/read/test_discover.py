@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -90,3 +91,18 @@ def test_dicomdir_stands_for_its_folder(tmp_path: Path) -> None:
     (tmp_path / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
     assert [s.kind for s in found(tmp_path / "DICOMDIR") if isinstance(s, Scan)] == ["raster"]
     assert len(found(tmp_path)) == 1
+
+
+def test_names_in_any_encoding_and_pipes_in_the_way(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"M\xfcller")
+    still(folder / os.fsdecode(b"\xe9cho.png"))
+    os.mkfifo(tmp_path / "pipe.dcm")
+    (only,) = found(tmp_path)
+    assert isinstance(only, Scan)
+
+
+def test_a_dangling_link_is_said(tmp_path: Path) -> None:
+    (tmp_path / "gone.dcm").symlink_to(tmp_path / "nowhere")
+    (only,) = found(tmp_path)
+    assert isinstance(only, Quarantined)
+    assert only.reason == "os-2"
