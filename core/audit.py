@@ -12,9 +12,9 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from usfmae.core.errors import PolicyError, SourceError
+from usfmae.core.errors import PolicyError, ResourceError, SourceError
 from usfmae.core.flow import content_id
 
 START = "0" * 64
@@ -36,11 +36,24 @@ def _last_line(file: Any) -> str:
     return block.strip().rsplit(b"\n", 1)[-1].decode() if block.strip() else ""
 
 
+def _torn_end(file: BinaryIO) -> int:
+    """Take back a line without its end, which a crash tore before it was acknowledged; its length in bytes."""
+    end = file.seek(0, os.SEEK_END)
+    start = max(0, end - 65536)
+    file.seek(start)
+    tail = file.read(end - start)
+    torn = len(tail) - (tail.rfind(b"\n") + 1)
+    if torn:
+        file.truncate(end - torn)
+    return torn
+
+
 def append(log: Path, actor: str, event: str, status: str = "ok", **fields: Any) -> str:
     """Add one entry under a file lock and return its hash."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        torn = _torn_end(file)
         last = _last_line(file)
         entry: dict[str, Any] = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -48,6 +61,7 @@ def append(log: Path, actor: str, event: str, status: str = "ok", **fields: Any)
             "event": event,
             "status": status,
             **fields,
+            **({"torn_bytes_before": torn} if torn else {}),
         }
         try:
             entry["previous"] = json.loads(last)["hash"] if last else START
@@ -58,10 +72,25 @@ def append(log: Path, actor: str, event: str, status: str = "ok", **fields: Any)
                 "keep the file for review; move it aside to go on",
             ) from None
         entry["hash"] = _hash(entry)
-        file.write((json.dumps(entry, sort_keys=True) + "\n").encode())
-        file.flush()
-        os.fsync(file.fileno())
+        _add_line(file, (json.dumps(entry, sort_keys=True) + "\n").encode())
         return str(entry["hash"])
+
+
+def _add_line(file: BinaryIO, line: bytes) -> None:
+    """The whole line or nothing: what a full disk or a power cut tears was never acknowledged, and is taken back."""
+    end = file.seek(0, os.SEEK_END)
+    try:
+        os.write(file.fileno(), line[:-1])
+        os.write(file.fileno(), line[-1:])
+        os.fsync(file.fileno())
+        torn = file.seek(0, os.SEEK_END) != end + len(line)
+    except OSError as error:
+        torn, reason = True, error.strerror or str(error)
+    else:
+        reason = "is full"
+    if torn:
+        os.ftruncate(file.fileno(), end)
+        raise ResourceError(f"audit log {file.name}", reason, "free space on its disk")
 
 
 def entries(log: Path) -> Iterator[dict[str, Any]]:

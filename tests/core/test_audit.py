@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 from multiprocessing import Process
 from pathlib import Path
 
 import pytest
 
 from usfmae.core import audit
-from usfmae.core.errors import PolicyError, SourceError
+from usfmae.core.errors import PolicyError, ResourceError, SourceError
 
 
 def _filled(folder: Path) -> tuple[Path, str]:
@@ -52,7 +54,7 @@ def test_a_cut_log_is_found_by_its_head(tmp_path: Path) -> None:
 def test_a_damaged_end_stops_writing_instead_of_hiding_it(tmp_path: Path) -> None:
     log, _ = _filled(tmp_path)
     with log.open("a") as file:
-        file.write('{"half')
+        file.write('{"half\n')
     with pytest.raises(SourceError, match="damaged"):
         audit.append(log, "site", "sent")
 
@@ -70,3 +72,29 @@ def test_two_writers_share_one_chain(tmp_path: Path) -> None:
     for writer in writers:
         writer.join()
     assert audit.verify(log) == 40
+
+
+def test_a_full_disk_takes_nothing_from_the_log_and_it_goes_on_afterwards(tmp_path: Path) -> None:
+    log, head = _filled(tmp_path)
+    size = log.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 40, before[1]))
+    try:
+        with pytest.raises(ResourceError):
+            audit.append(log, "site", "sent", bytes=5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert log.stat().st_size == size
+    audit.append(log, "site", "sent", bytes=6)
+    assert audit.verify(log, head) == 6
+
+
+def test_a_line_torn_by_a_crash_is_taken_back_and_said(tmp_path: Path) -> None:
+    log, head = _filled(tmp_path)
+    with log.open("a") as file:
+        file.write('{"actor": "site", "event": "se')
+    audit.append(log, "site", "sent", bytes=6)
+    assert audit.verify(log, head) == 6
+    assert list(audit.entries(log))[-1]["torn_bytes_before"] == 30
