@@ -51,7 +51,7 @@ class Agent:
         self.online = False
         self.busy_at = self.beaten_at = time.monotonic()
         self.failures = 0
-        self.trouble = ""
+        self.trouble = self.logged = ""
         self.state = "connecting"
 
     # --- the loop
@@ -76,10 +76,11 @@ class Agent:
 
     def _turn(self) -> float:
         """One look at everything; returns the seconds to wait before the next."""
-        wait = self.site.settings.poll
+        wait, self.trouble = self.site.settings.poll, ""
         try:
             self._look()
-            self.trouble, self.failures = "", 0
+            self.failures = 0
+            self.logged = self.trouble
         except Stopped:
             pass
         except KeyRefusedError:
@@ -97,18 +98,31 @@ class Agent:
 
     def _look(self) -> None:
         self._connect()
+        self.state = "paused" if allowance.paused(self.site) else "training" if self.current else "idle"
+        self._pull()
+        waiting = Pending.all(self.site)
+        for pending in waiting:
+            self.busy_at = time.monotonic()
+            late = time.time() + self.fleet.clock_offset > pending.request.expires
+            if late or pending.older_than(waiting):
+                self.site.note(
+                    "request.expired" if late else "request.superseded", "dropped", message=pending.request.id[:12]
+                )
+                pending.drop()
+            else:
+                self._advance(pending)
+
+    def _pull(self) -> None:
+        """Take one new request; none while the disk is too full to keep it: it would be delivered only once."""
+        try:
+            allowance.check_disk(self.site)
+        except ResourceError as error:
+            self._say(error)
+            return
         request = self.fleet.pull()
         if request is not None:
             Pending.save(self.site, request)
             note(logger, "request received", message=request.id[:12])
-        waiting = Pending.all(self.site)
-        for pending in waiting:
-            self.busy_at = time.monotonic()
-            if pending.older_than(waiting):
-                self.site.note("request.superseded", "dropped", message=pending.request.id[:12])
-                pending.drop()
-            else:
-                self._advance(pending)
 
     def _advance(self, pending: Pending) -> None:
         """One step with one request."""
@@ -226,9 +240,6 @@ class Agent:
 
     def _send(self, pending: Pending, reply: TrainReply, arrays: dict[str, dict[str, objects.Part]]) -> int:
         """Upload a reply; a repeated call goes on where an interrupted one stopped. Returns the bytes sent."""
-        if time.time() > pending.request.expires:
-            pending.drop()
-            return 0
         message = node.reply(
             pending.reply_metadata(), {protocol.RECORD: protocol.to_record(reply)}, arrays, reply.seconds
         )
@@ -258,7 +269,6 @@ class Agent:
         self.online = True
         self.site.note("connected", server=self.site.settings.server)
         note(logger, "connected", server=self.site.settings.server)
-        self.state = "idle"
 
     def _activate(self, interval: float) -> int:
         """Activation, with patience for an earlier one that has not lapsed; then the error is the command's end."""
@@ -310,7 +320,7 @@ class Agent:
         if self.current is None:
             return
         if self.current.result or self.current.error:
-            self.current, self.state = None, "idle"
+            self.current = None
             self.wake.set()
             return
         self.busy_at = time.monotonic()
@@ -362,9 +372,10 @@ class Agent:
 
     def _say(self, error: UsfmaeError) -> None:
         """A trouble is logged once, not at every look."""
-        if str(error) != self.trouble:
-            logger.warning("%s", error)
         self.trouble = str(error)
+        if self.trouble != self.logged:
+            logger.warning("%s", error)
+        self.logged = self.trouble
         if isinstance(error, NetworkError):
             self.state = "offline"
 

@@ -96,7 +96,7 @@ def _write(content: RecordDict, name: str, target: Path) -> None:
 
 
 def _content(site: Site, reply: TrainReply) -> RecordDict:
-    content = RecordDict({protocol.RECORD: ConfigRecord(dict(protocol.to_record(reply)))})  # type: ignore[arg-type]
+    content = RecordDict({protocol.RECORD: ConfigRecord(dict(protocol.to_record(reply)))})
     if not reply.declined:
         asked = TrainRequest(reply.campaign, reply.round, reply.base, 0, 0, "")
         file = outbox.folder(site, outbox.key(asked)) / outbox.UPDATE
