@@ -270,18 +270,17 @@ def main() -> None:
     size = QUICK if options.quick else Size()
     settings = {name: CleanSettings(profile=name) for name in options.profiles.split(",")}
     start = time.time()
-    scores = (
-        merged(options.merge) if options.merge else quality(options.data, options.half, size, settings, options.seed)
-    )
+    root, half, seed = options.data, options.half, options.seed
+    scores = merged(options.merge) if options.merge else quality(root, half, size, settings, seed)
     if options.part:
         options.part.write_text(json.dumps({name: asdict(score) for name, score in scores.items()}))
         return
-    timing = speed(options.data, options.half, size, options.seed)
+    timing = speed(root, half, size, seed)
     report: dict[str, Any] = {name: score.table() for name, score in scores.items()}
     for name in report:
         ratios = {"ratio_stills": timing["ratio_stills"], "ratio_clips": timing["ratio_clips"]}
         report[name] |= ratios if name == "safe" else dict.fromkeys(ratios, 1.0)
-    report |= {"half": options.half, "seed": options.seed, "timing": timing, "seconds": round(time.time() - start)}
+    report |= {"half": half, "seed": seed, "timing": timing, "seconds": round(time.time() - start)}
     print(json.dumps(report) if options.json else "\n".join(lines(report)))
 
 

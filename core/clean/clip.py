@@ -87,7 +87,7 @@ def _together(frames: Sequence[Frame], settings: CleanSettings) -> list[CleanIma
     if motion.mean() < _MOTION:
         return None
     here = inside[rows, columns]
-    still: Mask = overlay(np.ascontiguousarray(masked(darkest, inside)[rows, columns]), here, settings)
+    still, _ = overlay(np.ascontiguousarray(masked(darkest, inside)[rows, columns]), here, settings)
     crops = [np.ascontiguousarray(masked(frame.pixels, inside)[rows, columns]) for frame in frames]
     crops = inpainted_together(crops, still, settings.inpaint_radius)
     if not _verified(crops, here, settings):

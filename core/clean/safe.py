@@ -27,21 +27,19 @@ def scan_region(frame: Frame, settings: CleanSettings) -> Mask | Quarantined:
     return found
 
 
-def overlay(pixels: Pixels, inside: Mask, settings: CleanSettings) -> Mask:
-    """Everything drawn over the tissue `inside` an RGB crop: text, colour ink and graphics, with a rim of one pixel."""
+def overlay(pixels: Pixels, inside: Mask, settings: CleanSettings) -> tuple[Mask, Mask]:
+    """Everything drawn over the tissue `inside` an RGB crop (text, colour ink, graphics, their rim), and its flow."""
     ink, flow = colour.split(pixels)
     drawn = dilated(ink | (graphics.graphics(pixels) & ~flow))
     words = text.words(pixels, inside, settings)
-    if (words & flow).any():
-        words &= ~verify.vessels(pixels, words, flow, settings)
-    return words | (drawn & ~flow)
+    return verify.without_vessels(pixels, words, flow, settings) | (drawn & ~flow), flow
 
 
-def repaired(pixels: Pixels, inside: Mask, settings: CleanSettings) -> tuple[Pixels, int] | None:
+def repaired(pixels: Pixels, inside: Mask, flow: Mask, settings: CleanSettings) -> tuple[Pixels, int] | None:
     """The crop after verification and the rounds it took, or None where text is left after the last one."""
     for used in range(settings.repairs + 1):
         probability = text_probability(text.brightest(pixels, inside), settings.precision)
-        rest = verify.left(pixels, probability, settings)
+        rest = verify.without_vessels(pixels, verify.left(pixels, probability, settings), flow, settings)
         if not rest.any():
             return pixels, used
         pixels = inpainted(pixels, rest, settings.inpaint_radius)
@@ -57,7 +55,8 @@ def safe(frame: Frame, settings: CleanSettings) -> CleanImage | Quarantined:
     rows, columns = bounds(inside)
     crop = np.ascontiguousarray(blanked[rows, columns])
     here = inside[rows, columns]
-    cleaned = repaired(inpainted(crop, overlay(crop, here, settings), settings.inpaint_radius), here, settings)
+    drawn, flow = overlay(crop, here, settings)
+    cleaned = repaired(inpainted(crop, drawn, settings.inpaint_radius), here, flow, settings)
     if cleaned is None:
         return Quarantined("text-left", frame.trail, f"text was still found after {settings.repairs} repairs")
     blanked[rows, columns] = cleaned[0]

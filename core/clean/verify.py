@@ -28,16 +28,16 @@ def sparse_words(crop: Pixels) -> Mask:
     return found
 
 
-def vessels(pixels: Pixels, words: Mask, flow: Mask, settings: CleanSettings) -> Mask:
-    """Text boxes (H, W) that are colour flow after all: largely filled by it, and neither engine reads a word there."""
-    found = np.zeros(words.shape, bool)
-    for window, part in components(words):
+def without_vessels(pixels: Pixels, words: Mask, flow: Mask, settings: CleanSettings) -> Mask:
+    """Text boxes (H, W) less those of colour flow: largely filled by it, and neither engine reads a word there."""
+    kept = words.copy()
+    for window, part in components(words) if (words & flow).any() else ():
         if (flow[window] & part).sum() < 0.3 * part.sum() or is_text(pixels[window], settings):
             continue
         line, confidence = recognise(pixels[window], settings.precision)
         if len(letters(line)) < 2 or confidence < 0.7:
-            found[window] |= part
-    return found
+            kept[window] &= ~part
+    return kept
 
 
 def left(pixels: Pixels, probability: Probability, settings: CleanSettings) -> Mask:
