@@ -147,18 +147,19 @@ def compare(
         elif norm > gate.norm_limit * reference:
             refused[site] = Refusal("norm", f"length {norm:.3g}; the median update has {reference:.3g}")
     if directions is not None:
-        refused.update(_against(list(norms), directions, set(refused), gate.direction_limit))
+        refused.update(_against(list(norms), directions, set(refused), gate))
     return refused
 
 
-def _against(sites: Sequence[str], gram: NDArray[np.float64], out: set[str], limit: float) -> dict[str, Refusal]:
-    """Updates that point against the sum of the others: the worst one first, as long as three or more are left."""
+def _against(sites: Sequence[str], gram: NDArray[np.float64], out: set[str], gate: GateSettings) -> dict[str, Refusal]:
+    """Updates that point against others which agree: the worst one first, as long as three or more are left."""
     refused: dict[str, Refusal] = {}
     left = [i for i, site in enumerate(sites) if site not in out]
     while len(left) >= 3:
         cosines = {i: _cosine(gram, i, [j for j in left if j != i]) for i in left}
         worst = min(left, key=lambda i: (cosines[i], sites[i]))
-        if cosines[worst] >= limit:
+        others = [j for j in left if j != worst]
+        if cosines[worst] >= gate.direction_limit or _agreement(gram, others) < gate.agreement:
             break
         refused[sites[worst]] = Refusal("direction", f"cosine {cosines[worst]:.2f} to the sum of the other sites")
         left.remove(worst)
@@ -167,8 +168,17 @@ def _against(sites: Sequence[str], gram: NDArray[np.float64], out: set[str], lim
 
 def _cosine(gram: NDArray[np.float64], one: int, others: Sequence[int]) -> float:
     """Cosine of an update to the sum of the others, each at unit length so that none dominates."""
-    lengths = np.sqrt(np.maximum(np.diag(gram), 1e-300))
-    unit = gram / np.outer(lengths, lengths)
-    along = unit[one, others].sum()
+    unit = _unit(gram)
     size = math.sqrt(max(float(unit[np.ix_(others, others)].sum()), 1e-300))
-    return float(along / size)
+    return float(unit[one, others].sum() / size)
+
+
+def _agreement(gram: NDArray[np.float64], sites: Sequence[int]) -> float:
+    """Mean cosine between two of these updates."""
+    count = len(sites)
+    return float((_unit(gram)[np.ix_(sites, sites)].sum() - count) / (count * (count - 1)))
+
+
+def _unit(gram: NDArray[np.float64]) -> NDArray[np.float64]:
+    lengths = np.sqrt(np.maximum(np.diag(gram), 1e-300))
+    return np.asarray(gram / np.outer(lengths, lengths))

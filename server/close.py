@@ -49,6 +49,7 @@ def finish(
     if len(chosen) < settings.rounds.quorum:
         for verdict in verdicts.values():
             ledger.record(verdict)
+        note(logger, "quorum lost to the gate, the round stays open", level=logging.ERROR, admitted=len(chosen))
         return ""
 
     def merged(out: Collection[str]) -> str:

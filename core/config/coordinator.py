@@ -56,7 +56,10 @@ class GateSettings(Options):
     base_limit: float = Field(1.0, gt=0)
     """An update longer than this many times the encoder itself is refused, whatever the others send."""
     direction_limit: float = Field(-0.1, ge=-1, le=0)
-    """With three sites or more, an update whose cosine to the sum of the others is below this is refused."""
+    """With three sites or more, an update whose cosine to the sum of the others is below this is refused..."""
+    agreement: float = Field(0.1, ge=-1, le=1)
+    """...as long as the others agree: their mean cosine to each other is at least this. Near the end of training honest
+    sites pull in different directions, and nobody is refused for it."""
 
 
 class MergeSettings(Options):

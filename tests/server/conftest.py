@@ -1,0 +1,88 @@
+"""A federation in process: virtual hospitals whose training is a few additions, through the real loop, gate and ledger."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from usfmae.core import keys
+from usfmae.core.keys import Ed25519PrivateKey, read_private
+from usfmae.core.protocol import TrainRequest
+from usfmae.server.create import create
+from usfmae.server.home import Home
+from usfmae.server.ledger import Ledger
+from usfmae.server.rounds import Loop
+from usfmae.server.simulate import Hospital, InProcess, Trained
+
+TINY = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
+TINY |= {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2}
+
+
+def nudge(place: Path, request: TrainRequest, encoder: dict[str, np.ndarray], decoder: Path) -> Trained:
+    """A training that is quick and different at each hospital and in each round: a common step and an own one."""
+    own = int.from_bytes(hashlib.sha256(place.name.encode()).digest()[:4], "big")
+    common, noise = np.random.default_rng(request.round), np.random.default_rng(own + request.round)
+    step = {n: 0.01 * (common.normal(size=v.shape) + noise.normal(size=v.shape)) for n, v in sorted(encoder.items())}
+    moved = {n: (encoder[n] + step[n]).astype(np.float32) for n in encoder}
+    return Trained(moved, images=10 + own % 7, steps=request.steps, loss_before=1.0, loss_after=0.5)
+
+
+class Federation:
+    """Some virtual hospitals and a loop over them; `again()` is a new process on the same directory."""
+
+    def __init__(self, root: Path, sites: int, trainer: Any = nudge, capacity: int = 1000, **settings: Any) -> None:
+        self.home = Home(root / "coordinator")
+        chosen = {**{f"model.{k}": v for k, v in TINY.items()}, "rounds.quorum": sites, "min_free_gib": 0, **settings}
+        create(self.home.root, "unit", "", 0, None, [f"{key}={value}" for key, value in chosen.items()])
+        self.ledger = Ledger(self.home.ledger)
+        self.hospitals = []
+        for number in range(sites):
+            place = root / f"site-{number}"
+            # The same keys in every federation: the merge goes in the order of fingerprints.
+            keys.write_private(
+                place / "keys" / "signing.pem", Ed25519PrivateKey.from_private_bytes(bytes([number + 1]) * 32)
+            )
+            self.hospitals.append(Hospital(place, trainer))
+            self.ledger.add_site(self.hospitals[-1].enrolment(capacity))
+        self.wire = InProcess(self.hospitals, self.home.decoder)
+        self.waited = 0
+
+    def loop(self, **more: Any) -> Loop:
+        key = read_private(self.home.signing_key, Ed25519PrivateKey)
+        return Loop(self.home, self.ledger, self.home.settings(), self.wire, key, **{"wait": self._wait, **more})
+
+    def _wait(self, seconds: float) -> None:
+        self.waited += 1
+        if self.waited > 500:
+            raise AssertionError("the loop waits for ever")
+
+    def again(self) -> None:
+        self.ledger.close()
+        self.ledger = Ledger(self.home.ledger)
+        self.wire = InProcess(self.hospitals, self.home.decoder)
+
+    def run(self, rounds: int) -> str:
+        self.loop().run(rounds)
+        return self.ledger.last_round().result
+
+    def encoder(self, number: int) -> dict[str, np.ndarray]:
+        return load_file(self.home.checkpoint(number))
+
+    def verdicts(self, number: int = 1) -> list[str]:
+        """Verdicts in the order the hospitals were made in."""
+        found = self.ledger.verdicts(number)
+        return [found[h.site].verdict if h.site in found else "-" for h in self.hospitals]
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Callable[..., Federation]:
+    def make(sites: int = 3, name: str = "one", **settings: Any) -> Federation:
+        return Federation(tmp_path / name, sites, **settings)
+
+    return make
