@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import datetime
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import numpy as np
@@ -26,6 +27,9 @@ from usfmae.core.config.site import SiteSettings
 from usfmae.core.corpus.shard import Packed, write_shard
 from usfmae.core.model import fresh
 from usfmae.core.protocol import TrainRequest
+
+if TYPE_CHECKING:
+    from .network import Port
 
 SERVER = "https://aggregator.test:8443"
 MODEL = ModelSettings(
@@ -226,3 +230,13 @@ def _ok(message: object) -> httpx.Response:
 @pytest.fixture
 def aggregator(coordinator: Ed25519PrivateKey) -> Aggregator:
     return Aggregator(coordinator)
+
+
+@pytest.fixture
+def port(aggregator: Aggregator, tmp_path: Path) -> Iterator[Port]:
+    """The aggregator behind a real TLS port of loopback."""
+    from .network import Port
+
+    made = Port(aggregator, tmp_path)
+    yield made
+    made.close()

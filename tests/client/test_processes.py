@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
-import select
 import signal
-import socket
-import ssl
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import pytest
 
 from usfmae.client import outbox
@@ -28,64 +22,10 @@ from usfmae.core.protocol import RECORD
 
 from . import conftest
 from .conftest import Aggregator
+from .network import Port, Proxy
 
 pytestmark = pytest.mark.e2e
 PATIENCE = 120.0  # seconds; the machine may be busy
-
-
-class Port:
-    """The aggregator behind a TLS port that can be closed and opened again."""
-
-    def __init__(self, aggregator: Aggregator, folder: Path) -> None:
-        from usfmae.server import certificates
-
-        ca_key, key = keys.new_node_key(), keys.new_node_key()
-        ca = certificates.authority("test", ca_key)
-        self.ca, certificate, private = folder / "ca.pem", folder / "server.pem", folder / "server.key"
-        self.ca.write_bytes(ca)
-        certificate.write_bytes(certificates.server(("127.0.0.1", "localhost"), key.public_key(), ca, ca_key))
-        keys.write_private(private, key)
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.load_cert_chain(certificate, private)
-        self.aggregator, self.number = aggregator, 0
-        self.open()
-
-    def open(self) -> None:
-        aggregator, lock = self.aggregator, threading.Lock()
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                request = httpx.Request("POST", f"https://x{self.path}", headers=dict(self.headers), content=body)
-                with lock:
-                    answer = aggregator(request)
-                self.send_response_only(answer.status_code)
-                self.send_header("Date", answer.headers["date"])
-                self.send_header("Content-Length", str(len(answer.content)))
-                self.end_headers()
-                self.wfile.write(answer.content)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", self.number), Handler)
-        self.server.daemon_threads = True
-        self.server.socket = self.context.wrap_socket(self.server.socket, server_side=True)
-        self.number = self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-
-@pytest.fixture
-def port(aggregator: Aggregator, tmp_path: Path) -> Iterator[Port]:
-    made = Port(aggregator, tmp_path)
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -275,47 +215,6 @@ def test_a_second_agent_on_the_same_site_is_refused(hospital: Site) -> None:
         until(lambda: (read_json(hospital.root / "status.json") or {}).get("online"))
         with Running(hospital) as second:
             assert second.process.wait(PATIENCE) == 2
-
-
-class Proxy:
-    """An HTTP proxy that only knows CONNECT, as a hospital's does."""
-
-    def __init__(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.targets: list[str] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        head = b""
-        while b"\r\n\r\n" not in head:
-            head += client.recv(4096)
-        method, target, _ = head.split(b"\r\n")[0].decode().split(" ")
-        if method != "CONNECT":
-            client.sendall(b"HTTP/1.1 405 No\r\n\r\n")
-            client.close()
-            return
-        self.targets.append(target)
-        host, number = target.rsplit(":", 1)
-        server = socket.create_connection((host, int(number)))
-        client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        ends = {client: server, server: client}
-        while True:
-            for end in select.select(list(ends), [], [])[0]:
-                data = end.recv(65536)
-                if not data:
-                    client.close()
-                    server.close()
-                    return
-                ends[end].sendall(data)
 
 
 @pytest.mark.parametrize("how", ["setting", "environment"])

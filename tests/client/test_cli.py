@@ -1,0 +1,101 @@
+"""The commands as a person types them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from usfmae.client import cli, outbox
+from usfmae.client.site import Site
+from usfmae.core import audit, keys
+from usfmae.core.errors import ConfigError, PolicyError, UsageError
+from usfmae.core.protocol import TrainReply, TrainRequest
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.group, [str(a) for a in arguments], standalone_mode=False)
+
+
+def init(folder: Path) -> tuple[object, ...]:
+    where = ("--server", "https://h:1", "--coordinator-key", folder / "c.pem")
+    return ("init", folder / "s", *where, "--name", "h")
+
+
+def staged(site: Site) -> str:
+    """An update in the outbox, without any training."""
+    request = TrainRequest("demo", 4, "b" * 64, 0, 1, "{}")
+    reply = TrainReply("demo", 4, "b" * 64, content="c" * 64, images=12, steps=1, site=site.fingerprint)
+    file = site.root / "made.safetensors"
+    outbox.write_update(file, {"w": b"abc"}, {"w": (3,)})
+    return outbox.stage(site, request, reply, file, {"tensors": 1, "bytes": 3, "norm": 0.5}).name
+
+
+@pytest.mark.parametrize("command", ["--help", *(f"{name} --help" for name in cli.COMMANDS)])
+def test_help_loads_neither_flower_nor_torch(command: str) -> None:
+    words = command.split()
+    program = (
+        f"import sys; sys.argv = ['usfmae-client', *{words!r}]\n"
+        "from usfmae.client.cli import group\n"
+        "try: group.main(standalone_mode=False)\n"
+        "finally: assert not {'flwr', 'torch', 'cv2'} & set(sys.modules), 'loads too much'"
+    )
+    if words[0] == "--help" or words[0] in ("run", "status"):  # a process each: the others share the same shell
+        subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+    else:
+        assert call(*words).exit_code == 0
+
+
+def test_init_makes_a_site_that_status_can_read(tmp_path: Path, coordinator: Ed25519PrivateKey) -> None:
+    (tmp_path / "c.pem").write_text(keys.public_pem(coordinator))
+    made = call(*init(tmp_path), "--source", tmp_path, "--set", "release=approve", "--set", "read.fps=1", "--json")
+    assert made.exception is None
+    assert Path(json.loads(made.stdout)["enrolment"]).exists()
+    found = json.loads(call("status", tmp_path / "s", "--json").stdout)
+    assert (found["state"], found["running"], found["images"]) == ("stopped", False, 0)
+    settings = Site.open(tmp_path / "s").settings
+    assert (settings.release, settings.read.fps, settings.sources) == ("approve", 1.0, (tmp_path.resolve(),))
+
+
+def test_init_with_a_wrong_key_says_which(tmp_path: Path, coordinator: Ed25519PrivateKey) -> None:
+    (tmp_path / "c.pem").write_text(keys.public_pem(coordinator))
+    wrong = call(*init(tmp_path), "--set", "relase=approve")
+    assert isinstance(wrong.exception, ConfigError) and "release" in str(wrong.exception)
+
+
+def test_the_outbox_lists_shows_approves_and_refuses_twice(make_site: Callable[..., Site]) -> None:
+    site = make_site(release="approve")
+    id_ = staged(site)
+    (listed,) = json.loads(call("outbox", site.root, "--json").stdout)
+    assert (listed["id"], listed["state"], listed["bytes"]) == (id_, "waiting", 3)
+    assert "No image" in call("outbox", site.root, "show", id_).stdout
+    assert call("outbox", site.root, "approve", id_, "--reason", "board of March").exception is None
+    assert json.loads(call("outbox", site.root, "--json").stdout)[0]["state"] == "released"
+    assert isinstance(call("outbox", site.root, "reject", id_).exception, UsageError)
+    assert isinstance(call("outbox", site.root, "approve", "../../etc").exception, UsageError)
+    assert isinstance(call("outbox", site.root, "approve").exception, UsageError)
+    approved = [e for e in audit.entries(site.audit_log) if e["event"] == "outbox.approved"]
+    assert approved[0]["reason"] == "board of March" and approved[0]["by"]
+
+
+def test_pause_and_resume_take_effect_and_are_noted(site: Site) -> None:
+    call("pause", site.root)
+    assert json.loads(call("status", site.root, "--json").stdout)["paused"] is True
+    call("resume", site.root)
+    assert json.loads(call("status", site.root, "--json").stdout)["paused"] is False
+    assert [e["event"] for e in audit.entries(site.audit_log)] == ["init", "pause", "resume"]
+
+
+def test_audit_verify_finds_an_edit(site: Site) -> None:
+    call("pause", site.root)
+    sound = json.loads(call("audit", site.root, "verify", "--json").stdout)
+    assert sound["entries"] == 2
+    assert call("audit", site.root, "verify", "--head", sound["head"]).exception is None
+    site.audit_log.write_text(site.audit_log.read_text().replace('"pause"', '"resume"'))
+    assert isinstance(call("audit", site.root, "verify").exception, PolicyError)

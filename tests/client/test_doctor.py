@@ -1,0 +1,104 @@
+"""`doctor` names the cause and the fix of what stands between a site and its aggregator."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from usfmae.client.cli.doctor import doctor
+from usfmae.client.doctor import Doctor, Finding
+from usfmae.client.site import Site
+from usfmae.core import keys
+
+from .conftest import Aggregator
+from .network import Port, Proxy
+
+
+@pytest.fixture
+def near(make_site: Callable[..., Site], port: Port, aggregator: Aggregator, tmp_path: Path) -> Site:
+    """A site whose aggregator answers on loopback."""
+    site = make_site(server=f"https://127.0.0.1:{port.number}", sources=[str(tmp_path)])
+    shutil.copyfile(port.ca, site.root / "ca.pem")
+    aggregator.enrol(site)
+    return site
+
+
+def found(site: Site, **changes: object) -> dict[str, Finding]:
+    changed = Site(site.root, site.settings.model_copy(update=changes))
+    return {finding.check: finding for finding in Doctor(changed, timeout=3).findings()}
+
+
+def test_a_sound_site_passes_everything_it_has(near: Site) -> None:
+    checks = found(near)
+    assert {c.status for c in checks.values()} <= {"PASS", "SKIP"}, checks
+    assert {n for n, c in checks.items() if c.status == "PASS"} >= {"keys", "dns", "tls", "clock", "registered", "disk"}
+    assert "16 images" in checks["corpus"].detail
+
+
+def test_a_key_that_is_not_enrolled(near: Site, aggregator: Aggregator) -> None:
+    aggregator.nodes.clear()
+    check = found(near)["registered"]
+    assert (check.status, "enrol.json" in check.fix) == ("FAIL", True)
+
+
+@pytest.mark.parametrize(("offset", "word"), [(600.0, "behind"), (-600.0, "ahead of")])
+def test_a_clock_that_is_off(near: Site, aggregator: Aggregator, offset: float, word: str) -> None:
+    aggregator.clock_offset = offset
+    checks = found(near)
+    assert checks["clock"].status == "FAIL" and word in checks["clock"].detail and "NTP" in checks["clock"].fix
+    assert checks["registered"].status == "SKIP" and "clock" in checks["registered"].detail
+
+
+def test_another_certificate_authority(near: Site) -> None:
+    from usfmae.server import certificates
+
+    (near.root / "ca.pem").write_bytes(certificates.authority("other", keys.new_node_key()))
+    check = found(near)["tls"]
+    assert check.status == "FAIL" and "certificate" in check.detail and "ca.pem" in check.fix
+
+
+def test_a_port_that_is_closed_and_a_name_that_does_not_exist(near: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        number = free.getsockname()[1]
+    closed = found(near, server=f"https://127.0.0.1:{number}")
+    assert closed["tls"].status == "FAIL" and "firewall" in closed["tls"].fix
+    nowhere = found(near, server="https://no-such-host.invalid:1")
+    assert nowhere["dns"].status == "FAIL" and nowhere["tls"].status == "SKIP"
+
+
+def test_a_port_that_speaks_no_tls(near: Site) -> None:
+    with Proxy().listener as plain:
+        check = found(near, server=f"https://127.0.0.1:{plain.getsockname()[1]}")["tls"]
+    assert check.status == "FAIL"
+
+
+def test_a_proxy_is_used_and_one_that_refuses_is_named(near: Site) -> None:
+    proxy = Proxy()
+    checks = found(near, proxy=proxy.url)
+    assert checks["proxy"].status == checks["tls"].status == checks["registered"].status == "PASS"
+    assert checks["dns"].status == "SKIP" and proxy.targets
+    proxy.allows = False
+    refused = found(near, proxy=proxy.url)["proxy"]
+    assert refused.status == "FAIL" and "403" in refused.detail
+
+
+def test_the_machine(near: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    checks = found(near, disk_floor_gb=1e9, sources=(Path("/no/such/folder"),), device="cuda:7", min_images=1000)
+    failed = {name for name, check in checks.items() if check.status == "FAIL"}
+    assert failed == {"disk", "gpu", "tesseract", "sources", "corpus"}
+    assert all(checks[name].fix for name in failed)
+
+
+def test_the_command_prints_json_and_ends_with_what_failed(near: Site, aggregator: Aggregator) -> None:
+    sound = CliRunner().invoke(doctor, [str(near.root), "--json"], standalone_mode=False)
+    assert sound.return_value == 0 and json.loads(sound.stdout)["fit"] is True
+    aggregator.nodes.clear()
+    broken = CliRunner().invoke(doctor, [str(near.root)], standalone_mode=False)
+    assert broken.return_value == 6 and "FAIL  registered" in broken.stdout and "fix: " in broken.stdout
