@@ -21,7 +21,9 @@ from usfmae.core.prepare.wire import Inbox, Message, send
 from usfmae.core.read.discover import Candidate
 
 START_SECONDS = 120.0  # to import the libraries on a busy machine
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+THREADS = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# One thread a library, as there is a process per core; and quiet.
+ENVIRONMENT = {**dict.fromkeys(THREADS, "1"), "OPENCV_LOG_LEVEL": "OFF"}
 
 
 FIGURES = ("brightness", "region", "changed")
@@ -97,7 +99,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=quiet,  # libraries' complaints can quote what stands in a file
-            env={**os.environ, **ONE_THREAD},
+            env={**os.environ, **ENVIRONMENT},
             start_new_session=True,
         )
         self.inbox = Inbox()

@@ -5,6 +5,7 @@ Pixels come from pydicom's decoders (Pillow, GDCM, openjpeg, pyjpegls, RLE); MPE
 
 from __future__ import annotations
 
+import io
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import Any, BinaryIO
@@ -13,7 +14,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.encaps import generate_frames
+from pydicom.encaps import generate_fragments, parse_basic_offsets
 from pydicom.pixels import iter_pixels
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MPEGTransferSyntaxes
 
@@ -225,10 +226,11 @@ def _arrays(file: BinaryIO, ds: Dataset, indices: list[int]) -> Generator[NDArra
 def _mpeg(
     file: BinaryIO, ds: Dataset, scan: Scan, count: int, settings: ReadSettings, notes: set[str]
 ) -> Iterator[Frame]:
-    """One MPEG-2, H.264 or HEVC stream, which lies in the fragments of one frame (PS3.5 8.2.5 ff.)."""
+    """One MPEG-2, H.264 or HEVC stream: all fragments after the offset table, joined (PS3.5 8.2.5 ff., A.4)."""
     stated, noted = frame_times(ds, count, settings)
-    stream = next(generate_frames(pydicom.dcmread(file, force=True).PixelData, number_of_frames=1))
-    with in_memory(stream) as path:
+    items = io.BytesIO(pydicom.dcmread(file, force=True).PixelData)
+    parse_basic_offsets(items)
+    with in_memory(b"".join(generate_fragments(items))) as path:
         capture = video.open_capture(path, settings)
         try:
             yield from video.kept_frames(capture, scan, settings, notes, () if noted else stated)

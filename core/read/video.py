@@ -22,7 +22,6 @@ from usfmae.core.read.timing import Sampler
 
 # cv2 reads these when it opens a clip. Quiet, because FFmpeg's messages can quote what stands in a file.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
 DEMUXERS = "avi,mov,mpeg,mpegvideo,mpegts,matroska,gif,asf,h264,hevc"
 os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = f"protocol_whitelist;file|format_whitelist;{DEMUXERS}"
 
