@@ -4,28 +4,28 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help demo test test-unit test-e2e test-faults test-attacks test-system docs bundle lint venv tesseract clean
+.PHONY: help demo test test-unit test-e2e test-faults test-attacks test-system docs bundle lint lock venv tesseract packages clean
 
 help:                ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
 
-demo: venv tesseract ## the whole system on this machine; ARGS='--data DIR DIR' for real folders
+demo: tesseract ## the whole system on this machine; ARGS='--data DIR DIR' for real folders
 	$(BIN)/usfmae demo $(ARGS)
 
-test: venv tesseract lint ## lint and every test of the ordinary suite
+test: packages lint ## lint and every test of the ordinary suite
 	$(BIN)/python -m pytest -m "not e2e and not faults and not attacks and not system" $(ARGS)
 	$(BIN)/python -m pytest -m "e2e and not faults and not attacks and not system" $(ARGS)
 
-test-unit: venv tesseract ## the tests that start no processes
+test-unit: tesseract ## the tests that start no processes
 	$(BIN)/python -m pytest -m "not e2e and not faults and not attacks and not system" $(ARGS)
 
-test-e2e: venv tesseract ## the tests that start real processes
+test-e2e: packages ## the tests that start real processes
 	$(BIN)/python -m pytest -m "e2e and not faults and not attacks and not system" $(ARGS)
 
-test-faults: venv tesseract ## the kill and outage matrix; prints a table
+test-faults: packages ## the kill and outage matrix; prints a table
 	$(BIN)/python -m pytest -m faults -s $(ARGS)
 
-test-attacks: venv tesseract ## the hostile-site matrix; prints the verdicts
+test-attacks: packages ## the hostile-site matrix; prints the verdicts
 	$(BIN)/python -m pytest -m attacks -s $(ARGS)
 
 test-system: venv tesseract ## against Debian's Orthanc, DCMTK, Prometheus, Chromium, in namespaces; needs them installed
@@ -55,11 +55,27 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	mkdir -p .dev/usfmae && for room in core client server; do ln -sfn ../../$$room .dev/usfmae/$$room; done
 	touch $@
 
-tesseract:           ## make sure of Tesseract (Debian's package when root)
-	@command -v tesseract >/dev/null || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq tesseract-ocr >/dev/null; \
-	  else echo "error: tesseract - not found - install it: sudo apt-get install tesseract-ocr" >&2; exit 7; fi; }
+tesseract: venv      ## make sure of Tesseract and what OpenCV links to
+	@$(call debian,tesseract,tesseract-ocr)
+	@$(BIN)/python -c "import cv2" 2>/dev/null || { $(call install,libgl1 libglib2.0-0); }
+
+packages: tesseract  ## ... and of what the ordinary tests start
+	@$(call debian,chromium,chromium)
+	@$(call debian,tinyproxy,tinyproxy)
+	@$(call debian,ip,iproute2)
+
+lock:                ## pin the newest packages that pyproject.toml admits into requirements.lock
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
+	build/lock/bin/pip install --quiet --disable-pip-version-check "setuptools>=77" ".[dev,bench,onnx,dicomweb,cstore]"
+	{ echo "# Every package of the tested environment (Python 3.11, Linux x86-64). Made by 'make lock'."; \
+	  build/lock/bin/pip freeze --all --exclude usfmae --exclude pip; } > requirements.lock
+
+# Install Debian packages when root, else say exactly what to install.
+install = if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(1) >/dev/null; \
+	  else echo "error: $(1) - not installed - run: sudo apt-get install $(1)" >&2; exit 7; fi
+debian = command -v $(1) >/dev/null || { $(call install,$(2)); }
 
 clean:               ## remove what was made here
 	rm -rf $(VENV) .dev demo-out build *.egg-info

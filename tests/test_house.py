@@ -37,6 +37,18 @@ def test_files_and_functions_stay_readable(path: Path) -> None:
     assert not {"utils", "manager", "helper", "helpers"} & set(path.with_suffix("").parts)
 
 
+def test_flower_stands_behind_few_doors() -> None:
+    doors = {"client/node.py", "client/app.py", "server/gateway.py", "server/transit.py", "server/app.py"}
+    users = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if any(name.split(".")[0] == "flwr" for name in names):
+                users.add(str(path.relative_to(ROOT)))
+    assert users <= doors
+
+
 @pytest.mark.parametrize("program", ["core", "client", "server"])
 def test_help_imports_nothing_heavy(program: str) -> None:
     code = (
