@@ -31,7 +31,7 @@ def create(root: Path, name: str, host: str, port: int, seed: Path | None, overr
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     names = tuple(dict.fromkeys(("localhost", "127.0.0.1", *(n for n in (host,) if n not in ("", "0.0.0.0", "::")))))
     listed = "[" + ", ".join(json.dumps(n) for n in names) + "]"
-    wanted = [f"name={name}", f"network.port={port}", f"network.names={listed}", *overrides]
+    wanted = [f"name={json.dumps(name)}", f"network.port={port}", f"network.names={listed}", *overrides]
     settings = _write_seed(home, *_with_seed(wanted, seed))
     _write_settings(home, settings)
     _write_keys(home, settings)
