@@ -1,6 +1,6 @@
 """The evaluator on real images with a tiny encoder: random weights, pretrained here, raw pixels, an ImageNet backbone.
 
-    python benchmarks/probe.py ROOT --out DIR [--seeds 5] [--steps 300]
+    python benchmarks/probe.py ROOT --out DIR [--seeds 5] [--steps 200]
 
 ROOT holds data sets as `usfmae datasets check` knows them. The encoder is pretrained on everything of strict42 there,
 read as `usfmae prepare` reads but not cleaned; benchmark images never enter. Prints one JSON object.
@@ -63,7 +63,7 @@ def corpus(root: Path, out: Path) -> Corpus:
 def pretrained(images: Corpus, out: Path, seed: int, steps: int) -> tuple[Path, dict[str, float]]:
     """A checkpoint pretrained with one seed, and its held-out masked loss before and after."""
     path = out / f"seed-{seed}.safetensors"
-    settings = preset("tiny")[1].model_copy(update={"seed": seed, "micro_batch": 64})
+    settings = preset("tiny")[1].model_copy(update={"seed": seed, "batch_size": 32, "micro_batch": 32})
     train_on, held = images.split(0.1, 0)
     torch.manual_seed(seed)
     model = MaskedAutoencoder(MODEL, settings.mask_ratio)
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     asked = parser.parse_args()
     settings, images = BenchSettings(), corpus(asked.root, asked.out / "corpus")
     seeds = range(asked.seeds)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -170,7 +170,7 @@ def _timm(spec: str, rest: str, pooling: Pooling, weights: Path | None) -> Encod
             f"its weights are not on disk; looked for {place} and in the Hugging Face cache, and nothing is downloaded",
             f"run 'hf download timm/{name} model.safetensors', or copy that file to {place}",
         )
-    size = {"img_size": 224} if name.startswith("vit_") else {}
+    size: dict[str, Any] = {"img_size": 224} if name.startswith("vit_") else {}
     try:
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **size)
     except Exception as error:  # whatever torch or timm make of a foreign file
@@ -209,13 +209,13 @@ def _first_line(error: Exception) -> str:
 
 
 def _wrapped(spec: str, model: nn.Module, pooling: Pooling) -> Encoder:
-    config = model.pretrained_cfg
-    size = 224 if spec.startswith("timm:vit_") else config["input_size"][-1]  # type: ignore[index]
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    size = 224 if spec.startswith("timm:vit_") else int(config["input_size"][-1])
     module = TimmEncoder(model, pooling).eval()
     with torch.inference_mode():
         width = module(torch.zeros(1, 3, size, size)).shape[1]
     id_ = content_id(tensors_id(model.state_dict()), pooling)
-    return Encoder(spec, id_, module, width, size, tuple(config["mean"]), tuple(config["std"]))  # type: ignore[index, arg-type]
+    return Encoder(spec, id_, module, width, size, tuple(config["mean"]), tuple(config["std"]))
 
 
 def _efficientnet_lite0() -> Encoder:

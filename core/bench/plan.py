@@ -18,7 +18,7 @@ from usfmae.core.corpus.openus46 import CorpusName, LicenceFilter, corpus, datas
 from usfmae.core.corpus.openus46_archive import Entry
 from usfmae.core.corpus.openus46_layout import USABLE, Found, check_all, locate
 from usfmae.core.corpus.openus46_leak import enforce, same_files
-from usfmae.core.errors import SourceError
+from usfmae.core.errors import CheckpointError, SourceError
 from usfmae.core.flops import training_flops
 
 TASKS = {"bus-bra": "bus_bra", "mmotu-2d": "mmotu_2d", "gist514": "gist514"}
@@ -53,8 +53,13 @@ def make(
     licence: LicenceFilter = "any",
     weights: Path | None = None,
     finetuning: bool = True,
+    baselines: Sequence[str] = (),
 ) -> Plan:
-    """Check every data set and every benchmark below `root`. Raises SourceError naming what is wrong."""
+    """Check every data set and every benchmark below `root`. Raises SourceError naming what is wrong.
+
+    `baselines`: models to compare with; none means all whose weights are on disk. Raises CheckpointError where the
+    weights of a named one are not.
+    """
     found = check_all(corpus(corpus_name, licence), root, settings.bench.accept_layouts)
     broken = [f for f in found if f.status in ("damaged", "mismatch", "packed", "unverified")]
     if broken:
@@ -72,7 +77,10 @@ def make(
     absent += [
         f"{f.dataset.name} ({f.dataset.images:,} images): {f.dataset.link}" for f in found if f.status == "missing"
     ]
-    models, without = _models(weights)
+    for spec in baselines:
+        if reason := missing(spec, weights):
+            raise CheckpointError(f"baseline {spec}", reason, "or leave it out")
+    models, without = _models(weights, baselines)
     plan = Plan(
         root,
         settings,
@@ -102,16 +110,15 @@ def _tasks(root: Path, settings: Settings) -> tuple[dict[str, base.Task], list[s
     return tasks, absent
 
 
-def _models(weights: Path | None) -> tuple[tuple[str, ...], list[str]]:
+def _models(weights: Path | None, baselines: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     """Models that can be run here, and a line for each that cannot."""
-    models, without = ["pretrained", "random", "pixels"], []
-    for spec in ("efficientnet-lite0", *BASELINES, f"ultrasam:{(weights or Path('weights')) / 'UltraSam.pth'}"):
-        why = missing(spec, weights)
-        if why:
-            without.append(f"baseline {spec}: {why}")
-        else:
-            models.append(spec)
-    return tuple(models), without
+    own = ("pretrained", "random")
+    if baselines:
+        return (*own, *baselines), []
+    wanted = ("pixels", "efficientnet-lite0", *BASELINES, f"ultrasam:{(weights or Path('weights')) / 'UltraSam.pth'}")
+    why = {spec: missing(spec, weights) for spec in wanted}
+    without = [f"baseline {spec}: {reason}" for spec, reason in why.items() if reason]
+    return (*own, *(spec for spec in wanted if not why[spec])), without
 
 
 def _no_shared_files(plan: Plan) -> None:

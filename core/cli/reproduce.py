@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     help="permissive leaves out data sets whose licence forbids commercial use.",
 )
 @weights_option
+@click.option("--baseline", "baselines", multiple=True, help="Model to compare with; repeatable. Default: all on disk.")
 @click.option("--finetune/--no-finetune", default=None, help="Fine-tune too; default: not with --preset tiny.")
 @click.option(
     "--workers", type=click.IntRange(1), default=None, help="Processes that read scans (default: one per core)."
@@ -56,6 +57,7 @@ def reproduce(
     corpus: str,
     licence: str,
     weights: Path | None,
+    baselines: tuple[str, ...],
     finetune: bool | None,
     workers: int | None,
     dry_run: bool,
@@ -72,7 +74,7 @@ def reproduce(
     # Public data sets carry no names, and the paper's cleaning is what is reproduced; --set wins.
     settings = configure(preset, config_file, ("clean.profile=paper", *overrides))
     wanted = finetune if finetune is not None else preset != "tiny"
-    plan = make(root, settings, cast(CorpusName, corpus), cast(LicenceFilter, licence), weights, wanted)
+    plan = make(root, settings, cast(CorpusName, corpus), cast(LicenceFilter, licence), weights, wanted, baselines)
     for task in plan.tasks.values():
         for note in task.notes:
             click.echo(f"note: {note}", err=True)
