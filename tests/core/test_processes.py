@@ -17,7 +17,7 @@ import torch
 from usfmae.core.checkpoint import load
 from usfmae.core.corpus.shard import Packed, write_shard
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 SMALL = [
     "--preset=tiny",
