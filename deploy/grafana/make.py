@@ -15,6 +15,7 @@ PANELS: list[Any] = [
     ("Sites", "none", ("usfmae_server_sites", "{{state}}")),
     ("Since the last commit", "s", ("time() - usfmae_server_last_round_timestamp_seconds", "age")),
     ("Certificate ends in", "d", ("usfmae_server_certificate_days_left", "days")),
+    ("Certificate ends on", "dateTimeAsIso", ("usfmae_server_certificate_expiry_timestamp_seconds * 1000", "end")),
     (
         "Held-out loss at the sites",
         "none",
