@@ -19,11 +19,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
 from usfmae.client import allowance, jobs, node, objects, outbox, rounds
+from usfmae.client.line import KeyRefusedError, Line, Stopped
 from usfmae.client.pending import Pending
-from usfmae.client.site import Site, read_json, write_json
+from usfmae.client.site import Site
 from usfmae.core import protocol
 from usfmae.core.errors import NetworkError, PolicyError, ResourceError, TryLaterError, UsageError, UsfmaeError
 from usfmae.core.log import note
@@ -32,24 +32,17 @@ from usfmae.core.protocol import TrainReply, TrainRequest
 logger = logging.getLogger(__name__)
 
 LONGEST_WAIT = 20.0  # seconds between two tries to reach a server that is away
-T = TypeVar("T")
-
-
-class Stopped(Exception):  # noqa: N818 - not an error
-    """The agent was asked to end."""
 
 
 class Agent:
     def __init__(self, site: Site, until_idle: float | None = None) -> None:
         self.site, self.until_idle = site, until_idle
-        settings = site.settings
-        self.fleet = node.Fleet(settings.server, site.ca_file, site.node_key, settings.proxy)
+        self.line = Line(site, lambda: self.stopping, lambda seconds: self.wake.wait(seconds))
         self.workers = jobs.Workers(site)
         self.current: jobs.Job | None = None
         self.wake = threading.Event()
         self.stopping = False
-        self.online = False
-        self.busy_at = self.beaten_at = time.monotonic()
+        self.busy_at = time.monotonic()
         self.failures = 0
         self.trouble = self.logged = ""
         self.state = "connecting"
@@ -65,8 +58,7 @@ class Agent:
             self.site.note("agent.start", pid=os.getpid())
             self.current = self._unfinished()
             self.workers.warm_up()
-            beats = threading.Thread(target=self._beat, daemon=True)
-            beats.start()
+            self.line.keep_alive()
             try:
                 while not self.stopping and not self._idle():
                     self.wake.wait(self._turn())
@@ -86,24 +78,27 @@ class Agent:
         except KeyRefusedError:
             raise
         except node.UnknownKeyError as error:
-            self.online, self.fleet.node_id = False, 0
-            self._say(error)
+            self.line.lost()
+            wait = self._back_off(error)
         except (NetworkError, ResourceError) as error:
-            self.failures += 1
-            wait = min(wait * 2.0**self.failures, LONGEST_WAIT)
-            self._say(error)
+            wait = self._back_off(error)
         self._tend()
         self._write_status()
         return wait
 
+    def _back_off(self, error: UsfmaeError) -> float:
+        self._say(error)
+        self.failures += 1
+        return min(self.site.settings.poll * 2.0**self.failures, LONGEST_WAIT)
+
     def _look(self) -> None:
-        self._connect()
+        self.line.connect()
         self.state = "paused" if allowance.paused(self.site) else "training" if self.current else "idle"
         self._pull()
         waiting = Pending.all(self.site)
         for pending in waiting:
             self.busy_at = time.monotonic()
-            late = time.time() + self.fleet.clock_offset > pending.request.expires
+            late = time.time() + self.line.fleet.clock_offset > pending.request.expires
             if late or pending.older_than(waiting):
                 self.site.note(
                     "request.expired" if late else "request.superseded", "dropped", message=pending.request.id[:12]
@@ -119,7 +114,7 @@ class Agent:
         except ResourceError as error:
             self._say(error)
             return
-        request = self.fleet.pull()
+        request = self.line.fleet.pull()
         if request is not None:
             Pending.save(self.site, request)
             note(logger, "request received", message=request.id[:12])
@@ -154,7 +149,7 @@ class Agent:
     def _asked(self, pending: Pending) -> TrainRequest:
         """The request's record, fetched and checked once. PolicyError where the coordinator did not sign it."""
         if pending.record is None:
-            fetch = self._fetcher(pending.request.run)
+            fetch = self.line.fetcher(pending.request.run)
             ids = node.record_ids(pending.request.id, fetch)
             if protocol.RECORD not in ids:
                 raise PolicyError(
@@ -183,7 +178,7 @@ class Agent:
         self.workers.warm_up()
         work.place.mkdir(parents=True, exist_ok=True)
         limit = self.site.settings.max_model_gb * 1e9
-        fetch = self._fetcher(pending.request.run)
+        fetch = self.line.fetcher(pending.request.run)
         wanted = {protocol.ENCODER: work.base}
         if asked.with_decoder:
             wanted[protocol.DECODER] = work.decoder
@@ -196,7 +191,7 @@ class Agent:
                 note(logger, "downloaded", record=name, bytes=size)
         rounds.accept(self.site, work, asked)
         with contextlib.suppress(NetworkError):  # it frees the aggregator's memory, no more
-            self.fleet.confirm(pending.request)
+            self.line.fleet.confirm(pending.request)
 
     def _take_up(self, work: jobs.Job, asked: TrainRequest) -> None:
         """Train this job now, in place of an older round's; another campaign's is finished first."""
@@ -243,68 +238,9 @@ class Agent:
         message = node.reply(
             pending.reply_metadata(), {protocol.RECORD: protocol.to_record(reply)}, arrays, reply.seconds
         )
-        sent = self._patiently(lambda: self.fleet.push(message))
+        sent = self.line.patiently(lambda: self.line.fleet.push(message))
         pending.drop()
         return sent
-
-    # --- the connection
-
-    def _connect(self) -> None:
-        """Come online, under the old node id where the server still knows it."""
-        if self.online:
-            return
-        saved = int((read_json(self.site.root / "node.json") or {}).get("node_id", 0))
-        interval = self.site.settings.heartbeat
-        if saved and self.fleet.node_id == 0:
-            self.fleet.node_id = saved
-            with contextlib.suppress(node.UnknownKeyError):
-                self.fleet.heartbeat(interval)
-                self.online = True
-        if not self.online:
-            fresh = self._activate(interval)
-            if fresh != saved:
-                for stale in Pending.all(self.site):
-                    stale.drop()
-                write_json(self.site.root / "node.json", {"node_id": fresh})
-        self.online = True
-        self.site.note("connected", server=self.site.settings.server)
-        note(logger, "connected", server=self.site.settings.server)
-
-    def _activate(self, interval: float) -> int:
-        """Activation, with patience for an earlier one that has not lapsed; then the error is the command's end."""
-        try:
-            return self.fleet.activate(interval)
-        except node.UnknownKeyError as error:
-            self.site.note("key.refused", "refused", why=str(error))
-            raise KeyRefusedError(error.what, error.why, error.do) from None
-
-    def _fetcher(self, run: int) -> objects.Fetch:
-        return lambda id_: self._patiently(lambda: self.fleet.fetch(run, id_))
-
-    def _patiently(self, call: Any) -> Any:
-        """A few tries of one call; the loop's back-off takes over after that."""
-        for pause in (0.2, 1.0, 3.0, 10.0):
-            if self.stopping:
-                raise Stopped
-            try:
-                return call()
-            except node.UnreachableError:
-                self.wake.wait(pause)
-        return call()
-
-    def _beat(self) -> None:
-        """Signs of life, also through a long download or upload."""
-        interval = self.site.settings.heartbeat
-        while not self.stopping:
-            time.sleep(min(1.0, interval / 4))
-            if self.online and time.monotonic() - self.beaten_at > interval * 0.8:
-                self.beaten_at = time.monotonic()
-                try:
-                    self.fleet.heartbeat(interval)
-                except node.UnknownKeyError:
-                    self.online = False
-                except NetworkError:
-                    pass  # the loop meets the same trouble and speaks of it
 
     # --- the worker, and the end
 
@@ -317,21 +253,20 @@ class Agent:
 
     def _tend(self) -> None:
         """Keep the current job's worker going, or stopped while the site is paused or quiet."""
-        if self.current is None:
-            return
-        if self.current.result or self.current.error:
+        if self.current is not None and (self.current.result or self.current.error):
             self.current = None
             self.wake.set()
-            return
-        self.busy_at = time.monotonic()
         try:
             allowance.check(self.site)
-            allowance.check_disk(self.site)
-            self.workers.tend(self.current)
+            if self.current is not None:
+                self.busy_at = time.monotonic()
+                allowance.check_disk(self.site)
+                self.workers.tend(self.current)
         except TryLaterError as error:
-            self.state = "paused" if allowance.paused(self.site) else "quiet"
             self.workers.stop(self.current, self.site.settings.stop_wait)
-            self.trouble = str(error)
+            if self.current is not None:
+                self.state = "paused" if allowance.paused(self.site) else "quiet"
+                self.trouble = str(error)
         except ResourceError as error:
             self._say(error)
 
@@ -342,10 +277,7 @@ class Agent:
         """Worker checkpointed, node signed off, last word written."""
         self.stopping = True
         self.workers.stop(self.current, self.site.settings.stop_wait)
-        if self.online:
-            with contextlib.suppress(UsfmaeError):
-                self.fleet.deactivate()
-        self.fleet.close()
+        self.line.close()
         self.state = "stopped"
         self._write_status()
         self.site.note("agent.stop")
@@ -385,7 +317,7 @@ class Agent:
             "state": self.state,
             "pid": os.getpid(),
             "time": time.time(),
-            "online": self.online and self.state != "offline",
+            "online": self.line.online and self.state != "offline",
             "trouble": self.trouble,
             "campaign": asked.get("campaign", ""),
             "round": asked.get("round"),
@@ -396,10 +328,6 @@ class Agent:
         with contextlib.suppress(OSError):
             part.write_text(json.dumps(status))
             part.replace(self.site.root / "status.json")
-
-
-class KeyRefusedError(NetworkError):
-    """The server does not take this site's key: nothing more to try."""
 
 
 def parts(file: Path, encoding: str) -> dict[str, objects.Part]:

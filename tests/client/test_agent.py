@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from usfmae.client import allowance, jobs, node, outbox, trainer
-from usfmae.client.agent import Agent, KeyRefusedError
+from usfmae.client.agent import Agent
+from usfmae.client.line import KeyRefusedError
 from usfmae.client.pending import Pending
 from usfmae.client.site import Site
 from usfmae.core import audit, keys, protocol, update
@@ -47,7 +48,7 @@ def agent(site: Site, aggregator: Aggregator) -> Agent:
 
 def connected(site: Site, aggregator: Aggregator) -> Agent:
     agent = Agent(site)
-    agent.fleet = node.Fleet(site.settings.server, None, site.node_key, transport=httpx.MockTransport(aggregator))
+    agent.line.fleet = node.Fleet(site.settings.server, None, site.node_key, transport=httpx.MockTransport(aggregator))
     agent.workers = Here(site)  # type: ignore[assignment]
     agent.wake.wait = lambda timeout=None: True  # type: ignore[method-assign]
     return agent
@@ -104,7 +105,7 @@ def test_training_that_outlives_its_request_answers_the_next_one(agent: Agent, a
     aggregator.ask()
     agent._look()  # downloaded, not yet trained
     aggregator.restart()
-    agent.online = False
+    agent.line.online = False
     turns(agent)
     aggregator.ask()
     turns(agent)
@@ -291,16 +292,24 @@ def test_an_empty_corpus_is_said_not_trained(make_site: Callable[..., Site], agg
 def test_an_unenrolled_key_ends_the_agent_with_exit_code_6(site: Site, aggregator: Aggregator) -> None:
     agent = connected(site, aggregator)
     with pytest.raises(KeyRefusedError) as caught:
-        agent._turn()
+        turns(agent, 3)
     assert caught.value.exit_code == 6 and "enrol.json" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_key_revoked_while_online_ends_the_agent(agent: Agent, aggregator: Aggregator) -> None:
     turns(agent, 1)
     aggregator.nodes.clear()
-    agent._turn()
     with pytest.raises(KeyRefusedError):
-        agent._turn()
+        turns(agent, 5)
+
+
+def test_a_server_that_learns_its_sites_a_moment_late_does_not_lose_them(site: Site, aggregator: Aggregator) -> None:
+    agent = connected(site, aggregator)
+    turns(agent, 2)
+    aggregator.enrol(site)
+    aggregator.ask()
+    turns(agent)
+    assert len(replies(aggregator)) == 1
 
 
 @pytest.mark.parametrize(("offset", "word"), [(600.0, "600 s behind"), (-600.0, "600 s ahead of")])

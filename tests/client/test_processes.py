@@ -240,7 +240,7 @@ def test_several_processes_under_torchrun_make_one_update(
     agent = Agent(hospital)
     agent.workers.warm_up = lambda: None  # type: ignore[method-assign]
     agent._look()
-    agent.fleet.close()
+    agent.line.fleet.close()
     work = job(hospital)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "usfmae.client.trainer", str(hospital.root), work.place.name]
