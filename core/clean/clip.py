@@ -68,9 +68,8 @@ def _verified(crops: Sequence[Pixels], inside: Mask, settings: CleanSettings) ->
     coloured, and both are found in one pass.
     """
     checked = [crops[index] for index in (0, len(crops) // 2, len(crops) - 1)]
-    probability = text_probability(
-        cv2.merge([text.lit(c, inside) for c in checked]).astype(np.uint8), settings.precision
-    )
+    picture = cv2.merge([brightest_of(crop) for crop in checked]).astype(np.uint8)
+    probability = text.probability_of(picture, inside, lambda pixels: pixels, settings)
     if any(verify.left(crop, probability, settings).any() for crop in checked):
         return False
     return not appeared(crops, settings)

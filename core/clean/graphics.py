@@ -133,7 +133,7 @@ def straight(bright: Pixels, thin: Pixels) -> Mask:
 def graphics(pixels: Pixels) -> Mask:
     """Every graphic (H, W) over the tissue of an RGB crop that brightness alone tells, without its rim."""
     bright = brightest_of(pixels)
-    thin = ridge(bright)
+    thin = ridge(bright, _STROKE if min(bright.shape) >= 240 else _STROKE - 2)
     found = sharp_parts(bright, thin)
     arms = thin > _CONTRAST // 2
     for x, y in crosses(thin).round().astype(int):

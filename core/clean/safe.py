@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from usfmae.core.clean import colour, graphics, region, text, verify
-from usfmae.core.clean.engines import text_probability
 from usfmae.core.clean.inpaint import inpainted
 from usfmae.core.clean.morphology import bounds, changed, dilated, gray_of, masked
 from usfmae.core.config.clean import CleanSettings
@@ -38,7 +37,7 @@ def overlay(pixels: Pixels, inside: Mask, settings: CleanSettings) -> tuple[Mask
 def repaired(pixels: Pixels, inside: Mask, flow: Mask, settings: CleanSettings) -> tuple[Pixels, int] | None:
     """The crop after verification and the rounds it took, or None where text is left after the last one."""
     for used in range(settings.repairs + 1):
-        probability = text_probability(text.brightest(pixels, inside), settings.precision)
+        probability = text.probability_of(pixels, inside, text.brightest, settings)
         rest = verify.without_vessels(pixels, verify.left(pixels, probability, settings), flow, settings)
         if not rest.any():
             return pixels, used

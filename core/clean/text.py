@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 
@@ -10,8 +12,12 @@ from usfmae.core.clean.morphology import brightest_of, components
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.flow import Mask, Pixels
 
-_THICKEST = 48  # pixels, before growing; a line of text on a screen is thinner
+THICKEST = 48  # pixels, before growing; a line of text on a screen is thinner
+_PAGE = 0.03  # share of a crop above which text is doubted
 _UNCLIP = 1.6  # the detector finds shrunken text; its authors grow it by this factor of area / perimeter
+
+
+View = Callable[[Pixels], Pixels]
 
 
 def grown(component: Mask) -> Mask:
@@ -25,26 +31,44 @@ def grown(component: Mask) -> Mask:
     return drawn > 0
 
 
-def lit(pixels: Pixels, inside: Mask) -> Pixels:
-    """The largest channel (H, W), filled outside the region with the mean level of the region.
-
-    In black corners the detector sees the rim of a page: on simulated sectors with fine speckle it called 15 to 47 %
-    of the tissue text, with filled corners 1 %. Black within the region stays: faint text may stand there.
-    """
-    bright = brightest_of(pixels)
-    if inside.any():
-        bright[~inside] = round(float(bright[inside].mean()))
-    return bright
-
-
-def brightest(pixels: Pixels, inside: Mask) -> Pixels:
+def brightest(pixels: Pixels) -> Pixels:
     """The largest channel three times (H, W, 3): coloured ink at its full contrast."""
-    return cv2.merge([lit(pixels, inside)] * 3).astype(np.uint8)
+    return cv2.merge([brightest_of(pixels)] * 3).astype(np.uint8)
 
 
-def evened(pixels: Pixels, inside: Mask) -> Pixels:
+def evened(pixels: Pixels) -> Pixels:
     """The largest channel with its local contrast evened (H, W, 3): faint ink becomes visible to the detector."""
-    return cv2.merge([cv2.createCLAHE(4.0, (8, 8)).apply(lit(pixels, inside))] * 3).astype(np.uint8)
+    return cv2.merge([cv2.createCLAHE(4.0, (8, 8)).apply(brightest_of(pixels))] * 3).astype(np.uint8)
+
+
+def filled(pixels: Pixels, inside: Mask) -> Pixels:
+    """A copy with the mean colour of the region outside it; black within stays, for faint text may stand there."""
+    copy = pixels.copy()
+    copy[~inside] = pixels[inside].mean(0).round().astype(np.uint8)
+    return copy
+
+
+def probability_of(pixels: Pixels, inside: Mask, view: View, settings: CleanSettings) -> Probability:
+    """Text probability (H, W) of an RGB crop under a view.
+
+    Now and then the detector takes fine speckle within black corners for a page of print, and now and then the same
+    speckle within filled corners. What looks like a page is therefore looked at in more ways, and only what is text in
+    all of them is text.
+    """
+    probability = text_probability(view(pixels), settings.precision)
+    if inside.all() or not _is_page(probability, settings):
+        return probability
+    full = filled(pixels, inside)
+    for picture in (view(full), brightest(full), evened(pixels)):
+        probability = np.minimum(probability, text_probability(picture, settings.precision))
+        if not _is_page(probability, settings):
+            break
+    return probability
+
+
+def _is_page(probability: Probability, settings: CleanSettings) -> bool:
+    doubted = probability > settings.doubt_threshold
+    return bool(doubted.mean() > _PAGE) or any(is_blob(part) for _, part in components(doubted))
 
 
 def boxes(probability: Probability, threshold: float, mean: float = 0.4, smallest: int = 6) -> Mask:
@@ -59,16 +83,9 @@ def boxes(probability: Probability, threshold: float, mean: float = 0.4, smalles
 def is_blob(component: Mask) -> bool:
     """Whether a component is thicker than any line of text: evened speckle, not print."""
     points = cv2.findNonZero(component.astype(np.uint8))
-    return bool(min(cv2.minAreaRect(points)[1]) > _THICKEST)
+    return bool(min(cv2.minAreaRect(points)[1]) > THICKEST)
 
 
 def words(pixels: Pixels, inside: Mask, settings: CleanSettings) -> Mask:
-    """Text over the tissue of an RGB crop (H, W), whose region is `inside`.
-
-    Where evening turns bright speckle into what the detector takes for a page of print, the picture as it is decides.
-    """
-    probability = text_probability(evened(pixels, inside), settings.precision)
-    found = boxes(probability, settings.text_threshold)
-    if any(is_blob(part) for _, part in components(probability > settings.text_threshold)):
-        found |= boxes(text_probability(brightest(pixels, inside), settings.precision), settings.text_threshold)
-    return found
+    """Text over the tissue of an RGB crop (H, W), whose region is `inside`."""
+    return boxes(probability_of(pixels, inside, evened, settings), settings.text_threshold)

@@ -6,7 +6,7 @@ import numpy as np
 
 from usfmae.core.clean.engines import Probability, letters, recognise, tesseract_data, tesseract_line
 from usfmae.core.clean.morphology import bounds, components, gray_of
-from usfmae.core.clean.text import grown, is_blob
+from usfmae.core.clean.text import THICKEST, grown, is_blob
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.flow import Mask, Pixels
 
@@ -23,7 +23,7 @@ def sparse_words(crop: Pixels) -> Mask:
     data = tesseract_data((255 - gray_of(crop)).astype(np.uint8), "--psm 11")
     fields = ("text", "conf", "left", "top", "width", "height")
     for word, confidence, x, y, width, height in zip(*(data[field] for field in fields), strict=True):
-        if len(letters(word)) >= 2 and float(confidence) > 50:
+        if len(letters(word)) >= 2 and float(confidence) > 50 and min(width, height) <= THICKEST:
             found[max(0, y - 2) : y + height + 2, max(0, x - 2) : x + width + 2] = True
     return found
 
