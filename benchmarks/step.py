@@ -204,7 +204,9 @@ def hugging_face(model: Any, train: Any, device: str) -> Step:
 def allocator_name(device: str) -> str:
     if device == "cuda":
         return "torch CUDA caching allocator"
-    return f"jemalloc ({os.environ['MALLOC_CONF']})" if "jemalloc" in os.environ.get("LD_PRELOAD", "") else "glibc default"
+    return (
+        f"jemalloc ({os.environ['MALLOC_CONF']})" if "jemalloc" in os.environ.get("LD_PRELOAD", "") else "glibc default"
+    )
 
 
 def _gpu() -> bool:
