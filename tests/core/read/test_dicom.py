@@ -247,7 +247,8 @@ def test_a_dataset_without_preamble_is_read(make_dicom: MakeDicom) -> None:
     assert np.array_equal(frames(path)[0].pixels, clip[0])
 
 
-def test_an_mpeg_stream_in_dicom_is_read_by_time(make_dicom: MakeDicom, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fragments", [1, 3])
+def test_an_mpeg_stream_in_dicom_is_read_by_time(make_dicom: MakeDicom, tmp_path: Path, fragments: int) -> None:
     import cv2
 
     film = tmp_path / "film.mpg"
@@ -259,7 +260,7 @@ def test_an_mpeg_stream_in_dicom_is_read_by_time(make_dicom: MakeDicom, tmp_path
     path = make_dicom(np.zeros((50, 96, 128, 3), np.uint8), FrameTime=40.0)
     ds = pydicom.dcmread(path)
     ds.file_meta.TransferSyntaxUID = pydicom.uid.MPEG2MPML
-    ds.PixelData = encapsulate([film.read_bytes()])
+    ds.PixelData = encapsulate([film.read_bytes()], fragments_per_frame=fragments, has_bot=False)
     ds.save_as(path)
     got = frames(path, ReadSettings(fps=3))
     assert len(got) == 6
