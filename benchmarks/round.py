@@ -263,7 +263,8 @@ class Timed(FedAvg):
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     shapes = SHAPES
-    weights = ArrayRecord([np.random.default_rng(i).normal(0, 0.02, s).astype(np.float32) for i, s in enumerate(shapes)])
+    seeded = [np.random.default_rng(i).normal(0, 0.02, s) for i, s in enumerate(shapes)]
+    weights = ArrayRecord([values.astype(np.float32) for values in seeded])
     Timed(fraction_evaluate=0.0, min_available_nodes=NODES, min_train_nodes=NODES).start(
         grid=grid, initial_arrays=weights, num_rounds=ROUNDS, timeout=3000)
     with open(OUT, "a") as file:

@@ -1,4 +1,4 @@
-"""A federation in process: virtual hospitals whose training is a few additions, through the real loop, gate and ledger."""
+"""A federation in process: virtual hospitals that train with a few additions, the real loop, gate and ledger."""
 
 from __future__ import annotations
 

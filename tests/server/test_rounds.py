@@ -1,13 +1,13 @@
 """A round closes when it should, with the same bytes whatever happened on the way."""
 
 import dataclasses
-import os
 
 import numpy as np
 import pytest
 
 from usfmae.core import audit
 from usfmae.core.errors import ResourceError
+from usfmae.core.protocol import TrainReply, sign, to_record
 from usfmae.server import aggregate, close, rounds, spool
 from usfmae.server.rounds import Answer
 from usfmae.server.weights import TensorFile
@@ -175,9 +175,6 @@ def test_a_site_that_lost_its_decoder_gets_it_again(federation):
     def forgetful(request, encoder, decoder):
         asked.append(request.with_decoder)
         if not request.with_decoder:
-            record, _ = real(request, encoder, decoder)
-            from usfmae.core.protocol import TrainReply, sign, to_record
-
             reply = TrainReply(request.campaign, request.round, request.base, declined="need-decoder")
             return to_record(sign(reply, made.hospitals[0].key)), {}
         return real(request, encoder, decoder)
@@ -220,7 +217,7 @@ def test_the_audit_log_and_status_tell_what_happened(federation):
 def test_old_checkpoints_go_where_keep_says_so(federation):
     made = federation(1, keep=1)
     made.run(3)
-    assert sorted(os.listdir(made.home.checkpoints)) == [
+    assert sorted(file.name for file in made.home.checkpoints.iterdir()) == [
         "decoder.safetensors",
         "round-00000.safetensors",
         "round-00003.safetensors",

@@ -1,0 +1,60 @@
+"""The ledger: keys are enrolled once and never after a revocation; what is committed stays."""
+
+import pytest
+
+from usfmae.core import keys
+from usfmae.core.enrolment import Enrolment
+from usfmae.core.errors import ConfigError, PolicyError
+from usfmae.server.ledger import Ledger, Verdict
+
+
+def enrolment(name="clinic"):
+    return Enrolment(name, keys.public_pem(keys.new_node_key()), keys.public_pem(keys.new_signing_key()), 100)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(tmp_path / "ledger.sqlite", create=True)
+
+
+def test_a_name_and_a_key_are_enrolled_once(ledger):
+    first = enrolment()
+    ledger.add_site(first)
+    with pytest.raises(PolicyError, match="enrolled already"):
+        ledger.add_site(first)
+    with pytest.raises(PolicyError, match="name is taken"):
+        ledger.add_site(enrolment())
+
+
+def test_a_revoked_key_never_comes_back_but_its_name_may(ledger):
+    first = enrolment()
+    ledger.add_site(first)
+    ledger.revoke_site("clinic")
+    with pytest.raises(PolicyError, match="was revoked"):
+        ledger.add_site(first)
+    ledger.add_site(enrolment())
+    assert sorted(s.state for s in ledger.sites().values()) == ["active", "revoked"]
+    with pytest.raises(PolicyError, match="no active site"):
+        ledger.revoke_site("nobody")
+
+
+def test_a_round_is_open_until_it_is_committed_and_reopens_as_it_was(tmp_path, ledger):
+    opened = ledger.open_round(1, "base", 0, 5)
+    ledger.close()
+    again = Ledger(tmp_path / "ledger.sqlite")
+    assert again.open_round(1, "base", 0, 5) == opened
+    with pytest.raises(PolicyError, match="disagree"):
+        again.open_round(1, "another base", 0, 5)
+    again.commit_round(1, "result", {"sites": 1}, [Verdict(1, "s", "admitted", norm=2.0)])
+    assert again.last_round().result == "result" and again.norms(2) == [2.0]
+
+
+def test_a_replay_is_known_by_its_content_in_another_round_only(ledger):
+    ledger.record(Verdict(1, "s", "admitted", content="c"))
+    assert ledger.seen_content("s", "c", 2) and not ledger.seen_content("s", "c", 1)
+    assert not ledger.seen_content("other", "c", 2)
+
+
+def test_a_directory_without_a_federation_is_told_so(tmp_path):
+    with pytest.raises(ConfigError, match="init"):
+        Ledger(tmp_path / "none.sqlite")
