@@ -280,6 +280,29 @@ def test_quiet_hours_hold_a_request_until_they_end(make_site: Callable[..., Site
     assert agent.state == "quiet" and not replies(aggregator) and len(Pending.all(site)) == 1
 
 
+def test_on_a_full_disk_no_request_is_taken_and_none_is_lost(
+    make_site: Callable[..., Site], aggregator: Aggregator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make_site(disk_floor_gb=1.0)
+    aggregator.enrol(site)
+    agent = connected(site, aggregator)
+    monkeypatch.setattr(allowance.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 5e8}))
+    aggregator.ask()
+    turns(agent)
+    assert "0.5 GB free" in agent.trouble and not Pending.all(site) and len(aggregator.queue) == 1
+    monkeypatch.undo()
+    turns(agent)
+    assert len(replies(aggregator)) == 1
+
+
+def test_a_request_that_has_expired_is_dropped_without_training(agent: Agent, aggregator: Aggregator) -> None:
+    aggregator.ask()
+    aggregator.clock_offset = 200.0  # the server's clock runs ahead, within what signatures allow
+    aggregator.queue[0].metadata.ttl = 100.0
+    turns(agent)
+    assert not replies(aggregator) and not agent.workers.trained  # type: ignore[attr-defined]
+
+
 def test_an_empty_corpus_is_said_not_trained(make_site: Callable[..., Site], aggregator: Aggregator) -> None:
     site = make_site(images=0)
     aggregator.enrol(site)
