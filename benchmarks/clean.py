@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +273,7 @@ def main() -> None:
     root, half, seed = options.data, options.half, options.seed
     scores = merged(options.merge) if options.merge else quality(root, half, size, settings, seed)
     if options.part:
-        options.part.write_text(json.dumps({name: asdict(score) for name, score in scores.items()}))
+        options.part.write_text(json.dumps({name: vars(score) for name, score in scores.items()}))
         return
     timing = speed(root, half, size, seed)
     report: dict[str, Any] = {name: score.table() for name, score in scores.items()}
