@@ -53,8 +53,6 @@ def serve(home: Home, rounds: int, overrides: Iterable[str] = ()) -> None:
                 Loop(home, ledger, settings, wire, key, wait=_wait(os.getppid())).run(rounds)
                 note(logger, "all rounds committed", rounds=rounds)
                 _linger(link)
-            except Stopped:
-                note(logger, "stopped; the open round goes on at the next start")
             finally:
                 refusals.write()
                 audit.append(home.audit, "aggregator", "stop")
@@ -67,7 +65,7 @@ def _linger(link: object) -> None:
 
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-    """One aggregator per directory. PolicyError where another holds it."""
+    """One aggregator per directory, ended by SIGTERM. PolicyError where another holds it."""
     with lock.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,10 +74,14 @@ def _alone(lock: Path) -> Iterator[None]:
                 f"directory {lock.parent}", "another aggregator is running here", "stop it first"
             ) from None
         signal.signal(signal.SIGTERM, _stop)
-        yield
+        try:
+            yield
+        except Stopped:
+            note(logger, "stopped; the open round goes on at the next start")
 
 
 def _stop(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the ending short
     raise Stopped
 
 

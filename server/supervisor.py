@@ -21,21 +21,23 @@ logger = logging.getLogger(__name__)
 LONGEST_PAUSE = 20.0  # seconds
 SOUND_AFTER = 60.0  # seconds a child must live for the pauses to start small again
 MISTAKES = (2, 3, 8)  # exit codes that another start cannot mend: usage, config, policy
+AT_FIRST = (4, 6, 7)  # ... and on the first start: a damaged seed, a port in use, a full disk; a person is watching
 
 
 def supervise(home: Home, rounds: int, overrides: Sequence[str] = ()) -> int:
     """Run children until one ends well; returns the exit code for the shell."""
     command = [sys.executable, "-m", "usfmae.server", "serve", str(home.root), "--rounds", str(rounds)]
     command += [part for override in overrides for part in ("--set", override)]
-    pause = 0.5
+    pause, final = 0.5, (*MISTAKES, *AT_FIRST)
     while True:
         started = time.monotonic()
         child = subprocess.Popen(command)
         code = _follow(child)
         if code is None:
             return 0
-        if code == 0 or code in MISTAKES:
+        if code == 0 or code in final:
             return code
+        final = MISTAKES
         pause = 0.5 if time.monotonic() - started > SOUND_AFTER else min(2 * pause, LONGEST_PAUSE)
         note(logger, "aggregator ended, starting it again", level=logging.ERROR, code=code, pause=pause)
         time.sleep(pause)
