@@ -25,10 +25,10 @@ def shown_progress() -> Iterator[Report]:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(16),
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("finding scans", total=None, figures="")
@@ -37,7 +37,7 @@ def shown_progress() -> Iterator[Report]:
             reading = summary.seconds > 0
             bar.update(
                 task,
-                description="reading and cleaning" if reading else "finding scans",
+                description="cleaning" if reading else "finding scans",
                 completed=summary.done if reading else summary.scans,
                 total=summary.scans if reading else None,
                 figures=_figures(summary) if reading else "",
