@@ -23,7 +23,7 @@ def prepare(directory: Path, overrides: tuple[str, ...], workers: int | None, as
     """
     from usfmae.client.inventory import take_in
     from usfmae.client.site import Site
-    from usfmae.core.cli.prepare import print_summary
+    from usfmae.core.cli.prepare import complain_if_empty, print_summary
     from usfmae.core.prepare.progress import shown_progress
 
     site = Site.open(directory, overrides)
@@ -33,3 +33,4 @@ def prepare(directory: Path, overrides: tuple[str, ...], workers: int | None, as
         print_json(summary.as_dict())
     else:
         print_summary(summary)
+    complain_if_empty(summary.scans, [str(source) for source in site.settings.sources])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from functools import lru_cache
 from importlib.util import find_spec
@@ -145,6 +146,14 @@ def _with_library(gray: Pixels) -> tuple[str, float]:
     library.SetImage(Image.fromarray(gray))
     library.SetSourceResolution(96)
     return library.GetUTF8Text().strip(), library.MeanTextConf() / 100
+
+
+def check_ocr(engine: str) -> None:
+    """ResourceError before the first scan, rather than at the first doubt, where Tesseract is not usable."""
+    if engine == "tesserocr":
+        _tesseract_library()
+    if shutil.which("tesseract") is None:
+        raise ResourceError("program tesseract", "not installed", "apt install tesseract-ocr")
 
 
 def tesseract_data(gray: Pixels, config: str) -> dict[str, list[Any]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from usfmae.core.cli.shell import configured, print_json
-from usfmae.core.errors import UsageError
+from usfmae.core.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
     from usfmae.core.prepare import PrepareSummary
@@ -80,6 +80,13 @@ def prepare(
         print_json(summary.as_dict())
     else:
         print_summary(summary)
+    complain_if_empty(summary.scans, [str(source) for source in sources])
+
+
+def complain_if_empty(scans: int, sources: list[str]) -> None:
+    """SourceError where nothing that could be a scan was found: most often a wrong path."""
+    if not scans:
+        raise SourceError(f"source {', '.join(sources)}", "holds no scans", "give a folder of DICOM, images or clips")
 
 
 def part_of(text: str | None) -> tuple[int, int]:

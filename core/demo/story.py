@@ -156,6 +156,10 @@ def _clean(demo: Demo) -> None:
     both = [demo.start(f"{n}-prepare", "usfmae-client", "prepare", demo.site(n), "--json") for n in demo.names]
     wait_all(both)
     demo.summary["prepared"] = {name: done.printed() for name, done in zip(demo.names, both, strict=True)}
+    for name, counts in demo.summary["prepared"].items():
+        if not counts["kept"]:
+            reasons = ", ".join(f"{reason} {n}" for reason, n in counts["reasons"].items())
+            raise SourceError(f"scans {demo.sources[name]}", f"none could be kept ({reasons})", "give other scans")
 
 
 def _losses(demo: Demo, model: Path) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from usfmae.core.clean.engines import check_ocr
 from usfmae.core.config import Settings
 from usfmae.core.errors import ResourceError
 from usfmae.core.flow import recipe_id, secret_id
@@ -45,9 +46,10 @@ def prepare(
     Called again it reads what is new. `part` (i, n) does every n-th shard from the i-th on, so that n calls on n
     machines that share the disk do all. `only` restricts the scans to files that are known to be scans, and names
     their public data set and group. Raises SourceError (a source is absent), UsageError (a corpus of another
-    recipe), ResourceError (disk full: free space, call again), TryLaterError (another run is at work).
+    recipe), ResourceError (no Tesseract; disk full: free space, call again), TryLaterError (another run is at work).
     """
     began = time.monotonic()
+    check_ocr(settings.clean.ocr)
     ledger = Ledger(corpus_dir)
     summary = PrepareSummary()
     with ledger.working(shared=part[1] > 1), Pool(workers, settings, secret) as pool:
