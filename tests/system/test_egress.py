@@ -21,9 +21,10 @@ NAMESPACE = """
 set -e
 sysctl -qw net.ipv6.conf.all.disable_ipv6=1
 ip link set lo up
-ip link add out type dummy
+ip link add name out type veth peer name beyond || ip tuntap add dev out mode tun
 ip address add 10.99.0.1/24 dev out
 ip link set out up
+[ ! -e /sys/class/net/beyond ] || ip link set beyond up
 ip route add default via 10.99.0.2
 nft -f - <<'RULES'
 table inet egress {
