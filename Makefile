@@ -63,11 +63,12 @@ packages: tesseract  ## ... and of what the ordinary tests start
 	@$(call debian,chromium,chromium)
 	@$(call debian,tinyproxy,tinyproxy)
 	@$(call debian,ip,iproute2)
+	@$(call debian,nft,nftables)
 
 lock:                ## pin the newest packages that pyproject.toml admits into requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
-	build/lock/bin/pip install --quiet --disable-pip-version-check "setuptools>=77" ".[dev,bench,onnx,dicomweb,cstore]"
+	build/lock/bin/pip install --quiet --disable-pip-version-check "setuptools>=77" ".[dev,bench,onnx,dicomweb,cstore,ray]"
 	{ echo "# Every package of the tested environment (Python 3.11, Linux x86-64). Made by 'make lock'."; \
 	  build/lock/bin/pip freeze --all --exclude usfmae --exclude pip; } > requirements.lock
 
