@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -27,6 +28,7 @@ MODEL = {
     "decoder_depth": 1,
     "decoder_heads": 2,
 }
+OUTSIDE = "10.99.7.1"  # the aggregator's address where a test puts it in a network namespace of its own
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
@@ -98,7 +100,7 @@ class Federation:
         }
         self.home = Home(root / "coordinator")
         overrides = [f"{key}={value}" for key, value in chosen.items()]
-        create(self.home.root, "test", "", self.port, None, overrides)
+        create(self.home.root, "test", OUTSIDE, self.port, None, overrides)
         self.running: list[Program] = []
         self.sites: dict[str, client_site.Site] = {}
         for number, name in enumerate(self.names):
@@ -121,10 +123,28 @@ class Federation:
             add(self.home, made.root / "enrol.json")
             self.sites[name] = made
 
+    def copy(self, to: Path, host: str = "127.0.0.1") -> Federation:
+        """The same federation (keys, corpora, seed) in another place, on a port of its own."""
+        from usfmae.client.site import Site
+        from usfmae.server.home import Home
+
+        shutil.copytree(self.root, to)
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.root, other.port, other.running = to, free_port(), []
+        other.home = Home(to / "coordinator")
+        for file in [other.home.settings_file, *(to / name / "site.yaml" for name in self.names)]:
+            file.write_text(file.read_text().replace(str(self.port), str(other.port)).replace("127.0.0.1:", f"{host}:"))
+        settings = other.home.settings_file
+        settings.write_text(settings.read_text().replace("host: 127.0.0.1\n", f"host: {host}\n", 1))
+        other.sites = {name: Site.open(to / name) for name in self.names}
+        return other
+
     # processes
 
-    def start_server(self, rounds: int, *more: str) -> Program:
-        return self._start("server", "usfmae.server.cli", ["run", str(self.home.root), "--rounds", str(rounds), *more])
+    def start_server(self, rounds: int, *more: str, prefix: tuple[str, ...] = ()) -> Program:
+        words = ["run", str(self.home.root), "--rounds", str(rounds), *more]
+        return self._start("server", "usfmae.server.cli", words, prefix)
 
     def start_serve(self, rounds: int, *more: str) -> Program:
         """The aggregator without its supervisor."""

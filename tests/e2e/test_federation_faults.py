@@ -1,7 +1,7 @@
 """kill -9 in every phase, on either side: the campaign goes on and ends with the bytes it would have had.
 
-One federation is made once; each row runs a copy of it (same keys, same corpora), so that the final encoder's hash can be
-compared with the undisturbed run's. The aggregator is killed by its own hand at an exact point of its code (a wrapper in
+One federation is made once; each row runs a copy (same keys, same corpora), so that the final encoder's hash can be
+compared with the undisturbed run's. The aggregator dies by its own hand at an exact point of its code (a wrapper in
 the test sends SIGKILL to itself there); agents and workers are killed by process id when their status says where they
 are. Every row also checks that no finished training was repeated and no update counted twice.
 """
@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,30 +76,13 @@ def undisturbed(tmp_path_factory) -> Iterator[tuple[Any, str]]:
 
     root = tmp_path_factory.mktemp("undisturbed")
     federation = Federation(root / "template", 2, **{"rounds.steps": 12})
-    copied = copy_of(federation, root / "run")
+    copied = federation.copy(root / "run")
     copied.start_server(ROUNDS)
     copied.start_sites()
     result = copied.wait_rounds(ROUNDS, 200)["hash"]
     copied.stop()
     yield federation, result
     federation.stop()
-
-
-def copy_of(federation: Any, to: Path) -> Any:
-    """The same federation in another place, on a port of its own."""
-    from tests.e2e.conftest import free_port
-    from usfmae.client.site import Site
-    from usfmae.server.home import Home
-
-    shutil.copytree(federation.root, to)
-    other = object.__new__(type(federation))
-    other.__dict__.update(federation.__dict__)
-    other.root, other.port, other.running = to, free_port(), []
-    other.home = Home(to / "coordinator")
-    for file in [other.home.settings_file, *(to / name / "site.yaml" for name in federation.names)]:
-        file.write_text(file.read_text().replace(str(federation.port), str(other.port)))
-    other.sites = {name: Site.open(to / name) for name in federation.names}
-    return other
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,7 +95,7 @@ def table() -> Iterator[None]:
 
 @pytest.fixture
 def run(undisturbed, tmp_path) -> Iterator[Any]:
-    federation = copy_of(undisturbed[0], tmp_path / "run")
+    federation = undisturbed[0].copy(tmp_path / "run")
     yield federation
     federation.stop()
 
