@@ -28,6 +28,15 @@ from usfmae.core.flow import recipe_id
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("centralised", "federated", "replay 5 %")
+FIRST = (
+    "seed only",
+    *QUICK,
+    "federated, IID",
+    "replay 25 %",
+    "seed interpolation 0.5",
+    "random local decoders",
+    "AdamW reset",
+)
 
 
 def main() -> None:
@@ -55,8 +64,8 @@ def _run(
         for done in [pool.submit(arms.seed_model, root, size, seed, cache) for seed in seeds]:
             done.result()
         jobs = {}
-        for seed in seeds:
-            for name in names:
+        for name in sorted(names, key=lambda n: (n not in FIRST, n.startswith("alone"))):
+            for seed in seeds:
                 place = kept / f"{seed}-{''.join(c if c.isalnum() else '-' for c in name)}.json"
                 if not place.exists():
                     jobs[pool.submit(arms.run, name, size, seed, root, cache)] = place

@@ -82,7 +82,7 @@ class Scans:
 
 
 def scans(root: Path, seed: int, split: str) -> Scans:
-    """`split` is "organ" (a site an organ) or "iid" (the same images dealt at random). Held-out groups depend on `seed`."""
+    """`split`: "organ" (a site an organ) or "iid" (the images dealt at random). Held-out groups depend on `seed`."""
     corpus = Corpus(sorted(root.iterdir()), verify=False)
     train, held = corpus.split(HELD_OUT, seed)
     organ = np.array(corpus.datasets)

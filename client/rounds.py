@@ -6,12 +6,14 @@ The agent (agent.py) and the app for a stock SuperNode (app.py) differ in the tr
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from usfmae.client import allowance, incoming, jobs, outbox
 from usfmae.client.site import Site, read_json
 from usfmae.core import protocol
+from usfmae.core.config import TrainSettings
 from usfmae.core.enrolment import NAME
 from usfmae.core.errors import PolicyError, TryLaterError
 from usfmae.core.protocol import TrainReply, TrainRequest
@@ -38,8 +40,23 @@ def unwilling(site: Site, asked: TrainRequest) -> str:
         return WAIT
     if jobs.images(site) < site.settings.min_images:
         return "no-images"
+    recipe = _recipe(asked)
+    if asked.min_new and jobs.new_images(site, recipe) < asked.min_new:
+        return "no-new-images"
+    try:
+        jobs.replayed(site, recipe)
+    except PolicyError:
+        return "need-replay"
     known = asked.with_decoder or jobs.previous(site, asked) or jobs.job(site, asked).decoder.exists()
     return "" if known else "need-decoder"
+
+
+def _recipe(asked: TrainRequest) -> TrainSettings:
+    """The training settings asked for; without torch, unlike core.checkpoint.recipe_of."""
+    try:
+        return TrainSettings.model_validate(json.loads(asked.recipe)["train"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise PolicyError("recipe", str(error).splitlines()[0], "update this program") from None
 
 
 def accept(site: Site, work: jobs.Job, asked: TrainRequest) -> None:

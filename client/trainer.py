@@ -13,7 +13,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from usfmae.client import outbox
+from usfmae.client import jobs, outbox
 from usfmae.client.jobs import Job
 from usfmae.client.site import Site, read_json, write_json
+from usfmae.client.uses import Uses, mixture, parted
 from usfmae.core import update
 from usfmae.core.checkpoint import decoder_of, encoder_of, recipe_of
 from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.batch import Corpus, Positions
+from usfmae.core.corpus.sampling import Sampler
 from usfmae.core.errors import ResourceError, UsfmaeError
 from usfmae.core.files import replacing
 from usfmae.core.model import MaskedAutoencoder, load_tensors
@@ -52,8 +54,13 @@ class Round:
         self.model_settings, recipe = recipe_of(self.asked.recipe)
         self.settings = self._fitted(recipe)
         self.total = recipe.steps
-        self.corpus = Corpus([site.corpus], only=about["shards"])
-        self.positions, self.held_out = self.corpus.split(self.settings.held_out, self.settings.seed)
+        public = jobs.replayed(site, self.settings)
+        roots = [site.corpus, jobs.replay_folder(site)] if public else [site.corpus]
+        self.corpus = Corpus(roots, only=[*about["shards"], *public])
+        self.positions, self.held_out = self._divided(public)
+        self.settings = self.settings.model_copy(
+            update={"batch_size": max(min(self.settings.batch_size, len(self.positions)), ranks()[1])}
+        )
         self.before = Job(site, work.place.parent / about["previous"]) if about["previous"] else None
         self.noted = 0.0
         self.seconds_before = float(work.progress.get("seconds", 0.0))
@@ -67,6 +74,44 @@ class Round:
             "micro_batch": self.site.settings.micro_batch or recipe.micro_batch,
         }
         return recipe.model_copy(update=fitted)
+
+    def _divided(self, public: Sequence[str]) -> tuple[Positions, Positions]:
+        """What this round trains on, replayed and new images to their shares, and what it is measured on."""
+        own, replayed = parted(self.corpus, public)
+        train, held = self.corpus.split(self.settings.held_out, self.settings.seed)
+        chosen, settings = self.site.settings, self.settings
+        self.own = np.intersect1d(train, own)
+        kept = self.work.place / "positions.npy"  # a worker that comes after the uses were counted mixes the same
+        if not kept.exists():
+            mixed = mixture(
+                self.corpus,
+                self.own,
+                replayed,
+                self.uses,
+                new_share=chosen.new_share,
+                repeats=chosen.new_repeats,
+                replay=settings.replay,
+                turn=self.asked.round,
+                seed=settings.seed,
+            )
+            if ranks()[0] != 0:
+                return mixed, np.intersect1d(held, own)
+            with replacing(kept) as partial, partial.open("wb") as file:
+                np.save(file, mixed)
+        return np.load(kept), np.intersect1d(held, own)
+
+    @property
+    def uses(self) -> Uses:
+        return Uses(self.site.root / "uses.sqlite")
+
+    def count_uses(self) -> None:
+        """Note what this round has drawn: the sampler's order follows from the recipe."""
+        settings, first = self.settings, self.asked.global_step
+        sampler = Sampler(
+            self.positions, self.corpus.datasets, settings.batch_size, settings.seed, settings.temperature
+        )
+        drawn = (sampler.batch(step) for step in range(first, first + self.asked.steps))
+        self.uses.add(self.work.place.name, (self.corpus.ids[p] for batch in drawn for p in batch))
 
     @property
     def state(self) -> Path:
@@ -165,7 +210,7 @@ def finish(this: Round, model: MaskedAutoencoder, done: TrainResult, before: flo
     outbox.write_update(this.work.place / outbox.UPDATE, payload, shapes)
     result = {
         "content": update.payload_id(payload),
-        "images": len(this.positions),
+        "images": len(this.own),
         "steps": done.steps,
         "encoding": encoding,
         "loss_before": before,
@@ -175,6 +220,7 @@ def finish(this: Round, model: MaskedAutoencoder, done: TrainResult, before: flo
         "bytes": sum(map(len, payload.values())),
         "norm": square**0.5,
     }
+    this.count_uses()
     write_json(this.work.place / "result.json", result)
 
 

@@ -53,6 +53,7 @@ class TrainRequest:
     recipe: str  # canonical JSON: {"model": ModelSettings, "train": TrainSettings}
     encoding: str = "int8"  # how the delta should be packed: int8, bf16, fp32
     with_decoder: bool = False  # the seed's decoder comes along (a site's first round in a campaign)
+    min_new: int = 0  # a site with fewer images it never trained on declines; 0 asks every site
     deadline: float = 0.0  # Unix time after which the reply is not used; 0 for none
     signature: str = ""  # the coordinator's Ed25519 signature over HASHED_REQUEST, base64
     version: int = VERSION
@@ -72,7 +73,8 @@ class TrainReply:
     loss_before: float = 0.0  # held-out masked loss at this site, base encoder
     loss_after: float = 0.0  # the same after local training
     seconds: float = 0.0  # training time
-    declined: str = ""  # why there is no update: "no-images", "paused", "need-decoder", "refused: ..."
+    # Why there is no update: "no-images", "no-new-images", "paused", "need-decoder", "need-replay", "refused: ..."
+    declined: str = ""
     site: str = ""  # fingerprint of the site's public key
     signature: str = ""  # the site's Ed25519 signature over SIGNED_REPLY, base64
     version: int = VERSION

@@ -30,6 +30,8 @@ from usfmae.server.panel import PanelReader, check_apart, opened
 
 logger = logging.getLogger(__name__)
 
+EMA = "ema"  # name under which the running average lies beside what the merging rule remembers
+
 Merge = Callable[[Collection[str]], str]  # merges all admitted sites but these to the round's place; gives the hash
 
 
@@ -56,6 +58,12 @@ class Gate:
 
     def judge(self, current: Round, sites: Collection[str], merge: Merge) -> Judged:
         """Merge the sites' updates and leave at the round's place what is to be committed."""
+        judged = self._judged(current, sites, merge)
+        if self.settings.ema:
+            self._average(current)
+        return judged
+
+    def _judged(self, current: Round, sites: Collection[str], merge: Merge) -> Judged:
         result = self._merged(current, merge, ())
         if self.reader is None or current.number % self.settings.panel_every:
             return Judged(result, {}, {})
@@ -83,6 +91,14 @@ class Gate:
         place = number - running.first + 1
         now = averaging.anchored(seed, now, place, chosen.anchor_every, chosen.anchor_share)
         return self._store(number, averaging.pulled(seed, now, chosen.pull))
+
+    def _average(self, current: Round) -> None:
+        """Move the running average of the rounds' encoders on; it starts at the campaign's seed."""
+        before = self.home.memory(EMA, current.number - 1)
+        old = load(before).tensors if before.exists() else self._tensors(current.number - 1)
+        kept = load(self.home.checkpoint(current.number))
+        average = averaging.ema(old, kept.tensors, self.settings.ema)
+        save(self.home.memory(EMA, current.number), average, kept.metadata)
 
     def _tensors(self, number: int) -> Tensors:
         return load(self.home.checkpoint(number)).tensors

@@ -8,9 +8,10 @@ import logging
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from usfmae.core import audit
 from usfmae.core.config.coordinator import CoordinatorSettings
@@ -44,7 +45,7 @@ def finish(
     """
     active = {site for site, known in ledger.sites().items() if known.state == "active"}
     verdicts = _without_revoked(ledger.verdicts(current.number), active)
-    verdicts = _compared(home, ledger, settings, current, base, verdicts)
+    verdicts, cosines = _compared(home, ledger, settings, current, base, verdicts)
     chosen = [site for site in sorted(verdicts) if verdicts[site].verdict == ADMITTED]
     if len(chosen) < settings.rounds.quorum:
         for verdict in verdicts.values():
@@ -61,7 +62,7 @@ def finish(
         verdicts[site] = dataclasses.replace(verdicts[site], verdict=FORGETS, detail=detail)
     admitted = _weighted([verdicts[site] for site in chosen if site not in left_out], settings.gate.weight_cap)
     verdicts.update({verdict.site: verdict for verdict in admitted})
-    ledger.commit_round(current.number, result, {**_summary(admitted), **judgement}, list(verdicts.values()))
+    ledger.commit_round(current.number, result, {**_summary(admitted), **cosines, **judgement}, list(verdicts.values()))
     names = [verdict.site for verdict in admitted]
     audit.append(home.audit, "aggregator", "round", round=current.number, base=current.base, result=result, sites=names)
     return result
@@ -90,10 +91,11 @@ def _compared(
     current: Round,
     base: TensorFile,
     verdicts: dict[str, Verdict],
-) -> dict[str, Verdict]:
+) -> tuple[dict[str, Verdict], dict[str, Any]]:
+    """Verdicts after the comparison, and for the ledger the cosine of each pair of updates."""
     norms = {site: v.norm or 0.0 for site, v in sorted(verdicts.items()) if v.verdict == ADMITTED}
     directions = None
-    if len(norms) >= 3:
+    if len(norms) >= 2:
         with _opened([spool.path(home, current.number, site) for site in norms]) as files:
             directions = aggregate.gram(base, files, settings.rounds.encoding)
     size = math.sqrt(sum(float(np.square(base.tensor(n), dtype=np.float64).sum()) for n in base.shapes))
@@ -111,7 +113,17 @@ def _compared(
             detail=refusal.detail,
         )
         note(logger, "verdict", round=current.number, site=site, verdict=refusal.code, detail=refusal.detail)
-    return verdicts
+    return verdicts, _cosines(list(norms), directions)
+
+
+def _cosines(sites: Sequence[str], gram: NDArray[np.float64] | None) -> dict[str, Any]:
+    """Pairs of sites whose updates agree (towards 1) or undo each other (towards -1)."""
+    if gram is None:
+        return {}
+    norms = np.sqrt(np.diag(gram))
+    cosine = gram / np.maximum(np.outer(norms, norms), 1e-30)
+    pairs = [[a, b, round(float(cosine[i, j]), 4)] for i, a in enumerate(sites) for j, b in enumerate(sites) if i < j]
+    return {"cosines": pairs}
 
 
 def _merge(

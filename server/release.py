@@ -10,9 +10,10 @@ coordinator.pub.pem   the key that signed manifest.json
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from usfmae.core.errors import PolicyError, UsageError
 from usfmae.core.files import write_atomic
 from usfmae.core.keys import Ed25519PrivateKey, read_private
 from usfmae.server import campaign
-from usfmae.server.budget import Gate
+from usfmae.server.budget import EMA, Gate
 from usfmae.server.card import card
 from usfmae.server.home import Home
 from usfmae.server.ledger import Ledger, Round
 from usfmae.server.panel import PanelReader
+
+_UNMEASURED = "the last round; no panel is set, so forgetting was not measured"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Choice:
     alpha: float  # share of the change since the seed: 1 is the round's encoder as it is
     why: str
     panel: dict[str, Any] | None  # the reading of exactly this encoder, None without a panel
+    path: Path  # the checkpoint that is mixed with the seed: the round's, or the running average's
 
 
 def release(home: Home, settings: CoordinatorSettings, out: Path, benchmarks: Sequence[Path] = ()) -> dict[str, Any]:
@@ -71,28 +75,36 @@ def choose(home: Home, ledger: Ledger, settings: CoordinatorSettings, reader: Pa
     if not rounds:
         raise PolicyError("release", "no round is committed", "run rounds first")
     if reader is None:
-        return Choice(rounds[-1].number, 1.0, "the last round; no panel is set, so forgetting was not measured", None)
+        return Choice(rounds[-1].number, 1.0, _UNMEASURED, None, home.checkpoint(rounds[-1].number))
     read = {r.number: _costs(r, reader) for r in rounds}
     kept = {n: costs for n, costs in read.items() if costs and max(costs.values()) <= settings.continual.budget}
     if not kept:
         raise PolicyError("release", "no round keeps the forgetting budget", "see 'usfmae-server status', continual.*")
     best = min(kept, key=lambda n: (_mean(kept[n]), n))
-    return _interpolated(home, settings, reader, best, len(rounds) - len(kept))
+    candidates = [home.checkpoint(best), home.memory(EMA, rounds[-1].number)]
+    found = [_interpolated(home, settings, reader, best, path) for path in candidates if path.exists()]
+    _cost, choice = min(found, key=lambda pair: pair[0])
+    over = f"; {len(rounds) - len(kept)} round(s) were over it or not measured"
+    return replace(choice, why=choice.why + over)
 
 
-def _interpolated(home: Home, settings: CoordinatorSettings, reader: PanelReader, number: int, out: int) -> Choice:
-    seed, now = load(home.checkpoint(0)).tensors, load(home.checkpoint(number)).tensors
+def _interpolated(
+    home: Home, settings: CoordinatorSettings, reader: PanelReader, number: int, path: Path
+) -> tuple[float, Choice]:
+    """The share between the seed and an encoder with the lowest mean cost within the budget, and that cost."""
+    seed, now = load(home.checkpoint(0)).tensors, load(path).tensors
     base = {organ: reading.loss for organ, reading in reader.seed.items()}
     found = []
     for alpha in sorted({1.0, *settings.continual.alphas}, reverse=True):
         readings = reader.read(averaging.interpolate(seed, now, alpha))
         costs = budget.excess(base, {organ: reading.loss for organ, reading in readings.items()})
-        if max(costs.values()) <= settings.continual.budget:
-            found.append((_mean(costs), -alpha, readings))
-    cost, minus, readings = min(found, key=lambda item: item[:2])
-    why = f"round {number}, alpha {-minus:g}: mean panel loss {cost:+.1%} against the seed, every organ within "
-    why += f"{settings.continual.budget:+.0%}; {out} round(s) were over it"
-    return Choice(number, -minus, why, reader.summary(readings))
+        within = max(costs.values()) <= settings.continual.budget
+        found.append((not within, _mean(costs), -alpha, readings))
+    over, cost, minus, readings = min(found, key=lambda item: item[:3])
+    what = f"round {number}" if path == home.checkpoint(number) else "the running average of all rounds"
+    why = f"{what}, alpha {-minus:g}: mean panel loss {cost:+.1%} against the seed, every organ within "
+    why += f"{settings.continual.budget:+.0%}"
+    return (math.inf if over else cost), Choice(number, -minus, why, reader.summary(readings), path)
 
 
 def _costs(round_: Round, reader: PanelReader) -> dict[str, float]:
@@ -115,12 +127,15 @@ def _write(
     out: Path,
 ) -> dict[str, Any]:
     """Every file but the manifest; returns what the manifest says of them."""
-    seed, chosen = load(home.checkpoint(0)), load(home.checkpoint(choice.round))
+    seed, chosen = load(home.checkpoint(0)), load(choice.path)
     encoder = averaging.interpolate(seed.tensors, chosen.tensors, choice.alpha)
     more = {key: chosen.metadata[key] for key in ("campaign", "images", "sites", "step") if key in chosen.metadata}
     about = describe(chosen.model, chosen.train, parents=tuple(sorted({seed.trail.id, chosen.trail.id})), **more)
     weights = save(out / "weights.safetensors", {**encoder, **load(home.decoder).tensors}, about)
-    chain = lineage.chain(_links(ledger, choice.round), seed.trail.id, choice.alpha, tensors_id(encoder))
+    own = choice.path == home.checkpoint(choice.round)
+    chain = lineage.chain(
+        _links(ledger, choice.round), seed.trail.id, choice.alpha, "round" if own else "average", tensors_id(encoder)
+    )
     running = next(c for c in reversed(campaign.campaigns(ledger)) if c.first <= choice.round)
     write_atomic(out / "lineage.json", _json(chain))
     write_atomic(out / "settings.json", _json(running.settings))

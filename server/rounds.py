@@ -132,7 +132,7 @@ class Loop:
     def _gate(self) -> Gate | None:
         """The forgetting gate, where the campaign asks for one: it loads torch, the loop does not."""
         asked = self.settings.continual
-        if not (asked.panel or asked.pull or asked.anchor_every):
+        if not (asked.panel or asked.pull or asked.anchor_every or asked.ema):
             return None
         from usfmae.server.budget import Gate
 
@@ -140,7 +140,7 @@ class Loop:
 
     def _request(self, current: Round, running: Campaign) -> TrainRequest:
         pull = self.settings.merge.proximal if self.settings.merge.rule == "fedprox" else 0.0
-        placed = {"steps": running.end_step, "origin": running.origin, "proximal": pull}
+        placed = {"steps": running.end_step, "origin": running.origin, "proximal": pull, **self._replayed()}
         train = self.settings.train.model_copy(update=placed)
         request = TrainRequest(
             campaign=running.id,
@@ -150,9 +150,19 @@ class Loop:
             steps=current.steps,
             recipe=recipe_text(self.settings.model, train),
             encoding=self.settings.rounds.encoding,
+            min_new=self.settings.continual.min_new,
             deadline=current.opened + self.settings.rounds.deadline,
         )
         return sign(request, self.key)
+
+    def _replayed(self) -> dict[str, Any]:
+        """Which public corpus sites mix in, and how much of it."""
+        asked = self.settings.continual
+        if not (asked.replay and asked.replay_share):
+            return {}
+        from usfmae.core.corpus.batch import Corpus
+
+        return {"replay": asked.replay_share, "replay_corpus": Corpus([asked.replay], verify=False).fingerprint}
 
     # collecting
 

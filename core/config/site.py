@@ -34,6 +34,12 @@ class SiteSettings(Options):
     """Side of the square images in this site's corpus, in pixels; at least the campaign's."""
     min_images: int = Field(1, ge=1)
     """With fewer images than this in its corpus the site declines to train."""
+    replay: Path | None = None
+    """Public corpus from the coordinator, mixed in by the share the campaign states; DIR/replay where none is named."""
+    new_share: float = Field(0.0, ge=0, le=0.9)
+    """Share of a round's draws that goes to images never trained on before; 0 treats new and old alike."""
+    new_repeats: int = Field(4, ge=1)
+    """A new image is drawn at most this many times as often as an old one, however few there are."""
     quiet: tuple[str, ...] = ()
     """Times of day (local, HH:MM-HH:MM) in which this site neither trains nor transfers; may pass midnight."""
     disk_floor_gb: float = Field(2.0, ge=0)

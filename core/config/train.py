@@ -86,6 +86,10 @@ class TrainSettings(Options):
     """Global step at which the schedule begins: a new campaign warms up again from here."""
     proximal: float = Field(0.0, ge=0)
     """FedProx: strength of the pull towards the weights a round began with."""
+    replay: float = Field(0.0, ge=0, le=0.5)
+    """Share of replayed public images in a site's training."""
+    replay_corpus: str = ""
+    """Fingerprint of the public corpus that is replayed; a site without it declines."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW betas."""
     weight_decay: float = Field(0.01, ge=0)

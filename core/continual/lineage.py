@@ -13,9 +13,10 @@ from usfmae.core.errors import PolicyError, SourceError
 NAME, WEIGHTS = "lineage.json", "weights.safetensors"
 
 
-def chain(links: Sequence[Mapping[str, Any]], seed: str, alpha: float, encoder: str) -> dict[str, Any]:
-    """`links`: a round's base and result each, oldest first. `alpha`: share of the last one against the seed."""
-    return {"seed": seed, "rounds": list(links), "alpha": alpha, "encoder": encoder}
+def chain(links: Sequence[Mapping[str, Any]], seed: str, alpha: float, of: str, encoder: str) -> dict[str, Any]:
+    """`links`: a round's base and result each, oldest first. `encoder` is what is released: `alpha` parts of the last
+    round's encoder (`of` "round") or of the running average of all (`of` "average"), the rest the seed."""
+    return {"seed": seed, "rounds": list(links), "alpha": alpha, "of": of, "encoder": encoder}
 
 
 def check(folder: Path) -> int:
@@ -27,7 +28,7 @@ def check(folder: Path) -> int:
         values = json.loads((folder / NAME).read_bytes())
         before, links = values["seed"], values["rounds"]
         pairs = [(link["round"], link["base"], link["result"]) for link in links]
-        alpha, encoder = float(values["alpha"]), values["encoder"]
+        whole, encoder = float(values["alpha"]) == 1 and values["of"] == "round", values["encoder"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(f"{folder / NAME}", f"unreadable: {error}", "fetch the release again") from None
     for number, base, result in pairs:
@@ -36,6 +37,6 @@ def check(folder: Path) -> int:
         before = result
     if tensors_id(encoder_of(load(folder / WEIGHTS).tensors)) != encoder:
         raise PolicyError(f"{folder / WEIGHTS}", "is not the encoder the lineage ends with", "refused")
-    if alpha == 1 and encoder != before:
+    if whole and encoder != before:
         raise PolicyError("lineage", "ends with another encoder than the weights hold", "refused")
     return len(pairs)

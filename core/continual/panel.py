@@ -108,12 +108,6 @@ def cka(x: Floats, y: Floats) -> float:
     return float(np.linalg.norm(x.T @ y) ** 2 / scale) if scale else 0.0
 
 
-def cosines(gram: Floats) -> Floats:
-    """Pairwise cosines (S, S) of the sites' differences from their inner products (S, S)."""
-    norms = np.sqrt(np.diag(gram))
-    return gram / np.maximum(np.outer(norms, norms), 1e-30)
-
-
 def backward_transfer(seed: Mapping[str, Reading], now: Mapping[str, Reading], organs: Sequence[str]) -> float:
     """Mean relative change of the old organs' loss since the seed: below 0 the new organs helped, above 0 they cost."""
     return float(np.mean([now[organ].loss / seed[organ].loss - 1 for organ in organs]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from usfmae.core.checkpoint import describe, load, save, tensors_id
+from usfmae.core.config import AugmentSettings
 from usfmae.core.config import load as load_settings
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.corpus.batch import Corpus
@@ -32,7 +34,27 @@ from usfmae.server.release import release
 from usfmae.server.rounds import Loop
 from usfmae.server.simulate import Hospital, InProcess, Trained, Trainer, populate, tissue
 
-TINY = ["model.image_size=32", "model.patch_size=8", "model.width=16", "model.depth=1", "model.heads=2", "model.decoder_width=16", "model.decoder_depth=1", "model.decoder_heads=2", "train.precision=fp32", "train.batch_size=8", "train.lr=2e-3", "train.schedule=infinite", "train.warmup=0.1", "rounds.steps=4", "min_free_gib=0", "gate.norm_limit=1e6", "gate.base_limit=100", "gate.direction_limit=-1", "continual.panel_images=8"]
+TINY = [
+    "model.image_size=32",
+    "model.patch_size=8",
+    "model.width=16",
+    "model.depth=1",
+    "model.heads=2",
+    "model.decoder_width=16",
+    "model.decoder_depth=1",
+    "model.decoder_heads=2",
+    "train.precision=fp32",
+    "train.batch_size=8",
+    "train.lr=2e-3",
+    "train.schedule=infinite",
+    "train.warmup=0.1",
+    "rounds.steps=4",
+    "min_free_gib=0",
+    "gate.norm_limit=1e6",
+    "gate.base_limit=100",
+    "gate.direction_limit=-1",
+    "continual.panel_images=8",
+]
 
 
 @pytest.fixture(scope="session")
@@ -53,8 +75,9 @@ def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = load_settings(CoordinatorSettings, None, TINY)[0]
     write_shard(root, "all", [image for site in (200, 201) for image in tissue(site, 16, 32)])
     corpus, model = Corpus([root]), fresh(settings.model)
-    recipe = settings.train.model_copy(update={"lr": 1e-2})
-    train(model, corpus, recipe, positions=np.arange(len(corpus)), steps=40)
+    plain = AugmentSettings(rotation=0, zoom_min=1, zoom_max=1)
+    recipe = settings.train.model_copy(update={"lr": 1e-2, "batch_size": 16, "augment": plain})
+    train(model, corpus, recipe, positions=np.arange(len(corpus)), steps=150)
     save(root / "seed.safetensors", model.state_dict(), describe(settings.model, settings.train))
     return root / "seed.safetensors"
 
@@ -79,7 +102,7 @@ def forgetful(since: int, sites: tuple[str, ...]) -> Trainer:
         good = honest(place, request, encoder, decoder)
         if request.round < since or place.name not in sites:
             return good
-        random = np.random.default_rng(7)
+        random = np.random.default_rng([7, request.round])
         wrecked = {n: (v + random.normal(0, 1.0, v.shape)).astype(np.float32) for n, v in encoder.items()}
         return dataclasses.replace(good, encoder=wrecked)
 
@@ -117,6 +140,8 @@ def test_the_gate_refuses_rounds_that_forget_and_the_release_keeps_the_budget(te
     lineage = json.loads((tmp_path / "out" / "lineage.json").read_text())
     assert lineage["seed"] == load(ten_rounds.checkpoint(0)).trail.id
     card = (tmp_path / "out" / "README.md").read_text()
+    first = rounds[0].summary["cosines"]
+    assert len(first) == 1 and first[0][2] == pytest.approx(0, abs=0.3)  # two sites that moved at random
     assert "virtual-" not in card and "| linear |" in card and "refused" not in str(done)
 
 
@@ -164,7 +189,7 @@ def test_a_crash_between_gate_and_commit_ends_in_the_same_round(
         with pytest.raises(KeyboardInterrupt):
             loop_of(home, hospitals).run(2)
     left = load(home.checkpoint(2)).trail.id
-    assert left == before  # the gate had refused the round
+    assert load(home.checkpoint(2)).metadata["gate"] in ("refused", "interpolated")  # the gate had acted
     last = Ledger(home.ledger).last_round()
     assert last and last.number == 1 and last.result == before  # the old state, as far as the ledger says
 
@@ -206,7 +231,7 @@ def test_a_new_campaign_warms_up_again_and_may_start_from_an_earlier_round(tmp_p
     assert [r.number for r in rounds] == [1, 2, 3, 4, 5] and begun.first == 4
     assert rounds[2].result == rounds[0].result == seen[2][3] and rounds[2].summary["back_to"] == 1
     assert seen[2][:3] == (8, 8, 16) and seen[3][:3] == (12, 8, 16)
-    assert all(a.result == b.base for a, b in zip(rounds, rounds[1:], strict=False))
+    assert all(a.result == b.base for a, b in itertools.pairwise(rounds))
 
 
 @pytest.mark.parametrize(
@@ -241,6 +266,25 @@ def test_a_panel_that_shares_an_image_with_the_replay_corpus_is_refused(tmp_path
     found = opened(tmp_path / "panel", 8, CoordinatorSettings().train)
     with pytest.raises(PolicyError, match="replay"):
         check_apart(found, [], Corpus([tmp_path / "replay"]))
+
+
+def test_the_running_average_is_a_candidate_at_release(tmp_path: Path, panel: Path, seed: Path) -> None:
+    home = home_with(tmp_path, panel, "continual.ema=0.5", "continual.alphas=[1.0]", seed=seed)
+
+    def noisy(place: Path, request: Any, encoder: dict[str, Any], decoder: Path) -> Trained:
+        moved = np.random.default_rng(request.round)
+        wide = {n: (v + moved.normal(0, 0.02, v.shape)).astype(np.float32) for n, v in encoder.items()}
+        return Trained(wide, 8, request.steps)
+
+    loop_of(home, populate(home, 1, 8, noisy)).run(3)
+    encoders = [load(home.checkpoint(n)).tensors["cls_token"] for n in range(4)]
+    wanted = ((encoders[0] + encoders[1]) / 2 + encoders[2]) / 2
+    average = load(home.memory("ema", 3)).tensors["cls_token"]
+    assert np.allclose(average, (wanted + encoders[3]) / 2, atol=1e-6)
+    done = release(home, home.settings(), tmp_path / "out")
+    lineage = json.loads((tmp_path / "out" / "lineage.json").read_text())
+    assert lineage["of"] == ("average" if "average" in done["why"] else "round")
+    assert len(lineage["rounds"]) == done["round"]
 
 
 def test_a_release_without_a_panel_says_that_nothing_was_measured(tmp_path: Path) -> None:
