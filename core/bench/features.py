@@ -41,7 +41,18 @@ def picture(example: Example) -> Pixels:
 
 
 def squares(task: Task, size: int) -> Pixels:
-    """(N, S, S, C) uint8, C = 1 where every image is gray."""
+    """(N, S, S, C) uint8, C = 1 where every image is gray; the last task's are kept for the next model."""
+    key = (images_id(task), size)
+    if key not in _LAST:
+        _LAST.clear()
+        _LAST[key] = _squares(task, size)
+    return _LAST[key]
+
+
+_LAST: dict[tuple[str, int], Pixels] = {}
+
+
+def _squares(task: Task, size: int) -> Pixels:
     images = [_square(picture(example), size) for example in task.examples]
     gray = all(image.ndim == 2 for image in images)
     channels = 1 if gray else 3
