@@ -83,6 +83,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--task", choices=FOLDERS, action="append", help="only this benchmark")
+    parser.add_argument("--curve", action="store_true", help="also label efficiency")
     asked = parser.parse_args()
     settings, images = BenchSettings(), corpus(asked.root, asked.out / "corpus")
     seeds = range(asked.seeds)
@@ -95,8 +97,8 @@ def main() -> None:
     }
     names, counts = np.unique(images.datasets, return_counts=True)
     result = {"corpus": dict(zip(names.tolist(), counts.tolist(), strict=True)), "losses": losses, "tasks": {}}
-    for name, folder in FOLDERS.items():
-        task = load_task(name, asked.root / folder)
+    for name in asked.task or FOLDERS:
+        task = load_task(name, asked.root / FOLDERS[name])
         ids = [e.id for e in task.examples]
         leaks = same_pictures(name, ids, squares(task, 112), images, np.arange(len(images)), settings.leak_bits)
         report = {
@@ -112,7 +114,7 @@ def main() -> None:
             for number, spec in enumerate(specs):
                 encoder = encoders.load(spec)
                 found, _ = features(encoder, task, 224, asked.out / "features")
-                runs.append(probe(task, found, settings, curve=number == 0))
+                runs.append(probe(task, found, settings, curve=asked.curve and number == 0))
             said[label] = [run.predictions["logistic"] for run in runs]
             report["scores"][label] = {
                 head: score([run.predictions[head] for run in runs]) for head in ("logistic", "knn")
