@@ -176,7 +176,7 @@ class Federation:
 
         return status(self.home)
 
-    def wait(self, what: str, true: Callable[[], Any], seconds: float = 90) -> Any:
+    def wait(self, what: str, true: Callable[[], Any], seconds: float = 300) -> Any:
         """The value of `true()` once it is true; the end of each log where it never is."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and not any(p.process.poll() for p in self.running):
@@ -190,7 +190,7 @@ class Federation:
         logs = "\n".join(f"--- {p.name}\n{p.log.read_text()[-2500:]}" for p in self.running)
         raise AssertionError(f"{what}: not within {seconds} s\n{logs}")
 
-    def wait_rounds(self, rounds: int, seconds: float = 120) -> dict[str, Any]:
+    def wait_rounds(self, rounds: int, seconds: float = 400) -> dict[str, Any]:
         return self.wait(f"round {rounds}", lambda: (s := self.status())["round"] >= rounds and s, seconds)
 
     def trainings(self, name: str) -> int:

@@ -176,7 +176,7 @@ class Stage:
 
     def done(self) -> str:
         """The merged encoder's hash once all rounds are committed."""
-        self.brain.join(120)
+        self.brain.join(300)
         assert not self.brain.is_alive(), "the round never closed"
         return self.ledger.last_round().result
 

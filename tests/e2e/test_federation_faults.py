@@ -79,7 +79,7 @@ def undisturbed(tmp_path_factory) -> Iterator[tuple[Any, str]]:
     copied = federation.copy(root / "run")
     copied.start_server(ROUNDS)
     copied.start_sites()
-    result = copied.wait_rounds(ROUNDS, 200)["hash"]
+    result = copied.wait_rounds(ROUNDS)["hash"]
     copied.stop()
     yield federation, result
     federation.stop()
@@ -109,7 +109,7 @@ def sabotaged(federation: Any, where: str, when: str, count: int) -> Any:
     return Program("server", [sys.executable, "-c", code, *words], federation.root / "server.log")
 
 
-def judge(federation: Any, killed: str, phase: str, wanted: str, seconds: float = 200) -> None:
+def judge(federation: Any, killed: str, phase: str, wanted: str, seconds: float = 400) -> None:
     """Wait for the end; compare the hash, the number of trainings and of merged updates with the undisturbed run."""
     status = federation.wait_rounds(ROUNDS, seconds)
     federation.stop()
@@ -133,7 +133,7 @@ def test_aggregator_killed(phase, run, undisturbed):
     doomed = sabotaged(run, *POINTS[phase])
     run.start_sites()
     try:
-        assert doomed.process.wait(120) == -signal.SIGKILL, doomed.log.read_text()[-2000:]
+        assert doomed.process.wait(400) == -signal.SIGKILL, doomed.log.read_text()[-2000:]
     finally:
         doomed.stop()
     run.start_server(ROUNDS)
@@ -163,7 +163,7 @@ def test_agent_killed(phase, run, undisturbed):
     run.start_server(ROUNDS)
     first, _ = run.start_sites()
     began = time.monotonic()
-    while agent_state(run, "hospital-1") != phase and time.monotonic() - began < 60:
+    while agent_state(run, "hospital-1") != phase and time.monotonic() - began < 300:
         time.sleep(0.002)
     reached = agent_state(run, "hospital-1")
     first.kill()
@@ -175,8 +175,8 @@ def test_agent_killed(phase, run, undisturbed):
 def test_worker_killed_while_training(run, undisturbed):
     run.start_server(ROUNDS)
     run.start_sites()
-    worker = run.wait("a worker", lambda: worker_of(run, "hospital-1"), 60)
-    run.wait("training", lambda: agent_state(run, "hospital-1") == "training", 60)
+    worker = run.wait("a worker", lambda: worker_of(run, "hospital-1"))
+    run.wait("training", lambda: agent_state(run, "hospital-1") == "training")
     os.kill(worker, signal.SIGKILL)
     judge(run, "worker", "training", undisturbed[1])
 
@@ -184,8 +184,8 @@ def test_worker_killed_while_training(run, undisturbed):
 def test_the_supervisor_restarts_a_killed_aggregator(run, undisturbed):
     run.start_server(ROUNDS)
     run.start_sites()
-    child = run.wait("the aggregator's process", lambda: aggregator_of(run), 60)
-    run.wait("training", lambda: agent_state(run, "hospital-1") == "training", 60)
+    child = run.wait("the aggregator's process", lambda: aggregator_of(run))
+    run.wait("training", lambda: agent_state(run, "hospital-1") == "training")
     os.kill(child, signal.SIGKILL)
     judge(run, "aggregator", "training, supervisor restarts it", undisturbed[1])
 

@@ -78,14 +78,14 @@ def test_a_broken_line_changes_no_bit_behind_an_outbound_only_firewall(federate,
     calm = template.copy(tmp_path / "calm")
     calm.start_server(ROUNDS)
     calm.start_sites()
-    wanted = calm.wait_rounds(ROUNDS, 200)["hash"]
+    wanted = calm.wait_rounds(ROUNDS)["hash"]
     calm.stop()
 
     broken = template.copy(tmp_path / "broken", SERVER)
     networks.close_in(broken.port)
     try:
         _through_an_outage(broken, networks)
-        status = broken.wait_rounds(ROUNDS, 240 + OUTAGE)
+        status = broken.wait_rounds(ROUNDS, 400 + OUTAGE)
     finally:
         broken.stop()
     assert status["hash"] == wanted
@@ -98,7 +98,7 @@ def _through_an_outage(federation: Any, networks: Networks) -> None:
     federation.start_server(ROUNDS, prefix=("ip", "netns", "exec", networks.server))
     for name in federation.names:
         federation.start_site(name, prefix=("ip", "netns", "exec", networks.hospital))
-    federation.wait("a training", lambda: _asked(federation), 90)
+    federation.wait("a training", lambda: _asked(federation))
     networks.line("down")
     time.sleep(OUTAGE)
     networks.line("up")
