@@ -10,7 +10,6 @@ The worker trains beside the loop and outlives it. A crash at any point loses at
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -18,14 +17,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-from usfmae.client import allowance, jobs, node, objects, outbox, rounds
+from usfmae.client import allowance, jobs, node, objects, outbox, rounds, trouble
 from usfmae.client.line import KeyRefusedError, Line, Stopped
 from usfmae.client.pending import Pending
 from usfmae.client.site import Site
 from usfmae.core import protocol
-from usfmae.core.errors import NetworkError, PolicyError, ResourceError, TryLaterError, UsageError, UsfmaeError
+from usfmae.core.errors import NetworkError, PolicyError, ResourceError, TryLaterError, UsfmaeError
 from usfmae.core.log import note
 from usfmae.core.protocol import TrainReply, TrainRequest
 
@@ -54,7 +52,7 @@ class Agent:
 
         UsageError where another agent serves this site; NetworkError where the server refuses this site's key.
         """
-        with only_one(self.site), self._signals():
+        with self.site.served_alone(), self._signals():
             self.site.note("agent.start", pid=os.getpid())
             self.current = self._unfinished()
             self.workers.warm_up()
@@ -77,7 +75,7 @@ class Agent:
             pass
         except KeyRefusedError:
             raise
-        except node.UnknownKeyError as error:
+        except trouble.UnknownKeyError as error:
             self.line.lost()
             wait = self._back_off(error)
         except (NetworkError, ResourceError) as error:
@@ -123,7 +121,7 @@ class Agent:
         """One step with one request."""
         try:
             self._answer(pending, self._asked(pending))
-        except node.GoneError as error:
+        except trouble.GoneError as error:
             self.site.note("request.gone", "dropped", message=pending.request.id[:12], why=str(error))
             pending.drop()
         except PolicyError as error:
@@ -219,7 +217,7 @@ class Agent:
     def _send_update(self, pending: Pending, asked: TrainRequest) -> None:
         place = outbox.folder(self.site, outbox.key(asked))
         signed = rounds.signed_update(self.site, asked)
-        arrays = parts(place / outbox.UPDATE, signed.encoding)
+        arrays = outbox.parts(place / outbox.UPDATE, signed.encoding)
         self.state = "uploading"
         self._write_status()
         sent = self._send(pending, signed, {protocol.UPDATE: arrays})
@@ -328,25 +326,3 @@ class Agent:
         with contextlib.suppress(OSError):
             part.write_text(json.dumps(status))
             part.replace(self.site.root / "status.json")
-
-
-def parts(file: Path, encoding: str) -> dict[str, objects.Part]:
-    """An update on disk as the wire's tensors, read piece by piece as they are sent."""
-
-    def part(name: str, shape: tuple[int, ...], size: int) -> objects.Part:
-        return objects.Part(
-            encoding, shape, protocol.RAW, size, lambda start, stop: outbox.update_bytes(file, name, start, stop)
-        )
-
-    return {name: part(name, *about) for name, about in outbox.update_parts(file).items()}
-
-
-@contextlib.contextmanager
-def only_one(site: Site) -> Iterator[None]:
-    """UsageError where another agent already serves this site."""
-    with (site.root / "agent.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"site {site.root}", "is served by another agent already", "see 'status'") from None
-        yield

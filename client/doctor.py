@@ -174,7 +174,8 @@ class Doctor:
     def _clock_offset(self) -> float:
         import httpx
 
-        from usfmae.client.node import explained, tls_context
+        from usfmae.client.node import tls_context
+        from usfmae.client.trouble import explained
 
         try:
             with httpx.Client(
@@ -189,13 +190,13 @@ class Doctor:
 
     def registered(self) -> str:
         """The server knows this site's key. Asks as an unknown node would, so a running agent is not disturbed."""
-        from usfmae.client import node
+        from usfmae.client import node, trouble
 
         settings = self.site.settings
         fleet = node.Fleet(settings.server, self.site.ca_file, self.site.node_key, settings.proxy, self.timeout)
         try:
             fleet.heartbeat(settings.heartbeat)
-        except node.UnknownKeyError as error:
+        except trouble.UnknownKeyError as error:
             if "enrolled" in error.why or "revoked" in error.why:
                 raise Fail("the server does not know this site's key", "send enrol.json to the coordinator") from None
         finally:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from usfmae.client import node, objects
+from usfmae.client import node, objects, trouble
 from usfmae.client.pending import Pending
 from usfmae.client.site import Site, read_json, write_json
 from usfmae.core.errors import NetworkError
@@ -46,7 +46,7 @@ class Line:
         saved = int((read_json(self.site.root / "node.json") or {}).get("node_id", 0))
         if saved and self.fleet.node_id == 0:
             self.fleet.node_id = saved
-            with contextlib.suppress(node.UnknownKeyError):
+            with contextlib.suppress(trouble.UnknownKeyError):
                 self.fleet.heartbeat(self.site.settings.heartbeat)
                 self.online = True
         if not self.online:
@@ -62,7 +62,7 @@ class Line:
     def _activate(self) -> int:
         try:
             return self.fleet.activate(self.site.settings.heartbeat)
-        except node.UnknownKeyError as error:
+        except trouble.UnknownKeyError as error:
             self.refusals += 1
             if self.refusals < MOST_REFUSALS:
                 raise
@@ -83,7 +83,7 @@ class Line:
                 raise Stopped
             try:
                 return call()
-            except node.UnreachableError:
+            except trouble.UnreachableError:
                 self.wait(pause)
         return call()
 
@@ -99,7 +99,7 @@ class Line:
                 self.beaten = time.monotonic()
                 try:
                     self.fleet.heartbeat(interval)
-                except node.UnknownKeyError:
+                except trouble.UnknownKeyError:
                     self.online = False
                 except NetworkError:
                     pass  # the loop meets the same trouble and speaks of it

@@ -15,7 +15,6 @@ os.environ.update(
 )
 
 import base64
-import json
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -37,7 +36,8 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Proto
 
 from usfmae.client import objects
-from usfmae.core.errors import ConfigError, NetworkError
+from usfmae.client.trouble import GoneError, UnknownKeyError, UnreachableError, explained, refused
+from usfmae.core.errors import ConfigError
 from usfmae.core.keys import public_pem
 
 MEDIA_TYPE = "application/protobuf"
@@ -52,29 +52,8 @@ PATHS = {
     "push-object": "/v1/fleet/push-object",
     "confirm": "/v1/fleet/confirm-message-received",
 }
-EARLIEST, LATEST = -4.0, 300.0  # seconds the server's clock may be before or after ours; its window is -5..305
 
 R = TypeVar("R", bound=Proto)
-
-
-class UnreachableError(NetworkError):
-    """No answer: DNS, refused, timeout, proxy, server restarting. Passes with time."""
-
-
-class UntrustedError(NetworkError):
-    """The server's certificate does not stand up against the CA this site was given."""
-
-
-class UnknownKeyError(NetworkError):
-    """The server does not know this site's key, or knows it under another node id."""
-
-
-class ClockError(NetworkError):
-    """This machine's clock is too far from the server's for its signatures to count."""
-
-
-class GoneError(NetworkError):
-    """The run that asked is over, or the message is not there any more."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +124,7 @@ class Fleet:
     def heartbeat(self, interval: float) -> None:
         request = beat.SendNodeHeartbeatRequest(node=self._node(), heartbeat_interval=interval)
         if not self._call("heartbeat", request, beat.SendNodeHeartbeatResponse).success:
-            raise self._unknown("does not know this node any more")
+            raise UnknownKeyError(f"server {self.server}", "does not know this node any more", "coming online again")
 
     def pull(self) -> Request | None:
         """The next message for this node, or None. Each is delivered once: the caller writes it to disk at once."""
@@ -220,7 +199,7 @@ class Fleet:
         content = request.SerializeToString(deterministic=True)
         status, body = self._post(PATHS[name], content, headers)
         if status != 200:
-            raise self._refused(name, status, body)
+            raise refused(name, status, body, self.server, self.clock_offset)
         try:
             return answer.FromString(body)
         except DecodeError:
@@ -246,54 +225,6 @@ class Fleet:
     def _note_clock(self, date: str | None) -> None:
         if date:
             self.clock_offset = parsedate_to_datetime(date).timestamp() - time.time()
-
-    def _refused(self, name: str, status: int, body: bytes) -> NetworkError:
-        """The error that a status other than 200 means."""
-        if status == 401 and not EARLIEST < self.clock_offset < LATEST:
-            return ClockError(
-                f"clock is {abs(self.clock_offset):.0f} s {'behind' if self.clock_offset > 0 else 'ahead of'} the "
-                f"server's",
-                "signatures count for a few minutes only",
-                "set the clock (NTP) of this machine",
-            )
-        if status == 401:
-            return self._unknown(f"refused this site's key ({_detail(body) or 'HTTP 401'})")
-        if name == "activate":
-            return UnreachableError(
-                f"server {self.server}",
-                "does not let this site come online yet: an earlier session has not lapsed, or the key is not enrolled",
-                "retrying",
-            )
-        if status in (403, 404, 409, 410):
-            return GoneError(f"server {self.server}", f"{name}: HTTP {status}", "the round is over for this request")
-        return UnreachableError(f"server {self.server}", f"{name}: HTTP {status} {body[:120]!r}", "retrying")
-
-    def _unknown(self, why: str) -> UnknownKeyError:
-        return UnknownKeyError(
-            f"server {self.server}", why, "ask the coordinator to enrol enrol.json ('usfmae-server site add')"
-        )
-
-
-def _detail(body: bytes) -> str:
-    """The reason the server gives, short and printable."""
-    try:
-        text = str(json.loads(body)["detail"])
-    except (ValueError, KeyError, TypeError):
-        return ""
-    return "".join(c for c in text[:120] if c.isprintable())
-
-
-def explained(error: httpx.HTTPError, server: str) -> NetworkError:
-    """A transport error as a person can act on it."""
-    text = str(error) or type(error).__name__
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        reason = text.rsplit("certificate verify failed:", 1)[-1].split("(_ssl")[0].strip()
-        return UntrustedError(f"certificate of {server}", reason or text, "check ca.pem with the coordinator")
-    if isinstance(error, httpx.ProxyError):
-        return UnreachableError(f"proxy on the way to {server}", text, "check 'proxy' in site.yaml or HTTPS_PROXY")
-    if isinstance(error, httpx.TimeoutException):
-        return UnreachableError(f"server {server}", f"no answer in time ({type(error).__name__})", "retrying")
-    return UnreachableError(f"server {server}", text, "retrying; see 'usfmae-client doctor'")
 
 
 # --- records and replies ---------------------------------------------------------------------------------------------

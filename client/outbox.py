@@ -24,11 +24,12 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from usfmae.client import objects
 from usfmae.client.site import Site, read_json, write_json
 from usfmae.core.errors import UsageError
 from usfmae.core.files import replacing, write_atomic
 from usfmae.core.flow import content_id
-from usfmae.core.protocol import TrainReply, TrainRequest
+from usfmae.core.protocol import RAW, TrainReply, TrainRequest
 
 State = Literal["waiting", "released", "rejected", "sent"]
 UPDATE = "update.safetensors"
@@ -151,3 +152,12 @@ def update_bytes(path: Path, name: str, start: int, stop: int) -> bytes:
     with safe_open(path, framework="np") as file:
         data: bytes = file.get_slice(name)[start:stop].tobytes()
         return data
+
+
+def parts(file: Path, encoding: str) -> dict[str, objects.Part]:
+    """An update on disk as the wire's tensors, read piece by piece as they are sent."""
+
+    def part(name: str, shape: tuple[int, ...], size: int) -> objects.Part:
+        return objects.Part(encoding, shape, RAW, size, lambda start, stop: update_bytes(file, name, start, stop))
+
+    return {name: part(name, *about) for name, about in update_parts(file).items()}

@@ -9,7 +9,6 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from usfmae.client.agent import only_one
 from usfmae.client.site import Site
 from usfmae.core import enrolment, keys, rotation
 from usfmae.core.errors import ConfigError
@@ -44,7 +43,7 @@ def take(site: Site) -> str:
     if not all((folder / "next" / name).exists() for name in NAMES):
         first = f"run 'usfmae-client rotate {site.root}' first"
         raise ConfigError(f"keys {folder / 'next'}", "hold no new keys", first)
-    with only_one(site):
+    with site.served_alone():
         old = folder / f"old-{time.strftime('%Y%m%dT%H%M%S')}"
         old.mkdir(mode=0o700)
         for name in NAMES:

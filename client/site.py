@@ -10,9 +10,11 @@ DIR/corpus/            cleaned images                 DIR/status.json       the 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from usfmae.core import audit, enrolment, keys
 from usfmae.core.config import load, template
 from usfmae.core.config.site import SiteSettings
-from usfmae.core.errors import ConfigError
+from usfmae.core.errors import ConfigError, UsageError
 from usfmae.core.files import write_atomic
 from usfmae.core.protocol import fingerprint
 
@@ -101,6 +103,16 @@ class Site:
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self.signing_key.public_key())
+
+    @contextlib.contextmanager
+    def served_alone(self) -> Iterator[None]:
+        """UsageError where another agent already serves this site."""
+        with (self.root / "agent.lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"site {self.root}", "is served by another agent already", "see 'status'") from None
+            yield
 
     def note(self, event: str, status: str = "ok", **fields: Any) -> None:
         """One entry in the site's audit log."""

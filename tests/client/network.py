@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import select
 import socket
@@ -88,7 +89,11 @@ class Proxy:
                 client, _ = self.listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+            threading.Thread(target=self._quietly, args=(client,), daemon=True).start()
+
+    def _quietly(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a caller that hangs up
+            self._serve(client)
 
     def _serve(self, client: socket.socket) -> None:
         head = b""

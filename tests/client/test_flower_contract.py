@@ -22,7 +22,7 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.superlink.routers.fleet.router import router
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from usfmae.client import node, objects
+from usfmae.client import node, objects, trouble
 from usfmae.core.keys import public_pem
 
 
@@ -46,7 +46,7 @@ def test_headers_media_type_and_object_sizes() -> None:
     assert node.MEDIA_TYPE == PROTOBUF_MEDIA_TYPE
     assert objects.CHUNK == constant.FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
     window = constant.SYSTEM_TIME_TOLERANCE, constant.TIMESTAMP_TOLERANCE + constant.SYSTEM_TIME_TOLERANCE
-    assert -window[0] <= node.EARLIEST < 0 < node.LATEST <= window[1]
+    assert -window[0] <= trouble.EARLIEST < 0 < trouble.LATEST <= window[1]
 
 
 def test_the_signature_is_one_flower_accepts() -> None:
