@@ -174,7 +174,8 @@ def site(places: list[Path], rounds: int) -> None:
             fetch = lambda id_, fleet=fleet, run=request.run: fleet.fetch(run, id_)  # noqa: E731
             ids = node.record_ids(request.id, fetch)
             asked = protocol.from_record(TrainRequest, node.config_record(fetch(ids[protocol.RECORD])))
-            objects.receive(ids[protocol.ENCODER], fetch, place / "base.safetensors", 4e9)
+            if place is places[0]:  # many sites in one process: the first downloads, the others only upload
+                objects.receive(ids[protocol.ENCODER], fetch, place / "base.safetensors", 4e9)
             fleet.confirm(request)
             reply = TrainReply(asked.campaign, asked.round, asked.base, about["content"], 1000, 1, "int8")
             handle = os.open(place / "update.bin", os.O_RDONLY)
@@ -410,6 +411,7 @@ def measure(root: Path, asked: argparse.Namespace) -> dict[str, Any]:
         "database_mb": round(few["database_mb"], 2),
         "admitted": few["admitted"],
     }
+    print(json.dumps(report), file=sys.stderr, flush=True)
     if asked.plain:
         from usfmae.server.home import Home
         from usfmae.server.weights import TensorFile
@@ -424,6 +426,7 @@ def measure(root: Path, asked: argparse.Namespace) -> dict[str, Any]:
             "plain_serverapp_rss_mb": round(other["serverapp_rss_mb"]),
             "overhead_ratio": round(few["seconds"] / other["seconds"], 3),
         }
+        print(json.dumps(other), file=sys.stderr, flush=True)
     shutil.rmtree(root / "few", ignore_errors=True)
     if asked.many:
         (root / "many").mkdir()
