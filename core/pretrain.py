@@ -29,7 +29,7 @@ from usfmae.core.errors import CorpusError, UsageError
 from usfmae.core.files import replacing, write_atomic
 from usfmae.core.model import MaskedAutoencoder
 from usfmae.core.report.reconstructions import panel
-from usfmae.core.start import Start, build, read
+from usfmae.core.start import Start, architecture, build, read
 from usfmae.core.train import StepRecord, TrainResult, evaluate, pixel_variance, ranks, train
 
 RESULT = "checkpoint.safetensors"
@@ -90,7 +90,7 @@ def pretrain(
     model, start = settings.model, None
     if init:
         start = read(init)
-        model = _architecture(settings.model, start)
+        model = architecture(settings.model, start)
     run = Run(
         tuple(str(Path(path).resolve()) for path in corpora),
         tuple(index.sha256 for index in corpus.shards),
@@ -128,11 +128,6 @@ def read_run(out: Path) -> Run:
         return Run(**{**values, "corpora": tuple(values["corpora"]), "shards": tuple(values["shards"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(f"run {out}", f"cannot be resumed: {error}", "begin it without --resume") from None
-
-
-def _architecture(asked: ModelSettings, start: Start) -> ModelSettings:
-    """The file's own architecture where it states one and nothing else was asked for."""
-    return start.model if start.model and asked == ModelSettings() else asked
 
 
 def _build(run: Run, corpus: Corpus, start: Start | None) -> MaskedAutoencoder:

@@ -15,8 +15,8 @@ from usfmae.core.config.load import put
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.errors import UsageError
 from usfmae.core.files import write_atomic
-from usfmae.core.model import fresh
 from usfmae.core.pretrain import steps_of
+from usfmae.core.start import architecture, build, read
 from usfmae.core.train import StepRecord, evaluate, ranks, train
 
 RESULT = "selection.json"
@@ -29,15 +29,19 @@ def select(
     folds: int,
     grid: Sequence[str],
     *,
+    init: Path | None = None,
+    heads_stated: bool = False,
     device: str = "cpu",
     on_step: Callable[[StepRecord, int], bool | None] | None = None,
 ) -> Settings:
     """Settings with the grid's best values: the lowest mean masked loss over the folds' validation images.
 
     Writes `selection.json` after every fold, and a second call goes on after the last. Folds never part a group
-    unless `train.grouped` is off, as in the authors' notebook. Raises UsageError for a grid that is none.
+    unless `train.grouped` is off, as in the authors' notebook. Every fold starts from `init`. Raises UsageError for a
+    grid that is none.
     """
-    corpus = Corpus(corpora)
+    corpus, start = Corpus(corpora), read(init) if init else None
+    settings = settings.model_copy(update={"model": architecture(settings.model, start)})
     parts = corpus.folds(folds, settings.train.seed, settings.train.grouped)
     done = _read(out / RESULT, corpus.fingerprint, settings)
     for values in combinations(grid):
@@ -46,7 +50,14 @@ def select(
             name = json.dumps([values, number], sort_keys=True)
             if name in done["losses"]:
                 continue
-            model = fresh(tried.model, tried.train.mask_ratio, tried.train.norm_pix, tried.train.seed).to(device)
+            probe = validation[:16]
+            model = build(
+                start,
+                tried.model,
+                tried.train,
+                lambda m, p=probe, t=tried: evaluate(m, corpus, p, t.train),
+                heads_stated,
+            ).to(device)
             steps = steps_of(tried.train, len(positions))
             note = (lambda record, n=steps: on_step(record, n)) if on_step else None
             result = train(model, corpus, tried.train, positions=positions, steps=steps, on_step=note)

@@ -6,16 +6,19 @@ decoder's heads are then checked by what no shape shows: the reconstruction loss
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from usfmae.core.checkpoint import FORMAT, decoder_of, encoder_of, load, read_metadata, read_tensors, tensors_id
+from usfmae.core.checkpoint import FORMAT, decoder_of, load, read_metadata, read_tensors, tensors_id
 from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.errors import CheckpointError, UsageError
 from usfmae.core.model import MaskedAutoencoder, fresh, load_tensors
+
+logger = logging.getLogger(__name__)
 
 MARGIN = 1.05  # another head count must beat the stated one by this factor before it is believed
 
@@ -42,7 +45,10 @@ def read(path: Path) -> Start:
 
             tensors, model = hf.read(path)
             return Start(tensors, tensors_id(tensors), model)
-        path = path / "model.safetensors"  # timm's folder: the encoder under our names
+        from usfmae.core.export import timm
+
+        tensors, _ = read_tensors(path / timm.WEIGHTS)  # the encoder, under our names
+        return Start(tensors, tensors_id(tensors), timm.settings_of(path / "config.json"))
     if path.suffix == ".safetensors":
         if read_metadata(path).get("format") == FORMAT:
             loaded = load(path)
@@ -75,10 +81,7 @@ def build(
         )
     if start is None:
         return built
-    if start.model and start.has_decoder and start.model != model:
-        names = [k for k in type(model).model_fields if getattr(model, k) != getattr(start.model, k)]
-        differ = ", ".join(f"{k} {getattr(start.model, k)} (asked: {getattr(model, k)})" for k in names)
-        raise CheckpointError("weights of --init", f"have {differ}", "leave out model.*, or make them agree")
+    _check_stated(start, model, train)
     own = built.state_dict()
     # A timm export drops the decoder; facebookresearch's encoder file too.
     tensors = {**(decoder_of(own) if not start.has_decoder else {}), **start.tensors}
@@ -87,6 +90,28 @@ def build(
     if start.has_decoder and start.model is None:
         _check_heads(built, model, train, loss_of, stated)
     return built
+
+
+def _check_stated(start: Start, model: ModelSettings, train: TrainSettings) -> None:
+    """What the file states must be what is built: an encoder's heads show in its shapes as little as a decoder's."""
+    stated = start.model or model
+    names = [name for name in type(model).model_fields if start.has_decoder or not name.startswith("decoder_")]
+    differ = [
+        f"{n} {getattr(stated, n)} (asked: {getattr(model, n)})"
+        for n in names
+        if getattr(stated, n) != getattr(model, n)
+    ]
+    if differ:
+        raise CheckpointError("weights of --init", f"have {', '.join(differ)}", "leave out model.*, or make them agree")
+    for name in ("norm_pix", "mean", "std") if start.train else ():
+        before, now = getattr(start.train, name), getattr(train, name)
+        if before != now:
+            logger.warning("weights of --init were trained with train.%s=%s, this run has %s", name, before, now)
+
+
+def architecture(asked: ModelSettings, start: Start | None) -> ModelSettings:
+    """The file's own architecture where it states one and nothing else was asked for."""
+    return start.model if start and start.model and asked == ModelSettings() else asked
 
 
 def _check_heads(
@@ -120,8 +145,3 @@ def _check_heads(
             f"these weights reconstruct better with others; loss: {found}",
             f"use --decoder-heads {best}",
         )
-
-
-def encoder_only(start: Start) -> dict[str, Tensor]:
-    """The encoder's tensors of any start."""
-    return encoder_of(start.tensors)

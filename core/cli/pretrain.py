@@ -69,6 +69,7 @@ def pretrain(
     overrides += tuple(f"{key}={value}" for key, value in named.items() if value is not None)
     if not again and not corpora:
         raise UsageError("--corpus", "is missing", "name the folder that 'usfmae prepare' wrote")
+    start: dict[str, Any] = {"init": init, "heads_stated": decoder_heads is not None}
     with processes(free_device(device)) as place, watching(out, tensorboard) as on_step:
         if again:
             summary = go_on(out, device=place, on_step=on_step)
@@ -77,10 +78,10 @@ def pretrain(
             if folds:
                 from usfmae.core.selection import select
 
-                settings = select(corpora, out, settings, folds, [*grid, *more_grid], device=place, on_step=on_step)
-            summary = begin(
-                corpora, out, settings, init=init, heads_stated=decoder_heads is not None, device=place, on_step=on_step
-            )
+                settings = select(
+                    corpora, out, settings, folds, [*grid, *more_grid], **start, device=place, on_step=on_step
+                )
+            summary = begin(corpora, out, settings, **start, device=place, on_step=on_step)
     if not summary.finished:
         click.echo(f"saved at step {summary.step} of {summary.steps}; go on with --resume", err=True)
         raise KeyboardInterrupt

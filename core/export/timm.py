@@ -65,6 +65,22 @@ def write(loaded: Loaded, out: Path) -> list[Path]:
     return [out / WEIGHTS, out / "config.json"]
 
 
+def settings_of(config: Path) -> ModelSettings | None:
+    """The encoder's architecture in a config.json of ours; None where the file does not state all of it."""
+    names = {
+        "image_size": "img_size",
+        "patch_size": "patch_size",
+        "width": "embed_dim",
+        "depth": "depth",
+        "heads": "num_heads",
+    }
+    try:
+        arguments = json.loads(config.read_text())["model_args"]
+        return ModelSettings(**{ours: arguments[theirs] for ours, theirs in names.items()})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 @torch.no_grad()
 def difference(loaded: Loaded, out: Path) -> float:
     import timm

@@ -12,6 +12,7 @@ import torch
 from usfmae.core import journal
 from usfmae.core.checkpoint import encoder_of, load
 from usfmae.core.config import ModelSettings, Settings, TrainSettings
+from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import FOLDER, Packed, write_shard
 from usfmae.core.errors import CheckpointError, CorpusError, UsageError
 from usfmae.core.export import export
@@ -20,6 +21,7 @@ from usfmae.core.presets import preset
 from usfmae.core.pretrain import pretrain, resume
 from usfmae.core.selection import combinations, select
 from usfmae.core.start import build, read
+from usfmae.core.train import evaluate
 
 MODEL = ModelSettings(
     image_size=32, patch_size=8, width=32, depth=1, heads=2, decoder_width=32, decoder_depth=1, decoder_heads=8
@@ -133,6 +135,9 @@ def test_exports_can_be_started_from(corpus: Path, tmp_path: Path, target: str) 
     wanted = encoder_of(loaded.tensors)
     assert all(torch.equal(start.tensors[name], tensor) for name, tensor in wanted.items())
     assert start.has_decoder == (target != "timm")
+    if target == "timm":  # the encoder's heads stand in its config, not in its shapes
+        with pytest.raises(CheckpointError, match=r"heads 2 .asked: 4"):
+            build(start, MODEL.model_copy(update={"heads": 4}), SETTINGS.train, lambda _: 1.0)
     built = build(start, MODEL, SETTINGS.train, lambda _: 1.0, stated=True)
     assert torch.equal(built.norm.weight, wanted["norm.weight"])
 
@@ -153,6 +158,19 @@ def test_selection_tries_every_combination_on_every_fold_and_takes_the_best(corp
     stamp = (tmp_path / "selection.json").stat().st_size
     again = select([corpus], tmp_path, settings, 3, ["lr=0,1e-2", "weight_decay=0.01,0.05"])
     assert again == chosen and (tmp_path / "selection.json").stat().st_size == stamp
+
+
+def test_every_fold_starts_from_the_weights_given(corpus: Path, tmp_path: Path) -> None:
+    first = pretrain([corpus], tmp_path / "first", SETTINGS)
+    still = SETTINGS.model_copy(update={"train": SETTINGS.train.model_copy(update={"steps": 1, "init_required": True})})
+    with pytest.raises(UsageError, match="--init"):
+        select([corpus], tmp_path / "none", still, 2, ["lr=0"])
+    select([corpus], tmp_path / "some", still, 2, ["lr=0"], init=Path(first.checkpoint))
+    losses = json.loads((tmp_path / "some" / "selection.json").read_text())["losses"].values()
+    model = build(read(Path(first.checkpoint)), MODEL, SETTINGS.train, lambda _: 1.0)
+    opened = Corpus([corpus])
+    folds = opened.folds(2, SETTINGS.train.seed)
+    assert list(losses) == pytest.approx([evaluate(model, opened, held, SETTINGS.train) for _, held in folds], rel=1e-5)
 
 
 def test_a_grid_is_the_product_of_its_axes() -> None:
