@@ -1,4 +1,4 @@
-"""`usfmae prepare` as a person runs it: counts on stdout, a page that renders in a browser, nothing that names anyone."""
+"""`usfmae prepare` as a person runs it: counts on stdout, a page that renders, nothing that names anyone."""
 
 from __future__ import annotations
 
