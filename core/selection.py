@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,8 @@ def select(
             name = json.dumps([values, number], sort_keys=True)
             if name in done["losses"]:
                 continue
-            probe = validation[:16]
-            model = build(
-                start,
-                tried.model,
-                tried.train,
-                lambda m, p=probe, t=tried: evaluate(m, corpus, p, t.train),
-                heads_stated,
-            ).to(device)
+            loss_of = partial(evaluate, corpus=corpus, positions=validation[:16], settings=tried.train)
+            model = build(start, tried.model, tried.train, loss_of, heads_stated).to(device)
             steps = steps_of(tried.train, len(positions))
             note = (lambda record, n=steps: on_step(record, n)) if on_step else None
             result = train(model, corpus, tried.train, positions=positions, steps=steps, on_step=note)
