@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from usfmae.core.corpus.openus46_archive import Entry, pattern
 from usfmae.core.errors import SourceError, UsageError
+from usfmae.core.export import needs
 
 Positions = NDArray[np.int64]
 
@@ -72,7 +73,8 @@ class Task:
 
 
 def load(name: str, root: Path, seed: int = 42) -> Task:
-    """A benchmark by name from a folder or zip, checked. Raises UsageError or SourceError."""
+    """A benchmark by name from a folder or zip, checked. Raises UsageError, SourceError or ResourceError."""
+    needs("sklearn", "bench")
     if name not in BENCHMARKS:
         raise UsageError(f"task {name}", "is not known", f"choose one of {', '.join(BENCHMARKS)}")
     if not root.exists():

@@ -39,7 +39,7 @@ class Plan:
 
     @property
     def usable(self) -> tuple[Found, ...]:
-        return tuple(f for f in self.found if f.status in USABLE)
+        return tuple(f for f in self.found if f.status in USABLE and f.dataset.kind != "hdf5")
 
     def entries(self) -> list[tuple[str, str, Entry]]:
         """(data set, layout's group text is the caller's business, file) of every scan of the corpus."""
@@ -77,6 +77,7 @@ def make(
     absent += [
         f"{f.dataset.name} ({f.dataset.images:,} images): {f.dataset.link}" for f in found if f.status == "missing"
     ]
+    absent += [f"{f.dataset.name}: {f.detail}" for f in found if f.scans and f.dataset.kind == "hdf5"]
     for spec in baselines:
         if reason := missing(spec, weights):
             raise CheckpointError(f"baseline {spec}", reason, "or leave it out")

@@ -150,6 +150,7 @@ def _judge(dataset: Dataset, places: Sequence[Place], count: int) -> tuple[Statu
     notes += (
         [f"{len(unexplained)} pictures not explained by the layout, such as {unexplained[0]}"] if unexplained else []
     )
+    notes += ["HDF5 is not read by 'usfmae prepare': write its frames as PNG"] if dataset.kind == "hdf5" else []
     there, expected = _completeness(dataset, places)
     if expected is None:
         return "found", "; ".join([*notes, "how many files are complete is not known"])
