@@ -16,7 +16,6 @@ import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -49,17 +48,20 @@ def main() -> None:
     recipe = recipe_id({"size": asdict(size), "model": arms.MODEL.model_dump(), "arms": [asdict(a) for a in arms.ARMS]})
     kept = given.cache / f"results-{recipe[:12]}"
     kept.mkdir(exist_ok=True)
-    results = _run(names, seeds, size, root, given.cache, kept, given.workers)
+    if not given.report:
+        _run(names, seeds, size, root, given.cache, kept, given.workers)
+    found = [json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))]
+    results = sorted(
+        (one for one in found if one["arm"] in names and one["seed"] in seeds), key=lambda one: names.index(one["arm"])
+    )
     report = table.report(results, size, arms.MODEL, given.quick)
     if given.out:
         table.write(report, given.out)
     print(json.dumps(report, indent=2) if given.json else table.text(report))
 
 
-def _run(
-    names: list[str], seeds: range, size: arms.Size, root: Path, cache: Path, kept: Path, workers: int
-) -> list[dict[str, Any]]:
-    """Every arm and seed, finished ones from disk; seeds first, since all arms of a repetition start from one."""
+def _run(names: list[str], seeds: range, size: arms.Size, root: Path, cache: Path, kept: Path, workers: int) -> None:
+    """Every arm and seed that is not on disk; seeds first, since all arms of a repetition start from one."""
     with ProcessPoolExecutor(workers) as pool:
         for done in [pool.submit(arms.seed_model, root, size, seed, cache) for seed in seeds]:
             done.result()
@@ -75,8 +77,6 @@ def _run(
             print(
                 f"{count}/{len(jobs)} {found['arm']}, seed {found['seed']}: {found['seconds']:.0f} s", file=sys.stderr
             )
-    found = [json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))]
-    return [one for one in found if one["arm"] in names and one["seed"] in seeds]
 
 
 def _arguments() -> argparse.Namespace:
@@ -89,6 +89,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--quick", action="store_true", help="one seed, three arms")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--report", action="store_true", help="run nothing: report the finished runs in the cache")
     parser.add_argument("--out", type=Path, help="folder for continual-table.md and continual.svg")
     return parser.parse_args()
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from continual_data import OLD
 from scipy.stats import t
 
 from usfmae.core.config import ModelSettings
 
-MEASURES = ("old_loss", "new_loss", "old_probe", "new_probe", "bytes", "seconds")
+MEASURES = ("old_loss", "old_loss_seed_decoder", "new_loss", "old_probe", "new_probe", "bytes", "seconds")
+COMPARED = MEASURES[:5]
 REFERENCE = "federated"
 
 
@@ -28,6 +30,7 @@ def report(results: list[dict[str, Any]], size: Any, model: ModelSettings, quick
     """Per arm each measure with its interval, and paired differences to the reference arm, seed by seed."""
     by_arm: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for result in results:
+        result["old_loss_seed_decoder"] = result["seed_decoder_losses"][OLD]
         by_arm[result["arm"]][result["seed"]] = result
     reference = by_arm.get(REFERENCE, {})
     arms = {}
@@ -36,9 +39,7 @@ def report(results: list[dict[str, Any]], size: Any, model: ModelSettings, quick
         arms[name] = {
             **{m: interval([runs[s][m] for s in sorted(runs)]) for m in MEASURES},
             "seeds": sorted(runs),
-            "difference": {
-                m: _difference([runs[s][m] - reference[s][m] for s in shared]) for m in MEASURES[:4] if shared
-            },
+            "difference": {m: _difference([runs[s][m] - reference[s][m] for s in shared]) for m in COMPARED if shared},
             "losses": {
                 o: interval([runs[s]["losses"][o] for s in sorted(runs)]) for o in next(iter(runs.values()))["losses"]
             },
@@ -79,11 +80,16 @@ def targets(by_arm: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
             f"old-organ loss over the seed's, {arm} (at most +10 %)": ratios(arm, "seed only", "old_loss")
             for arm in ("federated", "replay 5 %", "replay 25 %", "seed interpolation 0.5", "centralised")
         },
+        "old-organ loss over the seed's, centralised, with the seed's decoder": ratios(
+            "centralised", "seed only", "old_loss_seed_decoder"
+        ),
     }
     alone = [name for name in by_arm if name.startswith("alone:")]
     for organ in next(iter(by_arm["federated"].values()))["losses"] if alone and "federated" in by_arm else ():
         for s in sorted(by_arm["federated"]):
-            best = min(by_arm[name][s]["losses"][organ] for name in alone if s in by_arm[name])
+            if any(s not in by_arm[name] for name in alone):
+                continue
+            best = min(by_arm[name][s]["losses"][organ] for name in alone)
             key = f"{organ}: federated over the best single site (below 0)"
             found.setdefault(key, []).append(by_arm["federated"][s]["losses"][organ] / best - 1)
     return {name: interval(values) for name, values in found.items() if values}
@@ -91,9 +97,16 @@ def targets(by_arm: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
 
 def text(found: dict[str, Any]) -> str:
     """The table in Markdown; a star marks a paired difference to the reference that is more than noise."""
-    lines = ["| arm | " + " | ".join(m.replace("_", " ") for m in MEASURES) + " |", "|---" * (len(MEASURES) + 1) + "|"]
+    lines = [
+        "| arm | seeds | " + " | ".join(m.replace("_", " ") for m in MEASURES) + " |",
+        "|---" * (len(MEASURES) + 2) + "|",
+    ]
     for name, arm in found["arms"].items():
-        lines.append(f"| {name} | " + " | ".join(_cell(m, arm) for m in MEASURES) + " |")
+        lines.append(f"| {name} | {len(arm['seeds'])} | " + " | ".join(_cell(m, arm) for m in MEASURES) + " |")
+    lines += [
+        "",
+        f"A star: the paired difference to '{REFERENCE}' over the seeds is more than noise (95 % t interval).",
+    ]
     lines += ["", "| target | measured |", "|---|---|"]
     lines += [f"| {name} | {_percent(value)} |" for name, value in found["targets"].items()]
     return "\n".join(lines)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from usfmae.client import jobs
 from usfmae.client.uses import Uses, mixture, parted
+from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import Packed, write_shard
+from usfmae.core.errors import PolicyError
 
 
 def filled(root: Path, name: str, count: int, shade: int) -> Path:
@@ -55,3 +61,33 @@ def test_scans_that_came_since_the_last_round_get_their_share(corpus: tuple[Corp
     assert (~from_site).mean() == pytest.approx(0.25, abs=0.01)
     assert np.isin(mixed[from_site], own[30:]).mean() == pytest.approx(0.5)
     assert set(own) <= set(mixed)
+
+
+def site_with(root: Path) -> Any:
+    """As much of a site as jobs.py looks at."""
+    return SimpleNamespace(root=root, corpus=root / "corpus", settings=SimpleNamespace(replay=None))
+
+
+def test_a_site_counts_only_images_it_could_train_on_as_new(tmp_path: Path) -> None:
+    site, recipe = site_with(tmp_path), TrainSettings(held_out=0.5)
+    filled(site.corpus, "all", 40, 10)
+    corpus = Corpus([site.corpus])
+    train = corpus.split(recipe.held_out, recipe.seed)[0]
+    assert 0 < jobs.new_images(site, recipe) == len(train) < 40
+    Uses(site.root / "uses.sqlite").add("round-1", [corpus.ids[p] for p in train])
+    assert jobs.new_images(site, recipe) == 0
+
+
+def test_a_campaign_with_replay_needs_its_very_corpus_at_the_site(tmp_path: Path) -> None:
+    site = site_with(tmp_path / "site")
+    sent = Corpus([filled(tmp_path / "sent", "public", 6, 10)])
+    recipe = TrainSettings(replay=0.25, replay_corpus=sent.fingerprint)
+    assert jobs.replayed(site, TrainSettings()) == []
+    with pytest.raises(PolicyError, match="replay corpus"):
+        jobs.replayed(site, recipe)
+    filled(site.root / "replay", "public", 6, 11)
+    with pytest.raises(PolicyError, match="is not the campaign's"):
+        jobs.replayed(site, recipe)
+    shutil.rmtree(site.root / "replay")
+    shutil.copytree(tmp_path / "sent", site.root / "replay")
+    assert jobs.replayed(site, recipe) == [index.sha256 for index in sent.shards]
