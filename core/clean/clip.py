@@ -61,7 +61,7 @@ def appeared(crops: Sequence[Pixels], settings: CleanSettings) -> bool:
     return bool(text.boxes(probability, settings.text_threshold).any())
 
 
-def _verified(crops: Sequence[Pixels], inside: Mask, settings: CleanSettings) -> bool:
+def _verified(crops: Sequence[Pixels], inside: Mask, settings: CleanSettings, words: Sequence[str]) -> bool:
     """Whether the first, middle and last cleaned crop show no text.
 
     The three go through the detector as the channels of one picture: what all three show is gray, what one shows is
@@ -70,7 +70,7 @@ def _verified(crops: Sequence[Pixels], inside: Mask, settings: CleanSettings) ->
     checked = [crops[index] for index in (0, len(crops) // 2, len(crops) - 1)]
     picture = cv2.merge([brightest_of(crop) for crop in checked]).astype(np.uint8)
     probability = text.probability_of(picture, inside, lambda pixels: pixels, settings)
-    if any(verify.left(crop, probability, settings).any() for crop in checked):
+    if any(verify.left(crop, probability, settings, words).any() for crop in checked):
         return False
     return not appeared(crops, settings)
 
@@ -89,7 +89,7 @@ def _together(frames: Sequence[Frame], settings: CleanSettings) -> list[CleanIma
     still, _ = overlay(np.ascontiguousarray(masked(darkest, inside)[rows, columns]), here, settings)
     crops = [np.ascontiguousarray(masked(frame.pixels, inside)[rows, columns]) for frame in frames]
     crops = inpainted_together(crops, still, settings.inpaint_radius)
-    if not _verified(crops, here, settings):
+    if not _verified(crops, here, settings, frames[0].words):
         return None
     notes = {"region": round(float(inside.mean()), 4), "together": len(frames)}
     results: list[CleanImage | Quarantined] = []

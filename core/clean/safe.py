@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from usfmae.core.clean import colour, graphics, region, text, verify
@@ -34,11 +36,13 @@ def overlay(pixels: Pixels, inside: Mask, settings: CleanSettings) -> tuple[Mask
     return verify.without_vessels(pixels, words, flow, settings) | (drawn & ~flow), flow
 
 
-def repaired(pixels: Pixels, inside: Mask, flow: Mask, settings: CleanSettings) -> tuple[Pixels, int] | None:
+def repaired(
+    pixels: Pixels, inside: Mask, flow: Mask, settings: CleanSettings, words: Sequence[str] = ()
+) -> tuple[Pixels, int] | None:
     """The crop after verification and the rounds it took, or None where text is left after the last one."""
     for used in range(settings.repairs + 1):
         probability = text.probability_of(pixels, inside, text.brightest, settings)
-        rest = verify.without_vessels(pixels, verify.left(pixels, probability, settings), flow, settings)
+        rest = verify.without_vessels(pixels, verify.left(pixels, probability, settings, words), flow, settings)
         if not rest.any():
             return pixels, used
         pixels = inpainted(pixels, rest, settings.inpaint_radius)
@@ -55,7 +59,7 @@ def safe(frame: Frame, settings: CleanSettings) -> CleanImage | Quarantined:
     crop = np.ascontiguousarray(blanked[rows, columns])
     here = inside[rows, columns]
     drawn, flow = overlay(crop, here, settings)
-    cleaned = repaired(inpainted(crop, drawn, settings.inpaint_radius), here, flow, settings)
+    cleaned = repaired(inpainted(crop, drawn, settings.inpaint_radius), here, flow, settings, frame.words)
     if cleaned is None:
         return Quarantined("text-left", frame.trail, f"text was still found after {settings.repairs} repairs")
     blanked[rows, columns] = cleaned[0]

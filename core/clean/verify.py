@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+
 import numpy as np
 
 from usfmae.core.clean.engines import Probability, letters, recognise, tesseract_data, tesseract_line
@@ -10,11 +13,21 @@ from usfmae.core.clean.text import THICKEST, grown, is_blob
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.flow import Mask, Pixels
 
+_LIKE = 0.6  # share of letters in common from which a reading is taken for a word of the header
 
-def is_text(crop: Pixels, settings: CleanSettings) -> bool:
-    """True where the second engine reads at least two letters with confidence."""
+
+def is_text(crop: Pixels, settings: CleanSettings, words: Sequence[str] = ()) -> bool:
+    """True where the second engine reads two letters with confidence, or something like one of the header's words."""
     text, confidence = tesseract_line(crop, settings.ocr)
-    return len(letters(text)) >= 2 and confidence > 0.5
+    return (len(letters(text)) >= 2 and confidence > 0.5) or resembles(text, words)
+
+
+def resembles(text: str, words: Sequence[str]) -> bool:
+    """Whether a reading, however doubtful, is like a name, id or date that the header states."""
+    read = letters(text).lower()
+    if len(read) < 3:
+        return False
+    return any(SequenceMatcher(None, read, letters(w).lower(), autojunk=False).ratio() >= _LIKE for w in words)
 
 
 def sparse_words(crop: Pixels) -> Mask:
@@ -40,7 +53,7 @@ def without_vessels(pixels: Pixels, words: Mask, flow: Mask, settings: CleanSett
     return kept
 
 
-def left(pixels: Pixels, probability: Probability, settings: CleanSettings) -> Mask:
+def left(pixels: Pixels, probability: Probability, settings: CleanSettings, words: Sequence[str] = ()) -> Mask:
     """Text still there (H, W): what the detector is sure of, and what it doubts but the second engine reads."""
     found = np.zeros(probability.shape, bool)
     for window, part in components(probability > settings.doubt_threshold, pad=40):
@@ -51,6 +64,6 @@ def left(pixels: Pixels, probability: Probability, settings: CleanSettings) -> M
             found[window] |= sparse_words(pixels[window])
             continue
         box = grown(part)
-        if probability[window][part].mean() > 0.5 or is_text(pixels[window][bounds(box)], settings):
+        if probability[window][part].mean() > 0.5 or is_text(pixels[window][bounds(box)], settings, words):
             found[window] |= box
     return found

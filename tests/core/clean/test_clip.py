@@ -1,0 +1,81 @@
+"""Clips: the overlay is found once where it stands still, and nothing that comes and goes is missed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from usfmae.core.clean import clean, clean_clip
+from usfmae.core.clean.clip import windows
+from usfmae.core.clean.engines import recognise
+from usfmae.core.config import CleanSettings
+from usfmae.core.flow import CleanImage, Frame, Pixels
+
+SETTINGS = CleanSettings()
+NAME = (slice(176, 212), slice(92, 262))
+
+
+def moving(count: int, named: range) -> list[Pixels]:
+    """Speckle that changes from frame to frame, with a name over it in some of them."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for index in range(count):
+        gray = np.clip(cv2.GaussianBlur(rng.rayleigh(60, (300, 360)), (0, 0), 1.6), 0, 255).astype(np.uint8)
+        frame = np.repeat(gray[:, :, None], 3, axis=2)
+        if index in named:
+            cv2.putText(
+                frame, "GARCIA JOSE", (100, 200), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (255, 255, 255), 2, cv2.LINE_AA
+            )
+        frames.append(frame)
+    return frames
+
+
+def timed(frames: list[Pixels]) -> Iterator[Frame]:
+    return (Frame(pixels, index=i, time=i / 3) for i, pixels in enumerate(frames))
+
+
+def test_a_static_name_goes_from_every_frame_in_one_look() -> None:
+    frames = moving(4, range(4))
+    results = list(clean_clip(timed(frames), SETTINGS))
+    assert [r.notes["together"] for r in results if isinstance(r, CleanImage)] == [4] * 4
+    for result in results:
+        assert isinstance(result, CleanImage)
+        assert "GARC" not in recognise(result.pixels[NAME])[0]
+
+
+def test_a_name_in_the_middle_of_a_clip_only_is_found() -> None:
+    frames = moving(5, range(1, 2))
+    results = list(clean_clip(timed(frames), SETTINGS))
+    assert "GARC" in recognise(frames[1][NAME])[0]
+    for result in results:
+        assert not isinstance(result, CleanImage) or "GARC" not in recognise(result.pixels[NAME])[0]
+
+
+def test_stills_say_nothing_of_each_other() -> None:
+    frames = [Frame(pixels) for pixels in moving(3, range(1, 2))]
+    for frame, result in zip(frames, clean_clip(frames, SETTINGS), strict=True):
+        alone = clean(frame, SETTINGS)
+        assert isinstance(result, CleanImage) and isinstance(alone, CleanImage)
+        assert np.array_equal(result.pixels, alone.pixels)
+
+
+def test_a_long_clip_is_never_held_whole() -> None:
+    drawn = 0
+
+    def frames() -> Iterator[Frame]:
+        nonlocal drawn
+        for index in range(100):
+            drawn += 1
+            yield Frame(np.zeros((8, 8, 3), np.uint8), index=index, time=index / 3)
+
+    first = next(windows(frames(), 32))
+    assert len(first) == 32
+    assert drawn <= 33
+
+
+def test_a_change_of_size_starts_a_new_run() -> None:
+    sizes = [8, 8, 16, 16, 16]
+    frames = [Frame(np.zeros((s, s, 3), np.uint8), index=i, time=i / 3) for i, s in enumerate(sizes)]
+    assert [len(run) for run in windows(frames, 32)] == [2, 3]

@@ -1,0 +1,82 @@
+"""Ink apart from tissue and flow: each kind of overlay is found, and what only looks like it is left."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from usfmae.core.clean.colour import split
+from usfmae.core.clean.graphics import graphics
+from usfmae.core.clean.inpaint import inpainted, inpainted_together
+from usfmae.core.flow import Pixels
+
+
+def tissue(seed: int = 0, size: int = 260) -> Pixels:
+    rng = np.random.default_rng(seed)
+    gray = cv2.GaussianBlur(rng.rayleigh(60, (size, size)), (0, 0), 1.6)
+    return np.repeat(np.clip(gray, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def ink_of(kind: str, colour: tuple[int, int, int]) -> tuple[Pixels, np.ndarray]:
+    """Tissue with one overlay, and the pixels it covers."""
+    layer = np.zeros((260, 260), np.uint8)
+    if kind == "plus":
+        cv2.line(layer, (92, 100), (108, 100), 255, 1)
+        cv2.line(layer, (100, 92), (100, 108), 255, 1)
+    elif kind == "cross":
+        cv2.line(layer, (94, 94), (106, 106), 255, 1)
+        cv2.line(layer, (94, 106), (106, 94), 255, 1)
+    elif kind == "dots":
+        for step in range(16):
+            layer[60 + 4 * step : 62 + 4 * step, 50 + 6 * step : 52 + 6 * step] = 255
+    elif kind == "box":
+        cv2.rectangle(layer, (60, 60), (180, 160), 255, 1)
+    else:
+        cv2.ellipse(layer, (130, 130), (40, 28), 0, 0, 360, 255, 1)
+    pixels = tissue()
+    pixels[layer > 0] = colour
+    return pixels, layer > 0
+
+
+@pytest.mark.parametrize("kind", ["plus", "cross", "dots", "box"])
+def test_white_ink_is_found(kind: str) -> None:
+    pixels, ink = ink_of(kind, (255, 255, 255))
+    assert graphics(pixels)[ink].mean() > 0.95
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 0), (0, 255, 0), (0, 220, 255), (255, 60, 60)])
+def test_coloured_outline_is_ink_even_after_jpeg(colour: tuple[int, int, int]) -> None:
+    pixels, ink = ink_of("outline", colour)
+    coded = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+    pixels = np.ascontiguousarray(cv2.imdecode(coded, cv2.IMREAD_COLOR)[:, :, ::-1])
+    found, flow = split(pixels)
+    assert found[ink].mean() > 0.9
+    assert not flow[ink].any()
+
+
+def test_flow_of_varied_velocity_is_no_ink() -> None:
+    pixels = tissue()
+    yy, xx = np.mgrid[:260, :260]
+    vessel = np.hypot((xx - 130) / 2, yy - 130) < 16
+    speed = np.clip(255 - 12 * np.hypot((xx - 130) / 2, yy - 130), 60, 255).astype(np.uint8)
+    pixels[vessel] = np.stack([speed, speed // 3, np.zeros_like(speed)], 2)[vessel]
+    found, flow = split(pixels)
+    assert flow[vessel].mean() > 0.98
+    assert not found[vessel].any()
+
+
+def test_tissue_alone_has_no_ink() -> None:
+    assert np.mean([graphics(tissue(seed)).mean() for seed in range(4)]) < 0.003
+    assert not split(tissue())[0].any()
+
+
+def test_frames_inpainted_together_are_as_inpainted_alone() -> None:
+    hole = np.zeros((260, 260), bool)
+    hole[40:52, 30:140] = True
+    frames = [tissue(seed) for seed in range(4)]
+    frames[2][100:110, 100:110] = (200, 40, 40)  # one frame in colour
+    together = inpainted_together(frames, hole, 3.0)
+    for frame, result in zip(frames, together, strict=True):
+        assert np.array_equal(result, inpainted(frame, hole, 3.0))
+        assert np.array_equal(result[~hole], frame[~hole])
