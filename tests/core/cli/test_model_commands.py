@@ -57,6 +57,14 @@ def test_pretrain_prints_one_json_object(corpus: Path, tmp_path: Path, capsys: p
     assert load(Path(summary["checkpoint"])).trail.id == summary["id"]
 
 
+def test_pretrain_writes_tensorboard_events_where_asked(corpus: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    usfmae(
+        "pretrain", "--corpus", corpus, "--out", tmp_path / "r", *SETS, "--steps", 1, "--device", "cpu", "--tensorboard"
+    )
+    assert list((tmp_path / "r" / "tensorboard").glob("events.*"))
+
+
 def test_pretrain_takes_a_grid_as_the_paper_writes_it(corpus: Path, tmp_path: Path) -> None:
     grid = ("--cross-validate", 2, "--grid", "lr=3e-4,1e-3", "weight_decay=0.01,0.05")
     usfmae("pretrain", "--corpus", corpus, "--out", tmp_path / "r", *SETS, "--steps", 1, "--device", "cpu", *grid)
