@@ -34,13 +34,19 @@ class Port:
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.load_cert_chain(certificate, private)
         self.aggregator, self.number = aggregator, 0
+        self.connections: list[socket.socket] = []
         self.open()
 
     def open(self) -> None:
-        aggregator, lock = self.aggregator, threading.Lock()
+        aggregator, lock, self.connections = self.aggregator, threading.Lock(), []
+        connections = self.connections
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                connections.append(self.connection)
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
@@ -64,6 +70,7 @@ class Port:
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", self.number), Handler)
         self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # type: ignore[method-assign]
         self.server.socket = self.context.wrap_socket(self.server.socket, server_side=True)
         self.number = self.server.server_address[1]
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
@@ -71,6 +78,9 @@ class Port:
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
+        for connection in self.connections:  # a connection that is kept alive would outlive the port
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 class Proxy:
