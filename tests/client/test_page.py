@@ -141,13 +141,13 @@ def test_figures_name_only_known_metrics(site: Site) -> None:
     assert found["usfmae_site_quarantined_total"] == {"text-left": 2, "unreadable": 1}
     jobs = site.root / "jobs" / "r1"
     jobs.mkdir(parents=True)
-    (jobs / "log.jsonl").write_text('{"step": 1, "loss": 0.9}\n{"step": 2, "loss": 0.8, "seconds": 1.5}\n{"step": 3, "l')
+    (jobs / "log.jsonl").write_text(
+        '{"step": 1, "loss": 0.9}\n{"step": 2, "loss": 0.8, "seconds": 1.5}\n{"step": 3, "l'
+    )
     assert figures(site, review.Intake())["usfmae_site_loss"] == 0.8
 
 
-def test_gpu_figures_come_from_nvidias_own_tool(
-    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpu_figures_come_from_nvidias_own_tool(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()
     tool.write_text("#!/bin/sh\necho '0, 1024, 50'\necho '1, 0, 0'\n")
