@@ -21,8 +21,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+from usfmae.core.corpus.shard import FOLDER
 from usfmae.core.errors import CorpusError, ResourceError, TryLaterError, UsageError
 from usfmae.core.files import write_atomic
+from usfmae.core.flow import Shard
 from usfmae.core.prepare.worker import ScanResult
 
 FORMAT = 1
@@ -138,17 +140,24 @@ class Ledger:
         _write(self.root / "plans" / f"plan-{number:04d}.json", {"tasks": named})
 
     def is_done(self, task: str) -> bool:
-        return (self.root / "tasks" / f"{task}.json").exists()
+        """True where the task's entry and every shard it names are there: a shard that was removed is made again."""
+        path = self.root / "tasks" / f"{task}.json"
+        return path.exists() and all(self._is_there(name) for name in _read(path).get("shards", ()))
 
-    def finish(self, task: str, results: list[ScanResult]) -> None:
-        _write(self.root / "tasks" / f"{task}.json", {"scans": [asdict(result) for result in results]})
+    def _is_there(self, shard: str) -> bool:
+        path = self.corpus / FOLDER / shard
+        return path.exists() and path.with_suffix(".json").exists()
+
+    def finish(self, task: str, results: list[ScanResult], shards: list[Shard]) -> None:
+        entry = {"scans": [asdict(result) for result in results], "shards": [shard.path.name for shard in shards]}
+        _write(self.root / "tasks" / f"{task}.json", entry)
 
     def results(self) -> dict[str, ScanResult]:
         """What became of each scan, by id; a scan tried again counts as it ended last."""
         found: dict[str, ScanResult] = {}
         for path in sorted((self.root / "tasks").glob("*.json")):
-            for values in _read(path)["scans"]:
-                found[values["id"]] = ScanResult(**values)
+            if self.is_done(path.stem):
+                found.update((values["id"], ScanResult(**values)) for values in _read(path)["scans"])
         return found
 
 

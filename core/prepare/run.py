@@ -114,6 +114,7 @@ def recipe_settings(settings: Settings) -> dict[str, Any]:
         "read": settings.read.model_dump(mode="json", exclude=OPERATIONAL),
         "clean": settings.clean.model_dump(mode="json"),
         "image_size": settings.model.image_size,
+        "resize": settings.train.augment.resize,
     }
 
 

@@ -52,14 +52,17 @@ def run_local(tasks: Iterable[Task], found: dict[str, Known], ledger: Ledger, po
 
 
 def _finish(task: _Open, ledger: Ledger) -> None:
+    for index in (ledger.corpus / FOLDER).glob(f"{task.name}.*.json"):
+        if not index.with_suffix(".npy").exists():
+            index.unlink()  # its images were removed; both are written again
     try:
-        write_shard(ledger.corpus, task.name, task.images)
+        shards = write_shard(ledger.corpus, task.name, task.images)
     except CorpusError:
         # A shard without a ledger entry: a crash fell between the two, and a retried scan ended otherwise this time.
         for path in (ledger.corpus / FOLDER).glob(f"{task.name}.*"):
             path.unlink()
-        write_shard(ledger.corpus, task.name, task.images)
-    ledger.finish(task.name, task.results)
+        shards = write_shard(ledger.corpus, task.name, task.images)
+    ledger.finish(task.name, task.results, shards)
 
 
 Engine = Callable[[Sequence[Task], dict[str, Known], Ledger, Pool], Iterator[list[ScanResult]]]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from usfmae.core.config import Settings
 from usfmae.core.errors import ResourceError, SourceError, TryLaterError, UsageError
@@ -227,3 +228,26 @@ def test_a_missing_program_is_the_machines_fault_not_the_scans(tmp_path: Path, r
     still(tmp_path / "source" / "0.png", 0, width=77)
     with pytest.raises(ResourceError, match=r"tesseract.*not installed.*apt-get"):
         run(tmp_path / "source", tmp_path / "corpus")
+
+
+def test_a_shard_that_was_removed_is_made_again(tmp_path: Path, run: Run) -> None:
+    still(tmp_path / "source" / "0.png", 0)
+    first = run(tmp_path / "source", tmp_path / "corpus")
+    before = content(tmp_path / "corpus")
+    for path in (tmp_path / "corpus" / "shards").glob("*.npy"):
+        path.unlink()
+    again = run(tmp_path / "source", tmp_path / "corpus")
+    assert (again.scans, again.kept) == (first.scans, first.kept)
+    assert content(tmp_path / "corpus") == before
+
+
+def test_the_official_notebooks_resize_can_be_asked_for(tmp_path: Path, quick_process: None) -> None:
+    """Its NEAREST takes pixels as they are; a 2 x 2 checkerboard becomes gray only where it is filtered."""
+    picture = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    (tmp_path / "source").mkdir()
+    Image.fromarray(picture).save(tmp_path / "source" / "board.png")
+    for resize, filtered in (("nearest", False), ("bilinear", True)):
+        settings = {"model": {"image_size": 32}, "train": {"augment": {"resize": resize}}}
+        prepare([tmp_path / "source"], tmp_path / resize, Settings.model_validate(settings), secret=SECRET)
+        got = pixels(tmp_path / resize)
+        assert ((got > 20) & (got < 235)).any() == filtered
