@@ -28,7 +28,7 @@ def test_the_infinite_schedule_warms_up_stays_and_anneals_to_the_floor() -> None
     assert found[0] == 0 and found[5] == pytest.approx(0.5)
     assert set(found[10:81]) == {1.0}
     assert found[90] == pytest.approx(0.55) and found[100] == pytest.approx(0.1)
-    assert all(a >= b for a, b in itertools.pairwise(found))
+    assert all(a >= b for a, b in itertools.pairwise(found[10:]))
 
 
 def test_a_campaign_warms_up_again_from_its_origin() -> None:
