@@ -28,7 +28,8 @@ def supervise(home: Home, rounds: int, overrides: Sequence[str] = ()) -> int:
     """Run children until one ends well; returns the exit code for the shell."""
     command = [sys.executable, "-m", "usfmae.server", "serve", str(home.root), "--rounds", str(rounds)]
     command += [part for override in overrides for part in ("--set", override)]
-    pause, final = 0.5, (*MISTAKES, *AT_FIRST)
+    pause = 0.5
+    final: tuple[int, ...] = (*MISTAKES, *AT_FIRST)
     while True:
         started = time.monotonic()
         child = subprocess.Popen(command)
