@@ -17,7 +17,7 @@ import pytest
 
 pytestmark = pytest.mark.faults
 
-OUTAGE = float(os.environ.get("USFMAE_OUTAGE_SECONDS", "20"))
+OUTAGE = float(os.environ.get("FEDERATION_OUTAGE_SECONDS", "20"))
 SERVER, HOSPITAL = "10.99.7.1", "10.99.7.2"
 ROUNDS = 2
 
