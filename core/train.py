@@ -87,10 +87,7 @@ def train(
     if len(positions) == 0 or settings.batch_size < world:
         raise UsageError(f"{len(positions)} images, batch {settings.batch_size}, {world} processes", "too few", "")
     stop, total = start_step + steps, total_steps or start_step + steps
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
-    )
+    optimizer = adamw(model, settings)
     anchor = anchored(model) if settings.proximal else []
     kept = State(state, call_id(model, corpus, settings, positions, start_step, steps, total), start_step, settings)
     step = kept.restore(model, optimizer)
@@ -120,15 +117,16 @@ def train(
         if not finished:
             break
     seconds = time.perf_counter() - began
-    taken_now = step - kept.restored
-    return TrainResult(
-        step,
-        step - start_step,
-        record.loss if record else journal.last_loss,
-        seconds,
-        taken_now * settings.batch_size / seconds,
-        waits / seconds,
-        finished,
+    loss = record.loss if record else journal.last_loss
+    speed = (step - kept.restored) * settings.batch_size / seconds
+    return TrainResult(step, step - start_step, loss, seconds, speed, waits / seconds, finished)
+
+
+def adamw(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """The optimizer over every trained tensor."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(
+        trained, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
     )
 
 
