@@ -27,6 +27,7 @@ from usfmae.core.corpus.openus46_layout import group_of
 from usfmae.core.corpus.openus46_leak import enforce, same_pictures
 from usfmae.core.corpus.shard import Packed, write_shard
 from usfmae.core.flow import recipe_id
+from usfmae.core.prepare.run import recipe_settings
 
 Told = Callable[[str, str], None]  # step, what happened
 CHECKPOINT = "checkpoint.safetensors"
@@ -65,14 +66,15 @@ def reproduce(plan: Plan, out: Path, told: Told, workers: int = 1) -> dict[str, 
     """Do every step of a plan that is not done, and return all results. Raises SourceError on a leak."""
     steps = Steps(out / "steps", told)
     corpus = steps.do("corpus", _corpus_recipe(plan), lambda: build_corpus(plan, out, workers))
-    root = out / "corpus"
+    root = corpus_folder(plan.settings, out)
     fingerprint = Corpus([root], verify=False).fingerprint
     benches = {name: images_id(task) for name, task in plan.tasks.items()}
     rules = {"bits": plan.settings.bench.leak_bits, "how": plan.settings.bench.leaks}
     leaks = steps.do("leaks", {"corpus": fingerprint, "tasks": benches, **rules}, lambda: audit(plan, root, out))
     root = Path(leaks["root"])
     recipe = {"corpus": fingerprint, "leaks": leaks["leaks"], **_model_recipe(plan.settings)}
-    pretrained = steps.do("pretrain", recipe, lambda: pretrain(plan.settings, root, out / "pretrain", told))
+    run = out / f"pretrain-{recipe_id(recipe)[:8]}"  # other settings make another run beside the first
+    pretrained = steps.do("pretrain", recipe, lambda: pretrain(plan.settings, root, run, told))
     probes, tests = _probes(plan, steps, out, pretrained)
     tuned = _finetunings(plan, steps, out, pretrained)
     result = {
@@ -93,7 +95,12 @@ def reproduce(plan: Plan, out: Path, told: Told, workers: int = 1) -> dict[str, 
 
 def _corpus_recipe(plan: Plan) -> dict[str, Any]:
     files = [(id_, name, entry.size) for id_, name, entry in plan.entries()]
-    return {"files": files, "read": plan.settings.read.model_dump(), "clean": plan.settings.clean.model_dump()}
+    return {"files": files, **recipe_settings(plan.settings)}
+
+
+def corpus_folder(settings: Settings, out: Path) -> Path:
+    """Other settings make another corpus beside the first."""
+    return out / f"corpus-{recipe_id(recipe_settings(settings))[:8]}"
 
 
 def _model_recipe(settings: Settings) -> dict[str, Any]:
@@ -105,7 +112,7 @@ def build_corpus(plan: Plan, out: Path, workers: int) -> dict[str, Any]:
     from usfmae.core.keys import new_secret, read_secret, write_secret
     from usfmae.core.prepare import prepare
 
-    secret = out / "secret"
+    secret, folder = out / "secret", corpus_folder(plan.settings, out)
     if not secret.exists():
         write_secret(secret, new_secret())
     only = {
@@ -115,8 +122,8 @@ def build_corpus(plan: Plan, out: Path, workers: int) -> dict[str, Any]:
         for entry in place.chosen
     }
     sources = [place.path for f in plan.usable for place in f.places]
-    done = prepare(sources, out / "corpus", plan.settings, secret=read_secret(secret), workers=workers, only=only)
-    names, counts = np.unique(Corpus([out / "corpus"], verify=False).datasets, return_counts=True)
+    done = prepare(sources, folder, plan.settings, secret=read_secret(secret), workers=workers, only=only)
+    names, counts = np.unique(Corpus([folder], verify=False).datasets, return_counts=True)
     images = dict(zip(names.tolist(), counts.tolist(), strict=True))
     sets = [{**f.as_dict(), "images": images.get(f.dataset.id, 0)} for f in plan.usable]
     return {"prepare": done.as_dict(), "datasets": sets, "images": int(counts.sum())}
