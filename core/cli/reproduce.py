@@ -95,8 +95,8 @@ def _show(plan: Plan, as_json: bool) -> None:
     steps = steps_of(plan)
     device, hours = estimated(plan, steps)
     if as_json:
-        listed = [{**s, "hours": round(h, 4)} for s, h in zip(steps, hours, strict=True)]
-        print_json({"device": device, "hours": round(sum(hours), 3), "steps": listed, "absent": list(plan.absent)})
+        listed = [{**s, "hours": round(h, 7)} for s, h in zip(steps, hours, strict=True)]
+        print_json({"device": device, "hours": round(sum(hours), 7), "steps": listed, "absent": list(plan.absent)})
         return
     for step, h in zip(steps, hours, strict=True):
         click.echo(f"{step['step']:<52} {h:>9.2f} h  {step['what']}")
