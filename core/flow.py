@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from usfmae.core import __version__
 
 Pixels = NDArray[np.uint8]

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
 from usfmae.core.errors import PolicyError
 
 VERSION = 1
@@ -36,6 +37,9 @@ RAW = "usfmae.raw"
 
 # The two identifiers of the round-independent hash chain.
 HASHED_REQUEST = ("campaign", "round", "base", "recipe", "global_step", "steps")
+# What a record may hold for a field of each type; a whole number is a valid float.
+WANTED: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+
 SIGNED_REPLY = ("campaign", "round", "base", "content", "images")
 
 T = TypeVar("T")
@@ -96,7 +100,7 @@ def from_record(kind: type[T], record: Mapping[str, Any]) -> T:
             if field.default is dataclasses.MISSING:
                 raise PolicyError(f"message key {name!r}", "is missing", "update the other side")
             continue
-        wanted = {"str": str, "int": int, "float": (int, float), "bool": bool}[str(field.type)]
+        wanted = WANTED[str(field.type)]
         value = record[name]
         if not isinstance(value, wanted) or (isinstance(value, bool) and field.type != "bool"):
             raise PolicyError(f"message key {name!r}", f"holds {type(value).__name__}, not {field.type}", "refused")

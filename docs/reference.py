@@ -129,7 +129,8 @@ def _plain(value: Any) -> str:
 def measured() -> Iterator[str]:
     yield "# Metrics\n"
     yield "`metrics.port` switches the Prometheus endpoint on, on loopback unless `metrics.host` says otherwise."
-    yield "Values are read from the state on disk, so counters survive a restart. No label carries a patient, path or UID."
+    yield "Values are read from the state on disk, so counters survive a restart. "
+    yield "No label carries a patient, path or UID."
     yield "Dashboard and alert rules: `deploy/grafana`, `deploy/prometheus`."
     for title, table in (("At a site", metrics.SITE), ("At the aggregator", metrics.SERVER)):
         yield f"\n## {title}\n\n| metric | kind | label | meaning |\n|---|---|---|---|"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+
 from usfmae.core import __version__
 from usfmae.core.cli.shell import LazyGroup, run
 

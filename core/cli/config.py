@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from usfmae.core.cli.shell import configured, print_json
 from usfmae.core.config import Settings, load, shown
 from usfmae.core.config import template as template_of

@@ -18,7 +18,7 @@ class ContinualSettings(Options):
     """Rounds between two looks at the panel; a round without one is not gated."""
     declared: tuple[str, ...] = ()
     """Public data sets that sites have said they train on; a panel that holds one of them is refused."""
-    anatomies: dict[str, int] = {}
+    anatomies: dict[str, int] = Field(default_factory=dict)
     """Images by anatomy over all sites, as they have told the coordinator; stands in the model card of a release."""
     old: tuple[str, ...] = ()
     """Organs the seed knows, for backward transfer; none given means every organ of the panel."""

@@ -8,6 +8,7 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, UltrasoundMultiFrameImageStorage, generate_uid
+
 from usfmae.core.phantom.screen import Screen, draw_screen
 from usfmae.core.phantom.tissue import Tissue, simulate
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
+
 from usfmae.core.flow import Mask, Pixels
 
 HEIGHT, WIDTH = 600, 800

@@ -13,6 +13,7 @@ from typing import Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
 from usfmae.core.flow import Mask, Pixels
 
 Geometry = Literal["linear", "sector"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+
 from usfmae.core.phantom import Tissue, draw_screen, simulate, write_cine, write_still
 
 

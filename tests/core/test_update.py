@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from usfmae.core import update
 from usfmae.core.errors import PolicyError
 
