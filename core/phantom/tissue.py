@@ -77,13 +77,13 @@ def _echogenicity(tissue: Tissue) -> Floats:
 
 
 def _moved(echo: Floats, scatterers: Floats, phase: float) -> tuple[Floats, Floats]:
-    """Tissue displaced by up to 6 samples; speckle moves with it."""
+    """Tissue displaced by up to 16 samples; speckle moves with it."""
     if phase == 0:
         return echo, scatterers
     y, x = np.mgrid[0:DEPTHS, 0:LINES].astype(np.float32)
     # OpenCV 5 does not return from remap when the two maps differ in type, so both are made float32.
-    shift = (y + 6 * np.sin(phase) * np.cos(np.pi * x / LINES)).astype(np.float32)
-    across = (x + 2 * np.sin(phase + y / DEPTHS)).astype(np.float32)
+    shift = (y + 16 * np.sin(phase) * np.cos(np.pi * x / LINES)).astype(np.float32)
+    across = (x + 6 * np.sin(phase + y / DEPTHS)).astype(np.float32)
 
     def move(a: Floats) -> Floats:
         return np.asarray(cv2.remap(a, across, shift, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT), np.float32)

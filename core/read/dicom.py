@@ -196,13 +196,14 @@ def frames(scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Fram
             if syntax in MPEGTransferSyntaxes
             else _stills(file, ds, scan, count, settings, notes)
         )
-        for frame in decoded:
-            yield Frame(frame.pixels, scan.trail, frame.index, frame.time, seen, sought)
+        with closing(decoded):  # a reader that takes fewer frames ends the decoder before the file is closed
+            for frame in decoded:
+                yield Frame(frame.pixels, scan.trail, frame.index, frame.time, seen, sought)
 
 
 def _stills(
     file: BinaryIO, ds: Dataset, scan: Scan, count: int, settings: ReadSettings, notes: set[str]
-) -> Iterator[Frame]:
+) -> Generator[Frame, None, None]:
     """Frames of every syntax that codes each frame on its own."""
     times, noted = frame_times(ds, count, settings)
     notes.update(noted)
@@ -225,7 +226,7 @@ def _arrays(file: BinaryIO, ds: Dataset, indices: list[int]) -> Generator[NDArra
 
 def _mpeg(
     file: BinaryIO, ds: Dataset, scan: Scan, count: int, settings: ReadSettings, notes: set[str]
-) -> Iterator[Frame]:
+) -> Generator[Frame, None, None]:
     """One MPEG-2, H.264 or HEVC stream: all fragments after the offset table, joined (PS3.5 8.2.5 ff., A.4)."""
     stated, noted = frame_times(ds, count, settings)
     items = io.BytesIO(pydicom.dcmread(file, force=True).PixelData)

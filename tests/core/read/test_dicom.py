@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from pydicom.uid import (
 
 from usfmae.core.config import ReadSettings
 from usfmae.core.flow import Frame, Quarantined
-from usfmae.core.read import Refused, Unreadable, identify, read
+from usfmae.core.read import Refused, Unreadable, discover, identify, read
 from usfmae.core.read.discover import Candidate, Identified
 
 from .conftest import SECRET, speckle
@@ -85,6 +86,15 @@ def test_the_wheels_own_ultrasound_equals_the_reference(wheel_dicoms: list[Path]
             reference = (apply_color_lut(reference, ds) >> 8).astype(np.uint8)
         reference = reference if reference.ndim == 4 else reference[None]
         assert np.array_equal(np.stack([f.pixels for f in frames(path)]), reference)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_who_takes_one_frame_ends_the_decoder_before_the_file(wheel_dicoms: list[Path]) -> None:
+    (scan,) = discover(wheel_dicoms[:1], b"secret", ReadSettings())
+    frames = read(scan, ReadSettings())
+    assert next(frames).pixels.shape == (240, 320, 3)
+    del frames
+    gc.collect()
 
 
 def test_all_real_dicoms_equal_their_reference_decoding(shared_data: Path) -> None:
