@@ -41,7 +41,7 @@ def test_received_instances_are_packed_and_then_deleted(make_site: Callable[...,
 @needs_tesseract
 def test_a_frame_the_machine_doubts_can_be_released(make_site: Callable[..., Site], tmp_path: Path) -> None:
     scans = tmp_path / "scans"
-    write_still(scans / "still.dcm", Tissue(7, "sector"))
+    write_still(scans / "still.dcm", Tissue(9, "linear"))
     site = make_site(images=0, image_size=32, sources=(scans,), clean=CleanSettings(smallest_region=0.9))
     assert inventory.take_in(site).kept == 0
     (held,) = review.waiting(site, review.Intake().refresh(site.corpus))
