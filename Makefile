@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+# The tests without processes of their own share the cores; a file's tests stay together.
+UNIT   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not e2e and not faults and not attacks and not system"
 
 .PHONY: help demo test test-unit test-e2e test-faults test-attacks test-system docs bundle lint lock venv tesseract packages clean
 
@@ -13,11 +15,11 @@ demo: tesseract ## the whole system on this machine; ARGS='--data DIR DIR' for r
 	$(BIN)/usfmae demo $(ARGS)
 
 test: packages lint ## lint and every test of the ordinary suite
-	$(BIN)/python -m pytest -m "not e2e and not faults and not attacks and not system" $(ARGS)
+	$(UNIT) $(ARGS)
 	$(BIN)/python -m pytest -m "e2e and not faults and not attacks and not system" $(ARGS)
 
 test-unit: tesseract ## the tests that start no processes
-	$(BIN)/python -m pytest -m "not e2e and not faults and not attacks and not system" $(ARGS)
+	$(UNIT) $(ARGS)
 
 test-e2e: packages ## the tests that start real processes
 	$(BIN)/python -m pytest -m "e2e and not faults and not attacks and not system" $(ARGS)
