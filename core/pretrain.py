@@ -84,7 +84,8 @@ def pretrain(
 
     Raises UsageError where `out` holds a run, and what `train`, `Corpus` and `start.build` raise.
     """
-    if (out / "run.json").exists():
+    # The first process writes the folder; a later one may come when it is there already.
+    if ranks()[0] == 0 and (out / "run.json").exists():
         raise UsageError(f"run {out}", "exists already", "add --resume, or give another --out")
     corpus = Corpus(corpora)
     model, start = settings.model, None
