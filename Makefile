@@ -4,9 +4,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 # The tests without processes of their own share the cores; a file's tests stay together.
-UNIT   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not e2e and not faults and not attacks and not system"
+UNIT   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not e2e and not faults and not attacks and not system and not slow"
 
-.PHONY: help demo test test-unit test-e2e test-faults test-attacks test-system docs bundle lint lock venv tesseract packages clean
+.PHONY: help demo test test-unit test-e2e test-slow test-faults test-attacks test-system docs bundle lint lock venv tesseract packages clean
 
 help:                ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
@@ -14,15 +14,18 @@ help:                ## what can be made
 demo: tesseract ## the whole system on this machine; ARGS='--data DIR DIR' for real folders
 	$(BIN)/usfmae demo $(ARGS)
 
-test: packages lint ## lint and every test of the ordinary suite
+test: packages lint ## lint, and the tests that take minutes altogether
 	$(UNIT) $(ARGS)
-	$(BIN)/python -m pytest -m "e2e and not faults and not attacks and not system" $(ARGS)
+	$(BIN)/python -m pytest -m "e2e and not faults and not attacks and not system and not slow" $(ARGS)
 
 test-unit: tesseract ## the tests that start no processes
 	$(UNIT) $(ARGS)
 
 test-e2e: packages ## the tests that start real processes
-	$(BIN)/python -m pytest -m "e2e and not faults and not attacks and not system" $(ARGS)
+	$(BIN)/python -m pytest -m "e2e and not faults and not attacks and not system and not slow" $(ARGS)
+
+test-slow: packages ## the long ones: learning with negative controls, kill -9 of a run, DDP, reproduce, Ray
+	$(BIN)/python -m pytest -m "slow and not faults and not attacks and not system" $(ARGS)
 
 test-faults: packages ## the kill and outage matrix; prints a table
 	$(BIN)/python -m pytest -m faults -s $(ARGS)
