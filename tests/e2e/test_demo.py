@@ -62,7 +62,7 @@ def test_ctrl_c_ends_every_process(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     demo = _demo(out, "--seed-steps", "2", "--rounds", "40")
     end = time.monotonic() + 240
-    while not list(out.glob("sites/*/jobs/*/worker.log")):  # both sites are in the middle of a round
+    while not list(out.glob("sites/*/jobs/*/progress.json")):  # both sites are in the middle of a round
         assert demo.poll() is None and time.monotonic() < end
         time.sleep(0.2)
     demo.send_signal(signal.SIGINT)
