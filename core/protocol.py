@@ -35,12 +35,12 @@ UPDATE = "update"  # reply: the packed delta
 # the name of the encoding as dtype, this serialisation type, and bytes packed as update.py says.
 RAW = "usfmae.raw"
 
-# The two identifiers of the round-independent hash chain.
+# The fields a signature covers.
 HASHED_REQUEST = ("campaign", "round", "base", "recipe", "global_step", "steps")
+SIGNED_REPLY = ("campaign", "round", "base", "content", "images")
+
 # What a record may hold for a field of each type; a whole number is a valid float.
 WANTED: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
-
-SIGNED_REPLY = ("campaign", "round", "base", "content", "images")
 
 T = TypeVar("T")
 

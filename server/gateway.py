@@ -194,7 +194,8 @@ class Link(Grid):
             reply_id = self.state.message_ins_id_to_message_res_id.get(message_id, "")
             self._forget(message_id, reply_id)
 
-    # the rest of Flower's interface, not needed here
+    # Flower's abstract Grid asks for these three too; the round loop sets its run once, makes its messages itself
+    # and never waits for all of them, so a call of one is a bug.
 
     def set_run(self, run: Run) -> None:
         raise NotImplementedError

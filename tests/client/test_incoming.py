@@ -37,7 +37,8 @@ def test_a_round_of_training_away_from_its_parent_passes(encoder: dict[str, torc
     parent = incoming.inspect(*saved(encoder, tmp_path))
     torch.manual_seed(0)
     moved = {name: tensor + 0.02 * torch.randn_like(tensor) for name, tensor in encoder.items()}
-    incoming.inspect(*saved(moved, tmp_path), parent)
+    norms = incoming.inspect(*saved(moved, tmp_path), parent)
+    assert norms.keys() == parent.keys() and norms != parent
 
 
 def test_one_dead_row_is_normal_two_are_not(encoder: dict[str, torch.Tensor], tmp_path: Path) -> None:
