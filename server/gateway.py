@@ -27,6 +27,7 @@ from flwr.app import Error, Message, RecordDict
 from flwr.app.message.message import make_message, remove_content_from_message
 from flwr.app.metadata import Metadata
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, ErrorCode
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
 from flwr.serverapp import Grid
@@ -35,7 +36,6 @@ from flwr.supercore.error import http_error_translator
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
-    iterate_object_tree,
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
@@ -63,12 +63,24 @@ BEAT_SECONDS = 10.0
 HEADER_SECONDS = 20.0
 
 
+class _State(InMemoryLinkState):
+    """Flower's link state takes a site's word for the name of its reply; this one wants it to be the reply's hash."""
+
+    def store_message_and_object_tree(
+        self, message: Message, object_tree: ObjectTree, session_id: str
+    ) -> tuple[bool, list[str]]:
+        root = object_tree.object_id
+        if root != message.metadata.message_id or root in cast(TransitStore, self.object_store).trusted:
+            return False, []
+        return super().store_message_and_object_tree(message, object_tree, session_id)
+
+
 class Link(Grid):
     """Flower's Grid over a link state in this process: pushes requests, pulls complete replies, never blocks."""
 
     def __init__(self, transit: Path, reply_limit: int) -> None:
         self.store = TransitStore(transit, reply_limit)
-        self.state = InMemoryLinkState(NoOpFederationManager(), self.store)
+        self.state = _State(NoOpFederationManager(), self.store)
         self.run_id = self._start_run()
 
     def _start_run(self) -> int:
@@ -163,11 +175,9 @@ class Link(Grid):
         return found
 
     def _read(self, message_id: str, reply_id: str) -> Message:
-        tree = self.store.get_object_tree(reply_id)
-        contents = {node.object_id: self.store.get(node.object_id) or b"" for node in iterate_object_tree(tree)}
         received = self.store.spent.get(reply_id, 0)
         try:
-            reply = inflate_object_from_contents(reply_id, contents)
+            reply = inflate_object_from_contents(reply_id, self.store.reply(reply_id))
             if not isinstance(reply, Message):
                 raise TypeError(f"a {type(reply).__name__}, not a message")
         except Exception as error:  # whatever a hostile tree may raise

@@ -1,0 +1,177 @@
+"""What a hostile site may do with Flower's messages on their way, and what it does not achieve."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
+from flwr.app.message.message import remove_content_from_message
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id
+
+from usfmae.core import keys
+from usfmae.core.enrolment import Enrolment
+from usfmae.server.gateway import Link
+from usfmae.server.ledger import Site
+from usfmae.server.transit import TransitStore
+
+LIMIT = 2**20
+CHUNK = 60_000  # bytes
+
+
+def obj(kind: str, children: list[str], body: bytes) -> tuple[str, bytes]:
+    content = f"{kind} {','.join(children)} {len(body)}\0".encode() + body
+    return get_object_id(content), content
+
+
+class Desk:
+    """A link with one enrolled site online, its request, and the site's hands."""
+
+    def __init__(self, place: Path) -> None:
+        self.link = Link(place / "transit", LIMIT)
+        self.nodes = [self.join(n) for n in range(2)]
+        self.content = RecordDict({"encoder": ArrayRecord({"w": Array("float32", (3,), "x", bytes(CHUNK))})})
+        self.request = self.ask(self.nodes[0])
+
+    def join(self, number: int) -> int:
+        enrolment = Enrolment(
+            f"s{number}", keys.public_pem(keys.new_node_key()), keys.public_pem(keys.new_signing_key()), 9
+        )
+        site = Site(enrolment.site, enrolment.name, enrolment.node_key, enrolment.signing_key, 9, "active", False)
+        before = set(self.link.state.nodes)
+        self.link.enrol([site])
+        node = next(iter(set(self.link.state.nodes) - before))
+        self.link.state.activate_node(node, 60)
+        return node
+
+    def ask(self, node: int) -> str:
+        return next(iter(self.link.push_messages([Message(self.content, node, MessageType.TRAIN, ttl=600)])))
+
+    def announce(self, tree: ObjectTree, name: str = "", node: int = 0) -> tuple[bool, list[str], str]:
+        """A site's `push-messages`; returns what Flower's route would work with."""
+        state = self.link.state
+        asked = state.message_ins_store[self.request]
+        reply = Message(RecordDict(), reply_to=asked)
+        reply.metadata.__dict__["_message_id"] = name or tree.object_id
+        session = state.start_session(self.link.run_id)
+        return (*state.store_message_and_object_tree(remove_content_from_message(reply), tree, session), session)
+
+    def send(self, session: str, contents: dict[str, bytes]) -> list[bool]:
+        state = self.link.state
+        return [state.store_object(self.link.run_id, session, name, data) for name, data in contents.items()]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_a_tree_that_doubles_at_each_level_is_looked_at_once(desk):
+    """Sixty objects, each naming the next one twice: 2^60 ways through them."""
+    contents, name, tree = {}, "", None
+    for level in range(60):
+        name, content = obj("ArrayChunk", [name, name] if name else [], str(level).encode())
+        contents[name] = content
+        tree = ObjectTree(object_id=name, children=[tree, ObjectTree(object_id=tree.object_id)] if tree else [])
+    taken, missing, session = desk.announce(tree)
+    assert taken and set(missing) == set(contents)
+    assert all(desk.send(session, contents))
+    began = time.monotonic()
+    [answer] = desk.link.pull_messages([desk.request])
+    assert answer.has_error() and time.monotonic() - began < 5
+
+
+def test_an_array_that_names_one_chunk_a_million_times_is_not_unfolded(desk):
+    chunk, chunk_content = obj("ArrayChunk", [], b"\1" * CHUNK)
+    about = {"dtype": "int8", "shape": [1], "stype": "usfmae.raw", "arraychunk_ids": [0] * 100_000}  # 6 GB
+    array, array_content = obj("Array", [chunk], json.dumps(about).encode())
+    record, record_content = obj("ArrayRecord", [array], json.dumps({"w": array}).encode())
+    content, content_content = obj("RecordDict", [record], json.dumps({"update": record}).encode())
+    root, root_content = obj("Message", [content], b"")
+    tree = ObjectTree(object_id=chunk)
+    for name in (array, record, content, root):
+        tree = ObjectTree(object_id=name, children=[tree])
+    _, missing, session = desk.announce(tree)
+    assert set(missing) == {chunk, array, record, content, root}
+    sent = {chunk: chunk_content, array: array_content, record: record_content}
+    assert all(desk.send(session, sent | {content: content_content, root: root_content}))
+    [answer] = desk.link.pull_messages([desk.request])
+    assert answer.has_error() and "unfolds" in answer.error.reason
+
+
+def test_a_reply_cannot_grow_by_being_announced_again(desk):
+    root, _ = obj("Message", [], b"mine")
+    assert desk.announce(ObjectTree(object_id=root))[:2] == (True, [root])
+    many = [ObjectTree(object_id=f"{n:064x}") for n in range(500)]
+    taken, missing, _ = desk.announce(ObjectTree(object_id=root, children=many))
+    assert (taken, missing) == (True, [root])
+    assert len(desk.link.store.flat) == 1
+
+
+def test_a_reply_under_another_name_than_its_hash_is_not_taken(desk):
+    tree = ObjectTree(object_id=obj("Message", [], b"mine")[0])
+    assert desk.announce(tree, name="f" * 64)[:2] == (False, [])
+
+
+def test_a_reply_under_the_name_of_its_request_is_not_taken(desk):
+    """The request's own objects have no limits; a reply must not pass for one."""
+    tree = ObjectTree(object_id=desk.request, children=[ObjectTree(object_id=f"{n:064x}") for n in range(500)])
+    assert desk.announce(tree)[:2] == (False, [])
+    assert len(desk.link.store.store) < 20
+
+
+def test_objects_of_the_next_request_announced_with_false_children_do_no_harm(desk):
+    """A site knows the seed's decoder; the next site that is asked must still get all of it."""
+    everything = {name: item.deflate() for name, item in get_all_nested_objects(desk.content).items()}
+    desk.link.store.delete(desk.request)  # the first site has it all
+    assert not desk.link.store.store
+    never = ObjectTree(object_id="e" * 64)
+    false = [ObjectTree(object_id=name, children=[never]) for name in everything]
+    root, _ = obj("Message", [], b"poison")
+    assert desk.announce(ObjectTree(object_id=root, children=false))[0]
+    asked = desk.ask(desk.nodes[1])
+    assert asked and desk.link.store.complete(asked)
+    wanted = set(_names(desk.link.store.get_object_tree(asked)))
+    assert wanted >= set(everything)
+    assert all(desk.link.store.get(name) == content for name, content in everything.items())
+
+
+def test_what_two_messages_share_stays_until_both_are_done(desk, tmp_path):
+    """A reply that holds an object of our request, in either order of their ends."""
+    store = desk.link.store
+    shared, content = next(
+        (n, i.deflate()) for n, i in get_all_nested_objects(desk.content).items() if i.deflate()[:10] == b"ArrayChunk"
+    )
+    root, root_content = obj("Message", [], b"reply")
+    tree = ObjectTree(object_id=root, children=[ObjectTree(object_id=shared)])
+    _, missing, session = desk.announce(tree)
+    assert missing == [root]  # the chunk is there already
+    assert desk.send(session, {root: root_content}) == [True]
+    store.delete(desk.request)
+    assert store.get(shared) == content
+    store.delete(root)
+    assert not store.store and not store.held and not list(store.directory.iterdir())
+
+
+def test_a_full_disk_does_not_count_against_the_site(tmp_path, monkeypatch):
+    store = TransitStore(tmp_path / "transit", 3 * CHUNK)
+    root, content = obj("ArrayChunk", [], bytes(CHUNK))
+    store.preregister(1, ObjectTree(object_id=root))
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as m:
+        m.setattr(Path, "write_bytes", full)
+        for _ in range(10):
+            with pytest.raises(OSError, match="No space"):
+                store.put(root, content)
+    store.put(root, content)
+    assert store.complete(root) and not store.refused
+
+
+def _names(tree: ObjectTree) -> list[str]:
+    return [tree.object_id, *(name for child in tree.children for name in _names(child))]
