@@ -14,6 +14,25 @@ import numpy as np
 
 from usfmae.core.bench.metrics import view
 
+# What a model of the table is here; then the controls and floors that the table lacks.
+SHOWN = {
+    "timm:vgg19.tv_in1k": "VGG-19",
+    "timm:resnet50.tv_in1k": "ResNet-50",
+    "timm:vit_base_patch16_224.augreg_in1k": "ViT-B/16",
+    "ultrasam": "UltraSam",
+    "pretrained": "USF-MAE",
+    "timm:vit_base_patch16_224.mae": "ViT-B/16, ImageNet MAE",
+    "timm:vit_base_patch14_dinov2.lvd142m": "ViT-B/14, DINOv2",
+    "efficientnet-lite0": "EfficientNet-Lite0",
+    "random": "random weights",
+    "pixels": "raw pixels",
+}
+
+
+def shown(spec: str) -> str:
+    """A model's name for people: the paper's where it has one."""
+    return SHOWN.get("ultrasam" if spec.startswith("ultrasam:") else spec, spec)
+
 
 @dataclass(frozen=True)
 class Published:

@@ -6,13 +6,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from usfmae.core.bench import base
 from usfmae.core.bench.encoders import BASELINES, missing
 from usfmae.core.bench.finetune import grid
+from usfmae.core.bench.paper import shown
 from usfmae.core.config import Settings
 from usfmae.core.corpus.openus46 import CorpusName, LicenceFilter, corpus, dataset
 from usfmae.core.corpus.openus46_archive import Entry
@@ -25,6 +27,15 @@ TASKS = {"bus-bra": "bus_bra", "mmotu-2d": "mmotu_2d", "gist514": "gist514"}
 
 
 @dataclass(frozen=True)
+class Absent:
+    """Something that the paper has and this disk has not."""
+
+    kind: Literal["benchmark", "data set", "baseline"]
+    name: str
+    how: str  # to get it
+
+
+@dataclass(frozen=True)
 class Plan:
     root: Path
     settings: Settings
@@ -34,16 +45,20 @@ class Plan:
     tasks: dict[str, base.Task]
     models: tuple[str, ...]  # "pretrained", "random", then names for `encoders.load`
     finetuned: tuple[str, ...]  # those of them that are also fine-tuned
-    absent: tuple[str, ...]  # what the paper has and this disk has not, for the report
+    absent: tuple[Absent, ...]
     weights: Path | None = None
+    limit: int | None = None  # scans of each data set at most; None: all
 
     @property
     def usable(self) -> tuple[Found, ...]:
-        return tuple(f for f in self.found if f.status in USABLE and f.dataset.kind != "hdf5")
+        return tuple(f for f in self.found if f.status in USABLE)
 
-    def entries(self) -> list[tuple[str, str, Entry]]:
-        """(data set, layout's group text is the caller's business, file) of every scan of the corpus."""
-        return [(f.dataset.id, e.name, e) for f in self.usable for p in f.places for e in p.chosen]
+    def scans_of(self, found: Found) -> list[Entry]:
+        """The scans of a data set that are read: all, or `limit` of them spread evenly over its files."""
+        listed = [entry for place in found.places for entry in place.chosen]
+        if self.limit is None or len(listed) <= self.limit:
+            return listed
+        return [listed[i] for i in np.linspace(0, len(listed) - 1, self.limit).round().astype(int)]
 
 
 def make(
@@ -54,11 +69,12 @@ def make(
     weights: Path | None = None,
     finetuning: bool = True,
     baselines: Sequence[str] = (),
+    limit: int | None = None,
 ) -> Plan:
     """Check every data set and every benchmark below `root`. Raises SourceError naming what is wrong.
 
     `baselines`: models to compare with; none means all whose weights are on disk. Raises CheckpointError where the
-    weights of a named one are not.
+    weights of a named one are not. `limit`: scans of each data set at most.
     """
     found = check_all(corpus(corpus_name, licence), root, settings.bench.accept_layouts)
     broken = [f for f in found if f.status in ("damaged", "mismatch", "packed", "unverified")]
@@ -75,9 +91,10 @@ def make(
             f"root {root}", f"holds no data set of the corpus {corpus_name}", "see 'usfmae datasets list'"
         )
     absent += [
-        f"{f.dataset.name} ({f.dataset.images:,} images): {f.dataset.link}" for f in found if f.status == "missing"
+        Absent("data set", f"{f.dataset.name}, {f.dataset.images:,} images", f.dataset.link)
+        for f in found
+        if f.status == "missing"
     ]
-    absent += [f"{f.dataset.name}: {f.detail}" for f in found if f.scans and f.dataset.kind == "hdf5"]
     for spec in baselines:
         if reason := missing(spec, weights):
             raise CheckpointError(f"baseline {spec}", reason, "or leave it out")
@@ -93,40 +110,40 @@ def make(
         tuple(m for m in models if m != "pixels") if finetuning else (),
         (*absent, *without),
         weights,
+        limit,
     )
     _no_shared_files(plan)
     return plan
 
 
-def _tasks(root: Path, settings: Settings) -> tuple[dict[str, base.Task], list[str]]:
-    tasks, absent = {}, []
+def _tasks(root: Path, settings: Settings) -> tuple[dict[str, base.Task], list[Absent]]:
+    tasks: dict[str, base.Task] = {}
+    absent: list[Absent] = []
     for name, id_ in TASKS.items():
         places = locate(dataset(id_), root)
         if places:
             tasks[name] = base.load(name, places[0], settings.bench.seed)
         else:
-            absent.append(f"benchmark {dataset(id_).name}: {dataset(id_).link}")
+            absent.append(Absent("benchmark", dataset(id_).name, dataset(id_).link))
     if not tasks:
         raise SourceError(f"root {root}", "holds none of the three benchmarks", "fetch at least one of them")
     return tasks, absent
 
 
-def _models(weights: Path | None, baselines: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
-    """Models that can be run here, and a line for each that cannot."""
+def _models(weights: Path | None, baselines: Sequence[str]) -> tuple[tuple[str, ...], list[Absent]]:
+    """Models that can be run here, and those that cannot."""
     own = ("pretrained", "random")
     if baselines:
         return (*own, *baselines), []
     wanted = ("pixels", "efficientnet-lite0", *BASELINES, f"ultrasam:{(weights or Path('weights')) / 'UltraSam.pth'}")
     why = {spec: missing(spec, weights) for spec in wanted}
-    without = [f"baseline {spec}: {reason}" for spec, reason in why.items() if reason]
+    without = [Absent("baseline", f"{shown(spec)} ({spec})", reason) for spec, reason in why.items() if reason]
     return (*own, *(spec for spec in wanted if not why[spec])), without
 
 
 def _no_shared_files(plan: Plan) -> None:
     """Raises SourceError where a file of the corpus is an image of a benchmark."""
-    import numpy as np
-
-    scans = [(id_, entry) for id_, _, entry in plan.entries()]
+    scans = [(f.dataset.id, entry) for f in plan.usable for entry in plan.scans_of(f)]
     leaks = [
         leak
         for name, task in plan.tasks.items()
@@ -138,10 +155,10 @@ def _no_shared_files(plan: Plan) -> None:
 def steps_of(plan: Plan) -> list[dict[str, Any]]:
     """The steps in order with the work of each, in images through the encoder (forward and backward count three)."""
     settings, train = plan.settings, plan.settings.train
-    images = sum(_expected_images(f) for f in plan.usable)
-    steps = train.steps or -(-train.epochs * images // train.batch_size)
+    expected = {f.dataset.id: _expected_images(plan, f) for f in plan.usable}
+    steps = train.steps or -(-train.epochs * sum(expected.values()) // train.batch_size)
     listed: list[dict[str, Any]] = [
-        {"step": "corpus", "what": f"{len(plan.usable)} data sets, about {images:,} images", "images": 0},
+        *({"step": f"corpus {id_}", "what": f"about {count:,} images", "images": 0} for id_, count in expected.items()),
         {"step": "leaks", "what": f"{len(plan.tasks)} benchmarks against the corpus", "images": 0},
         {"step": "pretrain", "what": f"{steps:,} steps of {train.batch_size}", "images": 3 * steps * train.batch_size},
     ]
@@ -164,11 +181,11 @@ def steps_of(plan: Plan) -> list[dict[str, Any]]:
     return listed
 
 
-def _expected_images(found: Found) -> int:
-    """Table 1's count, or its share where the copy is partial and the complete number of files is known."""
-    if found.expected and found.scans < found.expected:
-        return max(1, found.dataset.images * found.scans // found.expected)
-    return found.dataset.images if found.status != "partial" else max(found.scans, 1)
+def _expected_images(plan: Plan, found: Found) -> int:
+    """Table 1's count, or its share where not all scans are there or not all are read."""
+    scans = len(plan.scans_of(found))
+    complete = found.expected or (found.scans if found.status != "partial" else None)
+    return found.dataset.images * min(scans, complete) // complete or 1 if complete else max(scans, 1)
 
 
 def estimated(plan: Plan, steps: Sequence[dict[str, Any]]) -> tuple[str, list[float]]:

@@ -5,11 +5,11 @@ A step writes `steps/NAME.json` when it is done, with the recipe it was done for
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,117 +21,107 @@ from usfmae.core.bench.base import Task
 from usfmae.core.bench.evaluate import described, finetuned, paired, probed, safe_name, save_json, save_predictions
 from usfmae.core.bench.features import images_id, squares
 from usfmae.core.bench.plan import Plan
+from usfmae.core.bench.steps import Steps, Told
 from usfmae.core.config import Settings
 from usfmae.core.corpus.batch import Corpus
-from usfmae.core.corpus.openus46_layout import group_of
+from usfmae.core.corpus.openus46_archive import Entry
+from usfmae.core.corpus.openus46_layout import Found, group_of
 from usfmae.core.corpus.openus46_leak import enforce, same_pictures
 from usfmae.core.corpus.shard import Packed, write_shard
 from usfmae.core.flow import recipe_id
 from usfmae.core.prepare.run import recipe_settings
+from usfmae.core.prepare.summary import Progress
 
-Told = Callable[[str, str], None]  # step, what happened
-CHECKPOINT = "checkpoint.safetensors"
-
-
-class Steps:
-    """The steps that are done, in a folder."""
-
-    def __init__(self, folder: Path, told: Told) -> None:
-        self.folder, self.told = folder, told
-
-    def do(self, name: str, recipe: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The result of a step: read back where it was done for this recipe, else worked out and kept."""
-        path = self.folder / f"{safe_name(name)}.json"
-        key = recipe_id({"step": name, **recipe})
-        try:
-            kept = json.loads(path.read_text())
-        except (OSError, ValueError):
-            kept = {}
-        if kept.get("recipe") == key:
-            self.told(name, f"done before, {kept['seconds']:.0f} s")
-            return dict(kept["result"])
-        self.told(name, "begins")
-        began = time.perf_counter()
-        result = work()
-        seconds = time.perf_counter() - began
-        save_json(path, {"recipe": key, "seconds": round(seconds, 2), "result": result})
-        self.told(name, f"done, {seconds:.0f} s")
-        return {**result}
-
-    def seconds(self) -> dict[str, float]:
-        return {p.stem: json.loads(p.read_text())["seconds"] for p in sorted(self.folder.glob("*.json"))}
+Watched = Callable[[], AbstractContextManager[Progress | None]]  # shows how the reading of scans goes on
 
 
-def reproduce(plan: Plan, out: Path, told: Told, workers: int = 1) -> dict[str, Any]:
+def reproduce(plan: Plan, out: Path, told: Told, workers: int = 1, watched: Watched = nullcontext) -> dict[str, Any]:
     """Do every step of a plan that is not done, and return all results. Raises SourceError on a leak."""
+    out = out.absolute()
     steps = Steps(out / "steps", told)
-    corpus = steps.do("corpus", _corpus_recipe(plan), lambda: build_corpus(plan, out, workers))
-    root = corpus_folder(plan.settings, out)
-    fingerprint = Corpus([root], verify=False).fingerprint
+    sets = [_data_set(plan, found, steps, out, workers, watched) for found in plan.usable]
+    roots = [Path(found["root"]) for found in sets if found["images"]]
+    fingerprint = Corpus(roots, verify=False).fingerprint
     benches = {name: images_id(task) for name, task in plan.tasks.items()}
     rules = {"bits": plan.settings.bench.leak_bits, "how": plan.settings.bench.leaks}
-    leaks = steps.do("leaks", {"corpus": fingerprint, "tasks": benches, **rules}, lambda: audit(plan, root, out))
-    root = Path(leaks["root"])
+    leaks = steps.do("leaks", {"corpus": fingerprint, "tasks": benches, **rules}, lambda: audit(plan, roots, out))
     recipe = {"corpus": fingerprint, "leaks": leaks["leaks"], **_model_recipe(plan.settings)}
     run = out / f"pretrain-{recipe_id(recipe)[:8]}"  # other settings make another run beside the first
-    pretrained = steps.do("pretrain", recipe, lambda: pretrain(plan.settings, root, run, told))
-    probes, tests = _probes(plan, steps, out, pretrained)
-    tuned = _finetunings(plan, steps, out, pretrained)
+    clean = [Path(root) for root in leaks["roots"]]
+    pretrained = steps.do("pretrain", recipe, lambda: pretrain(plan.settings, clean, run, told))
+    probes = _probes(plan, steps, out, pretrained, benches)
     result = {
-        "corpus": corpus,
+        "preset": plan.settings.train.preset,
+        "corpus": {**_choice(plan), "datasets": sets, "images": sum(found["images"] for found in sets)},
         "leaks": leaks,
         "pretrain": pretrained,
         "tasks": {name: described(task) for name, task in plan.tasks.items()},
         "probes": probes,
-        "paired": tests,
-        "finetune": tuned,
-        "absent": list(plan.absent),
-        "seconds": steps.seconds(),
-        "hardware": hardware(),
+        "paired": _paired(plan, out),
+        "finetune": _finetunings(plan, steps, out, pretrained, benches),
+        "absent": [asdict(absent) for absent in plan.absent],
+        "seconds": steps.seconds,
+        "hardware": hardware(workers),
     }
     save_json(out / "report.json", result)
     return result
 
 
-def _corpus_recipe(plan: Plan) -> dict[str, Any]:
-    files = [(id_, name, entry.size) for id_, name, entry in plan.entries()]
-    return {"files": files, **recipe_settings(plan.settings)}
+def _choice(plan: Plan) -> dict[str, Any]:
+    """What was chosen of OpenUS-46, for the report."""
+    return {
+        "name": plan.corpus_name,
+        "licence": plan.licence,
+        "profile": plan.settings.clean.profile,
+        "limit": plan.limit,
+    }
 
 
-def corpus_folder(settings: Settings, out: Path) -> Path:
-    """Other settings make another corpus beside the first."""
-    return out / f"corpus-{recipe_id(recipe_settings(settings))[:8]}"
+def _data_set(plan: Plan, found: Found, steps: Steps, out: Path, workers: int, watched: Watched) -> dict[str, Any]:
+    """One data set as a corpus of its own; other files, a limit or other settings make another one beside it."""
+    scans = plan.scans_of(found)
+    recipe = {"files": [(entry.name, entry.size) for entry in scans], **recipe_settings(plan.settings)}
+    root = out / "corpus" / f"{found.dataset.id}-{recipe_id(recipe)[:8]}"
+    return steps.do(
+        f"corpus {found.dataset.id}", recipe, lambda: build_corpus(plan, found, scans, root, out, workers, watched)
+    )
 
 
 def _model_recipe(settings: Settings) -> dict[str, Any]:
     return {"model": settings.model.model_dump(), "train": settings.train.model_dump()}
 
 
-def build_corpus(plan: Plan, out: Path, workers: int) -> dict[str, Any]:
-    """Read, clean and pack the scans of every usable data set."""
+def build_corpus(
+    plan: Plan,
+    found: Found,
+    scans: Sequence[Entry],
+    root: Path,
+    out: Path,
+    workers: int,
+    watched: Watched = nullcontext,
+) -> dict[str, Any]:
+    """Read, clean and pack these scans of one data set; called again it goes on where it was cut."""
     from usfmae.core.keys import new_secret, read_secret, write_secret
     from usfmae.core.prepare import prepare
 
-    secret, folder = out / "secret", corpus_folder(plan.settings, out)
+    secret = out / "secret"
     if not secret.exists():
         write_secret(secret, new_secret())
     only = {
-        (entry.path.absolute(), entry.member): (f.dataset.id, group_of(f.dataset, entry.name))
-        for f in plan.usable
-        for place in f.places
-        for entry in place.chosen
+        (entry.path.absolute(), entry.member): (found.dataset.id, group_of(found.dataset, entry.name))
+        for entry in scans
     }
-    sources = [place.path for f in plan.usable for place in f.places]
-    done = prepare(sources, folder, plan.settings, secret=read_secret(secret), workers=workers, only=only)
-    names, counts = np.unique(Corpus([folder], verify=False).datasets, return_counts=True)
-    images = dict(zip(names.tolist(), counts.tolist(), strict=True))
-    sets = [{**f.as_dict(), "images": images.get(f.dataset.id, 0)} for f in plan.usable]
-    return {"prepare": done.as_dict(), "datasets": sets, "images": int(counts.sum())}
+    sources = [place.path for place in found.places]
+    with watched() as progress:
+        done = prepare(
+            sources, root, plan.settings, secret=read_secret(secret), workers=workers, only=only, progress=progress
+        )
+    return {**found.as_dict(), "read": len(scans), "images": done.kept, "root": str(root), "prepare": done.as_dict()}
 
 
-def audit(plan: Plan, root: Path, out: Path) -> dict[str, Any]:
+def audit(plan: Plan, roots: Sequence[Path], out: Path) -> dict[str, Any]:
     """Compare every benchmark image with every corpus image; refuse, or write a corpus without the leaking images."""
-    corpus = Corpus([root])
+    corpus = Corpus(roots)
     everything = np.arange(len(corpus))
     bench = plan.settings.bench
     leaks = [
@@ -143,9 +133,14 @@ def audit(plan: Plan, root: Path, out: Path) -> dict[str, Any]:
     ]
     kept = enforce(leaks, everything, bench.leaks)
     if len(kept) < len(everything):
-        root = without(corpus, kept, out / "corpus-without-leaks")
+        roots = [without(corpus, kept, out / f"corpus-without-leaks-{corpus.fingerprint[:8]}")]
     compared = sum(len(task.examples) for task in plan.tasks.values()) * len(corpus)
-    return {"pairs": compared, "bits": bench.leak_bits, "leaks": [leak.as_dict() for leak in leaks], "root": str(root)}
+    return {
+        "pairs": compared,
+        "bits": bench.leak_bits,
+        "leaks": [leak.as_dict() for leak in leaks],
+        "roots": [str(root) for root in roots],
+    }
 
 
 def without(corpus: Corpus, kept: np.ndarray, root: Path) -> Path:
@@ -166,7 +161,7 @@ def without(corpus: Corpus, kept: np.ndarray, root: Path) -> Path:
     return root
 
 
-def pretrain(settings: Settings, corpus: Path, out: Path, told: Told) -> dict[str, Any]:
+def pretrain(settings: Settings, corpus: Sequence[Path], out: Path, told: Told) -> dict[str, Any]:
     """Pretrain, or go on with the run in `out`."""
     from usfmae.core.pretrain import free_device, resume
     from usfmae.core.pretrain import pretrain as begin
@@ -179,7 +174,7 @@ def pretrain(settings: Settings, corpus: Path, out: Path, told: Told) -> dict[st
     if (out / "run.json").exists():
         done = resume(out, device=device, on_step=on_step)
     else:
-        done = begin([corpus], out, settings, device=device, on_step=on_step)
+        done = begin(list(corpus), out, settings, device=device, on_step=on_step)
     return {**done.as_dict(), "log": str(out / "log.jsonl")}
 
 
@@ -188,10 +183,8 @@ def spec_of(model: str, checkpoint: str, seed: int = 0) -> str:
     return {"pretrained": checkpoint, "random": f"random:{checkpoint}@{seed}"}.get(model, model)
 
 
-def _probes(
-    plan: Plan, steps: Steps, out: Path, pretrained: dict[str, Any]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Reports by task and model, and paired tests of the pretrained encoder with every other model."""
+def _probes(plan: Plan, steps: Steps, out: Path, pretrained: dict[str, Any], benches: dict[str, str]) -> dict[str, Any]:
+    """Reports by task and model."""
     bench, found = plan.settings.bench, {}
     for name, task in plan.tasks.items():
         for model in plan.models:
@@ -206,9 +199,9 @@ def _probes(
                     np.savez(_kept(out, task.name, model, head), probabilities=predictions.probabilities)
                 return {**report, "model": model}
 
-            recipe = {"model": model, "checkpoint": pretrained["id"], "images": images_id(task), "bench": _bench(bench)}
+            recipe = {"model": model, "checkpoint": pretrained["id"], "images": benches[name], "bench": _bench(bench)}
             found[f"{name} {model}"] = steps.do(f"probe {name} {model}", recipe, work)
-    return found, _paired(plan, out)
+    return found
 
 
 def _bench(bench: Any) -> dict[str, Any]:
@@ -220,6 +213,7 @@ def _kept(out: Path, task: str, model: str, head: str) -> Path:
 
 
 def _paired(plan: Plan, out: Path) -> list[dict[str, Any]]:
+    """Paired tests of the pretrained encoder with every other model, on frozen features."""
     from usfmae.core.bench.metrics import pooled
     from usfmae.core.bench.probe import HEADS, predictions
 
@@ -246,7 +240,9 @@ def _paired(plan: Plan, out: Path) -> list[dict[str, Any]]:
     return tests
 
 
-def _finetunings(plan: Plan, steps: Steps, out: Path, pretrained: dict[str, Any]) -> dict[str, Any]:
+def _finetunings(
+    plan: Plan, steps: Steps, out: Path, pretrained: dict[str, Any], benches: dict[str, str]
+) -> dict[str, Any]:
     bench, found = plan.settings.bench, {}
     for name, task in plan.tasks.items():
         for model in plan.finetuned:
@@ -259,17 +255,28 @@ def _finetunings(plan: Plan, steps: Steps, out: Path, pretrained: dict[str, Any]
             recipe = {
                 "model": model,
                 "checkpoint": pretrained["id"],
-                "images": images_id(task),
+                "images": benches[name],
                 "bench": bench.finetune.model_dump(),
             }
             found[f"{name} {model}"] = steps.do(f"finetune {name} {model}", recipe, work)
     return found
 
 
-def hardware() -> dict[str, str]:
+def hardware(workers: int) -> dict[str, str]:
     """What the figures were measured on."""
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
-    return {"gpu": gpu, "cpu_cores": str(os.cpu_count()), "machine": platform.machine(), "torch": torch.__version__}
+    return {
+        "GPU": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+        "processor": f"{_processor()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores",
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
+        "processes that read scans": str(workers),
+        "torch": torch.__version__,
+    }
 
 
-__all__: Sequence[str] = ("Steps", "reproduce")
+def _processor() -> str:
+    """The processor's name where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

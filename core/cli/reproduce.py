@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -14,6 +16,8 @@ from usfmae.core.cli.shell import configured, print_json
 
 if TYPE_CHECKING:
     from usfmae.core.bench.plan import Plan
+
+TINY_LIMIT = 20  # scans of each data set: the whole path in minutes
 
 
 @click.command(
@@ -41,6 +45,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="permissive leaves out data sets whose licence forbids commercial use.",
 )
+@click.option(
+    "--profile", type=click.Choice(["safe", "paper"]), default="paper", show_default=True, help="Cleaning of the scans."
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(0),
+    default=None,
+    help=f"Most scans read of a data set, spread evenly; 0: all. Default: {TINY_LIMIT} with --preset tiny, else all.",
+)
 @weights_option
 @click.option("--baseline", "baselines", multiple=True, help="Model to compare with; repeatable. Default: all on disk.")
 @click.option("--finetune/--no-finetune", default=None, help="Fine-tune too; default: not with --preset tiny.")
@@ -56,6 +69,8 @@ def reproduce(
     preset: str,
     corpus: str,
     licence: str,
+    profile: str,
+    limit: int | None,
     weights: Path | None,
     baselines: tuple[str, ...],
     finetune: bool | None,
@@ -68,20 +83,26 @@ def reproduce(
     from usfmae.core.bench.plan import make
     from usfmae.core.bench.reproduce import reproduce as run
     from usfmae.core.corpus.openus46 import CorpusName, LicenceFilter
+    from usfmae.core.prepare.progress import shown_progress
     from usfmae.core.presets import configure
     from usfmae.core.report.reproduce import write_report
 
-    # Public data sets carry no names, and the paper's cleaning is what is reproduced; --set wins.
-    settings = configure(preset, config_file, ("clean.profile=paper", *overrides))
-    wanted = finetune if finetune is not None else preset != "tiny"
-    plan = make(root, settings, cast(CorpusName, corpus), cast(LicenceFilter, licence), weights, wanted, baselines)
-    for task in plan.tasks.values():
-        for note in task.notes:
-            click.echo(f"note: {note}", err=True)
+    tiny = preset == "tiny"
+    settings = configure(preset, config_file, (f"clean.profile={profile}", *overrides))
+    wanted = finetune if finetune is not None else not tiny
+    most = (limit if limit is not None else TINY_LIMIT if tiny else 0) or None
+    plan = make(
+        root, settings, cast(CorpusName, corpus), cast(LicenceFilter, licence), weights, wanted, baselines, most
+    )
+    notes = [note for task in plan.tasks.values() for note in task.notes]
+    notes += [f"at most {most} scans of each data set are read; --limit 0 reads all"] if most else []
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
     if dry_run:
         _show(plan, as_json)
         return
-    result = run(plan, out, lambda step, what: click.echo(f"{step}: {what}", err=True), workers or os.cpu_count() or 1)
+    told = lambda step, what: click.echo(f"{step}: {what}", err=True)  # noqa: E731
+    result = run(plan, out, told, workers or os.cpu_count() or 1, shown_progress)
     write_report(out / "report.html", result)
     if as_json:
         print_json(result)
@@ -96,9 +117,18 @@ def _show(plan: Plan, as_json: bool) -> None:
     device, hours = estimated(plan, steps)
     if as_json:
         listed = [{**s, "hours": round(h, 7)} for s, h in zip(steps, hours, strict=True)]
-        print_json({"device": device, "hours": round(sum(hours), 7), "steps": listed, "absent": list(plan.absent)})
+        print_json(
+            {
+                "device": device,
+                "hours": round(sum(hours), 7),
+                "steps": listed,
+                "absent": [asdict(a) for a in plan.absent],
+            }
+        )
         return
     for step, h in zip(steps, hours, strict=True):
         click.echo(f"{step['step']:<52} {h:>9.2f} h  {step['what']}")
     click.echo(f"{'in all, without reading scans':<52} {sum(hours):>9.2f} h  on {device}")
-    click.echo(f"missing: {len(plan.absent)}; see --json", err=True)
+    absent = Counter(a.kind for a in plan.absent)
+    if absent:
+        click.echo(f"missing: {', '.join(f'{n} {kind}(s)' for kind, n in absent.items())}; see --json", err=True)

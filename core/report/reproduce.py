@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from usfmae.core.bench.paper import table_2
+from usfmae.core.bench.paper import SHOWN, Published, shown, table_2
 from usfmae.core.journal import read as read_log
 from usfmae.core.report.chart import line_chart
 from usfmae.core.report.page import write_page
@@ -21,84 +21,93 @@ def write_report(path: Path, result: dict[str, Any]) -> None:
         result=result,
         tasks=[_task(name, result) for name in result["tasks"]],
         loss_chart=_losses(result["pretrain"]),
-        hours=sum(result["seconds"].values()) / 3600,
+        times=_times(result["seconds"]),
+        seconds=sum(result["seconds"].values()),
     )
 
 
-def rows(name: str, result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Published and measured rows of one task; scores in per cent."""
-    listed = [
-        {
-            "model": p.model,
-            "how": f"published ({p.basis})",
-            "paper": _alone(p.paper_f1),
-            "ultrasam": _alone(p.ultrasam_f1),
-        }
-        for p in table_2()
-        if p.task == name
-    ]
-    for how, found in (("frozen, logistic", result["probes"]), ("fine-tuned", result["finetune"])):
+def rows(name: str, result: dict[str, Any], part: str) -> list[dict[str, Any]]:
+    """Published figures of each model beside those measured here on `part` (headline or all), in per cent.
+
+    Published figures stand beside the splits that the paper's table shows, and beside no others.
+    """
+    task = result["tasks"][name]
+    comparable = part == ("headline" if task["headline"] and len(task["headline"]) < len(task["splits"]) else "all")
+    published = {p.model: p for p in table_2() if p.task == name} if comparable else {}
+    measured: dict[str, list[dict[str, str]]] = {}
+    for how, found in (("frozen", result["probes"]), ("fine-tuned", result["finetune"])):
         for key, report in found.items():
-            task, _, model = key.partition(" ")
-            if task != name:
-                continue
-            scores = report["scores"].get("logistic", report["scores"])
-            for part, values in scores.items():
-                listed.append(
-                    {"model": model, "how": f"{how}, {_part(part, result['tasks'][name])}", **_measured(values)}
-                )
-    return listed
+            task_name, _, model = key.partition(" ")
+            scores = report["scores"].get("logistic", report["scores"]) if task_name == name else {}
+            if part in scores:
+                measured.setdefault(shown(model), []).append({"how": how, **_measured(scores[part])})
+    order = [m for m in SHOWN.values() if m in published or m in measured]
+    return [
+        {"model": model, "published": _published(published.get(model)), "here": measured.get(model, [])}
+        for model in [*order, *(m for m in measured if m not in order)]
+    ]
 
 
-def _part(part: str, task: dict[str, Any]) -> str:
-    return ", ".join(task["headline"]) if part == "headline" else f"all {len(task['splits'])} test part(s)"
-
-
-def _alone(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+def _published(row: Published | None) -> dict[str, str]:
+    if row is None:
+        return {"paper": "", "ultrasam": "", "basis": ""}
+    figures = {"paper": row.paper_f1, "ultrasam": row.ultrasam_f1}
+    return {**{k: "" if v is None else f"{v:.1f}" for k, v in figures.items()}, "basis": row.basis}
 
 
 def _measured(scores: dict[str, Any]) -> dict[str, str]:
-    def shown(measure: str) -> str:
+    def with_interval(measure: str) -> str:
         value = scores[measure]
         return f"{100 * value['value']:.1f} ({100 * value['low']:.1f}–{100 * value['high']:.1f})"
 
     return {
-        "paper": shown("paper.f1"),
-        "ultrasam": shown("ultrasam.f1"),
-        "balanced": shown("balanced_accuracy"),
-        "auroc": shown("auroc"),
+        "paper": with_interval("paper.f1"),
+        "ultrasam": with_interval("ultrasam.f1"),
+        "balanced": with_interval("balanced_accuracy"),
+        "auroc": with_interval("auroc"),
         "calibration": f"{100 * scores['expected_calibration_error']:.1f}",
     }
 
 
 def _task(name: str, result: dict[str, Any]) -> dict[str, Any]:
     task = result["tasks"][name]
-    curves = {
-        key.partition(" ")[2]: r["label_efficiency"]
-        for key, r in result["probes"].items()
-        if key.startswith(f"{name} ")
-    }
+    probes = {shown(k.partition(" ")[2]): r for k, r in result["probes"].items() if k.startswith(f"{name} ")}
+    curves = {model: report["label_efficiency"] for model, report in probes.items()}
     fractions = [f"{100 * p['fraction']:g} %" for p in next(iter(curves.values()), [])]
     lines = {model: [100 * p["balanced_accuracy"] for p in points] for model, points in curves.items()}
+    several = f"all {len(task['splits'])} test parts" if len(task["splits"]) > 1 else "the test part"
+    parts = [("headline", f"{', '.join(task['headline'])} alone, as in the paper"), ("all", several)]
+    tables = [(title, rows(name, result, part)) for part, title in parts]
     return {
         **task,
         "title": NAMES[name],
-        "rows": rows(name, result),
+        "tables": [(title, listed) for title, listed in tables if any(row["here"] for row in listed)],
         "curve": line_chart(lines, fractions, "balanced accuracy, %", "labelled training patients"),
-        "tests": [t for t in result["paired"] if t["task"] == name and t["head"] == "logistic"],
-        "confusions": [
-            (key.partition(" ")[2], report["scores"]["logistic"]["all"]["confusion"])
-            for key, report in result["probes"].items()
-            if key.startswith(f"{name} ")
+        "tests": [
+            {**t, "second": shown(t["second"])}
+            for t in result["paired"]
+            if t["task"] == name and t["head"] == "logistic"
         ],
+        "confusions": [(model, report["scores"]["logistic"]["all"]["confusion"]) for model, report in probes.items()],
     }
 
 
+def _times(seconds: dict[str, float]) -> list[dict[str, Any]]:
+    """Steps of one kind together: corpus, leaks, pretrain, probe, finetune."""
+    kinds = list(dict.fromkeys(name.split(" ")[0] for name in seconds))
+    steps = {kind: [(n, s) for n, s in seconds.items() if n.split(" ")[0] == kind] for kind in kinds}
+    return [{"kind": kind, "seconds": sum(s for _, s in of), "steps": of} for kind, of in steps.items()]
+
+
 def _losses(pretrain: dict[str, Any]) -> str:
-    steps = [line for line in read_log(Path(pretrain["log"])) if "loss" in line]
-    every = max(1, len(steps) // 60)
-    chosen = steps[::every]
-    return line_chart(
-        {"training": [s["loss"] for s in chosen]}, [str(s["step"]) for s in chosen], "masked loss", "step"
-    )
+    """Training loss, and the held-out loss at the step nearest to each of its measurements."""
+    log = read_log(Path(pretrain["log"]))
+    steps = [line for line in log if "loss" in line]
+    chosen = steps[:: max(1, len(steps) // 60)]
+    held: list[float | None] = [None] * len(chosen)
+    for line in log:
+        if "held_out_loss" in line:
+            nearest = min(range(len(chosen)), key=lambda i: abs(chosen[i]["step"] - line["step"]))
+            held[nearest] = line["held_out_loss"]
+    lines = {"training": [s["loss"] for s in chosen], "held out": held}
+    return line_chart(lines, [str(s["step"]) for s in chosen], "masked loss", "step")

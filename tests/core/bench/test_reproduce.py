@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from usfmae.core.bench.paper import bus_bra_row, table_2
 from usfmae.core.bench.plan import make
-from usfmae.core.bench.reproduce import Steps
+from usfmae.core.bench.steps import Steps
 from usfmae.core.cli import group
 from usfmae.core.config import Settings
 from usfmae.core.errors import SourceError
@@ -72,8 +72,11 @@ def test_recovered_counts_give_the_papers_rows() -> None:
 def test_a_plan_names_what_is_missing(root: Path) -> None:
     plan = make(root, settings())
     assert set(plan.tasks) == {"bus-bra"} and [f.dataset.id for f in plan.usable] == ["stu_hospital"]
-    text = "\n".join(plan.absent)
-    assert "MMOTU-2D" in text and "EchoNet-Dynamic" in text and "vit_base_patch16_224.mae" in text
+    names = {
+        kind: " ".join(a.name for a in plan.absent if a.kind == kind) for kind in ("benchmark", "data set", "baseline")
+    }
+    assert "MMOTU-2D" in names["benchmark"] and "EchoNet-Dynamic" in names["data set"]
+    assert "vit_base_patch16_224.mae" in names["baseline"]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,7 @@ def test_dry_run_lists_every_step_with_hours_and_writes_nothing(root: Path, tmp_
     done = CliRunner().invoke(group, [*arguments, *(x for s in SMALL for x in ("--set", s))], catch_exceptions=False)
     plan = json.loads(done.stdout)
     names = [step["step"] for step in plan["steps"]]
-    assert names[:3] == ["corpus", "leaks", "pretrain"] and "finetune bus-bra pretrained" in names
+    assert names[:3] == ["corpus stu_hospital", "leaks", "pretrain"] and "finetune bus-bra pretrained" in names
     assert plan["hours"] > 0 and not out.exists()
 
 
@@ -198,4 +201,4 @@ def test_a_disguised_benchmark_image_stops_the_run_before_training(root: Path, t
     CliRunner().invoke(group, [*arguments, "--set", "bench.leaks=drop"], catch_exceptions=False)
     report = json.loads((out / "report.json").read_text())
     assert [leak["image"] for leak in report["leaks"]["leaks"]] == ["bus_0001-l"]
-    assert report["pretrain"]["finished"] and Path(report["leaks"]["root"]).name == "corpus-without-leaks"
+    assert report["pretrain"]["finished"] and "corpus-without-leaks" in report["leaks"]["roots"][0]
