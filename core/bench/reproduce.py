@@ -79,11 +79,13 @@ def _choice(plan: Plan) -> dict[str, Any]:
 
 def _data_set(plan: Plan, found: Found, steps: Steps, out: Path, workers: int, watched: Watched) -> dict[str, Any]:
     """One data set as a corpus of its own; other files, a limit or other settings make another one beside it."""
-    scans = plan.scans_of(found)
-    recipe = {"files": [(entry.name, entry.size) for entry in scans], **recipe_settings(plan.settings)}
+    scans, settings = plan.scans_of(found), plan.settings
+    if found.dataset.sampling == "one":  # of 840 frames of a case the paper took one
+        settings = settings.model_copy(update={"read": settings.read.model_copy(update={"slices": 1})})
+    recipe = {"files": [(entry.name, entry.size) for entry in scans], **recipe_settings(settings)}
     root = out / "corpus" / f"{found.dataset.id}-{recipe_id(recipe)[:8]}"
     return steps.do(
-        f"corpus {found.dataset.id}", recipe, lambda: build_corpus(plan, found, scans, root, out, workers, watched)
+        f"corpus {found.dataset.id}", recipe, lambda: build_corpus(settings, found, scans, root, out, workers, watched)
     )
 
 
@@ -92,7 +94,7 @@ def _model_recipe(settings: Settings) -> dict[str, Any]:
 
 
 def build_corpus(
-    plan: Plan,
+    settings: Settings,
     found: Found,
     scans: Sequence[Entry],
     root: Path,
@@ -114,7 +116,7 @@ def build_corpus(
     sources = [place.path for place in found.places]
     with watched() as progress:
         done = prepare(
-            sources, root, plan.settings, secret=read_secret(secret), workers=workers, only=only, progress=progress
+            sources, root, settings, secret=read_secret(secret), workers=workers, only=only, progress=progress
         )
     return {**found.as_dict(), "read": len(scans), "images": done.kept, "root": str(root), "prepare": done.as_dict()}
 

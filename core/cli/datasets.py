@@ -78,6 +78,29 @@ def check(
         click.echo(f"not of OpenUS-46: {', '.join(unknown)}", err=True)
 
 
+@datasets.command(
+    help="Write the clips of a data set that is published as HDF5 (thyroid_cineclip) as volumes beside it."
+)
+@click.option("--root", required=True, type=click.Path(path_type=Path), help="Folder with a folder a data set.")
+def unpack(root: Path) -> None:
+    from usfmae.core.corpus.openus46 import dataset
+    from usfmae.core.corpus.openus46_hdf5 import unpack as clips_of
+    from usfmae.core.corpus.openus46_layout import locate
+    from usfmae.core.errors import SourceError
+
+    wanted = dataset("thyroid_cineclip")
+    found = [path for place in locate(wanted, root) for path in place.rglob("dataset.hdf5")]
+    if not found:
+        raise SourceError(f"root {root}", f"holds no dataset.hdf5 of {wanted.name}", f"fetch it from {wanted.link}")
+
+    def told(done: int, clips: int) -> None:
+        click.echo(f"\r{done} of {clips} clips", err=True, nl=done == clips)
+
+    for path in found:
+        clips_of(path, path.parent / "clips", told)
+        click.echo(path.parent / "clips")
+
+
 def _line(f: Found) -> str:
     of = f" of {f.expected:,}" if f.expected is not None else ""
     text = f"{f.dataset.id:<19} {f.status:<10} {f.scans:>6,}{of} files; Table 1: {f.dataset.images:,}"

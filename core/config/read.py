@@ -14,6 +14,8 @@ class ReadSettings(Options):
     """Frames kept per second of a clip, chosen by time (paper, section on data: 3 per second)."""
     default_rate: float = Field(25.0, gt=0, le=1000)
     """Frame rate assumed where a clip states none, in frames per second; noted in the ledger."""
+    slices: int = Field(0, ge=0)
+    """At most this many slices of a volume, spread evenly over it; 0 keeps all."""
     duplicate_bits: int = Field(4, ge=0, le=256)
     """Frames of a scan whose 256-bit perceptual hashes differ in fewer bits than this are dropped; 0 keeps all."""
     modalities: tuple[str, ...] = ("US", "IVUS")

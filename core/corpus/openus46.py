@@ -53,7 +53,7 @@ class Dataset(Options):
     licence_source: str | None = None
     subject: str
     native_size: str
-    kind: Literal["raster", "video", "volume", "hdf5", "by-suffix"]
+    kind: Literal["raster", "video", "volume", "by-suffix"]
     sampling: Literal["all", "3 fps", "one"]
     files: int | None = None
     patients: int | None = None

@@ -12,8 +12,9 @@ from pathlib import Path
 from usfmae.core.errors import SourceError
 
 # Archives that are not read in place, and downloads that never finished.
-PACKED = (".rar", ".7z", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".z01", ".change2zip")
+PACKED = (".rar", ".7z", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".z01", ".change2zip", ".zip")
 UNFINISHED = (".part", ".crdownload", ".download", ".tmp")
+HDF5 = (".hdf5", ".h5")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,22 @@ class Entry:
                 return archive.read(self.member)
         except (OSError, KeyError, zipfile.BadZipFile) as error:
             raise SourceError(f"{self.name}", f"cannot be read: {error}", "fetch the data set again") from None
+
+
+def is_packed(name: str) -> bool:
+    lower = name.lower()
+    return lower.endswith((*PACKED, *UNFINISHED, *HDF5)) and not lower.endswith(".nii.gz")
+
+
+def to_unpack(names: Sequence[str]) -> str:
+    """What a person must do with archives that are not read in place, from the first one's kind."""
+    first = names[0].lower()
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    if first.endswith(UNFINISHED):
+        return f"finish the download of {shown}"
+    if first.endswith(HDF5):
+        return f"{shown}: run 'usfmae datasets unpack' with the same --root"
+    return f"unpack {shown} first, each into a folder of its own name: 'unar -d FILE' (Debian package unar)"
 
 
 def entries(place: Path) -> list[Entry]:

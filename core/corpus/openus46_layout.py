@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from usfmae.core.corpus.openus46 import Dataset, Layout
-from usfmae.core.corpus.openus46_archive import PACKED, UNFINISHED, Entry, entries, pattern
+from usfmae.core.corpus.openus46_archive import HDF5, Entry, entries, is_packed, pattern, to_unpack
 from usfmae.core.errors import SourceError
 from usfmae.core.flow import Scan, Trail, secret_id
 
@@ -81,7 +81,7 @@ def locate(dataset: Dataset, root: Path) -> list[Path]:
 def place(dataset: Dataset, path: Path) -> Place:
     """Match the files at `path` with the data set's layouts in turn. Raises SourceError for a damaged archive."""
     listed = entries(path)
-    packed = tuple(e.name for e in listed if _is_packed(e.name))
+    packed = tuple(e.name for e in listed if is_packed(e.name))
     for layout in dataset.layouts:
         matched = _match(layout, listed)
         if matched:
@@ -98,11 +98,6 @@ def _match(layout: Layout, listed: Sequence[Entry]) -> tuple[tuple[Entry, ...], 
     chosen = tuple(entry for entry in kept if include.fullmatch(entry.name))
     unexplained = tuple(e.name for e in kept if e not in set(chosen) and e.name.lower().endswith(PICTURES))
     return (chosen, unexplained) if chosen else None
-
-
-def _is_packed(name: str) -> bool:
-    lower = name.lower()
-    return lower.endswith((*PACKED, *UNFINISHED, ".zip")) and not lower.endswith(".nii.gz")
 
 
 def _summary(listed: Sequence[Entry]) -> str:
@@ -141,16 +136,16 @@ def _judge(dataset: Dataset, places: Sequence[Place], count: int) -> tuple[Statu
     packed = [name for p in places for name in p.packed]
     if unmatched:
         what = f"found {'; '.join(p.seen for p in unmatched)}; expected {dataset.layout}"
-        return ("packed", f"unpack {', '.join(packed[:3])} first") if packed else ("mismatch", what)
+        return ("packed", to_unpack(packed)) if packed else ("mismatch", what)
     notes = [
         f"{p.path.name}: {len(p.chosen)}, {p.layout.name}" for p in places if p.layout and _worth_a_note(p, places)
     ]
-    notes += [f"still packed: {', '.join(packed[:3])}"] if packed else []
+    packed = [name for name in packed if not name.lower().endswith(HDF5)]  # it stays beside its clips
+    notes += [f"still packed: {to_unpack(packed)}"] if packed else []
     unexplained = [name for p in places for name in p.unexplained]
     notes += (
         [f"{len(unexplained)} pictures not explained by the layout, such as {unexplained[0]}"] if unexplained else []
     )
-    notes += ["HDF5 is not read by 'usfmae prepare': write its frames as PNG"] if dataset.kind == "hdf5" else []
     there, expected = _completeness(dataset, places)
     if expected is None:
         return "found", "; ".join([*notes, "how many files are complete is not known"])
@@ -204,13 +199,13 @@ def scans(found: Found, secret: bytes) -> Iterator[Scan]:
 
 
 def kind_of(name: str) -> str:
-    """The reader for a file name: raster, video, volume or hdf5."""
+    """The reader for a file name: raster, video or volume."""
     lower = name.lower()
     if lower.endswith(VOLUME):
         return "volume"
     if lower.endswith(VIDEO):
         return "video"
-    return "hdf5" if lower.endswith((".hdf5", ".h5")) else "raster"
+    return "raster"
 
 
 def group_of(dataset: Dataset, name: str) -> str:

@@ -6,7 +6,7 @@ The header is read first; slices are then extracted one at a time where the form
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -74,19 +74,28 @@ def facts(scan: Scan, settings: ReadSettings) -> Facts:
         size = reader.GetSize()
         count = prod(size[2:])
         check_size(size[0], size[1], count, settings)
-        return Facts(name, count, count)
+        return Facts(name, count, len(kept(count, settings.slices)))
+
+
+def kept(count: int, most: int) -> range | list[int]:
+    """Which of `count` slices are read: all, or the middles of `most` equal parts."""
+    if not most or count <= most:
+        return range(count)
+    return [(2 * part + 1) * count // (2 * most) for part in range(most)]
 
 
 def frames(scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Frame]:
     """Slices along every axis but the first two, in file order."""
     with _reader(scan, settings) as (reader, _):
         size = reader.GetSize()
-        check_size(size[0], size[1], prod(size[2:]), settings)
-        for index, pixels in enumerate(_slices(reader, size)):
+        count = prod(size[2:])
+        check_size(size[0], size[1], count, settings)
+        wanted = kept(count, settings.slices)
+        for index, pixels in zip(wanted, _slices(reader, size, wanted), strict=True):
             yield Frame(as_rgb(pixels), scan.trail, index)
 
 
-def _slices(reader: Any, size: tuple[int, ...]) -> Iterator[NDArray[Any]]:
+def _slices(reader: Any, size: tuple[int, ...], wanted: Sequence[int]) -> Iterator[NDArray[Any]]:
     """(H, W) or (H, W, 3) arrays. A small volume is read at once (compressed ones would be unpacked per slice)."""
     import SimpleITK
 
@@ -96,9 +105,12 @@ def _slices(reader: Any, size: tuple[int, ...]) -> Iterator[NDArray[Any]]:
             image = reader.Execute()  # held: the array is a view into it
             volume = SimpleITK.GetArrayViewFromImage(image)
             picture = volume.shape[-3:] if reader.GetNumberOfComponents() > 1 else volume.shape[-2:]
-            yield from volume.reshape(-1, *picture)
+            pictures = volume.reshape(-1, *picture)
+            yield from (pictures[index] for index in wanted)
             return
-        for position in np.ndindex(*reversed(size[2:])):
+        shape = tuple(reversed(size[2:]))
+        for index in wanted:
+            position = [int(i) for i in np.unravel_index(index, shape)] if shape else []
             reader.SetExtractSize([*size[:2], *(0 for _ in position)])
             reader.SetExtractIndex([0, 0, *reversed(position)])
             yield SimpleITK.GetArrayFromImage(reader.Execute())

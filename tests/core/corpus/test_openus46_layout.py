@@ -82,7 +82,7 @@ def test_a_zip_beside_its_extracted_folder_counts_once(tmp_path: Path) -> None:
 def test_archives_that_must_be_unpacked_are_named(tmp_path: Path) -> None:
     grow(tmp_path / "fast_u_net", ["Dataset/AC/AC_image1.rar", "Dataset/HC/HC_mask.rar"])
     found = check(dataset("fast_u_net"), tmp_path)
-    assert found.status == "packed" and "AC_image1.rar" in found.detail
+    assert found.status == "packed" and "AC_image1.rar" in found.detail and "unar -d" in found.detail
 
 
 def test_half_an_archive_is_damaged(tmp_path: Path) -> None:

@@ -92,6 +92,27 @@ def test_volumes_give_their_slices(tmp_path: Path, name: str) -> None:
     assert np.array_equal(np.stack([f.pixels[..., 0] for f in frames(tmp_path / name)]), slices)
 
 
+@pytest.mark.parametrize(("most", "kept"), [(0, range(9)), (1, [4]), (3, [1, 4, 7]), (20, range(9))])
+@pytest.mark.parametrize("large", [False, True])  # read at once, or slice by slice
+def test_a_limit_of_slices_is_spread_over_the_volume(
+    tmp_path: Path, most: int, kept: list[int], large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import SimpleITK
+
+    from usfmae.core.read import volume
+
+    monkeypatch.setattr(volume, "WHOLE", 0 if large else volume.WHOLE)
+    slices = np.stack([speckle(seed=i) for i in range(9)])
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(slices), str(tmp_path / "v.mha"))
+    settings = SETTINGS.model_copy(update={"slices": most})
+    found = identify(Candidate(tmp_path / "v.mha"), SECRET, settings)
+    assert isinstance(found, Identified) and found.facts.planned == len(kept)
+    got = list(read(found.scan, settings))
+    assert [f.index for f in got] == list(kept) and np.array_equal(
+        np.stack([f.pixels[..., 0] for f in got]), slices[kept]
+    )
+
+
 def test_a_detached_header_cannot_point_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "v.mhd").write_text(
         "ObjectType = Image\nNDims = 2\nDimSize = 8 8\nElementType = MET_UCHAR\nElementDataFile = /etc/passwd\n"
