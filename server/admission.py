@@ -66,6 +66,9 @@ def identify(record: Mapping[str, Any], site: Site, asked: TrainRequest) -> Trai
         raise Refusal("bad-signature", "the signature is not this site's over this reply") from None
     if reply.site not in ("", site.site):
         raise Refusal("wrong-site", "the reply names another site")
+    for figure in ("loss_before", "loss_after", "seconds"):
+        if not 0 <= getattr(reply, figure) < math.inf:
+            raise Refusal("bad-record", f"{figure} is {getattr(reply, figure):.3g}")
     for name, code in (("campaign", "wrong-campaign"), ("round", "wrong-round"), ("base", "wrong-base")):
         if getattr(reply, name) != getattr(asked, name):
             raise Refusal(code, f"{name} {str(getattr(reply, name))[:64]!r} was not asked for")

@@ -53,7 +53,7 @@ from usfmae.core.config.coordinator import NetworkSettings
 from usfmae.core.errors import NetworkError
 from usfmae.core.log import note
 from usfmae.server.ledger import Site
-from usfmae.server.porch import App, Porch
+from usfmae.server.porch import CALLER, App, Porch
 from usfmae.server.transit import TransitStore
 
 logger = logging.getLogger(__name__)
@@ -64,12 +64,14 @@ HEADER_SECONDS = 20.0
 
 
 class _State(InMemoryLinkState):
-    """Flower's link state takes a site's word for the name of its reply; this one wants it to be the reply's hash."""
+    """Flower's link state takes a site's word for who it is and what its reply is called; this one looks."""
 
     def store_message_and_object_tree(
         self, message: Message, object_tree: ObjectTree, session_id: str
     ) -> tuple[bool, list[str]]:
-        root = object_tree.object_id
+        root, caller = object_tree.object_id, CALLER.get()
+        if caller and self.get_node_id_by_public_key(caller) != message.metadata.src_node_id:
+            return False, []
         if root != message.metadata.message_id or root in cast(TransitStore, self.object_store).trusted:
             return False, []
         return super().store_message_and_object_tree(message, object_tree, session_id)
@@ -227,15 +229,32 @@ def _normal_pem(pem: str) -> bytes:
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with a limit on the time before the first request: headers may not drip either."""
+    """uvicorn's HTTP/1.1 with a limit on the time that headers may take, of the first request and of any other."""
+
+    waiting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(HEADER_SECONDS, self._hurry)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Start the clock where no request is being served, stop it where one is."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self.waiting:
+                self.waiting.cancel()
+            self.waiting = None
+        elif self.waiting is None:
+            self.waiting = self.loop.call_later(HEADER_SECONDS, self._hurry)
 
     def _hurry(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
+        self.waiting = None
+        idle = self.timeout_keep_alive_task is not None  # between two requests: uvicorn's own clock runs
+        if (self.cycle is None or self.cycle.response_complete) and not idle and not self.transport.is_closing():
+            self.transport.abort()  # close() would wait for the caller's goodbye
 
 
 class Gateway:

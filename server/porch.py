@@ -12,6 +12,7 @@ import binascii
 import json
 from base64 import b64decode
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
@@ -41,6 +42,7 @@ CALLS = frozenset(
     )
 )
 HEALTH = "/healthz"
+CALLER: ContextVar[bytes] = ContextVar("caller", default=b"")  # public key of the site whose call is being served
 EARLY, LATE = -5.0, 305.0  # seconds a signed time may differ from ours; the fleet API's own window
 
 
@@ -114,6 +116,7 @@ class Porch:
             if not isinstance(key, EllipticCurvePublicKey):
                 raise Refused(401, "no ECDSA key")
             key.verify(signature, stamp.encode(), ECDSA(hashes.SHA256()))
+            CALLER.set(pem)
         except (InvalidSignature, ValueError, UnsupportedAlgorithm):
             raise Refused(401, "the signature does not match the key") from None
 

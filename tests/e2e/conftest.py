@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.e2e import tables
+
 MODEL = {
     "image_size": 32,
     "patch_size": 8,
@@ -217,3 +219,19 @@ def federate(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
     yield make
     for federation in made:
         federation.stop()
+
+
+@pytest.fixture(scope="session")
+def honest_alone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the three honest hospitals of the arena make of round 1 without anybody else."""
+    from tests.e2e.arena import Stage
+
+    with Stage(tmp_path_factory.mktemp("honest")) as stage:
+        return stage.done()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The tables of `make test-faults` and `make test-attacks`."""
+    for name in tables.HEADS:
+        for line in tables.text(name):
+            terminalreporter.write_line(line)

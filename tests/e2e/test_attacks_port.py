@@ -1,0 +1,175 @@
+"""The public port against callers who should not get in, or who call to wear it out."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from tests.e2e.arena import Stage, call, row, signed_headers
+from usfmae.client import node, trouble
+from usfmae.core import audit, keys
+from usfmae.core.enrolment import Enrolment, checked
+from usfmae.core.errors import ConfigError
+from usfmae.server import gateway, porch
+
+pytestmark = pytest.mark.attacks
+
+NOT_KNOWN = "this key is not enrolled, or was revoked"
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory) -> Iterator[Stage]:
+    with Stage(tmp_path_factory.mktemp("port"), hostile=2, rounds=0) as stage:
+        yield stage
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/control/list-runs",
+        "/v1/control/start-run",
+        "/v1/control/list-nodes",
+        "/v1/runtime/acquire-task",
+        "/v1/fleet/register-node",
+        "/v1/fleet/get-fab",
+        "/docs",
+        "/openapi.json",
+        "/v1/fleet/../control/list-runs",
+        "/v1/fleet/%2e%2e/control/list-runs",
+        "/v1/fleet%2fpull-messages",
+        "//v1/fleet/pull-messages",
+    ],
+)
+def test_the_public_port_answers_the_fleet_api_and_nothing_else(stage, path):
+    status = call(stage, path, headers=signed_headers(stage.honest[0]))
+    audited = stage.audited(actor="porch", code=404, status="refused")
+    row(f"POST {path}", status, audited)
+    assert (status, audited) == (404, True)
+
+
+def test_an_unregistered_key_is_turned_away(stage):
+    stranger = node.Fleet(f"https://127.0.0.1:{stage.port}", stage.home.ca, keys.new_node_key())
+    with pytest.raises(trouble.UnknownKeyError):
+        stranger.activate(60)
+    audited = stage.audited(actor="porch", code=401, why=NOT_KNOWN)
+    row("unregistered key", 401, audited)
+    assert audited
+
+
+@pytest.mark.parametrize(("minutes", "word"), [(-10, "behind"), (10, "ahead of")])
+def test_a_clock_ten_minutes_off_is_told_so(stage, monkeypatch, minutes, word):
+    fleet = stage.honest[0].connect(stage.home, stage.port)
+    off = timedelta(minutes=minutes)
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(UTC) + off
+
+    now = time.time
+    monkeypatch.setattr(node, "datetime", Clock)
+    monkeypatch.setattr(node.time, "time", lambda: now() + off.total_seconds())
+    with pytest.raises(trouble.ClockError, match=rf"clock is (59|60)\d s {word} the server's"):
+        fleet.activate(60)
+    monkeypatch.undo()
+    stage.refusals.write()
+    audited = any(e.get("why", "").startswith("clocks differ by") for e in audit.entries(stage.home.audit))
+    row(f"clock {abs(minutes)} minutes {word}", 401, audited)
+    assert audited
+
+
+def test_a_signature_by_another_key_is_turned_away(stage):
+    headers = signed_headers(stage.honest[0])
+    headers["flwr-signature"] = signed_headers(stage.honest[1])["flwr-signature"]
+    status = call(stage, "/v1/fleet/pull-messages", headers=headers)
+    audited = stage.audited(actor="porch", code=401, why="the signature does not match the key")
+    row("another site's public key", status, audited)
+    assert (status, audited) == (401, True)
+
+
+def test_a_revoked_key_is_cut_off_within_a_second(stage):
+    fleet = stage.mallory.connect(stage.home, stage.port)
+    fleet.activate(60)
+    stage.ledger.revoke_site("liar-0")
+    time.sleep(1)
+    with pytest.raises(trouble.UnknownKeyError):
+        fleet.pull()
+    entries = stage.audited(actor="porch", code=401, why=NOT_KNOWN)
+    row("revoked key", 401, entries)
+    assert entries
+
+
+def test_a_body_beyond_the_limit_is_refused_unread(stage):
+    headers = {**signed_headers(stage.honest[0]), "content-length": str(10 * 2**30)}
+    status = call(stage, "/v1/fleet/push-object", headers=headers)
+    audited = stage.audited(actor="porch", code=413)
+    row("10 GB in one request", status, audited)
+    assert (status, audited) == (413, True)
+
+
+def line_to(stage: Stage) -> ssl.SSLSocket:
+    context = ssl.create_default_context(cafile=str(stage.home.ca))
+    plain = socket.create_connection(("127.0.0.1", stage.port), 10)
+    return context.wrap_socket(plain, server_hostname="127.0.0.1")
+
+
+def test_a_body_that_drips_is_dropped(stage):
+    """Slow loris: headers of an enrolled site, then a byte now and then."""
+    lines = "".join(f"{k}: {v}\r\n" for k, v in signed_headers(stage.honest[0]).items())
+    head = f"POST /v1/fleet/push-object HTTP/1.1\r\nhost: x\r\ncontent-length: 999\r\n{lines}\r\n"
+    with line_to(stage) as line:
+        line.sendall(head.encode())
+        began = time.monotonic()
+        line.sendall(b"x")
+        status = int(line.recv(1000).split(b" ")[1])
+    audited = stage.audited(actor="porch", code=408)
+    row("slow-loris upload", status, audited)
+    assert (status, audited) == (408, True) and time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("first", [b"", b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"])
+def test_headers_that_drip_end_the_connection(stage, monkeypatch, first):
+    """Also those of a second request on a connection that was let in: nobody holds a place for ever."""
+    monkeypatch.setattr(gateway, "HEADER_SECONDS", 1.0)
+    began = time.monotonic()
+    with line_to(stage) as line:
+        if first:
+            line.sendall(first)
+            assert b"200" in line.recv(1000)
+        try:
+            while time.monotonic() - began < 8:
+                line.sendall(b"x")
+                time.sleep(0.2)
+            dropped = False
+        except OSError:
+            dropped = True
+    row("headers that drip" + (", second request" if first else ""), "closed" if dropped else "HELD")
+    assert dropped
+
+
+def test_calls_that_are_not_flower_s_language_do_no_harm(stage):
+    """An enrolled site sends random bytes, and well-formed calls with a piece changed, to every path."""
+    random = np.random.default_rng(0)
+    statuses = set()
+    for path in sorted(porch.CALLS):
+        for size in (0, 1, 40, 5000):
+            body = random.bytes(size)
+            headers = signed_headers(stage.honest[0]) | {"content-type": node.MEDIA_TYPE, "accept": node.MEDIA_TYPE}
+            statuses.add(call(stage, path, body, headers))
+    assert statuses <= {200, 400, 401, 403, 404, 409, 415, 422, 500}
+    stage.liars[1].connect(stage.home, stage.port).activate(60)  # and it goes on serving
+    row("random bytes on every path", "/".join(map(str, sorted(statuses))))
+
+
+def test_names_that_walk_the_file_system_are_not_enrolled(stage):
+    pem = keys.public_pem(keys.new_node_key()), keys.public_pem(keys.new_signing_key())
+    for name in ("../../etc", "a/b", "", "..\\x", "x" * 100, "\0", "a\u202eb", "."):
+        with pytest.raises(ConfigError):
+            checked(Enrolment(name, *pem, 10), "enrol.json")
+    row("path traversal in a site's name", "exit 3")

@@ -1,0 +1,188 @@
+"""Attacks that need more than one message: replays, floods, bombs, somebody else's place."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from flwr.proto import message_pb2 as wire
+
+from tests.e2e.arena import Draft, Hospital, Stage, row
+from usfmae.client import node, objects
+from usfmae.core import protocol
+from usfmae.core.protocol import RAW, TrainRequest
+from usfmae.server.admission import ADMITTED
+
+pytestmark = pytest.mark.attacks
+
+
+def test_a_replayed_round_is_refused(tmp_path):
+    """Mallory is honest in round 1 and sends the same signed reply, then the same update newly signed, again."""
+    with Stage(tmp_path, hostile=1, rounds=3) as stage:
+        kept: list[Draft] = []
+
+        def replay(draft: Draft) -> None:
+            if draft.asked.round == 2:  # the old reply, word for word
+                old = kept[0]
+                draft.payload = old.payload
+                draft.fields.update(round=1, base=old.asked.base)
+            elif draft.asked.round == 3:  # the old update under a new signature
+                draft.payload = kept[0].payload
+            kept.append(draft)
+
+        stage.mallory.attack = replay
+        stage.hostile()
+        stage.done()
+        verdicts = [stage.verdict(n) for n in (1, 2, 3)]
+        audited = [stage.audited(actor="gate", round=n, verdict=verdicts[n - 1], status="refused") for n in (2, 3)]
+        row("replayed round (word for word)", verdicts[1], audited[0])
+        row("replayed update, signed anew", verdicts[2], audited[1])
+        assert (verdicts, audited) == ([ADMITTED, "wrong-round", "replayed"], [True, True])
+
+
+def request_of(fleet: node.Fleet) -> node.Request:
+    fleet.activate(60)
+    request = None
+    while request is None:
+        request = fleet.pull()
+    return request
+
+
+def test_a_message_of_10_gb_is_stopped_at_the_size_of_an_update(tmp_path, honest_alone):
+    with Stage(tmp_path, hostile=1) as stage:
+
+        def enormous(draft: Draft) -> None:
+            draft.payload["flood"] = b"\0"
+
+        def flood(draft: Draft, name: str) -> objects.Part:
+            if name != "flood":
+                return Hospital._part(stage.mallory, draft, name)
+            blocks = [np.random.default_rng(i).bytes(2**20) for i in range(5)]
+            size = 5 * 2**20 * 3  # as many chunks as it likes: the limit is passed with the first
+            return objects.Part("int8", (size,), RAW, size, lambda a, b: (blocks[a // objects.CHUNK] * 5)[: b - a])
+
+        stage.mallory.attack, stage.mallory._part = enormous, flood
+        fleet = stage.mallory.connect(stage.home, stage.port)
+        request = request_of(fleet)
+        with pytest.raises(node.UnreachableError):
+            stage.mallory.answer(fleet, request)
+        result = stage.done()
+        spent = sum(f.stat().st_size for f in stage.home.transit.glob("*"))
+        got, audited = stage.verdict(), stage.audited(actor="gate", verdict="bad-message")
+        row("10 GB message, piece by piece", got, audited, result == honest_alone)
+        assert (got, audited, result) == ("bad-message", True, honest_alone)
+        assert spent < 8 * 2**20
+
+
+def test_a_chunk_that_is_named_4000_times_is_not_unfolded(tmp_path, honest_alone, monkeypatch):
+    with Stage(tmp_path, hostile=1) as stage:
+        fleet = stage.mallory.connect(stage.home, stage.port)
+        request = request_of(fleet)
+        draft = Draft(asked(fleet, request), {}, {"w": b"x"}, {}, {})
+        real = objects.json.dumps
+
+        def folded(about: object) -> str:
+            if isinstance(about, dict) and "arraychunk_ids" in about:
+                about = {**about, "arraychunk_ids": [0] * 4096}
+            return real(about)
+
+        stage.mallory._part = lambda draft, name: objects.Part("int8", (2**32,), RAW, 2**20, lambda a, b: bytes(b - a))
+        with monkeypatch.context() as patch:
+            patch.setattr(objects.json, "dumps", folded)
+            stage.mallory.push(fleet, request, draft)
+        result = stage.done()
+        got, audited = stage.verdict(), stage.audited(actor="gate", verdict="bad-message")
+        row("1 MiB that unfolds to 4 GiB", got, audited, result == honest_alone)
+        assert (got, audited, result) == ("bad-message", True, honest_alone)
+
+
+def asked(fleet: node.Fleet, request: node.Request) -> TrainRequest:
+    fetch = lambda id_: fleet.fetch(request.run, id_)  # noqa: E731
+    ids = node.record_ids(request.id, fetch)
+    return protocol.from_record(TrainRequest, node.config_record(fetch(ids[protocol.RECORD])))
+
+
+def test_a_tree_of_too_many_objects_is_not_taken(tmp_path, honest_alone):
+    """Many tiny objects, and a tree that doubles at each level, so that all ways through it cannot be walked."""
+    with Stage(tmp_path, hostile=2) as stage:
+        for liar, make in zip(stage.liars, (wide, doubling), strict=True):
+            fleet = liar.connect(stage.home, stage.port)
+            request = request_of(fleet)
+            parcel = make()
+            about = wire.Metadata.FromString(node.reply_metadata(request, time.time()))
+            about.message_id = parcel.tree.id
+            with contextlib.suppress(node.UnreachableError):
+                fleet.push(node.Reply(about, parcel))
+        result = stage.done()
+        verdicts = [stage.ledger.verdicts(1)[liar.site] for liar in stage.liars]
+        for name, verdict in zip(("30,000 tiny objects", "a tree of 2^60 ways"), verdicts, strict=True):
+            audited = stage.audited(actor="gate", verdict=verdict.verdict, site=verdict.site)
+            row(name, verdict.verdict, audited, result == honest_alone)
+            assert (verdict.verdict, audited, result) == ("bad-message", True, honest_alone)
+
+
+def made(kind: str, children: list[objects.Tree], body: bytes, make: dict[str, Callable[[], bytes]]) -> objects.Tree:
+    content = objects.join(kind, (child.id for child in children), body)
+    make[objects.object_id(content)] = lambda: content
+    return objects.Tree(objects.object_id(content), tuple(children))
+
+
+def wide() -> objects.Parcel:
+    make: dict[str, Callable[[], bytes]] = {}
+    leaves = [made("ArrayChunk", [], str(n).encode(), make) for n in range(30_000)]
+    top = objects.object_id(objects.join("Message", (), b""))
+    make[top] = lambda: objects.join("Message", (), b"")
+    return objects.Parcel(objects.Tree(top, tuple(leaves)), make)
+
+
+def doubling() -> objects.Parcel:
+    make: dict[str, Callable[[], bytes]] = {}
+    tree = made("ArrayChunk", [], b"", make)
+    for level in range(60):
+        again = objects.Tree(tree.id)
+        tree = made("ArrayChunk", [tree, again], str(level).encode(), make)
+    return objects.Parcel(tree, make)
+
+
+def test_a_second_reply_to_one_request_is_not_taken(tmp_path, honest_alone):
+    """What was judged stays judged: nobody tries until it fits."""
+    with Stage(tmp_path, hostile=1) as stage:
+        fleet = stage.mallory.connect(stage.home, stage.port)
+        request = request_of(fleet)
+        about = asked(fleet, request)
+        stage.mallory.push(fleet, request, Draft(about, {}, {"w": b"x"}, {}, {}))
+        stage.mallory.push(fleet, request, Draft(about, {}, {"v": b"y"}, {}, {}))
+        second = stage.mallory.sent
+        result = stage.done()
+        got, audited = stage.verdict(), stage.audited(site=stage.mallory.site, verdict="missing-tensor")
+        row("two replies to one request", got, audited, result == honest_alone)
+        assert (got, second, audited, result) == ("missing-tensor", 0, True, honest_alone)
+
+
+def test_nobody_answers_in_another_site_s_place(tmp_path, honest_alone):
+    """Even a liar who came to know the message id of an honest site's request."""
+    with Stage(tmp_path, hostile=1) as stage:
+        victim, hold, taken = stage.honest[0], threading.Event(), []
+        answer = victim.answer
+
+        def slowly(fleet: node.Fleet, request: node.Request) -> None:
+            taken.append((request, asked(fleet, request)))
+            hold.wait(60)
+            answer(fleet, request)
+
+        victim.answer = slowly
+        fleet = stage.mallory.connect(stage.home, stage.port)
+        fleet.activate(60)
+        while not taken:
+            time.sleep(0.05)
+        stage.mallory.push(fleet, taken[0][0], Draft(taken[0][1], {}, {"w": b"x"}, {}, {}))
+        hold.set()
+        stage.ledger.revoke_site("liar-0")
+        result = stage.done()
+        got, sent = stage.ledger.verdicts(1)[victim.site].verdict, stage.mallory.sent
+        row("a reply in another site's place", "not taken" if not sent else "TAKEN", None, result == honest_alone)
+        assert (got, sent, result) == (ADMITTED, 0, honest_alone)
