@@ -4,10 +4,13 @@
 
 Two comparisons, because the memory allocator alone moves both programs by tens of per cent:
   ratio_vs_hf           both in one process under the same allocator, steps alternated, medians
-  ratio_vs_hf_default   each alone in its own process; Hugging Face as a user runs it (default allocator), this
-                        program as its documentation launches it (jemalloc with huge pages, where installed)
+  ratio_vs_hf_default   each alone in its own process, processes alternated; Hugging Face as a user runs it (default
+                        allocator), this program as `usfmae pretrain` starts itself (jemalloc, where installed)
+Both are asked for bf16; where the CPU is faster in fp32 this program computes that (`precision` says so), and
+`--also ours-bf16 hf-fp32` sets equal types side by side, `--also hf-eager` the attention written out on either side.
 Peak memory is that of a process in which only one of them has run. On a GPU: SDPA, with and without torch.compile.
-The other load of the machine while it ran is reported; ratios of a busy machine are worth little.
+A step during which other programs took more than 5 % of the machine is measured a second time; `busy` is what
+they took in the steps that count. Ratios of a busy machine are worth little.
 """
 
 from __future__ import annotations
@@ -24,9 +27,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-JEMALLOC = "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"  # Debian: libjemalloc2
-TUNING = "dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always"
+from usfmae.core import allocator
+
 Step = Callable[[], None]
+QUIET = 0.05  # share of the machine that other programs may take during a step
 
 
 def main() -> None:
@@ -36,14 +40,12 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=4, help="measured steps of each program")
     parser.add_argument("--preset", default="paper")
-    parser.add_argument("--only", nargs="+", choices=["ours", "hf", "ours-compiled"], help=argparse.SUPPRESS)
+    parser.add_argument("--also", nargs="+", choices=list(PROGRAMS), default=[], help="more programs, alternated")
+    parser.add_argument("--only", nargs="+", choices=list(PROGRAMS), help="measure these in this process")
     options = parser.parse_args()
-    if options.only:
-        print(json.dumps(measure(options)))
-        return
-    result = compared(options)
-    if options.json:
-        print(json.dumps(result, indent=2))
+    result = measure(options) if options.only else compared(options)
+    if options.json or options.only:
+        print(json.dumps(result, indent=None if options.only else 2))
     else:
         for name, value in result.items():
             print(f"{name}: {value}")
@@ -52,44 +54,55 @@ def main() -> None:
 def compared(options: argparse.Namespace) -> dict[str, Any]:
     """Run every measurement in a process of its own."""
     gpu = _gpu()
-    tuned = "" if gpu or not Path(JEMALLOC).exists() else "jemalloc"
-    pair = worker(options, ["ours", "hf"], tuned)
-    ours = worker(options, ["ours"], tuned)
-    theirs = worker(options, ["hf"], "")
+    os.environ.pop("LD_PRELOAD", None)  # each program gets the allocator named here
+    tuned = {} if gpu else allocator.environment()
+    together = worker(options, ["ours", "hf", *options.also], tuned, options.steps)
+    # Each alone, in turn: half of the steps in either of two processes.
+    alone: dict[str, list[dict[str, Any]]] = {"ours": [], "hf": []}
+    for _ in range(2):
+        alone["ours"].append(worker(options, ["ours"], tuned, -(-options.steps // 2)))
+        alone["hf"].append(worker(options, ["hf"], {}, -(-options.steps // 2)))
+    ours, theirs = (joined(name, alone[name]) for name in ("ours", "hf"))
     result = {
-        "ratio_vs_hf": ratio(pair["hf"], pair["ours"], "seconds"),
-        "ratio_vs_hf_cpu_time": None if gpu else ratio(pair["hf"], pair["ours"], "cpu_seconds"),
-        "ratio_vs_hf_default": ratio(theirs["hf"], ours["ours"], "seconds"),
-        "ratio_vs_hf_default_cpu_time": None if gpu else ratio(theirs["hf"], ours["ours"], "cpu_seconds"),
-        "images_per_second": options.batch / statistics.median(ours["ours"]["seconds"]),
-        "mfu": ours["ours"]["mfu"],
+        "ratio_vs_hf": ratio(together["hf"], together["ours"]),
+        "ratio_vs_hf_default": ratio(theirs, ours),
+        "images_per_second": options.batch / statistics.median(ours["seconds"]),
+        "mfu": ours["mfu"],
         "peak_rss_gib": ours["peak_gib"],
-        "hf_images_per_second": options.batch / statistics.median(theirs["hf"]["seconds"]),
+        "hf_images_per_second": options.batch / statistics.median(theirs["seconds"]),
         "hf_peak_rss_gib": theirs["peak_gib"],
-        "allocator": ours["allocator"],
-        "allocator_hf_default": theirs["allocator"],
-        "device": ours["device"],
+        "hf_attention": alone["hf"][0]["hf_attention"],
+        "allocator": alone["ours"][0]["allocator"],
+        "allocator_hf_default": alone["hf"][0]["allocator"],
+        "device": alone["ours"][0]["device"],
+        "precision": {"ours": together["precision"], "hf": "bf16"},
+        **{f"seconds_{name}": statistics.median(together[name]["seconds"]) for name in ("ours", "hf", *options.also)},
         "batch": options.batch,
         "micro_batch": options.micro_batch,
-        "load_average": os.getloadavg()[0],
-        "runs": {"pair": pair, "ours": ours, "hf": theirs},
+        "busy": max(max(values["busy"]) for values in (together["ours"], together["hf"], ours, theirs)),
+        "runs": {"together": together, "alone": alone},
     }
     if gpu:
-        result["compiled"] = worker(options, ["ours-compiled"], "")
+        result["compiled"] = worker(options, ["ours-compiled"], {}, options.steps)
     return result
 
 
-def ratio(slow: dict[str, Any], fast: dict[str, Any], key: str) -> float:
-    return statistics.median(slow[key]) / statistics.median(fast[key])
+def ratio(slow: dict[str, Any], fast: dict[str, Any]) -> float:
+    return statistics.median(slow["seconds"]) / statistics.median(fast["seconds"])
 
 
-def worker(options: argparse.Namespace, only: list[str], allocator: str) -> dict[str, Any]:
-    """Measure in a new process, under jemalloc if asked for."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "MALLOC_CONF")}
-    if allocator:
-        environment |= {"LD_PRELOAD": JEMALLOC, "MALLOC_CONF": TUNING}
-    command = [sys.executable, __file__, "--only", *only, "--batch", str(options.batch)]
-    command += ["--micro-batch", str(options.micro_batch), "--steps", str(options.steps), "--preset", options.preset]
+def joined(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The steps of several processes as if of one."""
+    values = {key: [x for run in runs for x in run[name][key]] for key in ("seconds", "busy")}
+    mfu = [run[name]["mfu"] for run in runs if run[name]["mfu"]]
+    return {**values, "mfu": statistics.median(mfu or [0]) or None, "peak_gib": max(run["peak_gib"] for run in runs)}
+
+
+def worker(options: argparse.Namespace, only: list[str], variables: dict[str, str], steps: int) -> dict[str, Any]:
+    """Measure in a new process, under these variables."""
+    environment = {**os.environ, **variables}
+    command = [sys.executable, __file__, "--only", *only, "--batch", str(options.batch), "--steps", str(steps)]
+    command += ["--micro-batch", str(options.micro_batch), "--preset", options.preset]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -99,6 +112,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """In this process: one step each to warm up, then alternated steps."""
     import torch
 
+    from usfmae.core.device import computed
     from usfmae.core.flops import peak_flops, training_flops
     from usfmae.core.presets import preset
 
@@ -106,15 +120,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     model, train = preset(options.preset)
     train = train.model_copy(update={"batch_size": options.batch, "micro_batch": options.micro_batch})
     peak = peak_flops(device, train.precision)
-    builders = {"ours": ours, "hf": hugging_face, "ours-compiled": lambda *a: ours(*a, compiled=True)}
-    steps: dict[str, Step] = {name: builders[name](model, train, device) for name in options.only}
-    times: dict[str, dict[str, Any]] = {name: {"seconds": [], "cpu_seconds": []} for name in steps}
+    steps: dict[str, Step] = {name: PROGRAMS[name](model, train, device) for name in options.only}
+    times: dict[str, dict[str, Any]] = {name: {"seconds": [], "busy": []} for name in steps}
     for number in range(options.steps + 1):
         for name, step in steps.items():
-            wall, cpu = timed(step, device)
+            seconds, busy = timed(step, device)
+            if number and busy > QUIET:
+                seconds, busy = min((seconds, busy), timed(step, device), key=lambda pair: pair[1])
+            print(f"{name} step {number}: {seconds:.2f} s, others {busy:.0%}", file=sys.stderr, flush=True)
             if number:  # the first step warms up
-                times[name]["seconds"].append(wall)
-                times[name]["cpu_seconds"].append(cpu)
+                times[name]["seconds"].append(seconds)
+                times[name]["busy"].append(busy)
     for values in times.values():
         speed = options.batch / statistics.median(values["seconds"])
         values["mfu"] = speed * training_flops(model, train.mask_ratio) / peak if peak else None
@@ -123,20 +139,32 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         **times,
         "peak_gib": gpu_peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "peak_flops": peak,
-        "allocator": allocator_name(device),
+        "precision": computed(train.precision, device),
+        "hf_attention": HF_ATTENTION[-1] if HF_ATTENTION else None,
+        "allocator": "torch CUDA caching allocator" if device == "cuda" else allocator.name(),
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
     }
 
 
 def timed(step: Step, device: str) -> tuple[float, float]:
-    """Wall and CPU seconds of a step."""
+    """Wall seconds of a step, and the share of the machine that other programs took meanwhile."""
     import torch
 
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, own, all_ = time.perf_counter(), time.process_time(), _cpu_seconds()
     step()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    wall, own, all_ = time.perf_counter() - wall, time.process_time() - own, _cpu_seconds() - all_
+    return wall, max(0.0, all_ - own) / (wall * (os.cpu_count() or 1))
+
+
+def _cpu_seconds() -> float:
+    """CPU time that all programs of this machine have used; 0 where the kernel does not tell."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    user, nice, system, _idle, _wait, irq, softirq, *_ = map(int, stat.read_text().split("\n", 1)[0].split()[1:])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def ours(model: Any, train: Any, device: str, compiled: bool = False) -> Step:
@@ -166,7 +194,7 @@ def ours(model: Any, train: Any, device: str, compiled: bool = False) -> Step:
     return step
 
 
-def hugging_face(model: Any, train: Any, device: str) -> Step:
+def hugging_face(model: Any, train: Any, device: str, attention: str | None = None) -> Step:
     """ViTMAEForPreTraining under bf16 autocast with PyTorch's AdamW, the whole batch at once."""
     import torch
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
@@ -185,8 +213,10 @@ def hugging_face(model: Any, train: Any, device: str) -> Step:
         mask_ratio=train.mask_ratio,
         norm_pix_loss=train.norm_pix,
         layer_norm_eps=1e-6,
+        attn_implementation=attention,
     )
     network = ViTMAEForPreTraining(config).to(device).train()
+    HF_ATTENTION.append(network.config._attn_implementation)
     optimizer = torch.optim.AdamW(network.parameters(), train.lr, train.betas, weight_decay=train.weight_decay)
     images = torch.randn(train.batch_size, 3, model.image_size, model.image_size, device=device)
 
@@ -201,19 +231,40 @@ def hugging_face(model: Any, train: Any, device: str) -> Step:
     return step
 
 
-def allocator_name(device: str) -> str:
-    if device == "cuda":
-        return "torch CUDA caching allocator"
-    return (
-        f"jemalloc ({os.environ['MALLOC_CONF']})" if "jemalloc" in os.environ.get("LD_PRELOAD", "") else "glibc default"
-    )
-
-
 def _gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
 
+
+def bf16(make: Callable[..., Step]) -> Callable[..., Step]:
+    """The same program made to compute bf16, whatever pays here."""
+    from usfmae.core import device
+
+    def made(*arguments: Any) -> Step:
+        step = make(*arguments)
+
+        def forced() -> None:
+            pays, device.multiplies_bf16 = device.multiplies_bf16, lambda _: True
+            try:
+                step()
+            finally:
+                device.multiplies_bf16 = pays
+
+        return forced
+
+    return made
+
+
+HF_ATTENTION: list[str] = []
+PROGRAMS: dict[str, Callable[[Any, Any, str], Step]] = {
+    "ours": ours,
+    "ours-compiled": lambda *a: ours(*a, compiled=True),
+    "ours-bf16": lambda *a: bf16(ours)(*a),
+    "hf": hugging_face,
+    "hf-fp32": lambda m, t, d: hugging_face(m, t.model_copy(update={"precision": "fp32"}), d),
+    "hf-eager": lambda *a: hugging_face(*a, attention="eager"),
+}
 
 if __name__ == "__main__":
     main()

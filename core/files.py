@@ -26,9 +26,8 @@ def replacing(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        # Libraries wrap the operating system's error; its text is what remains.
-        if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-            raise ResourceError(f"disk of {path.parent}", "is full", "free space and run the same again") from None
+        if _is_full(error):
+            raise disk_full(path) from None
         raise
 
 
@@ -36,6 +35,29 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Replace `path` by `data`. Raises ResourceError where the disk is full."""
     with replacing(path) as partial:
         partial.write_bytes(data)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a log. Raises ResourceError where the disk is full."""
+    try:
+        with path.open("a") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        if _is_full(error):
+            raise disk_full(path) from None
+        raise
+
+
+def disk_full(path: Path) -> ResourceError:
+    return ResourceError(f"disk of {path.parent}", "is full", "free space and run the same again")
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Libraries wrap the operating system's error: its text remains, or it is the context of theirs."""
+    if error is None:
+        return False
+    told = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    return told or _is_full(error.__context__)
 
 
 def _flush(path: Path) -> None:

@@ -11,6 +11,7 @@ from functools import lru_cache
 import torch
 
 from usfmae.core.config import ModelSettings
+from usfmae.core.device import computed
 
 # Dense bf16 products with fp32 accumulation, operations per second, from the makers' data sheets.
 PEAKS = {
@@ -45,14 +46,17 @@ def training_flops(model: ModelSettings, mask_ratio: float) -> float:
 
 @lru_cache(maxsize=4)
 def peak_flops(device: str, precision: str) -> float | None:
-    """Peak operations per second: the data sheet's for a known GPU, measured on a CPU, else None."""
+    """Peak operations per second: the data sheet's for a known GPU, measured on a CPU, else None.
+
+    precision: what is asked for; on a CPU that computes in fp32 instead, fp32's peak.
+    """
     if device.startswith("cuda"):
         name = torch.cuda.get_device_name(device)
         return next((peak for part, peak in PEAKS.items() if part in name), None) if precision == "bf16" else None
     if device != "cpu":
         return None
     side = 1024
-    left = torch.ones(side, side, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    left = torch.ones(side, side, dtype=torch.bfloat16 if computed(precision, device) == "bf16" else torch.float32)
     left @ left  # the first product also loads kernels
     best = min(_seconds(left) for _ in range(20))
     return 2.0 * side**3 / best

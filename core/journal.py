@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from usfmae.core.files import write_atomic
+from usfmae.core.files import append_line, write_atomic
 
 
 class Journal:
@@ -27,8 +27,7 @@ class Journal:
         """One line: a dataclass or a mapping with the key `step`."""
         if self.path:
             values = dataclasses.asdict(record) if dataclasses.is_dataclass(record) else record  # type: ignore[arg-type]
-            with self.path.open("a") as file:
-                file.write(json.dumps(values) + "\n")
+            append_line(self.path, json.dumps(values))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -44,5 +43,4 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def append(path: Path, entry: dict[str, Any]) -> None:
     """One line more, in a log that a Journal keeps."""
-    with path.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+    append_line(path, json.dumps(entry))

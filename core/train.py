@@ -27,6 +27,7 @@ from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.loader import Loader, Prepared
 from usfmae.core.corpus.sampling import generator
+from usfmae.core.device import autocast
 from usfmae.core.errors import ResourceError, UsageError, UsfmaeError
 from usfmae.core.flops import peak_flops, training_flops
 from usfmae.core.flow import Pixels, content_id
@@ -163,10 +164,9 @@ def update(
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise
         size = min(settings.micro_batch, len(batch.pixels))
+        smaller = f"try --set train.micro_batch={size // 2}: same result, less memory"
         raise ResourceError(
-            f"memory, with {size} images at a time",
-            "is full",
-            f"try --set train.micro_batch={max(1, size // 2)}: same result, less memory",
+            f"memory, with {size} images at a time", "is full", smaller if size > 1 else "take a smaller model.*"
         ) from None
     optimizer.zero_grad(set_to_none=True)
     return values[0], values[1]
@@ -178,7 +178,7 @@ def backward(runner: nn.Module, batch: Prepared, settings: TrainSettings, device
     total = torch.zeros((), device=device)
     starts = range(0, len(batch.pixels), settings.micro_batch)
     # One autocast region for the whole step: each weight is cast to bf16 once, not once a micro-batch.
-    with autocast(device, settings):
+    with autocast(device, settings.precision):
         for start in starts:
             rows = slice(start, start + settings.micro_batch)
             images = normalise(batch.pixels[rows], settings, device)
@@ -217,7 +217,7 @@ def evaluate(model: MaskedAutoencoder, corpus: Corpus, positions: Positions, set
     for rows in chunks(positions, settings.micro_batch):
         pixels = plain(corpus.fetch(rows).pixels, model.settings.image_size)
         noise = torch.from_numpy(fixed_noise([corpus.ids[p] for p in rows], model)).to(device)
-        with autocast(device, settings):
+        with autocast(device, settings.precision):
             loss = model(normalise(pixels, settings, device), noise, full=False)[0]
         total += float(loss) * len(rows)
     model.train(was_training)
@@ -251,10 +251,6 @@ def normalise(pixels: Pixels, settings: TrainSettings, device: torch.device) -> 
     images = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).float() / 255
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (settings.mean, settings.std))
     return (images - mean) / std
-
-
-def autocast(device: torch.device, settings: TrainSettings) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
 
 
 def compiled(model: nn.Module) -> nn.Module:

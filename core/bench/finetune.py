@@ -31,6 +31,7 @@ from usfmae.core.bench.probe import predictions
 from usfmae.core.config import AugmentSettings
 from usfmae.core.config.bench import FinetuneSettings
 from usfmae.core.corpus.augment import augment, draws, plain
+from usfmae.core.device import autocast
 from usfmae.core.errors import ResourceError
 from usfmae.core.files import replacing
 from usfmae.core.flow import Pixels, content_id
@@ -135,7 +136,7 @@ def train_one(
                 step = (epoch - 1) * batches + number
                 for group in optimizer.param_groups:
                     group["lr"] = choice.lr * _rate(step, settings.epochs * batches, settings.warmup)
-                with torch.autocast(where.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                with autocast(where, settings.precision):
                     loss = F.cross_entropy(model(encoder.prepare(images.to(where))).float(), labels.to(where))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -203,7 +204,7 @@ def probabilities(
     with torch.inference_mode():
         for start in range(0, len(positions), TEST_BATCH):
             rows = plain(pixels[positions[start : start + TEST_BATCH]], encoder.size)
-            with torch.autocast(where.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            with autocast(where, settings.precision):
                 logits = model(encoder.prepare(torch.from_numpy(rows).to(where)))
             parts.append(logits.float().softmax(dim=1).double().cpu().numpy())
     return np.concatenate(parts)

@@ -20,6 +20,7 @@ from usfmae.core.corpus.openus46 import CorpusName, LicenceFilter, corpus, datas
 from usfmae.core.corpus.openus46_archive import Entry
 from usfmae.core.corpus.openus46_layout import USABLE, Found, check_all, locate
 from usfmae.core.corpus.openus46_leak import enforce, same_files
+from usfmae.core.device import autocast
 from usfmae.core.errors import CheckpointError, SourceError
 from usfmae.core.flops import training_flops
 
@@ -210,7 +211,7 @@ def _forward_rate(settings: Settings, where: torch.device) -> float:
     seconds = []
     for _ in range(3):
         began = time.perf_counter()
-        with torch.autocast(where.type, torch.bfloat16, enabled=settings.train.precision == "bf16"):
+        with autocast(where, settings.train.precision):
             loss = model(images)[0]
         loss.backward()
         float(loss.detach())  # waits for the device

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from usfmae.core import allocator
 from usfmae.core.cli.shell import configured, print_json
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ def pretrain(
     config_file: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
+    on_gpu = any(Path("/dev").glob("nvidia[0-9]*")) if device is None else device != "cpu"
+    if not on_gpu and click.get_current_context().find_root().info_name == "usfmae":  # a process of its own
+        allocator.relaunch()
     from usfmae.core.errors import UsageError
     from usfmae.core.presets import configure
     from usfmae.core.pretrain import free_device

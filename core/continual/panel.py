@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
+from usfmae.core.device import autocast
 from usfmae.core.model import MaskedAutoencoder
-from usfmae.core.train import autocast, chunks, device_of, evaluate, normalise
+from usfmae.core.train import chunks, device_of, evaluate, normalise
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -69,7 +70,7 @@ def features(model: MaskedAutoencoder, corpus: Corpus, positions: Positions, set
     device, rows = device_of(model), []
     for chosen in chunks(positions, settings.micro_batch):
         pixels = plain(corpus.fetch(chosen).pixels, model.settings.image_size)
-        with autocast(device, settings):
+        with autocast(device, settings.precision):
             tokens = model.features(normalise(pixels, settings, device))  # (B, 1 + L, D)
         rows.append(tokens[:, 1:].float().mean(dim=1).cpu().numpy())
     return np.concatenate(rows).astype(np.float64)

@@ -21,8 +21,9 @@ WRAPPERS = ("model", "state_dict", "model_state_dict")
 
 
 def write(loaded: Loaded, out: Path) -> list[Path]:
-    with replacing(out / WEIGHTS) as partial:
-        torch.save({"model": loaded.tensors}, partial)
+    # Through an open file torch keeps the operating system's error, such as a full disk.
+    with replacing(out / WEIGHTS) as partial, partial.open("wb") as file:
+        torch.save({"model": loaded.tensors}, file)
     return [out / WEIGHTS]
 
 

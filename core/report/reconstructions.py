@@ -8,9 +8,10 @@ import torch
 from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
+from usfmae.core.device import autocast
 from usfmae.core.flow import Pixels
 from usfmae.core.model import MaskedAutoencoder
-from usfmae.core.train import autocast, device_of, fixed_noise, normalise
+from usfmae.core.train import device_of, fixed_noise, normalise
 
 GAP = 6  # pixels of white between pictures
 
@@ -24,7 +25,7 @@ def panel(model: MaskedAutoencoder, corpus: Corpus, positions: Positions, settin
     device = device_of(model)
     images = normalise(plain(corpus.fetch(positions).pixels, model.settings.image_size), settings, device)
     noise = torch.from_numpy(fixed_noise([corpus.ids[p] for p in positions], model)).to(device)
-    with autocast(device, settings):
+    with autocast(device, settings.precision):
         _, prediction, mask = model(images, noise)
     patches = model.patchify(images)  # (B, L, P)
     if settings.norm_pix:

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from usfmae.core.checkpoint import decoder_of, describe, encoder_of, load, recipe_of, recipe_text, save, tensors_id
+from usfmae.core import journal
+from usfmae.core.checkpoint import (
+    Loaded,
+    decoder_of,
+    describe,
+    encoder_of,
+    load,
+    recipe_of,
+    recipe_text,
+    save,
+    tensors_id,
+    write_tensors,
+)
 from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.errors import CheckpointError, ConfigError, ResourceError
+from usfmae.core.export import mae
 from usfmae.core.files import replacing, write_atomic
+from usfmae.core.flow import Trail
 from usfmae.core.model import fresh
 
 MODEL = ModelSettings(
@@ -89,6 +105,35 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="is full"), replacing(path), FULL.open("wb", buffering=0) as full:
         full.write(b"x")
     assert path.read_bytes() == b"old"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 256 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("mounting a file system is not permitted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("kind", ["weights", "mae", "bytes", "log"])
+def test_every_writer_says_that_a_real_disk_is_full_and_leaves_what_was_there(small_disk: Path, kind: str) -> None:
+    """safetensors, torch and Python each wrap the operating system's error in another way."""
+    path = small_disk / ("mae.pth" if kind == "mae" else "file")
+    path.write_bytes(b"old\n")
+    big = {"a": torch.ones(100_000)}
+    with pytest.raises(ResourceError, match=rf"disk of {small_disk} - is full - free space"):
+        if kind == "weights":
+            write_tensors(path, big, {})
+        elif kind == "mae":
+            mae.write(Loaded(big, MODEL, TRAIN, {}, Trail("")), small_disk)
+        elif kind == "bytes":
+            write_atomic(path, bytes(400_000))
+        else:
+            journal.append(path, {"step": 1, "text": "x" * 400_000})
+    assert path.read_bytes().startswith(b"old\n") and [p.name for p in small_disk.iterdir()] == [path.name]
 
 
 def test_a_recipe_goes_over_the_wire_and_back() -> None:

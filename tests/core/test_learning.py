@@ -19,10 +19,11 @@ from torch import Tensor
 from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.shard import square, write_shard
+from usfmae.core.device import autocast
 from usfmae.core.flow import CleanImage, Trail
 from usfmae.core.model import MaskedAutoencoder, fresh
 from usfmae.core.presets import preset
-from usfmae.core.train import autocast, device_of, fixed_noise, normalise, pixel_variance, train
+from usfmae.core.train import device_of, fixed_noise, normalise, pixel_variance, train
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -67,7 +68,7 @@ def error(
     """Masked error over the variance; `spoil(patches, hidden)` changes what the model sees, never what it must say."""
     images = normalise(plain(corpus.fetch(held).pixels, MODEL.image_size), TRAIN, device_of(model))
     noise = torch.from_numpy(fixed_noise([corpus.ids[p] for p in held], model))
-    with autocast(device_of(model), TRAIN):
+    with autocast(device_of(model), TRAIN.precision):
         patches = model.patchify(images)
         _, prediction, mask = model(images, noise)
         if spoil is not None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from usfmae.core import device
 from usfmae.core.config import ModelSettings
 from usfmae.core.errors import CheckpointError
 from usfmae.core.export.hf import renamed
@@ -141,6 +144,32 @@ def test_written_out_attention_equals_sdpa_up_to_bf16() -> None:
         written_out = attention(x)
     assert relative(written_out.float(), exact) < 2e-2
     assert torch.allclose(attention(x, last=5), exact[:, -5:], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "machine", "facts", "pays"),
+    [
+        ("cuda", "x86_64", "flags: avx512f", True),
+        ("cpu", "x86_64", "flags: avx512f avx512_bf16 amx_bf16 amx_tile", True),
+        ("cpu", "x86_64", "flags: avx512f avx512_bf16", False),
+        ("cpu", "aarch64", "Features: bf16", True),
+    ],
+)
+def test_bf16_is_computed_where_it_is_the_faster_type(
+    monkeypatch: pytest.MonkeyPatch, kind: str, machine: str, facts: str, pays: bool
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(Path, "exists", lambda _: True)
+    monkeypatch.setattr(Path, "read_text", lambda _: facts)
+    device.multiplies_bf16.cache_clear()
+    try:
+        assert device.computed("bf16", kind) == ("bf16" if pays else "fp32")
+        assert device.computed("fp32", kind) == "fp32"
+        if kind == "cpu":
+            with device.autocast(torch.device("cpu"), "bf16"):
+                assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if pays else torch.float32)
+    finally:
+        device.multiplies_bf16.cache_clear()
 
 
 def test_decoder_heads_do_not_show_in_shapes_but_change_the_result() -> None:

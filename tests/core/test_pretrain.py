@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from usfmae.core.checkpoint import encoder_of, load
 from usfmae.core.config import ModelSettings, Settings, TrainSettings
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import FOLDER, Packed, write_shard
-from usfmae.core.errors import CheckpointError, CorpusError, UsageError
+from usfmae.core.errors import CheckpointError, CorpusError, ResourceError, UsageError
 from usfmae.core.export import export
 from usfmae.core.model import MaskedAutoencoder, fresh
 from usfmae.core.presets import preset
@@ -77,6 +78,36 @@ def test_a_resumed_run_ignores_shards_added_meanwhile_and_names_changed_ones(cor
     assert resume(tmp_path / "run").id == straight.id
     (corpus / FOLDER / "a.gray.json").unlink()
     with pytest.raises(CorpusError, match="gone or changed"):
+        resume(tmp_path / "run")
+
+
+def test_a_run_whose_disk_fills_keeps_its_last_checkpoint_and_goes_on_once_there_is_room(
+    corpus: Path, tmp_path: Path
+) -> None:
+    straight = pretrain([corpus], tmp_path / "straight", SETTINGS)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a file system is not permitted here")
+    try:
+        with pytest.raises(ResourceError, match="is full - free space"):
+            pretrain([corpus], disk / "run", SETTINGS)
+        assert [p.name for p in (disk / "run" / "state").iterdir() if "optimizer" in p.name] == [
+            "step-000000002.optimizer.safetensors"
+        ]
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        assert resume(disk / "run").id == straight.id
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_run_is_not_resumed_on_a_shard_whose_bytes_have_changed(corpus: Path, tmp_path: Path) -> None:
+    pretrain([corpus], tmp_path / "run", SETTINGS, on_step=lambda record, _: record.step == 2)
+    shard = corpus / FOLDER / "a.gray.npy"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(CorpusError, match="damaged: its checksum differs"):
         resume(tmp_path / "run")
 
 

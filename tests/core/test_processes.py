@@ -100,6 +100,29 @@ def test_ctrl_c_saves_stops_and_resume_ends_the_run(corpus: Path, tmp_path: Path
     assert load(out / "checkpoint.safetensors").metadata["step"] == "90"
 
 
+OUT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+from usfmae.core.checkpoint import load
+from usfmae.core.cli import group
+arguments = [*sys.argv[1:], "--device=cpu"]
+group.main([*arguments, "--steps=1", "--out", "warm"], standalone_mode=False)  # every library is loaded
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20,) * 2)
+from usfmae.core.cli.shell import run
+sys.argv[1:] = [*arguments, "--steps=2", "--out", "run", "--set=train.batch_size=4096", "--set=train.micro_batch=4096"]
+run(group, "a test")
+"""
+
+
+def test_memory_that_is_really_full_is_one_line_that_says_which_batch_to_try(corpus: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OUT_OF_MEMORY, "pretrain", "--corpus", str(corpus), *SMALL]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 7, done.stderr
+    assert "with 4096 images at a time - is full - try --set train.micro_batch=2048" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def steps_logged(out: Path) -> int:
     log = out / "log.jsonl"
     return log.read_text().count("grad_norm") if log.exists() else 0

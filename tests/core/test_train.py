@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from usfmae.core import journal
+from usfmae.core import device, journal
 from usfmae.core.checkpoint import read_tensors, tensors_id
 from usfmae.core.config import AugmentSettings, ModelSettings, TrainSettings
 from usfmae.core.corpus.batch import Corpus
@@ -17,7 +18,16 @@ from usfmae.core.corpus.loader import Loader
 from usfmae.core.corpus.shard import Packed, write_shard
 from usfmae.core.errors import ResourceError, UsfmaeError
 from usfmae.core.model import MaskedAutoencoder, fresh
-from usfmae.core.train import StepRecord, TrainResult, backward, evaluate, learning_rate, pixel_variance, train
+from usfmae.core.train import (
+    StepRecord,
+    TrainResult,
+    backward,
+    compiled,
+    evaluate,
+    learning_rate,
+    pixel_variance,
+    train,
+)
 
 MODEL = ModelSettings(
     image_size=32, patch_size=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2
@@ -60,8 +70,9 @@ def kill_after(step: int):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("cut", range(1, 8))
 def test_killed_at_any_step_the_same_call_gives_the_same_bits(
-    corpus: Corpus, tmp_path: Path, cut: int, precision: str
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int, precision: str
 ) -> None:
+    monkeypatch.setattr(device, "multiplies_bf16", lambda _: True)  # also on a CPU where it does not pay
     settings = SETTINGS.model_copy(update={"precision": precision})
     straight = new()
     go(straight, corpus, 7, settings)
@@ -268,6 +279,23 @@ def test_weight_decay_acts_on_every_trained_tensor_and_on_no_frozen_one(corpus: 
         if parameter.requires_grad:
             assert torch.allclose(parameter, torch.tensor(1 - 1e-2 * 0.5), atol=1e-4), name
     assert torch.equal(model.pos_embed, frozen)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
+def test_a_compiled_model_gets_the_gradients_of_the_plain_one(corpus: Corpus) -> None:
+    settings = SETTINGS.model_copy(update={"precision": "fp32"})  # 6 images as 4 and 2: two shapes
+    batch = Loader(corpus, np.arange(20), MODEL, settings).prepare(3)
+    plain, model = new(), new()
+    losses = [backward(m, batch, settings, torch.device("cpu")) for m in (plain, compiled(model))]
+    assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-5)
+    for one, other in zip(plain.parameters(), model.parameters(), strict=True):
+        assert one.grad is other.grad is None or torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-6)
+    again, straight = new(), new()
+    go(straight, corpus, 2, settings)
+    go(again, corpus, 2, settings.model_copy(update={"compile": True}))
+    for name, tensor in straight.state_dict().items():
+        assert torch.allclose(again.state_dict()[name], tensor, atol=2e-4), name
 
 
 def test_augmentation_can_be_switched_off(corpus: Corpus) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from usfmae.core.checkpoint import Loaded, describe, encoder_of, load, save
+from usfmae.core.checkpoint import Loaded, describe, encoder_of, load, read_tensors, save
 from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.errors import CheckpointError, UsageError
 from usfmae.core.export import export, hf, mae, model_of
@@ -82,6 +83,51 @@ def test_hugging_face_names_go_there_and_back(loaded: Loaded, tmp_path: Path) ->
     assert all(torch.equal(tensors[name], tensor) for name, tensor in loaded.tensors.items())
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["layer_norm_eps"], config["norm_pix_loss"], config["mask_ratio"]) == (1e-6, True, 0.5)
+
+
+# What `ViTMAEForPreTraining.state_dict()` of transformers 4.57.1 holds; `#` stands for the number of a block.
+BLOCK_4 = (
+    "attention.attention.query",
+    "attention.attention.key",
+    "attention.attention.value",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+    "layernorm_before",
+    "layernorm_after",
+)
+NAMES_4 = {
+    "vit.embeddings.cls_token",
+    "vit.embeddings.position_embeddings",
+    "decoder.mask_token",
+    "decoder.decoder_pos_embed",
+    *(
+        f"{layer}.{kind}"
+        for kind in ("weight", "bias")
+        for layer in (
+            "vit.embeddings.patch_embeddings.projection",
+            "vit.layernorm",
+            "decoder.decoder_embed",
+            "decoder.decoder_norm",
+            "decoder.decoder_pred",
+            *(f"vit.encoder.layer.#.{part}" for part in BLOCK_4),
+            *(f"decoder.decoder_layers.#.{part}" for part in BLOCK_4),
+        )
+    ),
+}
+
+
+def test_hugging_face_weights_have_the_names_of_4_and_the_installed_version_takes_every_one(
+    loaded: Loaded, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    hf.write(loaded, tmp_path)
+    written, _ = read_tensors(tmp_path / hf.WEIGHTS)
+    assert {re.sub(r"\.\d+\.", ".#.", name) for name in written} == NAMES_4
+    theirs, said = transformers.ViTMAEForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(said.values()), said  # missing, unexpected, of another shape
+    held = sorted(float(tensor.double().sum()) for tensor in theirs.state_dict().values())
+    assert held == sorted(float(tensor.double().sum()) for tensor in written.values())
 
 
 def test_hugging_face_needs_a_decoder(loaded: Loaded, tmp_path: Path) -> None:
