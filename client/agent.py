@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from usfmae.client import allowance, jobs, node, objects, outbox, rounds, trouble
+from usfmae.client import allowance, jobs, node, objects, outbox, replay, rounds, trouble
 from usfmae.client.line import KeyRefusedError, Line, Stopped
 from usfmae.client.pending import Pending
 from usfmae.client.site import Site
@@ -180,13 +180,17 @@ class Agent:
         wanted = {protocol.ENCODER: work.base}
         if asked.with_decoder:
             wanted[protocol.DECODER] = work.decoder
+        names = [*wanted, protocol.REPLAY] if asked.with_replay else list(wanted)
+        absent = [name for name in names if name not in pending.ids]
+        if absent:
+            raise PolicyError("request", f"has no record {absent[0]!r}", "refused")
+        room = lambda size: allowance.check_disk(self.site, size)  # noqa: E731
         for name, target in wanted.items():
-            if name not in pending.ids:
-                raise PolicyError("request", f"has no record {name!r}", "refused")
             if not target.exists():
-                room = lambda size: allowance.check_disk(self.site, size)  # noqa: E731
                 size = objects.receive(pending.ids[name], fetch, target, limit, room)
                 note(logger, "downloaded", record=name, bytes=size)
+        if asked.with_replay:
+            replay.receive(self.site, rounds.recipe_of(asked), pending.ids[protocol.REPLAY], fetch, room)
         rounds.accept(self.site, work, asked)
         with contextlib.suppress(NetworkError):  # it frees the aggregator's memory, no more
             self.line.fleet.confirm(pending.request)

@@ -25,7 +25,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 from safetensors.numpy import save_file
 
-from usfmae.client import allowance, jobs, outbox, rounds
+from usfmae.client import allowance, jobs, outbox, replay, rounds
 from usfmae.client.site import Site
 from usfmae.core import protocol
 from usfmae.core.errors import ConfigError, PolicyError
@@ -78,6 +78,9 @@ def _worked(site: Site, asked: TrainRequest, content: RecordDict, workers: jobs.
         _write(content, protocol.ENCODER, work.base)
         if asked.with_decoder:
             _write(content, protocol.DECODER, work.decoder)
+        if asked.with_replay:
+            files = {name: array.data for name, array in content.array_records[protocol.REPLAY].items()}
+            replay.put(site, rounds.recipe_of(asked), files, lambda size: allowance.check_disk(site, size))
         rounds.accept(site, work, asked)
     else:
         workers.tend(work)

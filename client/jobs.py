@@ -29,7 +29,7 @@ from typing import Any
 from usfmae.client import allowance, outbox
 from usfmae.client.site import Site, read_json, write_json
 from usfmae.core.config import TrainSettings
-from usfmae.core.errors import CorpusError, PolicyError, ResourceError
+from usfmae.core.errors import ResourceError
 from usfmae.core.protocol import TrainRequest, to_record
 
 MOST_CRASHES = 5  # in a row without a step between them
@@ -116,30 +116,6 @@ def images(site: Site) -> int:
     from usfmae.core.corpus.shard import FOLDER, read_index
 
     return sum(read_index(path).shard.count for path in (site.corpus / FOLDER).glob("*.json"))
-
-
-def replay_folder(site: Site) -> Path:
-    """Where the coordinator's public corpus lies at this site."""
-    return site.settings.replay or site.root / "replay"
-
-
-def replayed(site: Site, recipe: TrainSettings) -> list[str]:
-    """Checksums of the shards that the recipe wants replayed; none where it wants none.
-
-    PolicyError where this site does not hold that very corpus.
-    """
-    from usfmae.core.corpus.batch import Corpus
-
-    if not recipe.replay:
-        return []
-    folder = replay_folder(site)
-    try:
-        corpus = Corpus([folder])
-    except CorpusError as error:
-        raise PolicyError(f"replay corpus {folder}", error.why, "copy the coordinator's replay corpus there") from None
-    if corpus.fingerprint != recipe.replay_corpus:
-        raise PolicyError(f"replay corpus {folder}", "is not the campaign's", "copy the coordinator's again")
-    return [index.sha256 for index in corpus.shards]
 
 
 def new_images(site: Site, recipe: TrainSettings) -> int:

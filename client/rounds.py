@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from usfmae.client import allowance, incoming, jobs, outbox
+from usfmae.client import allowance, incoming, jobs, outbox, replay
 from usfmae.client.site import Site, read_json
 from usfmae.core import protocol
 from usfmae.core.config import TrainSettings
@@ -40,18 +40,17 @@ def unwilling(site: Site, asked: TrainRequest) -> str:
         return WAIT
     if jobs.images(site) < site.settings.min_images:
         return "no-images"
-    recipe = _recipe(asked)
+    recipe = recipe_of(asked)
     if asked.min_new and jobs.new_images(site, recipe) < asked.min_new:
         return "no-new-images"
-    try:
-        jobs.replayed(site, recipe)
-    except PolicyError:
-        return "need-replay"
+    lacking = replay.lacking(site, recipe)
+    if lacking and not (asked.with_replay and lacking == replay.NEEDED):
+        return lacking
     known = asked.with_decoder or jobs.previous(site, asked) or jobs.job(site, asked).decoder.exists()
     return "" if known else "need-decoder"
 
 
-def _recipe(asked: TrainRequest) -> TrainSettings:
+def recipe_of(asked: TrainRequest) -> TrainSettings:
     """The training settings asked for; without torch, unlike core.checkpoint.recipe_of."""
     try:
         return TrainSettings.model_validate(json.loads(asked.recipe)["train"])

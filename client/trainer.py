@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from usfmae.client import jobs, outbox
+from usfmae.client import outbox, replay
 from usfmae.client.jobs import Job
 from usfmae.client.site import Site, read_json, write_json
 from usfmae.client.uses import Uses, mixture, parted
@@ -54,8 +54,7 @@ class Round:
         self.model_settings, recipe = recipe_of(self.asked.recipe)
         self.settings = self._fitted(recipe)
         self.total = recipe.steps
-        public = jobs.replayed(site, self.settings)
-        roots = [site.corpus, jobs.replay_folder(site)] if public else [site.corpus]
+        roots, public = replay.roots(site, self.settings)
         self.corpus = Corpus(roots, only=[*about["shards"], *public])
         self.positions, self.held_out = self._divided(public)
         self.settings = self.settings.model_copy(

@@ -4,9 +4,10 @@ A round is one request and one reply. Both travel as a record of scalars (str, i
 byte strings. Neither side ever sends code, paths, names or identifiers of scans. The reply's signature covers
 (campaign, round, base, content, images), never the transport's run or message id, which change on a resubmission.
 
-    request  aggregator -> site   record + encoder tensors (+ decoder tensors where `with_decoder`)
+    request  aggregator -> site   record + encoder tensors (+ decoder tensors where `with_decoder`,
+                                  + the public corpus' files where `with_replay`)
     reply    site -> aggregator   record + packed delta of the encoder (see update.py)
-    decline  site -> aggregator   record with `declined` set: no images, paused, need-decoder, refused
+    decline  site -> aggregator   record with `declined` set: no images, paused, need-decoder, need-replay, refused
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ VERSION = 1
 RECORD = "usfmae"  # the scalars of a TrainRequest, TrainReply
 ENCODER = "encoder"  # request: fp32 tensors of the base encoder
 DECODER = "decoder"  # request: fp32 tensors of the seed's decoder
+REPLAY = "replay"  # request: files of the public corpus as arrays of bytes, by name
 UPDATE = "update"  # reply: the packed delta
 
 # How tensors stand in a message. A request's are Flower's own (npy, float32). A reply's have the tensor's true shape,
-# the name of the encoding as dtype, this serialisation type, and bytes packed as update.py says.
+# the name of the encoding as dtype, this serialisation type, and bytes packed as update.py says. A file of the public
+# corpus is a uint8 array of this type, its bytes as they are.
 RAW = "usfmae.raw"
 
 # The fields a signature covers.
@@ -57,6 +60,7 @@ class TrainRequest:
     recipe: str  # canonical JSON: {"model": ModelSettings, "train": TrainSettings}
     encoding: str = "int8"  # how the delta should be packed: int8, bf16, fp32
     with_decoder: bool = False  # the seed's decoder comes along (a site's first round in a campaign)
+    with_replay: bool = False  # the public corpus comes along (the site said it has none)
     min_new: int = 0  # a site with fewer images it never trained on declines; 0 asks every site
     deadline: float = 0.0  # Unix time after which the reply is not used; 0 for none
     signature: str = ""  # the coordinator's Ed25519 signature over HASHED_REQUEST, base64
@@ -77,7 +81,8 @@ class TrainReply:
     loss_before: float = 0.0  # held-out masked loss at this site, base encoder
     loss_after: float = 0.0  # the same after local training
     seconds: float = 0.0  # training time
-    # Why there is no update: "no-images", "no-new-images", "paused", "need-decoder", "need-replay", "refused: ..."
+    # Why there is no update: "no-images", "no-new-images", "paused", "need-decoder", "need-replay", "no-replay",
+    # "refused: ..."
     declined: str = ""
     site: str = ""  # fingerprint of the site's public key
     signature: str = ""  # the site's Ed25519 signature over SIGNED_REPLY, base64

@@ -15,7 +15,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
-from usfmae.core.protocol import DECODER, ENCODER, RECORD, UPDATE, TrainRequest, to_record
+from usfmae.core.continual import replay as replays
+from usfmae.core.protocol import DECODER, ENCODER, RAW, RECORD, REPLAY, UPDATE, TrainRequest, to_record
 from usfmae.server.admission import Arrived
 from usfmae.server.ledger import Site
 from usfmae.server.rounds import Answer
@@ -52,13 +53,23 @@ class FlowerWire:
         self.nodes = {site: node for site, node in here.items() if site}
         return set(self.nodes)
 
-    def ask(self, site: str, request: TrainRequest, encoder: Path, decoder: Path | None, ttl: float) -> str:
+    def ask(
+        self,
+        site: str,
+        request: TrainRequest,
+        encoder: Path,
+        decoder: Path | None,
+        ttl: float,
+        replay: Path | None = None,
+    ) -> str:
         node = self.nodes.get(site)
         if node is None:
             return ""
         content = RecordDict({RECORD: ConfigRecord({**to_record(request)}), ENCODER: self._record(encoder)})
         if decoder:
             content[DECODER] = self._record(decoder)
+        if replay:
+            content[REPLAY] = self._files(replay)
         self._drop_others(encoder)
         message = Message(content, node, MessageType.TRAIN, ttl=ttl, group_id=str(request.round))
         return next(iter(self.grid.push_messages([message])), "") or ""
@@ -83,6 +94,12 @@ class FlowerWire:
                     {name: Array(np.array(tensors.tensor(name))) for name in tensors.shapes}
                 )
         return self.arrays[file]
+
+    def _files(self, folder: Path) -> ArrayRecord:
+        if folder not in self.arrays:
+            found = {name: path.read_bytes() for name, path in replays.files(folder).items()}
+            self.arrays[folder] = ArrayRecord({n: Array("uint8", (len(d),), RAW, d) for n, d in found.items()})
+        return self.arrays[folder]
 
     def _drop_others(self, encoder: Path) -> None:
         for file in [known for known in self.arrays if known.name.startswith("round-") and known != encoder]:

@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from usfmae.core import audit
 from usfmae.core.config.coordinator import CoordinatorSettings
-from usfmae.core.errors import ResourceError
+from usfmae.core.continual import replay
+from usfmae.core.errors import ConfigError, ResourceError
 from usfmae.core.log import note
 from usfmae.core.protocol import TrainRequest, sign
 from usfmae.server import campaign, close, spool
@@ -59,7 +60,15 @@ class Wire(Protocol):
     def connected(self) -> set[str]:
         """Sites (fingerprints) that are there now; also lets in and cuts off sites as the ledger says."""
 
-    def ask(self, site: str, request: TrainRequest, encoder: Path, decoder: Path | None, ttl: float) -> str:
+    def ask(
+        self,
+        site: str,
+        request: TrainRequest,
+        encoder: Path,
+        decoder: Path | None,
+        ttl: float,
+        replay: Path | None = None,
+    ) -> str:
         """Send a request; returns a message id, or "" where the site is gone."""
 
     def answers(self, messages: Iterable[str]) -> Iterable[Answer]:
@@ -90,6 +99,7 @@ class Loop:
         self.asked: dict[str, tuple[str, TrainRequest]] = {}  # message -> (site, request)
         self.not_before: dict[str, float] = {}  # site -> time before which it is not asked again
         self.late: dict[str, tuple[str, TrainRequest]] = {}  # messages of closed rounds still out
+        self.without_replay: set[str] = set()  # sites that have said they hold no copy of the replay corpus
         self.noted = 0.0
         self.gate: Gate | None = None  # opened by `run`
 
@@ -160,9 +170,9 @@ class Loop:
         asked = self.settings.continual
         if not (asked.replay and asked.replay_share):
             return {}
-        from usfmae.core.corpus.batch import Corpus
-
-        return {"replay": asked.replay_share, "replay_corpus": Corpus([asked.replay], verify=False).fingerprint}
+        if replay.size(asked.replay) > replay.MOST_BYTES:
+            raise ConfigError(f"continual.replay: {asked.replay}", "is larger than 1 GiB", "choose fewer images")
+        return {"replay": asked.replay_share, "replay_corpus": replay.digest(asked.replay)}
 
     # collecting
 
@@ -188,10 +198,12 @@ class Loop:
             site.site, 0
         ):
             return
-        asked = dataclasses.replace(request, with_decoder=not site.has_decoder)
+        ships = site.site in self.without_replay
+        asked = dataclasses.replace(request, with_decoder=not site.has_decoder, with_replay=ships)
         decoder = None if site.has_decoder else self.home.decoder
         ttl = max(request.deadline - self.clock(), 600.0)
-        message = self.wire.ask(site.site, asked, self.home.checkpoint(request.round - 1), decoder, ttl)
+        public = self.settings.continual.replay if ships else None
+        message = self.wire.ask(site.site, asked, self.home.checkpoint(request.round - 1), decoder, ttl, public)
         if message:
             self.asked[message] = (site.site, asked)
             note(logger, "asked", round=request.round, site=site.name)
@@ -221,6 +233,10 @@ class Loop:
         if reply.declined == "need-decoder" and site.has_decoder:
             self.ledger.note_decoder(site.site, False)
             return
+        if reply.declined == "need-replay" and not request.with_replay and self._replayed():
+            self.without_replay.add(site.site)
+            return
+        self.without_replay.discard(site.site)
         if reply.declined:
             self._verdict(Verdict(request.round, site.site, DECLINED, reply.declined[:200]), site)
             return

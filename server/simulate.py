@@ -150,7 +150,15 @@ class InProcess:
     def connected(self) -> set[str]:
         return set(self.hospitals)
 
-    def ask(self, site: str, request: TrainRequest, encoder: Path, decoder: Path | None, ttl: float) -> str:
+    def ask(
+        self,
+        site: str,
+        request: TrainRequest,
+        encoder: Path,
+        decoder: Path | None,
+        ttl: float,
+        replay: Path | None = None,
+    ) -> str:
         message = content_id(site, str(request.round), str(time.monotonic_ns()))
         self.waiting[message] = (site, request, encoder)
         return message

@@ -39,7 +39,7 @@ class ContinualSettings(Options):
     alphas: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     """Shares of the campaign's change that a release tries between the seed and its best round."""
     replay: Path | None = None
-    """Public corpus that goes to the sites, who mix it into their own images."""
+    """Public corpus (at most 1 GiB) that is sent to sites that have no copy; they mix it into their own images."""
     replay_share: float = Field(0.0, ge=0, le=0.5)
     """Share of replayed images in a site's training."""
     min_new: int = Field(0, ge=0)

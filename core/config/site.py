@@ -35,7 +35,9 @@ class SiteSettings(Options):
     min_images: int = Field(1, ge=1)
     """With fewer images than this in its corpus the site declines to train."""
     replay: Path | None = None
-    """Public corpus from the coordinator, mixed in by the share the campaign states; DIR/replay where none is named."""
+    """A copy of the coordinator's public replay corpus on this machine; without one it is fetched into DIR/replay."""
+    replay_gb: float = Field(1.0, ge=0)
+    """A replay corpus larger than this is not fetched, in gigabytes; 0 fetches none."""
     new_share: float = Field(0.0, ge=0, le=0.9)
     """Share of a round's draws that goes to images never trained on before; 0 treats new and old alike."""
     new_repeats: int = Field(4, ge=1)

@@ -106,6 +106,7 @@ class Aggregator:
         from flwr.app.metadata import Metadata
 
         tensors = fresh(MODEL, seed=seed).state_dict()
+        public: dict[str, bytes] = changes.pop("replay", {})  # type: ignore[assignment]
         encoder: dict[str, torch.Tensor] = changes.pop("encoder", None) or encoder_of(tensors)  # type: ignore[assignment]
         signer: Ed25519PrivateKey = changes.pop("signer", self.coordinator)  # type: ignore[assignment]
         request = TrainRequest(
@@ -119,12 +120,17 @@ class Aggregator:
         request = protocol.sign(replace(request, **changes), signer)  # type: ignore[arg-type]
         content = RecordDict(
             {
-                protocol.RECORD: ConfigRecord(protocol.to_record(replace(request, with_decoder=with_decoder))),
+                protocol.RECORD: ConfigRecord(
+                    protocol.to_record(replace(request, with_decoder=with_decoder, with_replay=bool(public)))
+                ),
                 protocol.ENCODER: ArrayRecord({k: Array(v.numpy()) for k, v in encoder.items()}),
             }
         )
         if with_decoder:
             content[protocol.DECODER] = ArrayRecord({k: Array(v.numpy()) for k, v in decoder_of(tensors).items()})
+        if public:
+            files = {name: Array("uint8", (len(data),), protocol.RAW, data) for name, data in public.items()}
+            content[protocol.REPLAY] = ArrayRecord(files)
         for id_ in self.nodes.values():
             about = Metadata(self.run, "", 1, id_, "", str(number), time.time(), 3600.0, "train")
             self._put(make_message(about, content))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +14,6 @@ from usfmae.client.uses import Uses, mixture, parted
 from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import Packed, write_shard
-from usfmae.core.errors import PolicyError
 
 
 def filled(root: Path, name: str, count: int, shade: int) -> Path:
@@ -76,18 +74,3 @@ def test_a_site_counts_only_images_it_could_train_on_as_new(tmp_path: Path) -> N
     assert 0 < jobs.new_images(site, recipe) == len(train) < 40
     Uses(site.root / "uses.sqlite").add("round-1", [corpus.ids[p] for p in train])
     assert jobs.new_images(site, recipe) == 0
-
-
-def test_a_campaign_with_replay_needs_its_very_corpus_at_the_site(tmp_path: Path) -> None:
-    site = site_with(tmp_path / "site")
-    sent = Corpus([filled(tmp_path / "sent", "public", 6, 10)])
-    recipe = TrainSettings(replay=0.25, replay_corpus=sent.fingerprint)
-    assert jobs.replayed(site, TrainSettings()) == []
-    with pytest.raises(PolicyError, match="replay corpus"):
-        jobs.replayed(site, recipe)
-    filled(site.root / "replay", "public", 6, 11)
-    with pytest.raises(PolicyError, match="is not the campaign's"):
-        jobs.replayed(site, recipe)
-    shutil.rmtree(site.root / "replay")
-    shutil.copytree(tmp_path / "sent", site.root / "replay")
-    assert jobs.replayed(site, recipe) == [index.sha256 for index in sent.shards]

@@ -222,3 +222,38 @@ def test_old_checkpoints_go_where_keep_says_so(federation):
         "round-00000.safetensors",
         "round-00003.safetensors",
     ]
+
+
+def test_the_replay_corpus_goes_to_sites_that_have_none_and_to_nobody_twice(federation, tmp_path):
+    from usfmae.core.corpus.shard import write_shard
+    from usfmae.server.simulate import tissue
+
+    write_shard(tmp_path / "public", "all", list(tissue(7, 4, 16)))
+    chosen = {"continual.replay": str(tmp_path / "public"), "continual.replay_share": 0.25}
+    made = federation(3, **chosen)
+    holders, asked = {made.hospitals[0].site}, []
+    ask, answers = made.wire.ask, made.wire.answers
+
+    def noting(site, request, encoder, decoder, ttl, replay=None):
+        asked.append((request.round, site, replay))
+        assert request.with_replay == bool(replay)
+        if replay:
+            holders.add(site)
+        return ask(site, request, encoder, decoder, ttl, replay)
+
+    def missing(messages):
+        for answer in answers(messages):
+            site, request = next((s, r) for m, (s, r) in loop.asked.items() if m == answer.message)
+            if site in holders:
+                yield answer
+            else:
+                reply = TrainReply(request.campaign, request.round, request.base, declined="need-replay", site=site)
+                key = next(h.key for h in made.hospitals if h.site == site)
+                yield Answer(answer.message, to_record(sign(reply, key)))
+
+    made.wire.ask, made.wire.answers = noting, missing
+    loop = made.loop()
+    loop.run(2)
+    assert made.verdicts(1) == made.verdicts(2) == ["admitted"] * 3
+    sent = [(number, site) for number, site, replay in asked if replay]
+    assert sorted(sent) == sorted((1, h.site) for h in made.hospitals[1:])
