@@ -45,6 +45,8 @@ def reproduce(plan: Plan, out: Path, told: Told, workers: int = 1, watched: Watc
     benches = {name: images_id(task) for name, task in plan.tasks.items()}
     rules = {"bits": plan.settings.bench.leak_bits, "how": plan.settings.bench.leaks}
     leaks = steps.do("leaks", {"corpus": fingerprint, "tasks": benches, **rules}, lambda: audit(plan, roots, out))
+    for line in _audit_lines(leaks):
+        told("leaks", line)
     recipe = {"corpus": fingerprint, "leaks": leaks["leaks"], **_model_recipe(plan.settings)}
     run = out / f"pretrain-{recipe_id(recipe)[:8]}"  # other settings make another run beside the first
     clean = [Path(root) for root in leaks["roots"]]
@@ -143,6 +145,13 @@ def audit(plan: Plan, roots: Sequence[Path], out: Path) -> dict[str, Any]:
         "leaks": [leak.as_dict() for leak in leaks],
         "roots": [str(root) for root in roots],
     }
+
+
+def _audit_lines(leaks: dict[str, Any]) -> list[str]:
+    """The audit for people: what was compared, and each image that was left out."""
+    found = leaks["leaks"]
+    what = f"{leaks['pairs']:,} pairs compared, {len(found)} within {leaks['bits']} of 256 bits; no file is in both"
+    return [what, *(f"{x['image']} of {x['task']} is {x['where']} of {x['dataset']}: left out" for x in found)]
 
 
 def without(corpus: Corpus, kept: np.ndarray, root: Path) -> Path:

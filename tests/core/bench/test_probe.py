@@ -143,6 +143,17 @@ def test_timm_weights_come_from_a_file_and_are_never_downloaded(tmp_path: Path) 
         encoders.load("timm:no_such_model")
 
 
+def published_names(depth: int) -> list[str]:
+    """The image encoder's tensors as mmpretrain's ViTSAM names them, in UltraSam's file below `backbone.`."""
+    names = ["pos_embed", "patch_embed.projection.weight", "patch_embed.projection.bias"]
+    for n in range(depth):
+        parts = ["ln1", "attn.qkv", "attn.proj", "ln2", "ffn.layers.0.0", "ffn.layers.1"]
+        names += [f"layers.{n}.{part}.{kind}" for part in parts for kind in ("weight", "bias")]
+        names += [f"layers.{n}.attn.rel_pos_{side}" for side in "hw"]
+    neck = ["0.weight", "1.weight", "1.bias", "2.weight", "3.weight", "3.bias"]
+    return [f"backbone.{name}" for name in [*names, *(f"channel_reduction.{part}" for part in neck)]]
+
+
 def test_ultrasam_names_cover_every_tensor_of_timms_sam() -> None:
     import timm
     import torch
@@ -150,23 +161,74 @@ def test_ultrasam_names_cover_every_tensor_of_timms_sam() -> None:
     from usfmae.core.bench.ultrasam import renamed
 
     with torch.device("meta"):
-        wanted = {
-            n: t for n, t in timm.create_model("samvit_base_patch16").state_dict().items() if not n.startswith("head.")
-        }
-    back = [
-        ("patch_embed.proj.", "patch_embed.projection."),
-        ("blocks.", "layers."),
-        ("norm1.", "ln1."),
-        ("norm2.", "ln2."),
-    ]
-    back += [("mlp.fc1.", "ffn.layers.0.0."), ("mlp.fc2.", "ffn.layers.1."), ("neck.", "channel_reduction.")]
-    published = {}
-    for name, tensor in wanted.items():
-        for new, old in back:
-            name = name.replace(new, old)
-        published[f"backbone.{name}"] = tensor
-    found = renamed(published)
-    assert set(found) == set(wanted) and all(found[n].shape == wanted[n].shape for n in wanted)
+        model = timm.create_model("samvit_base_patch16")
+    wanted = {name for name in model.state_dict() if not name.startswith("head.")}
+    assert set(renamed(dict.fromkeys(published_names(12), torch.zeros(1)))) == wanted
+
+
+def test_a_file_laid_out_like_ultrasams_gives_sams_own_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two narrow blocks in SAM ViT-B's place; the published file itself (a detector of 400 MB) was not at hand.
+    import timm
+    import torch
+
+    from usfmae.core.bench import ultrasam
+
+    create = timm.create_model
+    small = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2, "global_attn_indexes": (1,), "window_size": 3}
+    monkeypatch.setattr(timm, "create_model", lambda name, **more: create(name, **{**more, **small}))
+    monkeypatch.setattr(ultrasam, "SIZE", 64)
+    model = timm.create_model("samvit_base_patch16", pretrained=False).eval()
+    torch.manual_seed(0)
+    drawn = {name: torch.randn_like(t) * 0.1 for name, t in model.state_dict().items()}
+    model.load_state_dict(drawn)
+    timm_names = {new: old for old in published_names(2) for new in ultrasam.renamed({old: torch.zeros(1)})}
+    published = {timm_names[name]: t for name, t in drawn.items() if not name.startswith("head.")}
+    others = {"bbox_head.cls.weight": torch.zeros(3), "prompt_encoder.x": torch.zeros(2)}
+    torch.save({"meta": {"epoch": 12}, "state_dict": {**published, **others}}, tmp_path / "UltraSam.pth")
+
+    encoder = encoders.load(f"ultrasam:{tmp_path / 'UltraSam.pth'}")
+    pixels = torch.randint(0, 255, (2, 64, 64, 1), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = model.forward_features(encoder.prepare(pixels)).mean(dim=(2, 3))  # type: ignore[operator]
+        assert torch.equal(encoder(pixels), expected) and encoder.width == expected.shape[1] == 256
+
+    del published["backbone.layers.1.attn.rel_pos_h"]
+    torch.save({"state_dict": published}, tmp_path / "UltraSam.pth")
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.attn\.rel_pos_h"):
+        encoders.load(f"ultrasam:{tmp_path / 'UltraSam.pth'}")
+
+
+@pytest.mark.parametrize("spec", [*encoders.BASELINES, "ultrasam:weights/UltraSam.pth"])
+def test_a_baseline_without_its_weights_says_what_to_fetch(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert encoders.missing(spec)
+    with pytest.raises(CheckpointError) as caught:
+        encoders.load(spec)
+    assert caught.value.exit_code == 4 and (
+        "hf download timm/" in str(caught.value) or "UltraSam.pth" in str(caught.value)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", encoders.BASELINES)
+def test_every_baseline_is_loaded_from_a_local_file(spec: str, tmp_path: Path) -> None:
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    name = spec.removeprefix("timm:")
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False)
+    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, tmp_path / f"{name}.safetensors")
+    encoder = encoders.load(spec, weights=tmp_path)
+    with torch.inference_mode():
+        features = encoder(torch.full((1, 32, 32, 1), 127, dtype=torch.uint8))
+    assert encoder.size == 224 and features.shape == (1, encoder.width) and bool(features.isfinite().all())
 
 
 def test_efficientnet_lite0_knows_a_daisy_from_its_package() -> None:

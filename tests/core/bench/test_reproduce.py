@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -12,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from usfmae.core.bench.paper import bus_bra_row, table_2
-from usfmae.core.bench.plan import make
+from usfmae.core.bench.plan import make, steps_of
 from usfmae.core.bench.steps import Steps
 from usfmae.core.cli import group
 from usfmae.core.config import Settings
@@ -127,6 +129,16 @@ def test_a_step_is_done_once_for_a_recipe_and_again_for_another(tmp_path: Path) 
     assert steps.do("a b/c", {"v": 2}, work)["n"] == 3
 
 
+def test_a_limit_spreads_over_a_data_set_and_shrinks_the_plan(root: Path) -> None:
+    plan = make(root, settings(), limit=3)
+    (found,) = plan.usable
+    assert [entry.name[-5] for entry in plan.scans_of(found)] == ["0", "4", "9"]
+    assert (
+        "about 3 images" in steps_of(plan)[0]["what"]
+        and "about 10 images" in steps_of(make(root, settings()))[0]["what"]
+    )
+
+
 def test_dry_run_lists_every_step_with_hours_and_writes_nothing(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = [
@@ -176,6 +188,28 @@ def test_from_folders_to_report_and_the_second_call_does_nothing(root: Path, tmp
 
 
 @pytest.mark.slow
+def test_killed_in_the_middle_of_pretraining_it_goes_on_there(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = [*SMALL, "train.steps=300", "train.checkpoint_steps=10"]
+    code = "from usfmae.core.cli import main; main()"
+    command = [sys.executable, "-c", code, "reproduce", "--root", str(root), "--out", str(out), "--preset", "tiny"]
+    command += ["--workers", "1", "--baseline", "pixels", *(x for s in options for x in ("--set", s))]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as cut:
+        assert cut.stderr
+        told = next(line for line in cut.stderr if line.startswith("pretrain: step"))
+        cut.kill()
+    assert "of 300" in told and not (out / "report.json").exists()
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True).stderr
+    begun = [line.split(":")[0] for line in done.splitlines() if line.endswith(": begins")]
+    assert begun == ["pretrain", "probe bus-bra pretrained", "probe bus-bra random", "probe bus-bra pixels"]
+    (log,) = out.glob("pretrain-*/log.jsonl")
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines() if '"loss"' in line]
+    assert steps == list(range(1, 301))  # none lost, none twice
+    first = next(line for line in done.splitlines() if line.startswith("pretrain: step"))
+    assert int(first.split()[2]) > int(told.split()[2]) - 10  # from the last checkpoint on
+
+
+@pytest.mark.slow
 def test_a_disguised_benchmark_image_stops_the_run_before_training(root: Path, tmp_path: Path) -> None:
     hidden = speckle(500)
     cv2.imwrite(str(root / "bus_bra" / "Images" / "bus_0001-l.png"), hidden)
@@ -198,7 +232,8 @@ def test_a_disguised_benchmark_image_stops_the_run_before_training(root: Path, t
     with pytest.raises(SourceError, match="bus_0001-l"):
         CliRunner().invoke(group, arguments, catch_exceptions=False, standalone_mode=False)
     assert not list(out.glob("pretrain-*"))
-    CliRunner().invoke(group, [*arguments, "--set", "bench.leaks=drop"], catch_exceptions=False)
+    told = CliRunner().invoke(group, [*arguments, "--set", "bench.leaks=drop"], catch_exceptions=False).stderr
+    assert "660 pairs compared, 1 within 32 of 256 bits" in told and "bus_0001-l of bus-bra is position" in told
     report = json.loads((out / "report.json").read_text())
     assert [leak["image"] for leak in report["leaks"]["leaks"]] == ["bus_0001-l"]
     assert report["pretrain"]["finished"] and "corpus-without-leaks" in report["leaks"]["roots"][0]
