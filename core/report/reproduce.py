@@ -34,13 +34,13 @@ def rows(name: str, result: dict[str, Any], part: str) -> list[dict[str, Any]]:
     task = result["tasks"][name]
     comparable = part == ("headline" if task["headline"] and len(task["headline"]) < len(task["splits"]) else "all")
     published = {p.model: p for p in table_2() if p.task == name} if comparable else {}
-    measured: dict[str, list[dict[str, str]]] = {}
+    measured: dict[str, list[dict[str, Any]]] = {}
     for how, found in (("frozen", result["probes"]), ("fine-tuned", result["finetune"])):
         for key, report in found.items():
             task_name, _, model = key.partition(" ")
             scores = report["scores"].get("logistic", report["scores"]) if task_name == name else {}
             if part in scores:
-                measured.setdefault(shown(model), []).append({"how": how, **_measured(scores[part])})
+                measured.setdefault(shown(model), []).append({"how": _how(model, how), **_measured(scores[part])})
     order = [m for m in SHOWN.values() if m in published or m in measured]
     return [
         {"model": model, "published": _published(published.get(model)), "here": measured.get(model, [])}
@@ -48,30 +48,35 @@ def rows(name: str, result: dict[str, Any], part: str) -> list[dict[str, Any]]:
     ]
 
 
+def _how(model: str, how: str) -> str:
+    return f"pretrained here, {how}" if model == "pretrained" else how
+
+
 def _published(row: Published | None) -> dict[str, str]:
-    if row is None:
-        return {"paper": "", "ultrasam": "", "basis": ""}
-    figures = {"paper": row.paper_f1, "ultrasam": row.ultrasam_f1}
-    return {**{k: "" if v is None else f"{v:.1f}" for k, v in figures.items()}, "basis": row.basis}
+    figures = {"paper": row and row.paper_f1, "ultrasam": row and row.ultrasam_f1}
+    basis = row.basis if row else ""
+    return {**{k: "" if v is None else f"{v:.1f}" for k, v in figures.items()}, "basis": basis}
 
 
-def _measured(scores: dict[str, Any]) -> dict[str, str]:
-    def with_interval(measure: str) -> str:
+def _measured(scores: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Each figure with its interval, in per cent."""
+
+    def with_interval(measure: str) -> tuple[str, str]:
         value = scores[measure]
-        return f"{100 * value['value']:.1f} ({100 * value['low']:.1f}–{100 * value['high']:.1f})"
+        return f"{100 * value['value']:.1f}", f"{100 * value['low']:.1f}–{100 * value['high']:.1f}"
 
     return {
         "paper": with_interval("paper.f1"),
         "ultrasam": with_interval("ultrasam.f1"),
         "balanced": with_interval("balanced_accuracy"),
         "auroc": with_interval("auroc"),
-        "calibration": f"{100 * scores['expected_calibration_error']:.1f}",
+        "calibration": (f"{100 * scores['expected_calibration_error']:.1f}", ""),
     }
 
 
 def _task(name: str, result: dict[str, Any]) -> dict[str, Any]:
     task = result["tasks"][name]
-    probes = {shown(k.partition(" ")[2]): r for k, r in result["probes"].items() if k.startswith(f"{name} ")}
+    probes = {_name(k.partition(" ")[2]): r for k, r in result["probes"].items() if k.startswith(f"{name} ")}
     curves = {model: report["label_efficiency"] for model, report in probes.items()}
     fractions = [f"{100 * p['fraction']:g} %" for p in next(iter(curves.values()), [])]
     lines = {model: [100 * p["balanced_accuracy"] for p in points] for model, points in curves.items()}
@@ -84,12 +89,16 @@ def _task(name: str, result: dict[str, Any]) -> dict[str, Any]:
         "tables": [(title, listed) for title, listed in tables if any(row["here"] for row in listed)],
         "curve": line_chart(lines, fractions, "balanced accuracy, %", "labelled training patients"),
         "tests": [
-            {**t, "second": shown(t["second"])}
+            {**t, "second": _name(t["second"])}
             for t in result["paired"]
             if t["task"] == name and t["head"] == "logistic"
         ],
         "confusions": [(model, report["scores"]["logistic"]["all"]["confusion"]) for model, report in probes.items()],
     }
+
+
+def _name(model: str) -> str:
+    return "pretrained here" if model == "pretrained" else shown(model)
 
 
 def _times(seconds: dict[str, float]) -> list[dict[str, Any]]:
