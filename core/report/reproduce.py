@@ -7,7 +7,7 @@ from typing import Any
 
 from usfmae.core.bench.paper import SHOWN, Published, shown, table_2
 from usfmae.core.journal import read as read_log
-from usfmae.core.report.chart import line_chart
+from usfmae.core.report.chart import COLOURS, line_chart
 from usfmae.core.report.page import write_page
 
 NAMES = {"bus-bra": "BUS-BRA", "mmotu-2d": "MMOTU-2D", "gist514": "GIST514-DB"}
@@ -87,6 +87,7 @@ def _task(name: str, result: dict[str, Any]) -> dict[str, Any]:
         **task,
         "title": NAMES[name],
         "tables": [(title, listed) for title, listed in tables if any(row["here"] for row in listed)],
+        "legend": list(zip(lines, COLOURS, strict=False)),  # beside the chart on a phone, where its own scrolls away
         "curve": line_chart(lines, fractions, "balanced accuracy, %", "labelled training patients"),
         "tests": [
             {**t, "second": _name(t["second"])}
