@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import cv2
+
 from usfmae.core.config import Settings
 from usfmae.core.errors import ConfigError, ResourceError
 from usfmae.core.flow import Quarantined
@@ -41,6 +43,7 @@ def main() -> None:
     limit = settings.read.memory_mb << 20
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold pixels
+    cv2.setNumThreads(1)  # there is a process per core already
     for kind in READERS:
         reader(kind)  # imported before the first file's clock runs
     emit(event="ready")

@@ -40,7 +40,14 @@ class Converter:
             looked_up = apply_color_lut(array, self.ds)[..., :3]
         except Exception as error:
             raise Unreadable("bad-palette", type(error).__name__) from None
-        return as_rgb((looked_up >> 8).astype(np.uint8) if looked_up.dtype == np.uint16 else looked_up)
+        return as_rgb((looked_up >> self._palette_shift()).astype(np.uint8))
+
+    def _palette_shift(self) -> int:
+        """8 where the tables hold 16 bits. Some devices state 16 and fill the lower 8 alone."""
+        red = bytes(self.ds.get("RedPaletteColorLookupTableData") or b"")
+        stated = int(self.ds.RedPaletteColorLookupTableDescriptor[2])
+        upper = red[1::2] if self.ds.original_encoding[1] is not False else red[::2]
+        return 8 if stated > 8 and (not upper or max(upper) > 0) else 0
 
     def _gray(self, array: NDArray[Any]) -> Pixels:
         if self.limits is None and array.dtype != np.uint8:

@@ -6,6 +6,7 @@ Pixels come from pydicom's decoders (Pillow, GDCM, openjpeg, pyjpegls, RLE); MPE
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import Any, BinaryIO
@@ -15,14 +16,22 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_fragments, parse_basic_offsets
-from pydicom.pixels import iter_pixels
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MPEGTransferSyntaxes
+from pydicom.pixels import get_decoder
+from pydicom.pixels.utils import as_pixel_options
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MPEGTransferSyntaxes,
+)
 
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.flow import Frame, Region, Scan
 from usfmae.core.read import colour, rules, video
 from usfmae.core.read.facts import Facts, check_size
-from usfmae.core.read.reasons import guarded
+from usfmae.core.read.reasons import Unreadable, guarded
 from usfmae.core.read.source import in_memory, opened
 from usfmae.core.read.timing import kept_indices, steady_times
 
@@ -38,15 +47,18 @@ IDENTIFIERS = (
 
 
 def recognises(head: bytes) -> bool:
-    """DICM after the preamble, or a bare dataset that starts with group 0002 or 0008 (either byte order)."""
+    """DICM after the preamble, or a bare dataset that starts with group 0002 or 0008 in either byte order."""
     if head[128:132] == b"DICM":
         return True
-    little = head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] == b"\x00" and len(head) > 132
-    return little and (head[4:6].isalpha() or head[6:8] == b"\x00\x00")
+    group, element = head[:2], head[2:4]
+    little = group in (b"\x02\x00", b"\x08\x00") and element[1:] == b"\x00"
+    big = group in (b"\x00\x02", b"\x00\x08") and element[:1] == b"\x00"
+    explicit = head[4:6].isalpha() and head[4:6].isupper()
+    return len(head) > 132 and (little or big) and (explicit or head[6:8] == b"\x00\x00")
 
 
 def read_header(file: BinaryIO) -> Dataset:
-    """The dataset up to its pixels. Raises Unreadable."""
+    """The dataset up to its pixels, where `file` then stands. Raises Unreadable."""
     with guarded("bad-header"):  # damaged headers end in a dozen exception types
         ds = pydicom.dcmread(file, stop_before_pixels=True, force=True)
     if not getattr(ds, "file_meta", None):
@@ -82,7 +94,11 @@ def facts(scan: Scan, settings: ReadSettings) -> Facts:
 
 
 def _syntax(ds: Dataset) -> UID:
-    return UID(str(ds.file_meta.get("TransferSyntaxUID") or pydicom.uid.ImplicitVRLittleEndian))
+    """As stated, else uncompressed in the encoding that the header was found to have."""
+    if stated := ds.file_meta.get("TransferSyntaxUID"):
+        return UID(str(stated))
+    implicit, little = ds.original_encoding
+    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
 def _text(ds: Dataset, name: str) -> str:
@@ -189,13 +205,8 @@ def frames(scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Fram
         ds = read_header(file)
         count = _checked(ds, settings)
         seen, sought = regions(ds), words(ds)
-        file.seek(0)
-        syntax = _syntax(ds)
-        decoded = (
-            _mpeg(file, ds, scan, count, settings, notes)
-            if syntax in MPEGTransferSyntaxes
-            else _stills(file, ds, scan, count, settings, notes)
-        )
+        decode = _mpeg if _syntax(ds) in MPEGTransferSyntaxes else _stills
+        decoded = decode(file, ds, scan, count, settings, notes)
         with closing(decoded):  # a reader that takes fewer frames ends the decoder before the file is closed
             for frame in decoded:
                 yield Frame(frame.pixels, scan.trail, frame.index, frame.time, seen, sought)
@@ -209,19 +220,35 @@ def _stills(
     notes.update(noted)
     indices = kept_indices(times, settings.fps)
     to_rgb = colour.Converter(ds, notes)
-    with closing(_arrays(file, ds, indices)) as arrays:
-        for index in indices:
-            yield Frame(to_rgb(next(arrays)), scan.trail, index, times[index] if count > 1 else None)
+    for index, array in zip(indices, _arrays(file, ds, indices), strict=True):
+        yield Frame(to_rgb(array), scan.trail, index, times[index] if count > 1 else None)
 
 
-def _arrays(file: BinaryIO, ds: Dataset, indices: list[int]) -> Generator[NDArray[Any], None, None]:
-    if _syntax(ds) == DeflatedExplicitVRLittleEndian or not ds.file_meta.get("TransferSyntaxUID"):
-        whole = pydicom.dcmread(file, force=True)  # no lazy access into a deflated dataset
-        whole.file_meta.TransferSyntaxUID = _syntax(ds)
-        source: Dataset | BinaryIO = whole
+def _arrays(file: BinaryIO, ds: Dataset, indices: list[int]) -> Iterator[NDArray[Any]]:
+    """The chosen frames as stored, decoded one by one from a file that stands where its header ended."""
+    syntax = _syntax(ds)
+    source: Dataset | BinaryIO = file
+    options = as_pixel_options(ds)
+    if syntax == DeflatedExplicitVRLittleEndian:  # nothing in a deflated dataset can be reached on its own
+        file.seek(0)
+        source = pydicom.dcmread(file, force=True)
     else:
-        source = file
-    yield from iter_pixels(source, indices=indices, raw=True)
+        options |= {
+            "transfer_syntax_uid": syntax,
+            "pixel_keyword": "PixelData",
+            "pixel_vr": _enter_pixels(file, syntax),
+        }
+    for array, _ in get_decoder(syntax).iter_array(source, indices=indices, raw=True, validate=True, **options):
+        yield array
+
+
+def _enter_pixels(file: BinaryIO, syntax: UID) -> str:
+    """Step over the header of (7FE0,0010) (PS3.5 7.1.2, 7.1.3) and return its VR. Raises Unreadable."""
+    order = "<" if syntax.is_little_endian else ">"
+    head = file.read(8 if syntax.is_implicit_VR else 12)
+    if len(head) < 8 or struct.unpack(order + "HH", head[:4]) != (0x7FE0, 0x0010):
+        raise Unreadable("no-pixels", "the object holds no picture")
+    return "OW" if syntax.is_implicit_VR else head[4:6].decode("ascii")
 
 
 def _mpeg(
@@ -229,6 +256,7 @@ def _mpeg(
 ) -> Generator[Frame, None, None]:
     """One MPEG-2, H.264 or HEVC stream: all fragments after the offset table, joined (PS3.5 8.2.5 ff., A.4)."""
     stated, noted = frame_times(ds, count, settings)
+    file.seek(0)
     items = io.BytesIO(pydicom.dcmread(file, force=True).PixelData)
     parse_basic_offsets(items)
     with in_memory(b"".join(generate_fragments(items))) as path:

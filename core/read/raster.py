@@ -14,6 +14,7 @@ from PIL import Image
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.flow import Frame, Pixels, Scan
 from usfmae.core.read.facts import Facts, check_size
+from usfmae.core.read.label import refuse_labels
 from usfmae.core.read.reasons import guarded
 from usfmae.core.read.source import opened
 
@@ -43,14 +44,16 @@ def facts(scan: Scan, settings: ReadSettings) -> Facts:
 
 
 def frames(scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Frame]:
-    """One Frame, or one per page of a TIFF."""
+    """One Frame, or one per page of a TIFF. Raises Refused where it is a label mask."""
     with opened(scan, settings) as file:
         image = _open(file)
         pages = int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
         for page in range(pages):
             image.seek(page)
             check_size(image.width, image.height, pages, settings)
-            yield Frame(_rgb(image, file), scan.trail, page)
+            pixels = _rgb(image, file)
+            refuse_labels(pixels)
+            yield Frame(pixels, scan.trail, page)
 
 
 def _rgb(image: Image.Image, file: BinaryIO) -> Pixels:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.flow import Frame, Scan
 from usfmae.core.read.facts import Facts, check_size
+from usfmae.core.read.label import refuse_label_volume
 from usfmae.core.read.raster import as_rgb
 from usfmae.core.read.reasons import Unreadable
 from usfmae.core.read.source import as_path, opened
@@ -96,7 +97,10 @@ def frames(scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Fram
 
 
 def _slices(reader: Any, size: tuple[int, ...], wanted: Sequence[int]) -> Iterator[NDArray[Any]]:
-    """(H, W) or (H, W, 3) arrays. A small volume is read at once (compressed ones would be unpacked per slice)."""
+    """(H, W) or (H, W, 3) arrays. A small volume is read at once (compressed ones would be unpacked per slice).
+
+    Raises Refused where it holds labels.
+    """
     import SimpleITK
 
     whole = prod(size) * reader.GetNumberOfComponents() <= WHOLE
@@ -104,6 +108,7 @@ def _slices(reader: Any, size: tuple[int, ...], wanted: Sequence[int]) -> Iterat
         if whole:
             image = reader.Execute()  # held: the array is a view into it
             volume = SimpleITK.GetArrayViewFromImage(image)
+            refuse_label_volume(volume)
             picture = volume.shape[-3:] if reader.GetNumberOfComponents() > 1 else volume.shape[-2:]
             pictures = volume.reshape(-1, *picture)
             yield from (pictures[index] for index in wanted)

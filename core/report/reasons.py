@@ -36,6 +36,7 @@ MEANINGS = {
     "raw-data": "DICOM raw data, refused by rule",
     "derived-object": "segmentation, registration or surface, refused by rule",
     "radiotherapy-object": "radiotherapy object, refused by rule",
+    "label-mask": "a drawing of a few flat levels, such as a label mask, refused by rule",
     "modality": "not ultrasound, refused by rule",
     "dicomdir": "an index of other files",
     # repeated

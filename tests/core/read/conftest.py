@@ -32,7 +32,8 @@ def make_dicom(tmp_path: Path) -> Callable[..., Path]:
         meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
         meta.MediaStorageSOPClassUID = UltrasoundMultiFrameImageStorage
         meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-        ds = FileDataset(name, {}, file_meta=meta, preamble=b"\0" * 128)
+        how = meta.TransferSyntaxUID.is_implicit_VR, meta.TransferSyntaxUID.is_little_endian
+        ds = FileDataset(name, {}, b"\0" * 128, meta, *how)
         ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
         ds.Modality, ds.PatientName, ds.PatientID, ds.StudyDate = "US", "Doe^Jane", "P-4711", "20240131"
         ds.StudyInstanceUID = pydicom.uid.generate_uid()

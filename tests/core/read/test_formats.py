@@ -11,7 +11,7 @@ from PIL import Image
 
 from usfmae.core.config import ReadSettings
 from usfmae.core.flow import Frame, Quarantined
-from usfmae.core.read import Unreadable, identify, read
+from usfmae.core.read import Refused, Unreadable, identify, read
 from usfmae.core.read.discover import Candidate, Identified
 
 from .conftest import SECRET, speckle
@@ -45,6 +45,40 @@ def test_sixteen_bits_keep_their_contrast(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "colour.png"), np.stack([deep, deep // 2, deep // 4], 2))
     red = frames(tmp_path / "colour.png")[0].pixels
     assert red[..., 2].mean() > red[..., 0].mean()  # cv2 writes BGR
+
+
+def drawing(levels: tuple[int, ...]) -> np.ndarray:
+    """(H, W) flat discs of the given gray levels on black: a label mask."""
+    mask = np.zeros((240, 480), np.uint8)
+    for number, level in enumerate(levels):
+        cv2.circle(mask, (80 + 160 * number, 120), 60, level, -1)
+    return mask
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+@pytest.mark.parametrize("levels", [(255,), (90, 180, 255)])
+def test_label_masks_are_told_apart_from_scans(tmp_path: Path, name: str, levels: tuple[int, ...]) -> None:
+    Image.fromarray(drawing(levels)).save(tmp_path / name)
+    with pytest.raises(Refused) as caught:
+        frames(tmp_path / name)
+    assert caught.value.reason == "label-mask"
+
+
+def test_a_dark_scan_with_a_bright_plate_is_no_label_mask(tmp_path: Path) -> None:
+    scan = drawing((255,))
+    scan[180:] = speckle(240, 480)[180:] // 2
+    Image.fromarray(scan).save(tmp_path / "a.png")
+    assert len(frames(tmp_path / "a.png")) == 1
+
+
+def test_a_volume_of_labels_is_refused(tmp_path: Path) -> None:
+    import SimpleITK
+
+    volume = np.stack([np.zeros((240, 480), np.uint8), drawing((1, 2))])
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(volume), str(tmp_path / "labels.nii.gz"))
+    with pytest.raises(Refused) as caught:
+        frames(tmp_path / "labels.nii.gz")
+    assert caught.value.reason == "label-mask"
 
 
 def test_every_page_of_a_tiff_is_a_frame(tmp_path: Path) -> None:
