@@ -33,16 +33,18 @@ test-faults: packages ## the kill and outage matrix; prints a table
 test-attacks: packages ## the hostile-site matrix; prints the verdicts
 	$(BIN)/python -m pytest -m attacks -s $(ARGS)
 
-test-system: venv tesseract ## against Debian's Orthanc, DCMTK, Prometheus, Chromium, in namespaces; needs them installed
+test-system: packages ## against Debian's Orthanc, DCMTK, Prometheus, Chromium, proxies, in namespaces
+	@$(call debian,Orthanc:orthanc:orthanc-dicomweb storescu:dcmtk prometheus:prometheus shellcheck:shellcheck \
+	  nginx:nginx:libnginx-mod-stream caddy:caddy)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/system/requirements.txt
-	$(BIN)/python -m pytest -m system -s $(ARGS)
+	$(BIN)/python -m pytest -m system -rs $(ARGS)
 
 docs: venv           ## the documentation, in docs/_build/html
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
-	$(BIN)/python -m sphinx -q -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 bundle: docs         ## the offline bundle, in dist/bundle; VARIANT=cpu leaves the GPU libraries out
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0 setuptools wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
 	deploy/offline/bundle.sh dist/bundle $(BIN)/python
 
 lint: venv           ## ruff, mypy, import-linter
@@ -61,14 +63,11 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	touch $@
 
 tesseract: venv      ## make sure of Tesseract and what OpenCV links to
-	@$(call debian,tesseract,tesseract-ocr)
+	@$(call debian,tesseract:tesseract-ocr)
 	@$(BIN)/python -c "import cv2" 2>/dev/null || { $(call install,libgl1 libglib2.0-0); }
 
 packages: tesseract  ## ... and of what the ordinary tests start
-	@$(call debian,chromium,chromium)
-	@$(call debian,tinyproxy,tinyproxy)
-	@$(call debian,ip,iproute2)
-	@$(call debian,nft,nftables)
+	@$(call debian,chromium:chromium tinyproxy:tinyproxy ip:iproute2 nft:nftables)
 
 lock:                ## pin the newest packages that pyproject.toml admits into requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
@@ -81,7 +80,10 @@ lock:                ## pin the newest packages that pyproject.toml admits into 
 install = if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(1) >/dev/null; \
 	  else echo "error: $(1) - not installed - run: sudo apt-get install $(1)" >&2; exit 7; fi
-debian = command -v $(1) >/dev/null || { $(call install,$(2)); }
+# $(call debian,program:package[:package] ...): install the packages of the programs that are not there, in one go.
+debian = missing=$$(PATH="$$PATH:/usr/sbin:/sbin"; for one in $(1); do \
+	  command -v "$${one%%:*}" >/dev/null || echo "$${one\#*:}" | tr ':\n' '  '; done); \
+	  [ -z "$$missing" ] || { $(call install,$$missing); }
 
 clean:               ## remove what was made here
 	rm -rf $(VENV) .dev demo-out build *.egg-info

@@ -5,9 +5,11 @@ from __future__ import annotations
 import configparser
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -94,6 +96,10 @@ def test_systemd_units_are_hardened_without_hiding_the_gpu() -> None:
     assert service["PrivateNetwork"] == "yes", "cleaning needs no network"
 
 
+def test_pods_see_no_addresses_of_other_services_in_their_environment() -> None:
+    assert "enableServiceLinks: false" in (DEPLOY / "helm/usfmae/templates/statefulset.yaml").read_text()
+
+
 def test_helm_chart_has_no_value_that_is_not_declared() -> None:
     chart = DEPLOY / "helm" / "usfmae"
     values = yaml.safe_load((chart / "values.yaml").read_text())
@@ -109,14 +115,11 @@ def test_helm_chart_has_no_value_that_is_not_declared() -> None:
     assert yaml.safe_load((chart / "Chart.yaml").read_text())["appVersion"] == metrics.__version__
 
 
-def test_cpu_variant_leaves_gpu_libraries_out_and_nothing_else() -> None:
-    variant = loaded(DEPLOY / "offline" / "variant.py")
-    lock = (ROOT / "requirements.lock").read_text()
-    everything = variant.chosen("cuda", lock).splitlines()
-    left = set(everything) - set(variant.chosen("cpu", lock).splitlines())
-    assert left and all(line.startswith(("nvidia-", "cuda-", "triton==")) for line in left)
-    with pytest.raises(ValueError, match="neither"):
-        variant.chosen("gpu", lock)
+def test_bundle_refuses_a_variant_that_does_not_exist(tmp_path: Path) -> None:
+    script = [DEPLOY / "offline" / "bundle.sh", tmp_path, sys.executable]
+    done = subprocess.run(script, env={**os.environ, "VARIANT": "gpu"}, capture_output=True, text=True)
+    assert done.returncode == 2 and "variant gpu - is neither cuda nor cpu" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

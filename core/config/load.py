@@ -13,8 +13,6 @@ from usfmae.core.config.base import Options, keys_of, sub_options, validated
 from usfmae.core.errors import ConfigError, UsageError
 
 ENVIRONMENT_PREFIX = "USFMAE_"
-# Names in the environment that are switches of the program's launcher or its tests, not config keys.
-NOT_KEYS = ("USFMAE_TEST_DATA", "USFMAE_DEBUG", "USFMAE_SITE")
 
 T = TypeVar("T", bound=Options)
 
@@ -44,12 +42,17 @@ def put(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[last] = value
 
 
-def from_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """`USFMAE_TRAIN__MASK_RATIO=0.25` -> {"train.mask_ratio": "0.25"}."""
+def from_environment(environment: Mapping[str, str], options: type[Options]) -> dict[str, str]:
+    """`USFMAE_TRAIN__MASK_RATIO=0.25` -> {"train.mask_ratio": "0.25"}.
+
+    A name with `__` is meant for us, so a wrong one is found later. One without counts only where it is a key: others
+    share the prefix, such as the USFMAE_SERVER_PORT that Kubernetes sets for a service called `usfmae-server`.
+    """
     found = {}
     for name, value in environment.items():
-        if name.startswith(ENVIRONMENT_PREFIX) and name not in NOT_KEYS:
-            found[name[len(ENVIRONMENT_PREFIX) :].lower().replace("__", ".")] = value
+        key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+        if name.startswith(ENVIRONMENT_PREFIX) and ("." in key or key in options.model_fields):
+            found[key] = value
     return found
 
 
@@ -75,7 +78,7 @@ def load(
     origins = {key: str(file) for key in _flat(values)}
     environment = os.environ if environment is None else environment
     for origin, pairs in (
-        ("environment", from_environment(environment)),
+        ("environment", from_environment(environment, options)),
         ("--set", from_overrides(overrides)),
     ):
         for key, text in pairs.items():

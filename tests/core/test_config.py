@@ -25,6 +25,19 @@ def test_later_sources_win_and_say_where_a_value_came_from(tmp_path: Path) -> No
     assert origins == {"train.lr": str(file), "train.mask_ratio": "environment", "train.seed": "--set"}
 
 
+def test_names_that_others_put_into_the_environment_are_not_ours() -> None:
+    """Kubernetes names a service's address after it; a container must start all the same."""
+    link = {"USFMAE_SERVER_PORT": "tcp://10.0.0.1:8443", "USFMAE_SERVER_PORT_8443_TCP_PROTO": "tcp"}
+    plain = {"name": "a", "server": "https://x:1"}
+    from usfmae.core.config.site import SiteSettings
+
+    overrides = [f"{key}={value}" for key, value in plain.items()]
+    settings, origins = load(SiteSettings, None, overrides, {**link, "USFMAE_SERVICE_HOST": "h", "USFMAE_POLL": "7"})
+    assert settings.poll == 7 and origins["poll"] == "environment" and settings.server == "https://x:1"
+    with pytest.raises(ConfigError, match=r"cstore\.prot: unknown key; did you mean 'cstore\.port'"):
+        load(SiteSettings, None, overrides, {"USFMAE_CSTORE__PROT": "1"})
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -60,6 +60,33 @@ def test_a_write_that_fails_leaves_no_half_file(tmp_path: Path, monkeypatch: pyt
     assert Spool(tmp_path / "spool", SECRET).add(b"x")
 
 
+def test_a_name_with_other_bytes_is_no_stored_instance(tmp_path: Path) -> None:
+    """As a power cut may leave it: the name is on disk, the bytes are not, and nobody was told "stored"."""
+    spool = Spool(tmp_path / "spool", SECRET)
+    spool.add(b"whole")
+    (file,) = spool.files()
+    file.write_bytes(b"\0" * 5)
+    assert spool.add(b"whole"), "taken for a repetition"
+    assert file.read_bytes() == b"whole"
+
+
+def test_a_repetition_that_cannot_be_flushed_does_not_cost_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    def broken(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    spool = Spool(tmp_path / "spool", SECRET)
+    spool.add(b"x")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", broken)
+        with pytest.raises(ResourceError, match="Input/output error"):
+            spool.add(b"x")
+    assert len(spool.files()) == 1
+
+
 def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
     Spool(tmp_path / "spool", SECRET)
     (tmp_path / PARTIAL / "123-0").write_bytes(b"half")
