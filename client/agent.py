@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from usfmae.client import allowance, jobs, node, objects, outbox, replay, rounds, trouble
 from usfmae.client.line import KeyRefusedError, Line, Stopped
 from usfmae.client.pending import Pending
-from usfmae.client.site import Site
+from usfmae.client.site import Site, read_json
 from usfmae.core import protocol
 from usfmae.core.errors import NetworkError, PolicyError, ResourceError, TryLaterError, UsfmaeError
 from usfmae.core.log import note
@@ -44,6 +44,7 @@ class Agent:
         self.failures = 0
         self.trouble = self.logged = ""
         self.state = "connecting"
+        self.contact = (read_json(site.root / "status.json") or {}).get("contact")  # Unix time of the last answer
 
     # --- the loop
 
@@ -69,7 +70,7 @@ class Agent:
         wait, self.trouble = self.site.settings.poll, ""
         try:
             self._look()
-            self.failures = 0
+            self.failures, self.contact = 0, time.time()
             self.logged = self.trouble
         except Stopped:
             pass
@@ -320,6 +321,7 @@ class Agent:
             "pid": os.getpid(),
             "time": time.time(),
             "online": self.line.online and self.state != "offline",
+            "contact": self.contact,
             "trouble": self.trouble,
             "campaign": asked.get("campaign", ""),
             "round": asked.get("round"),

@@ -99,8 +99,8 @@ def _cell(text: str) -> str:
 def settings() -> Iterator[str]:
     yield "# Settings\n"
     yield "Every key, its default and its meaning. `--set key=value` overrides a key for one call,"
-    yield "`USFMAE_SECTION__KEY=value` in the environment does the same (`USFMAE_KEY=value` for a key without a section;"
-    yield "other names that begin with `USFMAE_` are left alone). Passwords never stand in a configuration: a key that"
+    yield "`USFMAE_SECTION__KEY=value` in the environment does the same, `USFMAE_KEY=value` for a key without a section"
+    yield "(other names that begin with `USFMAE_` are left alone). Passwords never stand in a configuration: a key that"
     yield "ends in `_file` names the file that holds one."
     for title, (place, where) in ROOTS.items():
         yield f"\n## {title}\n\nIn {where}.\n\n| key | default | meaning |\n|---|---|---|"

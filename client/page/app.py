@@ -7,7 +7,6 @@ picture is ever stored.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -25,10 +24,10 @@ from usfmae.client.page import view
 from usfmae.client.site import Site
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.web import looks
+from usfmae.core.web.door import Door, Visit
 from usfmae.core.web.guard import Guard
-from usfmae.core.web.session import COOKIE, HOURS, Sessions
+from usfmae.core.web.session import Sessions
 
-WRONG_TOKEN_SECONDS = 1.0
 PICTURES = 8  # frames held in memory between a page and its two pictures
 BY = "page"  # who decides, in the audit log: whoever holds the token
 
@@ -38,74 +37,32 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 class Page:
     def __init__(self, site: Site) -> None:
         self.site = site
-        self.sessions = Sessions.of(site.root / "keys" / "page.token")
         self.intake = review.Intake()
         self.looked: OrderedDict[str, Looked] = OrderedDict()
         self.looking = asyncio.Lock()
         self.templates = looks.environment("usfmae.client.page")
 
     def show(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-        cookie = request.cookies.get(COOKIE, "")
-        known = self.sessions.holds(cookie)
-        mark = self.sessions.form_mark(cookie) if known else ""
-        values |= {"known": known, "mark": mark, "path": request.url.path, "name": self.site.settings.name}
-        return HTMLResponse(self.templates.get_template(template).render(**values), status)
+        return HTMLResponse(self.render(template, request.scope["visit"], request.url.path, **values), status)
 
-    # Who may see it
+    def render(self, template: str, visit: Visit, path: str, **values: Any) -> str:
+        about = {"known": visit.known, "mark": visit.mark, "path": path, "name": self.site.settings.name}
+        return self.templates.get_template(template).render(**about, **values)
 
-    def private(self, endpoint: Endpoint) -> Endpoint:
-        """The endpoint for those with a session; everybody else is asked for the token."""
-
-        async def guarded(request: Request) -> Response:
-            if not self.sessions.holds(request.cookies.get(COOKIE, "")):
-                if request.method != "GET":
-                    raise HTTPException(403, "log in first: this needs the site's token")
-                return RedirectResponse(f"/login?next={request.url.path}", 303)
-            return await endpoint(request)
-
-        return guarded
+    def login(self, visit: Visit, **values: Any) -> str:
+        why = "It is for people of this hospital who may see them."
+        return self.render("login.html", visit, "/login", heading="This page shows scans", why=why, **values)
 
     def own_form(self, endpoint: Callable[[Request, Any], Awaitable[Response]]) -> Endpoint:
         """The endpoint for a form that our own page sent."""
 
         async def checked(request: Request) -> Response:
             form = await request.form()
-            cookie = request.cookies.get(COOKIE, "")
-            if not self.sessions.is_own_form(cookie, str(form.get("mark", ""))):
+            if not request.scope["visit"].owns(form.get("mark")):
                 raise HTTPException(403, "this form is not from this page, or too old: go back and reload")
             return await endpoint(request, form)
 
-        return self.private(checked)
-
-    async def login(self, request: Request) -> Response:
-        if request.method == "GET":
-            return self._login_form(request, request.query_params.get("next", "/"))
-        form = await request.form()
-        wanted = str(form.get("next", "/"))
-        if not self.sessions.opens(str(form.get("token", ""))):
-            await asyncio.sleep(WRONG_TOKEN_SECONDS)
-            return self._login_form(request, wanted, wrong=True)
-        answer = RedirectResponse(_local(wanted), 303)
-        secure = request.headers.get("x-forwarded-proto") == "https"
-        answer.set_cookie(
-            COOKIE, self.sessions.new(), int(HOURS * 3600), httponly=True, samesite="strict", secure=secure
-        )
-        return answer
-
-    def _login_form(self, request: Request, wanted: str, wrong: bool = False) -> Response:
-        values = {
-            "heading": "This page shows scans",
-            "why": "It is for people of this hospital who may see them.",
-            "file": "keys/page.token",
-            "next": _local(wanted),
-            "wrong": wrong,
-        }
-        return self.show(request, "login.html", 403 if wrong else 200, **values)
-
-    async def logout(self, request: Request) -> Response:
-        answer = RedirectResponse("/login", 303)
-        answer.delete_cookie(COOKIE)
-        return answer
+        return checked
 
     # What it shows
 
@@ -204,27 +161,21 @@ class Page:
         return self.show(request, "problem.html", status, text=text)
 
 
-def _local(target: str) -> str:
-    """A path on this page, never another site."""
-    return target if re.fullmatch(r"/[a-z0-9/-]*", target) and not target.startswith("//") else "/"
-
-
 def application(site: Site, names: tuple[str, ...] = ()) -> Guard:
-    """The page of one site, behind its guard."""
+    """The page of one site, behind its guard and its door: nothing of it is shown without a session."""
     page = Page(site)
     routes = [
-        Route("/", page.private(page.overview)),
-        Route("/quarantine", page.private(page.quarantine)),
-        Route("/quarantine/{id}", page.private(page.entry)),
+        Route("/", page.overview),
+        Route("/quarantine", page.quarantine),
+        Route("/quarantine/{id}", page.entry),
         Route("/quarantine/{id}/decide", page.own_form(page.decide), methods=["POST"]),
-        Route("/quarantine/{id}/{which}.png", page.private(page.picture)),
-        Route("/outbox", page.private(page.left)),
+        Route("/quarantine/{id}/{which}.png", page.picture),
+        Route("/outbox", page.left),
         Route("/outbox/{id}", page.own_form(page.approve), methods=["POST"]),
-        Route("/audit", page.private(page.audit)),
+        Route("/audit", page.audit),
         Route("/pause", page.own_form(page.pause), methods=["POST"]),
-        Route("/login", page.login, methods=["GET", "POST"]),
-        Route("/logout", page.logout, methods=["POST"]),
         Mount("/static", StaticFiles(directory=looks.STATIC)),
     ]
     handlers: Any = {HTTPException: page.problem, UsfmaeError: page.problem}
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), names)
+    inside = Starlette(routes=routes, exception_handlers=handlers)
+    return Guard(Door(inside, Sessions.of(site.root / "keys" / "page.token"), page.login, closed=True), names)

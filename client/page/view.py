@@ -6,7 +6,6 @@ import itertools
 import json
 import shutil
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -103,8 +102,8 @@ def figures(site: Site, intake: review.Intake) -> dict[str, Values]:
         "usfmae_site_outbox_waiting": found["updates"]["waiting"],
         "usfmae_site_paused": found["paused"],
     }
-    if found["online"]:
-        values["usfmae_site_last_contact_timestamp_seconds"] = float(said.get("time", time.time()))
+    if said.get("contact"):  # also while offline: how long it has been is what an alert asks
+        values["usfmae_site_last_contact_timestamp_seconds"] = float(said["contact"])
     return values | _training(site) | _gpus()
 
 

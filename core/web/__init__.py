@@ -1,1 +1,1 @@
-"""What the coordinator's page and a site's page share: looks, sessions, the guard in front. No web server here."""
+"""What both pages share: looks, charts, the guard and the door in front, the thread they run in. No web server here."""

@@ -6,7 +6,7 @@ A page on loopback is reachable by every web site the same browser has open: thr
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -40,7 +40,7 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         refusal = self._refusal(scope, headers)
         if refusal:
-            await _plain(send, *refusal)
+            await reply(send, *refusal, headers=HEADERS)
             return
 
         async def with_headers(message: MutableMapping[str, Any]) -> None:
@@ -74,8 +74,11 @@ def _bare(host: str) -> str:
     return (name if colon and port.isdecimal() else host).lower()
 
 
-async def _plain(send: Send, status: int, text: str) -> None:
+async def reply(
+    send: Send, status: int, text: str, kind: str = "text/plain", headers: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    """A whole answer in one piece."""
     body = text.encode() + b"\n"
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode()), *HEADERS]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    about = [(b"content-type", f"{kind}; charset=utf-8".encode()), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": [*about, *headers]})
     await send({"type": "http.response.body", "body": body})

@@ -46,8 +46,5 @@ class Sessions:
         """What a form of this session carries, so that no other page can send it."""
         return self._sign("form", cookie)
 
-    def is_own_form(self, cookie: str, mark: str) -> bool:
-        return hmac.compare_digest(mark.encode(), self.form_mark(cookie).encode())
-
     def _sign(self, purpose: str, text: str) -> str:
         return hmac.new(self.token.encode(), f"{purpose}:{text}".encode(), hashlib.sha256).hexdigest()

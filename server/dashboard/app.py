@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import tempfile
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.web import looks
 from usfmae.core.web.chart import line_chart
+from usfmae.core.web.door import Door, Visit
 from usfmae.core.web.guard import Guard
-from usfmae.core.web.session import COOKIE, HOURS, Sessions
+from usfmae.core.web.session import Sessions
 from usfmae.server import renewal
 from usfmae.server import sites as enrolled
 from usfmae.server.dashboard import view
 from usfmae.server.home import Home
-
-WRONG_TOKEN_SECONDS = 1.0
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Page:
@@ -35,16 +31,19 @@ class Page:
 
     def __init__(self, home: Home) -> None:
         self.home = home
-        self.token_file = home.keys / "page.token"
-        self.sessions = Sessions.of(self.token_file)
         self.history = view.History()
         self.templates = looks.environment("usfmae.server.dashboard")
 
     def show(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-        cookie = request.cookies.get(COOKIE, "")
-        known = self.sessions.holds(cookie)
-        values |= {"known": known, "mark": self.sessions.form_mark(cookie) if known else "", "path": request.url.path}
-        return HTMLResponse(self.templates.get_template(template).render(**values), status)
+        return HTMLResponse(self.render(template, request.scope["visit"], request.url.path, **values), status)
+
+    def render(self, template: str, visit: Visit, path: str, **values: Any) -> str:
+        about = {"known": visit.known, "mark": visit.mark, "path": path}
+        return self.templates.get_template(template).render(**about, **values)
+
+    def login(self, visit: Visit, **values: Any) -> str:
+        why = "Enrolling and revoking sites needs the coordinator's token."
+        return self.render("login.html", visit, "/login", heading="Who is asking?", why=why, **values)
 
     # Reading
 
@@ -107,39 +106,6 @@ class Page:
         status = 400 if bad else 200
         return self.show(request, "sites.html", status, sites=found, notice=notice, bad=bad)
 
-    async def login(self, request: Request) -> Response:
-        if request.method == "GET":
-            return self._login_form(request, request.query_params.get("next", "/"))
-        form = await request.form()
-        wanted = str(form.get("next", "/"))
-        if not self.sessions.opens(str(form.get("token", ""))):
-            await asyncio.sleep(WRONG_TOKEN_SECONDS)
-            return self._login_form(request, wanted, wrong=True)
-        answer = RedirectResponse(_local(wanted), 303)
-        secure = request.headers.get("x-forwarded-proto") == "https"
-        answer.set_cookie(
-            COOKIE, self.sessions.new(), int(HOURS * 3600), httponly=True, samesite="strict", secure=secure
-        )
-        return answer
-
-    def _login_form(self, request: Request, wanted: str, wrong: bool = False) -> Response:
-        why = "Enrolling and revoking sites needs the coordinator's token."
-        return self.show(
-            request,
-            "login.html",
-            403 if wrong else 200,
-            heading="Who is asking?",
-            why=why,
-            file="keys/page.token",
-            next=_local(wanted),
-            wrong=wrong,
-        )
-
-    async def logout(self, request: Request) -> Response:
-        answer = RedirectResponse("/", 303)
-        answer.delete_cookie(COOKIE)
-        return answer
-
     async def enrol(self, request: Request) -> Response:
         form = await self._own_form(request)
         given = form.get("file")
@@ -170,9 +136,8 @@ class Page:
 
     async def _own_form(self, request: Request) -> Any:
         """The form of a logged-in person, sent from our own page."""
-        cookie = request.cookies.get(COOKIE, "")
         form = await request.form()
-        if not self.sessions.holds(cookie) or not self.sessions.is_own_form(cookie, str(form.get("mark", ""))):
+        if not request.scope["visit"].owns(form.get("mark")):
             raise HTTPException(403, "log in first: this needs the coordinator's token")
         return form
 
@@ -182,13 +147,8 @@ class Page:
         return self.show(request, "problem.html", status, text=text)
 
 
-def _local(target: str) -> str:
-    """A path on this page, never another site."""
-    return target if re.fullmatch(r"/[a-z0-9/-]*", target) and not target.startswith("//") else "/"
-
-
 def application(home: Home, names: tuple[str, ...] = ()) -> Guard:
-    """The page of one coordinator's directory, behind its guard."""
+    """The page of one coordinator's directory, behind its guard and its door: reading is open."""
     page = Page(home)
     routes = [
         Route("/", page.overview),
@@ -199,9 +159,8 @@ def application(home: Home, names: tuple[str, ...] = ()) -> Guard:
         Route("/sites", page.sites),
         Route("/sites/enrol", page.enrol, methods=["POST"]),
         Route("/sites/revoke", page.revoke, methods=["POST"]),
-        Route("/login", page.login, methods=["GET", "POST"]),
-        Route("/logout", page.logout, methods=["POST"]),
         Mount("/static", StaticFiles(directory=looks.STATIC)),
     ]
     handlers: Any = {HTTPException: page.problem, UsfmaeError: page.problem}
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), names)
+    inside = Starlette(routes=routes, exception_handlers=handlers)
+    return Guard(Door(inside, Sessions.of(home.keys / "page.token"), page.login, closed=False), names)

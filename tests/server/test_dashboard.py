@@ -13,7 +13,8 @@ from starlette.testclient import TestClient
 
 from usfmae.core import keys, metrics
 from usfmae.core.enrolment import Enrolment
-from usfmae.server.dashboard.app import WRONG_TOKEN_SECONDS, application
+from usfmae.core.web.door import WRONG_TOKEN_SECONDS
+from usfmae.server.dashboard.app import application
 from usfmae.server.dashboard.figures import figures
 from usfmae.server.dashboard.view import History
 from usfmae.server.home import Home
