@@ -10,7 +10,7 @@ Both are asked for bf16; where the CPU is faster in fp32 this program computes t
 `--also ours-bf16 hf-fp32` sets equal types side by side, `--also hf-eager` the attention written out on either side.
 Peak memory is that of a process in which only one of them has run. On a GPU: SDPA, with and without torch.compile.
 A step during which other programs took more than 5 % of the machine is measured a second time; `busy` is what
-they took in the steps that count. Ratios of a busy machine are worth little.
+they took in the steps that count. Ratios of a busy machine are worth little; its CPU time with OMP_NUM_THREADS=1 more.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
     result = {
         "ratio_vs_hf": ratio(together["hf"], together["ours"]),
         "ratio_vs_hf_default": ratio(theirs, ours),
+        "ratio_vs_hf_cpu_time": None if gpu else ratio(together["hf"], together["ours"], "cpu_seconds"),
+        "ratio_vs_hf_default_cpu_time": None if gpu else ratio(theirs, ours, "cpu_seconds"),
         "images_per_second": options.batch / statistics.median(ours["seconds"]),
         "mfu": ours["mfu"],
         "peak_rss_gib": ours["peak_gib"],
@@ -87,13 +89,13 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def ratio(slow: dict[str, Any], fast: dict[str, Any]) -> float:
-    return statistics.median(slow["seconds"]) / statistics.median(fast["seconds"])
+def ratio(slow: dict[str, Any], fast: dict[str, Any], key: str = "seconds") -> float:
+    return statistics.median(slow[key]) / statistics.median(fast[key])
 
 
 def joined(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The steps of several processes as if of one."""
-    values = {key: [x for run in runs for x in run[name][key]] for key in ("seconds", "busy")}
+    values = {key: [x for run in runs for x in run[name][key]] for key in ("seconds", "cpu_seconds", "busy")}
     mfu = [run[name]["mfu"] for run in runs if run[name]["mfu"]]
     return {**values, "mfu": statistics.median(mfu or [0]) or None, "peak_gib": max(run["peak_gib"] for run in runs)}
 
@@ -121,16 +123,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     train = train.model_copy(update={"batch_size": options.batch, "micro_batch": options.micro_batch})
     peak = peak_flops(device, train.precision)
     steps: dict[str, Step] = {name: PROGRAMS[name](model, train, device) for name in options.only}
-    times: dict[str, dict[str, Any]] = {name: {"seconds": [], "busy": []} for name in steps}
+    times: dict[str, dict[str, Any]] = {name: {"seconds": [], "cpu_seconds": [], "busy": []} for name in steps}
     for number in range(options.steps + 1):
         for name, step in steps.items():
-            seconds, busy = timed(step, device)
-            if number and busy > QUIET:
-                seconds, busy = min((seconds, busy), timed(step, device), key=lambda pair: pair[1])
-            print(f"{name} step {number}: {seconds:.2f} s, others {busy:.0%}", file=sys.stderr, flush=True)
-            if number:  # the first step warms up
-                times[name]["seconds"].append(seconds)
-                times[name]["busy"].append(busy)
+            taken = timed(step, device)
+            if number and taken["busy"] > QUIET:
+                taken = min(taken, timed(step, device), key=lambda times: times["busy"])
+            print(f"{name} step {number}:", *(f"{k} {v:.2f}" for k, v in taken.items()), file=sys.stderr, flush=True)
+            for key, value in taken.items() if number else ():  # the first step warms up
+                times[name][key].append(value)
     for values in times.values():
         speed = options.batch / statistics.median(values["seconds"])
         values["mfu"] = speed * training_flops(model, train.mask_ratio) / peak if peak else None
@@ -146,8 +147,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def timed(step: Step, device: str) -> tuple[float, float]:
-    """Wall seconds of a step, and the share of the machine that other programs took meanwhile."""
+def timed(step: Step, device: str) -> dict[str, float]:
+    """Wall and CPU seconds of a step, and the share of the machine that other programs took meanwhile."""
     import torch
 
     wall, own, all_ = time.perf_counter(), time.process_time(), _cpu_seconds()
@@ -155,7 +156,7 @@ def timed(step: Step, device: str) -> tuple[float, float]:
     if device == "cuda":
         torch.cuda.synchronize()
     wall, own, all_ = time.perf_counter() - wall, time.process_time() - own, _cpu_seconds() - all_
-    return wall, max(0.0, all_ - own) / (wall * (os.cpu_count() or 1))
+    return {"seconds": wall, "cpu_seconds": own, "busy": max(0.0, all_ - own) / (wall * (os.cpu_count() or 1))}
 
 
 def _cpu_seconds() -> float:

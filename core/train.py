@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -248,9 +249,13 @@ def chunks(positions: Positions, size: int) -> Iterator[Positions]:
 def normalise(pixels: Pixels, settings: TrainSettings, device: torch.device) -> Tensor:
     """(B, S, S, C) uint8 -> (B, 3, S, S) float on the device; gray becomes three equal channels first."""
     images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device, non_blocking=True)
-    images = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).float() / 255
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (settings.mean, settings.std))
-    return (images - mean) / std
+    images = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).float()
+    return images.div_(255).sub_(_channels(settings.mean, device)).div_(_channels(settings.std, device))
+
+
+@lru_cache(maxsize=8)  # a copy to a GPU waits for it
+def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def compiled(model: nn.Module) -> nn.Module:
