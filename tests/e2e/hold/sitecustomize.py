@@ -1,0 +1,98 @@
+"""Loaded by every Python program of a fault test (through PYTHONPATH): stops a program at an exact point of its code.
+
+A test arms a point by writing a file; the first program that comes by takes it, writes its process id into it and
+waits there until the test removes the file. What the test does meanwhile (kill -9 of this program or of another one,
+an outage) happens in exactly that phase. FEDERATION_HOLD names the directory of these files.
+"""
+
+import functools
+import importlib
+import os
+import sys
+import time
+from pathlib import Path
+
+AGGREGATOR, AGENT, WORKER = "usfmae.server", "usfmae.client.cli", "usfmae.client.trainer"
+
+# name -> (program, function, before or after it, the arguments that count, how many such calls to let pass)
+POINTS = {
+    "idle": (AGGREGATOR, "usfmae.server.ledger:Ledger.open_round", "after", lambda a, wanted: str(a[1]) == wanted, 0),
+    "request half sent": (AGGREGATOR, "usfmae.server.transit:TransitStore.put", "before", None, 10),
+    "download": (AGENT, "usfmae.client.node:Fleet._call", "before", lambda a, _: a[1] == "pull-object", 10),
+    "training": (WORKER, "usfmae.core.train:update", "before", None, 6),
+    "training checkpoint": (WORKER, "usfmae.core.state:State.save", "before", None, 0),
+    "update half packed": (WORKER, "usfmae.core.update:pack_tensor", "before", None, 10),
+    "staged, not sent": (AGENT, "usfmae.client.rounds:stage", "after", None, 0),
+    "upload": (AGENT, "usfmae.client.node:Fleet._call", "before", lambda a, _: a[1] == "push-object", 10),
+    "spooled, not noted": (AGGREGATOR, "usfmae.server.spool:store", "after", None, 0),
+    "one of two noted": (AGGREGATOR, "usfmae.server.rounds:Loop._verdict", "after", None, 0),
+    "merging": (AGGREGATOR, "usfmae.server.merging.fedavg:Rule.merge", "before", None, 20),
+    "checkpoint write": (
+        AGGREGATOR,
+        "usfmae.core.files:_flush",
+        "before",
+        lambda a, _: a[0].name.startswith(".round-"),
+        0,
+    ),
+    "written, not committed": (AGGREGATOR, "usfmae.server.ledger:Ledger.commit_round", "before", None, 0),
+    "committed, spool not cleared": (AGGREGATOR, "usfmae.server.spool:clear", "before", None, 0),
+}
+
+
+def hold(folder, name, passed, counts, skip, arguments):
+    armed = folder / name
+    try:
+        wanted = armed.read_text()
+    except OSError:
+        passed[0] = 0
+        return
+    if counts is not None and not counts(arguments, wanted):
+        return
+    passed[0] += 1
+    if passed[0] <= skip:
+        return
+    taken = folder / f"{name}.taken"
+    try:
+        armed.rename(folder / f".{os.getpid()}")
+        (folder / f".{os.getpid()}").write_text(str(os.getpid()))
+        (folder / f".{os.getpid()}").rename(taken)
+    except OSError:  # another program was faster
+        return
+    while taken.exists():
+        time.sleep(0.01)
+
+
+def wrap(folder, name, where, when, counts, skip):
+    module, _, path = where.partition(":")
+    holder = importlib.import_module(module)
+    *outer, last = path.split(".")
+    for part in outer:
+        holder = getattr(holder, part)
+    real, passed = getattr(holder, last), [0]
+
+    @functools.wraps(real)
+    def wrapped(*a, **k):
+        if when == "before":
+            hold(folder, name, passed, counts, skip, a)
+        value = real(*a, **k)
+        if when == "after":
+            hold(folder, name, passed, counts, skip, a)
+        return value
+
+    setattr(holder, last, wrapped)
+
+
+def main():
+    words = " ".join(sys.orig_argv)
+    program = WORKER if WORKER in words else AGENT if AGENT in words else AGGREGATOR if " serve " in words else None
+    for name, (owner, where, when, counts, skip) in POINTS.items():
+        if owner == program:
+            wrap(Path(os.environ["FEDERATION_HOLD"]), name, where, when, counts, skip)
+
+
+if "FEDERATION_HOLD" in os.environ:
+    try:
+        main()
+    except (ImportError, AttributeError) as error:  # Python would go on without the points, and the test would wait
+        sys.stderr.write(f"hold: {error}: no such function any more, correct POINTS\n")
+        os._exit(70)
