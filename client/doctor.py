@@ -17,8 +17,10 @@ from urllib.request import getproxies, proxy_bypass
 
 from usfmae.client import allowance
 from usfmae.client.site import Site
+from usfmae.client.trouble import explained, untrusted
 from usfmae.core.errors import UsfmaeError
 
+FIRST_FILES = 2000  # files of a source that are looked at
 SLACK = 4.0  # seconds this clock may be ahead of the server's; behind, it may be minutes
 
 
@@ -143,7 +145,8 @@ class Doctor:
         if " 200" not in first:
             wire.close()
             raise Fail(
-                f"proxy {proxy} refuses {self.host}:{self.port}: {first[:80] or 'no answer'}", "have the proxy allow it"
+                f"proxy {proxy} refuses {self.host}:{self.port}: {first[:80] or 'no answer'}",
+                f"have the proxy allow CONNECT to {self.host}:{self.port} (many allow port 443 alone)",
             )
 
     def tls(self) -> str:
@@ -155,8 +158,9 @@ class Doctor:
             with context.wrap_socket(self._connected(), server_hostname=self.host) as wire:
                 version, certificate = wire.version(), wire.getpeercert() or {}
         except ssl.SSLCertVerificationError as error:
-            fix = "put the coordinator's ca.pem into the site; if a firewall opens TLS, exempt this host"
-            raise Fail(f"certificate of {self.host}:{self.port}: {error.verify_message}", fix) from None
+            raise Fail(
+                f"certificate of {self.host}:{self.port}: {error.verify_message}", untrusted(error.verify_message)
+            ) from None
         except (ssl.SSLError, OSError) as error:
             raise Fail(f"no TLS with {self.host}:{self.port}: {error}", "is this the aggregator's port?") from None
         until = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
@@ -175,7 +179,6 @@ class Doctor:
         import httpx
 
         from usfmae.client.node import tls_context
-        from usfmae.client.trouble import explained
 
         try:
             with httpx.Client(
@@ -221,11 +224,11 @@ class Doctor:
         return ", ".join(names[n] for n in chosen)
 
     def tesseract(self) -> str:
-        """The second reader of the text check; without it nothing passes cleaning."""
-        found = shutil.which("tesseract")
-        if not found:
-            raise Fail("tesseract is not installed", "install it: apt install tesseract-ocr")
-        return found
+        """The second reader of the text check; without it, or its language data, nothing passes cleaning."""
+        from usfmae.core.clean.engines import check_ocr
+
+        check_ocr(self.site.settings.clean.ocr)
+        return str(shutil.which("tesseract"))
 
     def sources(self) -> str:
         """Every source is there and can be read."""
@@ -234,9 +237,10 @@ class Doctor:
         for source in self.site.settings.sources:
             if not source.exists():
                 raise Fail(f"{source} does not exist", "mount it, or correct site.yaml")
-            first = next(iter(islice(source.rglob("*"), 1)), None) if source.is_dir() else source
-            if not os.access(source, os.R_OK) or (first is not None and not os.access(first, os.R_OK)):
-                raise Fail(f"{source} cannot be read", "give this user read access")
+            below = islice(source.rglob("*"), FIRST_FILES) if source.is_dir() else ()
+            closed = next((path for path in (source, *below) if not os.access(path, os.R_OK)), None)
+            if closed:
+                raise Fail(f"{closed} cannot be read", "give this user read access to all of the source")
         return f"{len(self.site.settings.sources)} readable"
 
     def corpus(self) -> str:

@@ -66,12 +66,19 @@ def _detail(body: bytes) -> str:
     return "".join(c for c in text[:120] if c.isprintable())
 
 
+def untrusted(reason: str) -> str:
+    """What to do about a certificate that was not taken, from the words of OpenSSL."""
+    if "not yet valid" in reason or "expired" in reason:
+        return "set the clock (NTP) of this machine; if it is right, the coordinator must renew the certificate"
+    return "compare ca.pem with the coordinator's; if a firewall opens TLS, exempt this host"
+
+
 def explained(error: httpx.HTTPError, server: str) -> NetworkError:
     """A transport error as a person can act on it."""
     text = str(error) or type(error).__name__
     if "CERTIFICATE_VERIFY_FAILED" in text:
         reason = text.rsplit("certificate verify failed:", 1)[-1].split("(_ssl")[0].strip()
-        return UntrustedError(f"certificate of {server}", reason or text, "check ca.pem with the coordinator")
+        return UntrustedError(f"certificate of {server}", reason or text, untrusted(reason))
     if isinstance(error, httpx.ProxyError):
         return UnreachableError(f"proxy on the way to {server}", text, "check 'proxy' in site.yaml or HTTPS_PROXY")
     if isinstance(error, httpx.TimeoutException):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 from collections.abc import Callable
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,43 @@ def test_another_certificate_authority(near: Site) -> None:
     (near.root / "ca.pem").write_bytes(certificates.authority("other", keys.new_node_key()))
     check = found(near)["tls"]
     assert check.status == "FAIL" and "certificate" in check.detail and "ca.pem" in check.fix
+
+
+@pytest.mark.parametrize(("starts", "reason"), [(timedelta(hours=2), "not yet valid"), (timedelta(-9000), "expired")])
+def test_a_certificate_out_of_its_time_points_to_the_clock(
+    near: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, aggregator: Aggregator, starts: timedelta, reason: str
+) -> None:
+    """A clock hours behind meets this first: TLS fails before the server tells the time."""
+    from usfmae.server import certificates
+
+    class Shifted(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + starts
+
+    monkeypatch.setattr(certificates, "datetime", Shifted)
+    (tmp_path / "late").mkdir()
+    late = Port(aggregator, tmp_path / "late")
+    (near.root / "ca.pem").write_bytes(late.ca.read_bytes())
+    check = found(near, server=f"https://127.0.0.1:{late.number}")["tls"]
+    assert check.status == "FAIL" and reason in check.detail and "clock (NTP)" in check.fix
+
+
+def test_a_key_that_others_can_read(near: Site) -> None:
+    (near.root / "keys" / "signing.pem").chmod(0o644)
+    checks = found(near)
+    assert checks["keys"].status == "FAIL" and "chmod 600" in checks["keys"].fix
+    assert checks["registered"].status == "SKIP"
+
+
+def test_a_folder_deep_in_a_source_that_cannot_be_read(near: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everything, so what access() says stands in for the file system."""
+    deep = near.settings.sources[0] / "ward" / "closed"
+    deep.mkdir(parents=True)
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != deep and real(path, mode))
+    check = found(near)["sources"]
+    assert check.status == "FAIL" and str(deep) in check.detail
 
 
 def test_a_port_that_is_closed_and_a_name_that_does_not_exist(near: Site) -> None:

@@ -76,7 +76,9 @@ class Program:
 class Federation:
     """One aggregator and some hospitals under a directory."""
 
-    def __init__(self, root: Path, sites: int = 2, images: int = 24, **settings: Any) -> None:
+    def __init__(
+        self, root: Path, sites: int = 2, images: int = 24, enrolled: int | None = None, **settings: Any
+    ) -> None:
         from usfmae.client import site as client_site
         from usfmae.core.config.site import SiteSettings
         from usfmae.core.corpus.shard import Packed, write_shard
@@ -121,7 +123,8 @@ class Federation:
             pixels = blobs(number + 1, images + 4 * number)
             packed = [Packed(p, f"{number:02d}{i:062d}", f"group-{i // 4}") for i, p in enumerate(pixels)]
             write_shard(made.corpus, "all", packed)
-            add(self.home, made.root / "enrol.json")
+            if enrolled is None or number < enrolled:
+                add(self.home, made.root / "enrol.json")
             self.sites[name] = made
 
     def copy(self, to: Path, host: str = "127.0.0.1") -> Federation:
