@@ -67,7 +67,7 @@ tesseract: venv      ## make sure of Tesseract and what OpenCV links to
 	@$(BIN)/python -c "import cv2" 2>/dev/null || { $(call install,libgl1 libglib2.0-0); }
 
 packages: tesseract  ## ... and of what the ordinary tests start
-	@$(call debian,chromium:chromium tinyproxy:tinyproxy ip:iproute2 nft:nftables)
+	@$(call debian,chromium:chromium tinyproxy:tinyproxy ip:iproute2 nft:nftables faketime:faketime)
 
 lock:                ## pin the newest packages that pyproject.toml admits into requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

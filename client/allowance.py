@@ -76,7 +76,9 @@ def chosen_gpus(device: str, available: int) -> list[int]:
         return []
     wanted = [int(n) for n in device[5:].split(",")] if device.startswith("cuda:") else list(range(available))
     if not wanted or max(wanted) >= available:
-        raise ResourceError(f"device {device}", f"this machine shows {available} GPU(s)", "set 'device' to what is there")
+        raise ResourceError(
+            f"device {device}", f"this machine shows {available} GPU(s)", "set 'device' to what is there"
+        )
     return wanted if device != "cuda" else wanted[:1]
 
 

@@ -217,7 +217,7 @@ class Federation:
 
     def admitted(self, number: int) -> list[str]:
         """Names of the sites whose update was merged in a round."""
-        found = next(r for r in self.status()["rounds"] if r["round"] == number)
+        found = next((r for r in self.status()["rounds"] if r["round"] == number), {"verdicts": []})
         return sorted(v["name"] for v in found["verdicts"] if v["verdict"] == "admitted")
 
     def result(self, number: int) -> str | None:

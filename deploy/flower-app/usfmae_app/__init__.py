@@ -1,0 +1,1 @@
+"""usfmae under Flower's own programs."""

@@ -1,0 +1,125 @@
+"""Real full disks at either side, in each phase that writes: the round waits, says so, and ends with the same bytes.
+
+The disk is a tmpfs of a few megabytes with a ballast file that takes the rest of it for a while.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import tables
+from tests.e2e.federation import Federation
+
+pytestmark = pytest.mark.faults
+
+ROUNDS = 2
+SIZE = 24  # MiB
+FULL = 8.0  # seconds the disk stays full
+
+
+class Disk:
+    """A small file system over a directory, which keeps what was in it."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, aside = place, place.with_name(place.name + ".aside")
+        place.rename(aside)
+        place.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}m", "tmpfs", str(place)], check=True)
+        shutil.copytree(aside, place, dirs_exist_ok=True)
+
+    @property
+    def ballast(self) -> Path:
+        return self.place / "ballast"
+
+    def fill(self) -> None:
+        """Leave not one byte."""
+        with self.ballast.open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError:
+                pass
+
+    def free(self) -> None:
+        self.ballast.unlink()
+
+    def remove(self) -> None:
+        subprocess.run(["umount", "-l", str(self.place)], check=False)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> tuple[Federation, str]:
+    if os.geteuid():
+        pytest.skip("needs root to mount a small disk")
+    root = tmp_path_factory.mktemp("disks")
+    template = Federation(root / "template", 2, **{"rounds.steps": 12})
+    calm = template.copy(root / "calm")
+    calm.start_server(ROUNDS)
+    calm.start_sites()
+    wanted = calm.wait_rounds(ROUNDS)["hash"]
+    calm.stop()
+    return template, wanted
+
+
+@pytest.fixture
+def running(undisturbed, tmp_path) -> Iterator[Federation]:
+    federation = undisturbed[0].copy(tmp_path / "run")
+    yield federation
+    federation.stop()
+
+
+CASES = [
+    ("aggregator", "upload"),
+    ("aggregator", "merging"),
+    ("aggregator", "written, not committed"),
+    ("hospital", "download"),
+    ("hospital", "training"),
+    ("hospital", "packed, result not written"),
+]
+
+
+@pytest.mark.parametrize(("side", "phase"), CASES)
+def test_a_full_disk_holds_the_round_and_changes_no_bit(undisturbed, running, side, phase):
+    began = time.monotonic()
+    folder = running.held()
+    (folder / phase).write_text("")
+    places = {"aggregator": [running.home.root], "hospital": [site.root for site in running.sites.values()]}
+    disks = [Disk(place) for place in places[side]]
+    try:
+        running.start_server(ROUNDS)
+        running.start_sites()
+        taken = folder / f"{phase}.taken"
+        running.wait(phase, taken.exists)
+        for disk in disks:
+            disk.fill()
+        taken.unlink()
+        time.sleep(FULL)
+        assert running.status()["open_round"] == 1
+        for disk in disks:
+            disk.free()
+        status = running.wait_rounds(ROUNDS)
+        running.stop()
+        judge(running, status["hash"] == undisturbed[1], side, phase, began)
+    finally:
+        running.stop()
+        for disk in disks:
+            disk.remove()
+
+
+def judge(federation: Federation, equal: bool, side: str, phase: str, began: float) -> None:
+    repeated = sum(federation.trainings(name) for name in federation.names) - 2 * ROUNDS
+    merged = [federation.admitted(n + 1) for n in range(ROUNDS)]
+    twice = sum(len(names) - len(set(names)) for names in merged)
+    hash_ = "equal" if equal else "DIFFERS"
+    tables.add("faults", phase, f"disk of the {side} full", hash_, repeated, twice, f"{time.monotonic() - began:.0f}")
+    assert (equal, repeated, merged) == (True, 0, [federation.names] * ROUNDS)
+    federation.verify_logs()
+    said = " ".join(f.read_text() for f in federation.root.glob("*.log"))
+    assert "is full" in said or "No space left" in said

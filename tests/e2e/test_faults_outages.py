@@ -1,0 +1,128 @@
+"""Outages of five minutes: of the aggregator, of a hospital, of the network between them; at the same time, apart.
+
+The hospitals' network may open connections to the aggregator's port and to nothing else; nobody may open one to them.
+FEDERATION_OUTAGE_SECONDS makes the outages shorter.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from tests.e2e import networks, tables
+from tests.e2e.federation import OUTSIDE, Federation
+
+pytestmark = pytest.mark.faults
+
+OUTAGE = float(os.environ.get("FEDERATION_OUTAGE_SECONDS", "300"))
+ROUNDS = 2
+
+
+def asked(federation: Federation) -> bool:
+    return any("training job" in (federation.root / f"{n}.log").read_text() for n in federation.names)
+
+
+def aggregator_away(federation: Federation) -> None:
+    server = federation.start_server(ROUNDS)
+    federation.start_sites()
+    federation.wait("a training", lambda: asked(federation))
+    server.process.kill()  # the supervisor; its child ends by itself
+    federation.wait("the aggregator to end", lambda: not federation.process("usfmae.server", str(federation.home.root)))
+    federation.running.remove(server)
+    time.sleep(OUTAGE)
+    federation.start_server(ROUNDS)
+
+
+def hospital_away(federation: Federation) -> None:
+    federation.start_server(ROUNDS)
+    away, _ = federation.start_sites()
+    federation.wait("a worker", lambda: asked(federation) and federation.worker("hospital-1"))
+    federation.kill(away)
+    os.kill(federation.worker("hospital-1"), 9)
+    time.sleep(OUTAGE)
+    federation.start_site("hospital-1")
+
+
+def line_down(federation: Federation, lines: networks.Networks) -> None:
+    """Outbound only, through a firewall; the link of the hospitals' card goes down while they train."""
+    lines.close_in(federation.port)
+    federation.start_server(ROUNDS, prefix=lines.inside(lines.server))
+    for name in federation.names:
+        federation.start_site(name, prefix=lines.inside(lines.hospital))
+    federation.wait("a training", lambda: asked(federation))
+    lines.line("down")
+    time.sleep(OUTAGE)
+    lines.line("up")
+
+
+@pytest.fixture(scope="module")
+def lines() -> Iterator[networks.Networks]:
+    pair = networks.made()
+    yield pair
+    pair.remove()
+
+
+@pytest.fixture(scope="module")
+def outages(tmp_path_factory, lines) -> Iterator[tuple[str, dict[str, tuple[Federation, Future[float]]]]]:
+    """The undisturbed hash, and for each outage its federation and the seconds it will have taken."""
+    root = tmp_path_factory.mktemp("outages")
+    template = Federation(root / "template", 2, **{"rounds.steps": 12})
+    calm = template.copy(root / "calm")
+    calm.start_server(ROUNDS)
+    calm.start_sites()
+    wanted = calm.wait_rounds(ROUNDS)["hash"]
+    calm.stop()
+    kinds: dict[str, Callable[[Federation], None]] = {
+        "aggregator": aggregator_away,
+        "hospital": hospital_away,
+        "network": lambda federation: line_down(federation, lines),
+    }
+    pool = ThreadPoolExecutor(len(kinds))
+    running = {}
+    for kind, cause in kinds.items():
+        federation = template.copy(root / kind, OUTSIDE if kind == "network" else "127.0.0.1")
+        running[kind] = (federation, pool.submit(_through, cause, federation))
+    yield wanted, running
+    for federation, _ in running.values():
+        federation.stop()
+    pool.shutdown(cancel_futures=True)
+
+
+def _through(cause: Callable[[Federation], None], federation: Federation) -> float:
+    began = time.monotonic()
+    cause(federation)
+    federation.wait_rounds(ROUNDS, 300)
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("kind", ["aggregator", "hospital", "network"])
+def test_an_outage_of_minutes_changes_no_bit(outages, kind):
+    wanted, running = outages
+    federation, outcome = running[kind]
+    seconds = outcome.result(OUTAGE + 600)
+    equal = federation.result(ROUNDS) == wanted
+    repeated = sum(federation.trainings(name) for name in federation.names) - 2 * ROUNDS
+    merged = [federation.admitted(n + 1) for n in range(ROUNDS)]
+    twice = sum(len(names) - len(set(names)) for names in merged)
+    hash_ = "equal" if equal else "DIFFERS"
+    tables.add("faults", f"training, outage of {OUTAGE:.0f} s", kind, hash_, repeated, twice, f"{seconds:.0f}")
+    assert (equal, repeated, merged) == (True, 0, [federation.names] * ROUNDS)
+    federation.verify_logs()
+
+
+def test_nobody_reaches_into_the_hospital(lines) -> None:
+    lines.close_in(8443)
+    listen = "import socket; s = socket.create_server(('0.0.0.0', 9999)); s.settimeout(8); s.accept()"
+    into = f"import socket; socket.create_connection(('{networks.HOSPITAL}', 9999), 3)"
+    out = f"import socket; socket.create_connection(('{networks.SERVER}', 9999), 3)"
+    for there, here, words in ((lines.hospital, lines.server, into), (lines.server, lines.hospital, out)):
+        with subprocess.Popen([*lines.inside(there), "python3", "-c", listen], stderr=subprocess.DEVNULL) as waiting:
+            time.sleep(1)
+            tried = subprocess.run([*lines.inside(here), "python3", "-c", words], capture_output=True)
+            waiting.terminate()
+        assert tried.returncode != 0
