@@ -1,6 +1,7 @@
 """Which recipe learns new organs without forgetting the old one? Real scans, a tiny model, the product's own parts.
 
-    python benchmarks/continual.py [--quick] [--json] [--data DIR] [--cache DIR] [--seeds 3] [--workers 2] [--out DIR]
+    python benchmarks/continual.py [--quick] [--json] [--data DIR] [--cache DIR] [--seeds 3] [--decisive 5]
+        [--first 0] [--workers 2] [--out DIR]
 
 A seed learns breast; then four sites hold ovary, lung (clips), lung (frames) and fetal heads. Each arm is run from
 each of the seeds with its own held-out patients. Finished runs are kept in the cache, so an interrupted experiment
@@ -23,57 +24,60 @@ import continual_arms as arms
 import continual_data
 import continual_table as table
 
+from usfmae.core.files import replacing
 from usfmae.core.flow import recipe_id
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("centralised", "federated", "replay 5 %")
-FIRST = (
-    "seed only",
-    *QUICK,
-    "federated, IID",
-    "replay 25 %",
-    "seed interpolation 0.5",
-    "random local decoders",
-    "AdamW reset",
+# What the targets are read from: more seeds, and run first.
+DECISIVE = tuple(
+    arm.name for arm in arms.ARMS if arm.kind != "federated" or arm.name.split(",")[0] in ("federated", "FedAvgM")
 )
 
 
 def main() -> None:
     given = _arguments()
-    size = arms.Size()
+    size = arms.SMALL if given.quick else arms.Size()
     names = [a.name for a in arms.ARMS if not given.quick or a.name in ("seed only", *QUICK)]
-    seeds = range(1 if given.quick else given.seeds)
+    wanted = [(name, seed) for name in names for seed in _seeds(name, given)]
     given.cache.mkdir(parents=True, exist_ok=True)
     root = continual_data.prepare(given.data, given.cache)
-    recipe = recipe_id({"size": asdict(size), "model": arms.MODEL.model_dump(), "arms": [asdict(a) for a in arms.ARMS]})
-    kept = given.cache / f"results-{recipe[:12]}"
+    kept = given.cache / f"results-{recipe_id({'size': asdict(size), 'model': arms.MODEL.model_dump()})[:12]}"
     kept.mkdir(exist_ok=True)
     if not given.report:
-        _run(names, seeds, size, root, given.cache, kept, given.workers)
-    found = [json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))]
-    results = sorted(
-        (one for one in found if one["arm"] in names and one["seed"] in seeds), key=lambda one: names.index(one["arm"])
-    )
+        _run(wanted, size, root, given.cache, kept, given.workers)
+    results = [json.loads(place.read_text()) for one in wanted if (place := _place(kept, *one)).exists()]
     report = table.report(results, size, arms.MODEL, given.quick)
     if given.out:
         table.write(report, given.out)
     print(json.dumps(report, indent=2) if given.json else table.text(report))
 
 
-def _run(names: list[str], seeds: range, size: arms.Size, root: Path, cache: Path, kept: Path, workers: int) -> None:
+def _seeds(name: str, given: argparse.Namespace) -> range:
+    count = 1 if given.quick else max(given.seeds, given.decisive if name in DECISIVE else 0)
+    return range(given.first, given.first + count)
+
+
+def _place(kept: Path, name: str, seed: int) -> Path:
+    """Where a finished run lies; an arm that was changed is run anew."""
+    arm = next(a for a in arms.ARMS if a.name == name)
+    plain = "".join(c if c.isalnum() else "-" for c in name)
+    return kept / f"{seed}-{plain}-{recipe_id(asdict(arm))[:8]}.json"
+
+
+def _run(wanted: list[tuple[str, int]], size: arms.Size, root: Path, cache: Path, kept: Path, workers: int) -> None:
     """Every arm and seed that is not on disk; seeds first, since all arms of a repetition start from one."""
+    missing = [one for one in wanted if not _place(kept, *one).exists()]
     with ProcessPoolExecutor(workers) as pool:
-        for done in [pool.submit(arms.seed_model, root, size, seed, cache) for seed in seeds]:
+        for done in [pool.submit(arms.seed_model, root, size, seed, cache) for seed in sorted({s for _, s in missing})]:
             done.result()
         jobs = {}
-        for name in sorted(names, key=lambda n: (n not in FIRST, n.startswith("alone"))):
-            for seed in seeds:
-                place = kept / f"{seed}-{''.join(c if c.isalnum() else '-' for c in name)}.json"
-                if not place.exists():
-                    jobs[pool.submit(arms.run, name, size, seed, root, cache)] = place
+        for name, seed in sorted(missing, key=lambda one: (one[1] >= 3, one[0] not in DECISIVE, one[1])):
+            jobs[pool.submit(arms.run, name, size, seed, root, cache)] = _place(kept, name, seed)
         for count, job in enumerate(as_completed(jobs), 1):
             found = job.result()
-            jobs[job].write_text(json.dumps(found))
+            with replacing(jobs[job]) as partial:
+                partial.write_text(json.dumps(found))
             print(
                 f"{count}/{len(jobs)} {found['arm']}, seed {found['seed']}: {found['seconds']:.0f} s", file=sys.stderr
             )
@@ -85,7 +89,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=data, help="folder of real ultrasound with its index.csv")
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "usfmae" / "continual"
     parser.add_argument("--cache", type=Path, default=cache, help="corpora, seeds and finished runs")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="repetitions of every arm")
+    parser.add_argument("--decisive", type=int, default=5, help="repetitions of the arms that the targets name")
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first seed; choose on others than you report"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--quick", action="store_true", help="one seed, three arms")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +23,7 @@ from usfmae.core import update
 from usfmae.core.checkpoint import decoder_of, encoder_of
 from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.config.coordinator import MergeSettings
-from usfmae.core.continual import averaging, mixing, panel
+from usfmae.core.continual import averaging, budget, mixing, panel
 from usfmae.core.corpus.batch import Positions
 from usfmae.core.files import replacing
 from usfmae.core.model import MaskedAutoencoder, fresh, load_tensors
@@ -34,7 +34,9 @@ from usfmae.server.merging import rule_for
 Tensors = dict[str, Tensor]
 
 MODEL = ModelSettings(image_size=112, width=96, depth=3, heads=2, decoder_width=64, decoder_depth=1, decoder_heads=2)
-CAP = 0.4  # largest share of one site in a merge
+PANEL = (
+    128  # images of the old organ that the budget looks at; the seed was trained on them, nothing is measured on them
+)
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,13 @@ class Size:
 
     seed_steps: int = 300
     seed_batch: int = 32
-    steps: int = 48  # optimizer steps of every site, and of the centralised arm with the sites' batches together
-    unit: int = 3  # local steps of a round with E = 1
+    steps: int = 96  # optimizer steps of every site, and of the centralised arm with the sites' batches together
+    unit: int = 6  # local steps of a round with E = 1
     batch: int = 8
     lr: float = 1e-3
+
+
+SMALL = Size(seed_steps=60, seed_batch=16, steps=24)  # of --quick: shows that it runs, says nothing of recipes
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,14 @@ class Arm:
     pull: float = 0.0  # L2 to the seed, a round
     ema: float = 0.0
     proximal: float = 0.0
+    cap: float = 0.4  # largest share of one site in a merge
+    budget: float = 0.0  # the forgetting gate's, on the old organ; 0: no gate
+    longer: int = 1  # times the steps
     merge: dict[str, Any] = field(default_factory=dict)
 
+
+MOMENTUM = {"rule": "fedavgm", "momentum": 0.9, "rate": 0.3}
+ADAM = {"rule": "fedadam", "rate": 1e-3, "momentum": 0.9, "second_momentum": 0.99}
 
 ARMS = (
     Arm("seed only", kind="seed"),
@@ -75,6 +86,7 @@ ARMS = (
     Arm("federated, IID", split="iid"),
     Arm("federated, E = 4", e=4),
     Arm("federated, E = 16", e=16),
+    Arm("equal weights", cap=0.25),
     Arm("shared decoder", decoder="shared"),
     Arm("random local decoders", decoder="random"),
     Arm("AdamW reset", optimizer="reset"),
@@ -82,10 +94,19 @@ ARMS = (
     Arm("replay 25 %", replay=0.25),
     Arm("seed interpolation 0.5", alpha=0.5),
     Arm("SFA", anchor=0.25),
-    Arm("L2 to the seed", pull=0.05),
+    Arm("L2 to the seed", pull=0.03),
     Arm("EMA", ema=0.8),
+    Arm("budget 10 %", budget=0.1),
     Arm("FedProx", proximal=0.01),
-    Arm("FedAdam", merge={"rule": "fedadam", "rate": 1e-3, "momentum": 0.9, "second_momentum": 0.99}),
+    Arm("FedAdam", merge=ADAM),
+    Arm("FedAvgM", merge=MOMENTUM),
+    Arm("FedAvgM, IID", split="iid", merge=MOMENTUM),
+    Arm("FedAvgM, replay 25 %", replay=0.25, merge=MOMENTUM),
+    Arm("centralised, twice the steps", kind="centralised", longer=2),
+    *(Arm(f"alone: {site}, twice the steps", kind=f"alone:{site}", longer=2) for site in NEW),
+    Arm("federated, twice the steps", longer=2),
+    Arm("federated, IID, twice the steps", split="iid", longer=2),
+    Arm("replay 25 %, twice the steps", replay=0.25, longer=2),
 )
 
 
@@ -123,7 +144,8 @@ class Run:
     """One arm in one repetition."""
 
     def __init__(self, arm: Arm, size: Size, seed: int, data: Scans, start: Tensors, folder: Path) -> None:
-        self.arm, self.size, self.seed, self.data, self.start = arm, size, seed, data, start
+        self.arm, self.seed, self.data, self.start = arm, seed, data, start
+        self.size = replace(size, steps=size.steps * arm.longer)
         self.model = MaskedAutoencoder(MODEL)
         self.recipe = settings(size, seed, proximal=arm.proximal)
         self.seed_encoder = encoder_of(start)
@@ -161,7 +183,7 @@ class Run:
             decoders.append(site.decoder)
             trained.append(packed.payload)
             self.bytes += sum(map(len, packed.payload.values())) + sum(a.nbytes for a in base.values())
-        weights = np.array(shares([len(s.positions) for s in self.sites.values()], CAP))
+        weights = np.array(shares([len(s.positions) for s in self.sites.values()], self.arm.cap))
         self.encoder = self.merged(base, trained, weights)
         if self.arm.decoder == "shared":
             mean = {n: sum(float(w) * d[n] for w, d in zip(weights, decoders, strict=True)) for n in decoders[0]}
@@ -182,7 +204,10 @@ class Run:
         steps = self.size.unit * self.arm.e
         rounds = self.size.steps // steps
         for number in range(rounds):
+            before = self.encoder
             self.round(number, steps)
+            if self.arm.budget:
+                self.encoder = self.within_budget(before)
             every = max(1, rounds // 4) if self.arm.anchor else 0
             self.encoder = averaging.anchored(self.seed_encoder, self.encoder, number + 1, every, self.arm.anchor)
             self.encoder = averaging.pulled(self.seed_encoder, self.encoder, self.arm.pull)
@@ -191,6 +216,23 @@ class Run:
         if self.arm.ema:
             self.encoder = self.average
         self.encoder = averaging.interpolate(self.seed_encoder, self.encoder, self.arm.alpha)
+
+    def within_budget(self, before: Tensors) -> Tensors:
+        """The forgetting gate's rule, on images of the old organ that a server has."""
+        known = self.data.old[np.linspace(0, len(self.data.old) - 1, PANEL).astype(np.int64)]
+
+        def loss(encoder: Tensors) -> dict[str, float]:
+            load_tensors(self.model, {**encoder, **decoder_of(self.start)})
+            return {OLD: evaluate(self.model, self.data.corpus, known, self.recipe)}
+
+        def at(share: float) -> Tensors:
+            return averaging.interpolate(before, self.encoder, share)
+
+        now = loss(self.encoder)
+        decision = budget.decide(
+            loss(self.seed_encoder), loss(before), now, self.arm.budget, (0.5, 0.25), lambda share: loss(at(share))
+        )
+        return at(decision.share)
 
     def together(self, positions: Positions, batch: int) -> None:
         """Centralised, or one site alone."""
@@ -231,7 +273,7 @@ class Run:
 
     def measured(self) -> dict[str, Any]:
         losses = {organ: self.own_loss(organ) for organ in (OLD, *NEW)}
-        by_seed = {organ: self.loss(organ, decoder_of(self.start)) for organ in (OLD, *NEW)}
+        load_tensors(self.model, {**self.encoder, **decoder_of(self.start)})
         readings = {organ: panel.read(self.model, self.data.panel[organ], self.recipe)[0] for organ in (OLD, *NEW)}
         probes = {organ: reading.probe for organ, reading in readings.items() if reading.probe is not None}
         return {
@@ -241,7 +283,7 @@ class Run:
             "new_probe": float(np.mean([probes[organ] for organ in NEW if organ in probes])),
             "old_knn": readings[OLD].knn,
             "losses": losses,
-            "seed_decoder_losses": by_seed,
+            "seed_decoder_losses": {organ: reading.loss for organ, reading in readings.items()},
             "probes": probes,
             "bytes": self.bytes,
         }

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from usfmae.core.report.chart import line_chart
 from usfmae.core.report.page import write_page
 from usfmae.core.web.looks import duration, size, stamp
+
+READINGS = {
+    "forgetting": "masked loss on the public panel over the seed's, minus 1: above 0 is worse",
+    "knn": "balanced accuracy of kNN, frozen features",
+    "probe": "balanced accuracy of the linear probe, frozen features",
+    "cka": "similarity of the features to the seed's (CKA)",
+}
 
 
 def write_campaign(path: Path, found: Mapping[str, Any]) -> None:
@@ -19,16 +26,28 @@ def write_campaign(path: Path, found: Mapping[str, Any]) -> None:
         text: [r["summary"].get(key) for r in done]
         for key, text in (("loss_before", "before local training"), ("loss_after", "after"))
     }
-    organs = sorted({organ for r in done for organ in r["panel"]})
-    panel = {o: [r["panel"].get(o, {}).get("loss") for r in done] for o in organs}
+    readings = [(text, _by_organ(done, key)) for key, text in READINGS.items()]
     write_page(
         path,
         "campaign.html",
         found=found,
         done=done,
         chart=line_chart(losses, labels, "held-out masked loss at the sites", "round") if done else "",
-        panel=line_chart(panel, labels, "masked loss on the public panel", "round") if organs else "",
+        panel=[line_chart(lines, labels, text, "round") for text, lines in readings if lines],
+        cosine=_lowest_cosine,
+        percent=lambda value: "–" if value is None else f"{value:+.1%}",
         size=size,
         duration=duration,
         stamp=stamp,
     )
+
+
+def _by_organ(done: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[float | None]]:
+    """A reading of the panel by organ and round; organs without one are left out."""
+    organs = sorted({organ for r in done for organ, found in r["panel"].items() if key in found})
+    return {organ: [r["panel"].get(organ, {}).get(key) for r in done] for organ in organs}
+
+
+def _lowest_cosine(summary: Mapping[str, Any]) -> str:
+    """Between the two sites whose updates agree least."""
+    return f"{min(cosine for _, _, cosine in summary['cosines']):+.2f}" if summary.get("cosines") else "–"

@@ -73,3 +73,16 @@ def list_(directory: Path, as_json: bool) -> None:
         planned = f"to {one.last}" if one.last else "on"
         state = "ended" if one.ended else "running"
         click.echo(f"{one.id:40s} {state:8s} rounds {one.first} {planned}  recipe {one.recipe[:12]}")
+
+
+@campaign.command()
+@directory_argument
+@json_option
+def rounds(directory: Path, as_json: bool) -> None:
+    """What each round gained or forgot: sites merged, what the forgetting gate did and why, each organ's panel loss."""
+    from usfmae.server.history import history, table
+    from usfmae.server.home import Home
+    from usfmae.server.ledger import Ledger
+
+    found = history(Ledger(Home(directory).ledger))
+    print_json(found) if as_json else click.echo(table(found))

@@ -12,6 +12,15 @@ from usfmae.core.metrics import Values
 from usfmae.server.dashboard.view import History, reading, rows, sites
 from usfmae.server.home import Home
 
+# What a panel's reading of an organ is called among the metrics.
+PANEL = {
+    "loss": "panel_loss",
+    "forgetting": "panel_forgetting_ratio",
+    "knn": "panel_knn_ratio",
+    "probe": "panel_probe_ratio",
+    "cka": "panel_cka_ratio",
+}
+
 
 def figures(home: Home, history: History) -> dict[str, Values]:
     """Every metric of `core.metrics.SERVER` this federation has a value for."""
@@ -32,6 +41,9 @@ def figures(home: Home, history: History) -> dict[str, Values]:
     if ends:
         found["usfmae_server_certificate_expiry_timestamp_seconds"] = ends
         found["usfmae_server_certificate_days_left"] = (ends - time.time()) / 86400
+    gated = Counter(str(r["summary"]["gate"]["outcome"]) for r in every if "gate" in r["summary"])
+    if gated:
+        found["usfmae_server_gate_total"] = dict(gated)
     last = next((r for r in every if r["state"] == "committed"), None)
     if last:
         found |= _last_round(last)
@@ -59,10 +71,15 @@ def _last_round(last: dict[str, object]) -> dict[str, Values]:
             found[f"usfmae_server_{key}"] = float(summary[key])
     panel = last["panel"]
     assert isinstance(panel, dict)
-    for key, name in (("loss", "panel_loss"), ("forgetting", "panel_forgetting_ratio")):
+    for key, name in PANEL.items():
         values = {organ: float(v[key]) for organ, v in panel.items() if v.get(key) is not None}
         if values:
             found[f"usfmae_server_{name}"] = values
+    if "backward_transfer" in summary.get("panel", {}):
+        found["usfmae_server_backward_transfer_ratio"] = float(summary["panel"]["backward_transfer"])
+    if summary.get("cosines"):
+        pairs = [float(cosine) for _, _, cosine in summary["cosines"]]
+        found["usfmae_server_update_cosine"] = {"lowest": min(pairs), "mean": sum(pairs) / len(pairs)}
     return found
 
 

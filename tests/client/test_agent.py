@@ -369,3 +369,25 @@ def test_what_leaves_is_the_signed_record_and_the_delta_alone(agent: Agent, aggr
     assert set(content[protocol.RECORD]) == set(TrainReply.__dataclass_fields__)
     text = " ".join(str(v) for v in content[protocol.RECORD].values())
     assert str(site.root) not in text and site.settings.name not in text
+
+
+@pytest.mark.parametrize("images", [1, 2, 3])
+def test_a_site_with_fewer_images_than_a_batch_trains_with_a_smaller_one(
+    make_site: Callable[..., Site], aggregator: Aggregator, images: int
+) -> None:
+    site = make_site(images=images)
+    aggregator.enrol(site)
+    aggregator.ask()
+    turns(connected(site, aggregator))
+    (reply,) = replies(aggregator)
+    assert reply.declined == "" and reply.steps == 3 and 1 <= reply.images <= images
+
+
+def test_a_site_below_its_own_least_number_of_images_sits_out(
+    make_site: Callable[..., Site], aggregator: Aggregator
+) -> None:
+    site = make_site(images=3, min_images=4)
+    aggregator.enrol(site)
+    aggregator.ask()
+    turns(connected(site, aggregator))
+    assert [reply.declined for reply in replies(aggregator)] == ["no-images"]

@@ -295,3 +295,62 @@ def test_a_release_without_a_panel_says_that_nothing_was_measured(tmp_path: Path
     with pytest.raises(UsfmaeError, match="exists already"):
         release(home, home.settings(), tmp_path / "out")
     assert Gate(home, Ledger(home.ledger), home.settings()).reader is None
+
+
+def test_the_ledger_of_a_campaign_can_be_read_round_by_round(ten_rounds: Home, tmp_path: Path) -> None:
+    from usfmae.server.cli.campaign import campaign as command
+    from usfmae.server.cli.report import report
+
+    text = CliRunner().invoke(command, ["rounds", str(ten_rounds.root)]).output.splitlines()
+    found = json.loads(CliRunner().invoke(command, ["rounds", str(ten_rounds.root), "--json"]).output)
+    assert len(text) == 2 + len(found) == 12 and "linear" in text[0] and "sector" in text[0]
+    for line, row in zip(text[2:], found, strict=True):
+        assert line.startswith(f"| {row['round']} | 2 |") and f"| {row['gate']} | {row['kept']:.0%} |" in line
+        assert (row["gate"] == "accepted") == (row["round"] < 6) == (row["reason"] == "")
+    page = tmp_path / "campaign.html"
+    assert CliRunner().invoke(report, [str(ten_rounds.root), "--out", str(page)]).exit_code == 0
+    shown = page.read_text()
+    assert shown.count("refused</td>") == sum(row["gate"] == "refused" for row in found) > 0
+    for what in ("above 0 is worse", "linear probe", "CKA", "backward transfer", "lowest cosine"):
+        assert what in shown
+
+
+def test_what_the_panel_says_is_there_to_scrape(ten_rounds: Home) -> None:
+    from usfmae.core.metrics import registry, text
+    from usfmae.server.dashboard.figures import figures
+    from usfmae.server.dashboard.view import History
+
+    scraped = text(registry(lambda: figures(ten_rounds, History()), "server")).decode()
+    last = Ledger(ten_rounds.ledger).rounds()[-1].summary["panel"]
+    for organ, reading in last["organs"].items():
+        for name, value in (("cka", reading["cka"]), ("probe", reading["probe"]), ("knn", reading["knn"])):
+            line = f'usfmae_server_panel_{name}_ratio{{organ="{organ}"}}'
+            assert (f"{line} {value}" in scraped) if value is not None else (line not in scraped)
+    assert f"usfmae_server_backward_transfer_ratio {last['backward_transfer']}" in scraped
+    assert 'usfmae_server_gate_total{outcome="accepted"} 5.0' in scraped
+    assert 'usfmae_server_update_cosine{of_pairs="lowest"}' in scraped
+
+
+def test_a_release_says_what_it_was_trained_on_and_how_it_did(ten_rounds: Home, tmp_path: Path) -> None:
+    result = tmp_path / "probe.json"
+    result.write_text(json.dumps({"task": "bus-bra", "auroc": 0.712}))
+    settings = ten_rounds.settings(["continual.anatomies={breast: 1200, lung: 300}"])
+    release(ten_rounds, settings, tmp_path / "out", [result])
+    card = (tmp_path / "out" / "README.md").read_text()
+    for what in ("| breast | 1,200 |", "| lung | 300 |", "task bus-bra, auroc 0.712", "Budget +10%", "5 accepted"):
+        assert what in card
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["rounds"]["steps"] == 4
+
+
+def test_campaigns_end_and_begin_from_the_command_line(tmp_path: Path) -> None:
+    from usfmae.server.cli.campaign import campaign as command
+
+    home = home_with(tmp_path, None)
+    loop_of(home, populate(home, 1, 8, honest)).run(1)
+    run = CliRunner().invoke
+    assert isinstance(run(command, ["start", str(home.root)]).exception, PolicyError)  # one runs
+    assert "has ended" in run(command, ["end", str(home.root)]).output
+    assert isinstance(run(command, ["end", str(home.root)]).exception, PolicyError)
+    assert "begins with round 2" in run(command, ["start", str(home.root), "--rounds", "3"]).output
+    listed = json.loads(run(command, ["list", str(home.root), "--json"]).output)
+    assert [(one["first"], one["rounds"], one["ended"] is None) for one in listed] == [(1, 0, False), (2, 3, True)]
