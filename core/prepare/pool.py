@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from usfmae.core.prepare.worker import Worker
 T = TypeVar("T")
 R = TypeVar("R")
 
-AHEAD = 8  # items in flight per worker: enough to keep all busy while the oldest one is slow
+AHEAD = 8  # items in flight per worker where results keep their order: the oldest one may be slow
 
 
 class Pool:
@@ -59,3 +59,19 @@ class Pool:
                 yield first, future.result()
         for first, future in waiting:
             yield first, future.result()
+
+    def as_done(self, function: Callable[[Worker, T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+        """(item, result) as they come, so that a long item keeps no other worker waiting."""
+        waiting: dict[Future[R], T] = {}
+        for item in items:
+            waiting[self.call(function, item)] = item
+            if len(waiting) >= 2 * self.size:
+                yield from _ended(waiting)
+        while waiting:
+            yield from _ended(waiting)
+
+
+def _ended(waiting: dict[Future[R], T]) -> Iterator[tuple[T, R]]:
+    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+    for future in done:
+        yield waiting.pop(future), future.result()

@@ -88,24 +88,27 @@ def _work(
 def space_checked(
     corpus: Path, todo: Sequence[Task], found: Mapping[str, plan.Known], ledger: Ledger, settings: Settings
 ) -> Iterator[None]:
-    """ResourceError that says how much is missing: at once where the work cannot fit, else when the disk is full."""
+    """ResourceError that says how much is needed: at once where the work cannot fit, else when the disk is full."""
 
-    def lacking() -> str:
-        """ "": enough for what is left, as gray images."""
+    def needed() -> int:
+        """Bytes of the images that are left, as gray ones; colour takes three times as much."""
         left = [id_ for name, units in todo if not ledger.is_done(name) for ids in units for id_ in ids]
-        images = sum(found[id_].planned for id_ in left if id_ in found)
-        needed, free = images * settings.model.image_size**2, shutil.disk_usage(corpus).free
-        return f"about {needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free" if needed > free else ""
+        return sum(found[id_].planned for id_ in left if id_ in found) * settings.model.image_size**2
 
-    again = "free space and run the same command again; what is done is kept"
-    if text := lacking():
-        raise ResourceError(f"disk of {corpus}", text, again)
+    def told(start: str, needed: int, free: int) -> ResourceError:
+        figures = f"{needed / 1e6:.1f} MB are needed (three times that in colour), {free / 1e6:.1f} MB are free"
+        again = "free space and run the same command again; what is done is kept"
+        return ResourceError(f"disk of {corpus}", f"{start}about {figures}", again)
+
+    whole, free = needed(), shutil.disk_usage(corpus).free
+    if whole > free:
+        raise told("", whole, free)
     try:
         yield
     except ResourceError as error:
         if error.why != "is full":
             raise
-        raise ResourceError(error.what, ", ".join(part for part in (error.why, lacking()) if part), again) from None
+        raise told("is full: ", needed(), shutil.disk_usage(corpus).free) from None
 
 
 def recipe_settings(settings: Settings) -> dict[str, Any]:

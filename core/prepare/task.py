@@ -17,38 +17,41 @@ Task = tuple[str, list[list[str]]]  # name, units of scan ids
 
 @dataclass
 class _Open:
-    """A task whose units are coming in."""
+    """A task whose units are coming in, in any order."""
 
     name: str
-    left: int
-    results: list[ScanResult] = field(default_factory=list)
-    images: list[Packed] = field(default_factory=list)
+    units: int
+    done: dict[int, UnitResult] = field(default_factory=dict)  # by their place in the plan
+
+    def results(self) -> list[ScanResult]:
+        return [result for place in range(self.units) for result in self.done[place][0]]
+
+    def images(self) -> list[Packed]:
+        return [image for place in range(self.units) for image in self.done[place][1]]
 
 
 def run_local(tasks: Iterable[Task], found: dict[str, Known], ledger: Ledger, pool: Pool) -> Iterator[list[ScanResult]]:
-    """Results unit by unit; each task's shard and then its ledger entry are written when its last unit is in.
+    """Results unit by unit as they come; a task's shard and then its ledger entry are written once all are in.
 
     Units of the next tasks run while one is finished, so all workers stay busy. Raises ResourceError (disk full).
     """
     opened: dict[str, _Open] = {}
 
-    def pieces() -> Iterator[tuple[str, Unit]]:
+    def pieces() -> Iterator[tuple[str, int, Unit]]:
         for name, units in tasks:
             opened[name] = _Open(name, len(units))
-            yield from ((name, unit_of(ids, found)) for ids in units)
+            yield from ((name, place, unit_of(ids, found)) for place, ids in enumerate(units))
 
-    def work(worker: Worker, piece: tuple[str, Unit]) -> UnitResult:
-        return worker.process_unit(piece[1])
+    def work(worker: Worker, piece: tuple[str, int, Unit]) -> UnitResult:
+        return worker.process_unit(piece[2])
 
-    for (name, _), (results, images) in pool.map(work, pieces()):
+    for (name, place, _), done in pool.as_done(work, pieces()):
         task = opened[name]
-        task.left -= 1
-        task.results += results
-        task.images += images
-        if not task.left:
+        task.done[place] = done
+        if len(task.done) == task.units:
             del opened[name]
             _finish(task, ledger)
-        yield results
+        yield done[0]
 
 
 def _finish(task: _Open, ledger: Ledger) -> None:
@@ -56,13 +59,13 @@ def _finish(task: _Open, ledger: Ledger) -> None:
         if not index.with_suffix(".npy").exists():
             index.unlink()  # its images were removed; both are written again
     try:
-        shards = write_shard(ledger.corpus, task.name, task.images)
+        shards = write_shard(ledger.corpus, task.name, task.images())
     except CorpusError:
         # A shard without a ledger entry: a crash fell between the two, and a retried scan ended otherwise this time.
         for path in (ledger.corpus / FOLDER).glob(f"{task.name}.*"):
             path.unlink()
-        shards = write_shard(ledger.corpus, task.name, task.images)
-    ledger.finish(task.name, task.results, shards)
+        shards = write_shard(ledger.corpus, task.name, task.images())
+    ledger.finish(task.name, task.results(), shards)
 
 
 Engine = Callable[[Sequence[Task], dict[str, Known], Ledger, Pool], Iterator[list[ScanResult]]]

@@ -48,22 +48,26 @@ def frames(scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Fram
     with opened(scan, settings) as file:
         image = _open(file)
         pages = int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
+        limits: tuple[float, float] | None = None
         for page in range(pages):
             image.seek(page)
             check_size(image.width, image.height, pages, settings)
-            pixels = _rgb(image, file)
+            samples = _samples(image, file, page)
+            if limits is None and samples.dtype != np.uint8:
+                limits = extent(samples)  # of the first page: all share one scale
+            pixels = as_rgb(samples, *(limits or (None, None)))
             refuse_labels(pixels)
             yield Frame(pixels, scan.trail, page)
 
 
-def _rgb(image: Image.Image, file: BinaryIO) -> Pixels:
-    """The current page as (H, W, 3) uint8 RGB; transparency is dropped, EXIF is not looked at."""
+def _samples(image: Image.Image, file: BinaryIO, page: int) -> NDArray[Any]:
+    """The current page, (H, W) or (H, W, 3) RGB of any depth; transparency is dropped, EXIF is not looked at."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return as_rgb(np.asarray(image))
+        return np.asarray(image)
     if _deep_colour(image):
-        deep = _decode_cv2(file)
+        deep = _decode_cv2(file, page)
         if deep is not None:
-            return as_rgb(deep)
+            return deep
     return np.asarray(image.convert("RGB"))
 
 
@@ -71,13 +75,26 @@ def _deep_colour(image: Image.Image) -> bool:
     """Colour with 16 bits a sample, of which Pillow keeps the upper half only."""
     if image.format == "PNG":
         return "16B" in str(getattr(image, "tile", ""))
+    if image.format == "TIFF":
+        bits = getattr(image, "tag_v2", {}).get(258, ())  # BitsPerSample
+        return len(bits) >= 3 and max(bits) > 8
     return False
 
 
-def _decode_cv2(file: BinaryIO) -> NDArray[Any] | None:
+def _decode_cv2(file: BinaryIO, page: int) -> NDArray[Any] | None:
     file.seek(0)
-    array = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
-    return None if array is None else array[..., [2, 1, 0]] if array.ndim == 3 else array
+    data = np.frombuffer(file.read(), np.uint8)
+    decoded, pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED, range=(page, page + 1))
+    if not decoded:
+        return None
+    return pages[0][..., [2, 1, 0]] if pages[0].ndim == 3 else np.asarray(pages[0])
+
+
+def extent(array: NDArray[Any]) -> tuple[float, float]:
+    """The lowest and the highest finite value; (0, 0) where there is none."""
+    if array.dtype.kind == "f":
+        array = array[np.isfinite(array)]
+    return (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
 
 
 def as_rgb(array: NDArray[np.generic], low: float | None = None, high: float | None = None) -> Pixels:
@@ -87,8 +104,8 @@ def as_rgb(array: NDArray[np.generic], low: float | None = None, high: float | N
     """
     if array.dtype != np.uint8:
         values = np.nan_to_num(array.astype(np.float32))
-        low = float(values.min()) if low is None else low
-        high = float(values.max()) if high is None else high
+        if low is None or high is None:
+            low, high = extent(array)
         scale = 255.0 / (high - low) if high > low else 0.0
         array = np.clip((values - low) * scale + 0.5, 0, 255).astype(np.uint8)
     if array.ndim == 2:

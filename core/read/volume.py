@@ -18,7 +18,7 @@ from usfmae.core.config.read import ReadSettings
 from usfmae.core.flow import Frame, Scan
 from usfmae.core.read.facts import Facts, check_size
 from usfmae.core.read.label import refuse_label_volume
-from usfmae.core.read.raster import as_rgb
+from usfmae.core.read.raster import as_rgb, extent
 from usfmae.core.read.reasons import Unreadable
 from usfmae.core.read.source import as_path, opened
 
@@ -92,14 +92,14 @@ def frames(scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Fram
         count = prod(size[2:])
         check_size(size[0], size[1], count, settings)
         wanted = kept(count, settings.slices)
-        for index, pixels in zip(wanted, _slices(reader, size, wanted), strict=True):
-            yield Frame(as_rgb(pixels), scan.trail, index)
+        for index, (pixels, low, high) in zip(wanted, _slices(reader, size, wanted), strict=True):
+            yield Frame(as_rgb(pixels, low, high), scan.trail, index)
 
 
-def _slices(reader: Any, size: tuple[int, ...], wanted: Sequence[int]) -> Iterator[NDArray[Any]]:
-    """(H, W) or (H, W, 3) arrays. A small volume is read at once (compressed ones would be unpacked per slice).
+def _slices(reader: Any, size: tuple[int, ...], wanted: Sequence[int]) -> Iterator[tuple[NDArray[Any], float, float]]:
+    """(H, W) or (H, W, 3) arrays with the range of their volume, or of the first slice read.
 
-    Raises Refused where it holds labels.
+    A small volume is read at once, since compressed ones would be unpacked for each slice. Raises Refused for labels.
     """
     import SimpleITK
 
@@ -111,13 +111,17 @@ def _slices(reader: Any, size: tuple[int, ...], wanted: Sequence[int]) -> Iterat
             refuse_label_volume(volume)
             picture = volume.shape[-3:] if reader.GetNumberOfComponents() > 1 else volume.shape[-2:]
             pictures = volume.reshape(-1, *picture)
-            yield from (pictures[index] for index in wanted)
+            limits = extent(volume)
+            yield from ((pictures[index], *limits) for index in wanted)
             return
+        first: tuple[float, float] | None = None
         shape = tuple(reversed(size[2:]))
         for index in wanted:
             position = [int(i) for i in np.unravel_index(index, shape)] if shape else []
             reader.SetExtractSize([*size[:2], *(0 for _ in position)])
             reader.SetExtractIndex([0, 0, *reversed(position)])
-            yield SimpleITK.GetArrayFromImage(reader.Execute())
+            pixels = SimpleITK.GetArrayFromImage(reader.Execute())
+            first = first or extent(pixels)
+            yield pixels, *first
     except RuntimeError:
         raise Unreadable("unreadable", "the slices cannot be read") from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -86,6 +88,20 @@ def run(quick_process: None) -> Callable[..., PrepareSummary]:
         return prepare([source], corpus, settings, secret=SECRET, workers=workers)
 
     return go
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[bool]:
+    """`folder` mounted over itself without the right to write; yields False where this machine does not allow that."""
+    done = subprocess.run(["mount", "--bind", folder, folder], capture_output=True, check=False)
+    if done.returncode:
+        yield False
+        return
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+        yield True
+    finally:
+        subprocess.run(["umount", folder], check=True)
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 from usfmae.core.config import Settings
 from usfmae.core.errors import ResourceError, SourceError, TryLaterError, UsageError
 from usfmae.core.prepare import PrepareSummary, prepare
 
-from .conftest import SECRET, clip, content, still
+from .conftest import SECRET, clip, content, read_only, still
 
 Run = Callable[..., PrepareSummary]
 
@@ -52,7 +55,8 @@ def test_counts_add_up_and_a_second_run_changes_nothing(tmp_path: Path, run: Run
 @pytest.mark.slow
 def test_workers_and_place_do_not_change_a_byte_of_the_shards(tmp_path: Path, run: Run) -> None:
     for number in range(8):
-        still(tmp_path / "a" / f"{number}.png", number)
+        still(tmp_path / "a" / f"z{number}.png", number)
+    still(tmp_path / "a" / "slow.png", 8)  # first in the plan, last to be done
     clip(tmp_path / "a" / "clip.avi", 20)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     run(tmp_path / "a", tmp_path / "one", shard_images=4)
@@ -147,7 +151,7 @@ def test_a_disk_that_fills_stops_cleanly_and_resumes(tmp_path: Path, run: Run) -
     try:
         for number in range(30):
             still(tmp_path / "source" / f"{number:02d}.png", number)
-        with pytest.raises(ResourceError, match="is full"):
+        with pytest.raises(ResourceError, match=r"is full: about 0\.0\d? MB are needed.*MB are free.*run the same"):
             run(tmp_path / "source", corpus, shard_images=4)
         subprocess.run(["mount", "-o", "remount,size=4m", str(corpus)], check=True)
         assert run(tmp_path / "source", corpus, shard_images=4).kept == 30
@@ -155,6 +159,48 @@ def test_a_disk_that_fills_stops_cleanly_and_resumes(tmp_path: Path, run: Run) -
         assert content(corpus) == content(tmp_path / "roomy")
     finally:
         subprocess.run(["umount", str(corpus)], check=False)
+
+
+def test_a_source_that_cannot_be_written_is_enough(tmp_path: Path, run: Run) -> None:
+    """On a read-only mount where that is possible; in any case no byte and no time of it changes."""
+    source = tmp_path / "source"
+    for number in range(3):
+        still(source / "a" / f"{number}.png", number)
+    clip(source / "clip.avi", 20)
+    with zipfile.ZipFile(source / "export.zip", "w") as archive:
+        archive.write(source / "a" / "0.png", "IM1")
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_ctime_ns) for p in source.rglob("*")}
+    held = content(source)
+    with read_only(source) as mounted:
+        if mounted:
+            with pytest.raises(OSError, match="Read-only"):
+                (source / "new").touch()
+        summary = run(source, tmp_path / "corpus")
+    assert (summary.scans, summary.kept, summary.duplicates) == (5, 9, 1)
+    assert content(source) == held
+    assert {p: (p.stat().st_mtime_ns, p.stat().st_ctime_ns) for p in source.rglob("*")} == before
+
+
+def test_a_clip_without_a_rate_is_noted_in_the_ledger(tmp_path: Path, run: Run) -> None:
+    ds = pydicom.dcmread(str(get_testdata_file("examples_ybr_color.dcm", download=False)))
+    for name in ("FrameTime", "FrameTimeVector", "CineRate", "RecommendedDisplayFrameRate", "FrameIncrementPointer"):
+        if name in ds:
+            delattr(ds, name)
+    (tmp_path / "source").mkdir()
+    ds.save_as(tmp_path / "source" / "clip.dcm")
+    run(tmp_path / "source", tmp_path / "corpus")
+    (task,) = (tmp_path / "corpus" / "ledger" / "tasks").glob("*.json")
+    assert json.loads(task.read_text())["scans"][0]["notes"] == ["default-rate"]
+
+
+def test_label_masks_are_refused_not_quarantined(tmp_path: Path, run: Run) -> None:
+    still(tmp_path / "source" / "scan.png", 0)
+    mask = np.zeros((200, 200), np.uint8)
+    mask[40:160, 60:150] = 255
+    Image.fromarray(mask).save(tmp_path / "source" / "mask.png")
+    summary = run(tmp_path / "source", tmp_path / "corpus")
+    assert (summary.scans, summary.kept, summary.refused, summary.quarantined) == (2, 1, 1, 0)
+    assert summary.reasons == {"label-mask": 1}
 
 
 def test_no_identifier_and_no_path_lies_in_the_corpus(tmp_path: Path, run: Run) -> None:

@@ -17,12 +17,21 @@ from usfmae.core.read.discover import Candidate, Identified
 from .conftest import SECRET, speckle
 
 SETTINGS = ReadSettings()
+STREAMS = Path(__file__).parent / "streams"
 
 
 def frames(path: Path, settings: ReadSettings = SETTINGS, notes: set[str] | None = None) -> list[Frame]:
     found = identify(Candidate(path), SECRET, settings)
     assert isinstance(found, Identified), found
     return list(read(found.scan, settings, notes))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "gray.jpg"])
+def test_jpeg_comes_near(tmp_path: Path, name: str) -> None:
+    picture = speckle() if name.startswith("gray") else np.stack([speckle(seed=i) for i in range(3)], 2)
+    Image.fromarray(picture).save(tmp_path / name, quality=97, subsampling=0)
+    expected = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, 2)
+    assert np.abs(frames(tmp_path / name)[0].pixels.astype(int) - expected).mean() < 2
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
@@ -42,9 +51,20 @@ def test_sixteen_bits_keep_their_contrast(tmp_path: Path) -> None:
         assert pixels.min() == 0
         assert pixels.max() == 255
         assert np.abs(pixels - (deep - deep.min()) / np.ptp(deep) * 255).max() <= 1
-    cv2.imwrite(str(tmp_path / "colour.png"), np.stack([deep, deep // 2, deep // 4], 2))
-    red = frames(tmp_path / "colour.png")[0].pixels
-    assert red[..., 2].mean() > red[..., 0].mean()  # cv2 writes BGR
+    blue_first = np.stack([deep // 4, deep // 2, deep], 2)
+    for name in ("colour.png", "colour.tif"):
+        cv2.imwrite(str(tmp_path / name), blue_first)
+        pixels = frames(tmp_path / name)[0].pixels.astype(float)
+        expected = (blue_first[..., ::-1] - blue_first.min()) / np.ptp(blue_first) * 255
+        assert np.abs(pixels - expected).max() <= 1
+
+
+def test_pages_of_a_deep_tiff_share_one_scale(tmp_path: Path) -> None:
+    """Else a dim page would be shown as bright as the others."""
+    deep = np.stack([speckle(seed=0).astype(np.uint16) * 200, speckle(seed=1).astype(np.uint16) * 20])
+    cv2.imwritemulti(str(tmp_path / "a.tif"), list(deep))
+    first, second = (frame.pixels.astype(float).mean() for frame in frames(tmp_path / "a.tif"))
+    assert second < first / 5
 
 
 def drawing(levels: tuple[int, ...]) -> np.ndarray:
@@ -103,12 +123,32 @@ def film(path: Path, code: str, rate: float, count: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "code"), [("a.mp4", "mp4v"), ("a.avi", "MJPG"), ("a.mkv", "mp4v")])
+@pytest.mark.parametrize(
+    ("name", "code"), [("a.mp4", "mp4v"), ("a.mov", "mp4v"), ("a.avi", "MJPG"), ("a.mpg", "PIM1"), ("a.mkv", "mp4v")]
+)
 def test_clips_are_sampled_by_time(tmp_path: Path, name: str, code: str) -> None:
     got = frames(film(tmp_path / name, code, 25, 50))
-    assert [f.index for f in got] == [0, 9, 17, 25, 34, 42]
-    assert [f.time for f in got] == pytest.approx([0, 0.36, 0.68, 1.0, 1.36, 1.68], abs=0.01)
+    assert [f.index for f in got[:6]] == [0, 9, 17, 25, 34, 42]
+    assert [f.time for f in got[:6]] == pytest.approx([0, 0.36, 0.68, 1.0, 1.36, 1.68], abs=0.01)
+    assert len(got) == (7 if name == "a.mpg" else 6)  # a program stream states no time for its last frame
     assert abs(int(got[3].pixels.mean()) - 100) < 6  # frame 25 is really frame 25
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "h264.mov", "hevc.mp4", "mpeg2.mpg"])
+def test_clips_in_the_codecs_of_machines(name: str) -> None:
+    got = frames(STREAMS / name)
+    assert len(got) in (6, 7)  # FFmpeg finds no time for the last frame of a program stream
+    for frame in got:
+        picture = speckle(96, 128, seed=frame.index // 10)
+        assert np.corrcoef(frame.pixels[..., 0].ravel(), picture.ravel())[0, 1] > 0.95
+
+
+def test_uneven_presentation_times_are_followed() -> None:
+    """20 frames at 25 a second, then one every 0.4 s: the later ones are all kept."""
+    got = frames(STREAMS / "uneven.mp4")
+    assert [f.index for f in got][:6] == [0, 9, 17, 21, 22, 23]
+    assert len(got) == 3 + 29
+    assert got[-1].time == pytest.approx(12.4, abs=0.01)
 
 
 def test_a_gif_is_a_clip_with_times(tmp_path: Path) -> None:
@@ -124,6 +164,15 @@ def test_volumes_give_their_slices(tmp_path: Path, name: str) -> None:
     slices = np.stack([speckle(seed=i) for i in range(4)])
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(slices), str(tmp_path / name), useCompression=name == "v.nrrd")
     assert np.array_equal(np.stack([f.pixels[..., 0] for f in frames(tmp_path / name)]), slices)
+
+
+def test_slices_of_a_deep_volume_share_one_scale(tmp_path: Path) -> None:
+    import SimpleITK
+
+    slices = np.stack([speckle(seed=i).astype(np.int16) * 10 ** (i % 2) - 500 for i in range(4)])
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(slices), str(tmp_path / "v.nii.gz"))
+    got = np.stack([f.pixels[..., 0] for f in frames(tmp_path / "v.nii.gz")]).astype(float)
+    assert np.abs(got - (slices.astype(float) - slices.min()) / np.ptp(slices) * 255).max() <= 1
 
 
 @pytest.mark.parametrize(("most", "kept"), [(0, range(9)), (1, [4]), (3, [1, 4, 7]), (20, range(9))])
