@@ -43,7 +43,7 @@ class BenchSettings(Options):
     """What stands for an image: the mean of the patch tokens, or the class token."""
     neighbours: int = Field(20, ge=1)
     """Neighbours of the kNN probe; fewer where the training part is smaller."""
-    regularisation: tuple[float, ...] = Field((0.01, 0.1, 1.0, 10.0, 100.0), min_length=1)
+    regularisation: tuple[float, ...] = Field((0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5), min_length=1)
     """Values of C times the number of features tried for logistic regression; the validation part chooses."""
     fractions: tuple[float, ...] = (0.01, 0.05, 0.1, 0.25, 1.0)
     """Shares of the labelled training patients for the label-efficiency curve."""
