@@ -19,8 +19,8 @@ import numpy as np
 
 from usfmae.core.bench import encoders
 from usfmae.core.bench.base import load as load_task
-from usfmae.core.bench.evaluate import described
 from usfmae.core.bench.encoders import Pooling
+from usfmae.core.bench.evaluate import described
 from usfmae.core.bench.features import Features, features, squares
 from usfmae.core.bench.metrics import Predictions, measures, resampled, score
 from usfmae.core.bench.probe import HEADS, probe
