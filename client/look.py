@@ -17,7 +17,7 @@ from typing import Any
 
 from usfmae.core.config import CleanSettings, ReadSettings
 from usfmae.core.errors import SourceError, UsfmaeError
-from usfmae.core.flow import CleanImage, Frame, Pixels, Quarantined, Scan, Trail, content_id
+from usfmae.core.flow import Frame, Pixels, Quarantined, Scan, Trail, content_id
 from usfmae.core.prepare.wire import Inbox, receive, send
 
 SECONDS = 60.0
@@ -25,7 +25,7 @@ SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Looked:
-    """PNG pictures, and the pixels that would be packed; `after` is empty where cleaning finds no scan at all."""
+    """PNG pictures, and the pixels that would be packed; where cleaning gives none, `why_not` says why, for people."""
 
     before: bytes
     after: bytes = b""
@@ -113,6 +113,7 @@ def main() -> None:
 def _show(asked: dict[str, Any], answers: Any) -> None:
     from usfmae.core.clean import clean
     from usfmae.core.corpus.shard import square
+    from usfmae.core.report.reasons import meaning
 
     values = asked["scan"]
     scan = Scan(**{**values, "path": Path(values["path"]), "trail": Trail(values["trail"])})
@@ -123,9 +124,11 @@ def _show(asked: dict[str, Any], answers: Any) -> None:
         found = clean(frame, trusting(CleanSettings.model_validate(asked["clean"])))
     except Exception as error:  # the frame stays where it is; a person may still drop it
         found = Quarantined("cleaning-failed", detail=type(error).__name__)
-    if not isinstance(found, CleanImage):
-        send(answers, {"event": "end", "why": found.reason})
-        return
+    if isinstance(found, Quarantined):
+        if found.image is None:
+            send(answers, {"event": "end", "why": meaning(found.reason) or found.reason})
+            return
+        found = found.image
     send(answers, {"event": "after"}, _png(found.pixels))
     packed = square(found, int(asked["size"]), scan.group)
     send(answers, {"event": "packed", "shape": list(packed.pixels.shape)}, packed.pixels.tobytes())

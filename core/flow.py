@@ -114,6 +114,7 @@ class Quarantined:
     reason: str  # a short code from the owning room, such as "text-left" or "unreadable"
     trail: Trail = Trail()
     detail: str = ""  # for people; no identifiers
+    image: CleanImage | None = None  # as far as cleaning went, for a person who decides to keep it
 
 
 @dataclass(frozen=True)

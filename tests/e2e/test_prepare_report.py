@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -35,18 +37,39 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, wheel_dicoms: list[Path])
             archive.write(path, f"DICOM/{path.stem}")
     (source / "broken.dcm").write_bytes(wheel_dicoms[0].read_bytes()[:3000])
     (source / "report.txt").write_text("no scan")
-    run = subprocess.run(
+    run, shown = on_terminal(
         [
             Path(sys.executable).parent / "usfmae", "prepare", root / "source", "--corpus", root / "corpus",
             "--workers", "2", "--report", root / "report.html", "--json",
         ],
-        env={**os.environ, "XDG_CONFIG_HOME": str(root / "config")},
-        capture_output=True,
-        text=True,
-        timeout=300,
+        {**os.environ, "XDG_CONFIG_HOME": str(root / "config"), "TERM": "xterm"},
     )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    return root, json.loads(run.stdout), run.stderr
+    assert run.returncode == 0, shown
+    return root, json.loads(run.stdout), shown
+
+
+def on_terminal(command: list[object], environment: dict[str, str]) -> tuple[subprocess.CompletedProcess[str], str]:
+    """The command with a terminal as its stderr, and what it wrote there."""
+    screen, terminal = os.openpty()
+    shown: list[bytes] = []
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):  # the last writer is gone
+            while data := os.read(screen, 65536):
+                shown.append(data)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        run = subprocess.run(
+            [str(part) for part in command], env=environment, stdout=subprocess.PIPE, stderr=terminal, text=True,
+            timeout=300,
+        )  # fmt: skip
+    finally:
+        os.close(terminal)
+        watcher.join()
+        os.close(screen)
+    return run, b"".join(shown).decode(errors="replace")
 
 
 def test_stdout_is_one_object_that_adds_up(prepared: tuple[Path, dict[str, object], str]) -> None:
@@ -57,6 +80,14 @@ def test_stdout_is_one_object_that_adds_up(prepared: tuple[Path, dict[str, objec
     reasons = counts["reasons"]
     assert isinstance(reasons, dict)
     assert sum(reasons.values()) == counts["quarantined"] + counts["refused"] + counts["duplicates"]  # type: ignore[operator]
+
+
+def test_a_person_at_a_terminal_sees_the_rate_and_what_became_of_frames(
+    prepared: tuple[Path, dict[str, object], str],
+) -> None:
+    _, counts, shown = prepared
+    assert re.search(r"cleaning .*\d+\.\d images/s  kept \d+  quarantined \d+", shown)
+    assert f"kept {counts['kept']}  quarantined {counts['quarantined']}" in shown
 
 
 def test_nothing_written_or_said_names_anyone(prepared: tuple[Path, dict[str, object], str]) -> None:
@@ -103,3 +134,8 @@ def test_the_page_renders_in_chromium(prepared: tuple[Path, dict[str, object], s
     assert (pixels.min(2) > 230).mean() > 0.2
     assert (pixels.max(2) < 40).mean() > 0.02
     assert ((pixels[..., 0] > 100) & (pixels[..., 0] > 1.8 * pixels[..., 1])).mean() > 0.002
+    phone = ["--window-size=390,3000", "--hide-scrollbars", f"--screenshot={shot}", page]
+    subprocess.run([*command, *phone], check=True, capture_output=True, timeout=120)
+    pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
+    assert pixels.shape[1] == 390
+    assert pixels[:, -6:].min() > 200  # nothing runs over the page's edge
