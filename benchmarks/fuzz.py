@@ -31,7 +31,8 @@ from typing import Any
 LARGEST = 500_000  # bytes of a file that is mutated
 HANG = 31.0  # seconds: the limit of one frame, and the end of the process that broke it
 MEMORY_MIB = 4096  # `read.memory_mb`
-ZEROS = 300_000_000  # bytes a bomb unpacks to
+CLIPS = (".mp4", ".avi", ".mov", ".mpeg")
+ZEROS = 100_000_000  # bytes a bomb unpacks to
 
 Mutation = Callable[[bytearray, random.Random], bytes]
 
@@ -168,11 +169,12 @@ def mutated(sources: list[Path], count: int, seed: int) -> Iterator[tuple[str, s
 
 
 def evenly(paths: list[Path]) -> list[Path]:
-    """At most 40 files of each suffix, so that thousands of PNGs do not crowd out the DICOMs."""
+    """40 picks of each suffix, so that thousands of PNGs do not crowd out the DICOMs; 10 of clips, which take long."""
     by_suffix: dict[str, list[Path]] = {}
     for path in paths:
         by_suffix.setdefault(path.suffix.lower(), []).append(path)
-    return [group[i * len(group) // 40] for group in by_suffix.values() for i in range(40)]
+    picks = {suffix: 10 if suffix in CLIPS else 40 for suffix in by_suffix}
+    return [group[i * len(group) // picks[suffix]] for suffix, group in by_suffix.items() for i in range(picks[suffix])]
 
 
 def outcome_of(worker: Any, path: Path, secret: bytes) -> tuple[str, list[str], int]:
