@@ -51,11 +51,13 @@ def watched(site: Site) -> Iterator[dict[str, int]]:
 
 @contextlib.contextmanager
 def _metrics(site: Site) -> Iterator[int]:
+    from usfmae.client.outbox import Shelf
     from usfmae.client.page.view import figures
     from usfmae.client.review import Intake
 
-    intake, settings = Intake(), site.settings.metrics
-    stop, port = metrics.serve(metrics.registry(lambda: figures(site, intake), "site"), settings.host, settings.port)
+    intake, shelf, settings = Intake(), Shelf(site), site.settings.metrics
+    source = metrics.registry(lambda: figures(site, intake, shelf), "site")
+    stop, port = metrics.serve(source, settings.host, settings.port)
     try:
         yield port
     finally:

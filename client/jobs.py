@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
 import signal
@@ -113,9 +114,17 @@ def shard_sums(site: Site) -> Iterator[str]:
 
 def images(site: Site) -> int:
     """Images in the site's corpus."""
-    from usfmae.core.corpus.shard import FOLDER, read_index
+    from usfmae.core.corpus.shard import FOLDER
 
-    return sum(read_index(path).shard.count for path in (site.corpus / FOLDER).glob("*.json"))
+    return sum(_count(path, path.stat().st_mtime_ns) for path in (site.corpus / FOLDER).glob("*.json"))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _count(index: Path, changed: int) -> int:
+    """Images of one shard; a shard never changes, so its index is read once."""
+    from usfmae.core.corpus.shard import read_index
+
+    return read_index(index).shard.count
 
 
 def new_images(site: Site, recipe: TrainSettings) -> int:

@@ -16,6 +16,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -99,16 +100,33 @@ def state(place: Path) -> State:
     return "released" if entry.get("release") == "auto" else "waiting"
 
 
+@dataclass
+class Shelf:
+    """The outbox as it is read again and again: an entry that was sent never changes, so it is read once."""
+
+    site: Site
+    _sent: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Every entry, oldest first, with its state."""
+        places = (self.site.root / "outbox").glob("*")
+        found = [self._sent.get(place.name) or self._read(place) for place in places]
+        return sorted((e for e in found if e), key=lambda e: (e["created"], e["id"]))
+
+    def _read(self, place: Path) -> dict[str, Any] | None:
+        entry = read_json(place / "entry.json")
+        if not entry:
+            return None
+        sent = read_json(place / "sent.json") or {}
+        entry |= {"state": state(place), "sent": sent, "decision": read_json(place / "decision.json") or {}}
+        if entry["state"] == "sent":
+            self._sent[place.name] = entry
+        return entry
+
+
 def entries(site: Site) -> list[dict[str, Any]]:
     """Every entry, oldest first, with its state."""
-    found = []
-    for place in sorted((site.root / "outbox").glob("*/entry.json")):
-        entry = read_json(place)
-        if entry:
-            sent = read_json(place.parent / "sent.json") or {}
-            decision = read_json(place.parent / "decision.json") or {}
-            found.append({**entry, "state": state(place.parent), "sent": sent, "decision": decision})
-    return sorted(found, key=lambda e: e["created"])
+    return Shelf(site).entries()
 
 
 def decide(site: Site, id_: str, approved: bool, reason: str = "") -> None:

@@ -9,11 +9,11 @@ from usfmae.client import allowance, jobs, outbox
 from usfmae.client.site import Site, read_json
 
 
-def summary(site: Site) -> dict[str, Any]:
+def summary(site: Site, shelf: outbox.Shelf | None = None) -> dict[str, Any]:
     """The agent's last word, the corpus, the outbox and the last round that left."""
     said = read_json(site.root / "status.json") or {}
     running = agent_runs(site)
-    staged = outbox.entries(site)
+    staged = (shelf or outbox.Shelf(site)).entries()
     sent = [entry for entry in staged if entry["state"] == "sent"]
     progress = said.get("progress", {}) if running else {}
     return {
@@ -30,6 +30,7 @@ def summary(site: Site) -> dict[str, Any]:
         "progress": progress,
         "images": jobs.images(site),
         "updates": {state: sum(e["state"] == state for e in staged) for state in ("waiting", "sent", "rejected")},
+        "sent_bytes": sum(entry["bytes"] for entry in sent),
         "last_sent": {k: sent[-1][k] for k in ("id", "campaign", "round", "bytes", "norm")} if sent else {},
     }
 

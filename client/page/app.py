@@ -37,7 +37,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 class Page:
     def __init__(self, site: Site) -> None:
         self.site = site
-        self.intake = review.Intake()
+        self.intake, self.shelf = review.Intake(), outbox.Shelf(site)
         self.looked: OrderedDict[str, Looked] = OrderedDict()
         self.looking = asyncio.Lock()
         self.templates = looks.environment("usfmae.client.page")
@@ -67,7 +67,7 @@ class Page:
     # What it shows
 
     async def overview(self, request: Request) -> Response:
-        found = await asyncio.to_thread(view.overview, self.site, self.intake)
+        found = await asyncio.to_thread(view.overview, self.site, self.intake, self.shelf)
         return self.show(request, "overview.html", found=found)
 
     async def quarantine(self, request: Request) -> Response:
@@ -117,7 +117,7 @@ class Page:
             return self.looked[held.id]
 
     async def left(self, request: Request, notice: str = "", bad: bool = False) -> Response:
-        entries = await asyncio.to_thread(outbox.entries, self.site)
+        entries = await asyncio.to_thread(self.shelf.entries)
         shown = [{**e, "text": outbox.sheet(e)} for e in entries[::-1][:100]]
         return self.show(
             request, "outbox.html", 400 if bad else 200, entries=shown, total=len(entries), notice=notice, bad=bad

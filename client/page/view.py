@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import json
 import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from usfmae.client import allowance, outbox, report, review
@@ -27,12 +31,12 @@ TRAINING = {
 SHOWN = 200  # audit entries on the page
 
 
-def overview(site: Site, intake: review.Intake) -> dict[str, Any]:
-    """Everything on the first page."""
+def overview(site: Site, intake: review.Intake, shelf: outbox.Shelf | None = None) -> dict[str, Any]:
+    """Everything on the first page; `intake` and `shelf` keep what cannot change between two calls."""
     intake.refresh(site.corpus)
     said = read_json(site.root / "status.json") or {}
     return {
-        **report.summary(site),
+        **report.summary(site, shelf),
         "said": float(said.get("time", 0.0)),
         "counts": intake.counts,
         "reasons": intake.reasons.most_common(),
@@ -42,15 +46,8 @@ def overview(site: Site, intake: review.Intake) -> dict[str, Any]:
         "free": shutil.disk_usage(site.root).free,
         "floor": site.settings.disk_floor_gb * 1e9,
         "release": site.settings.release,
-        "sent_bytes": sum(e["bytes"] for e in outbox.entries(site) if e["state"] == "sent"),
-        "quiet": allowance.quiet_until(site.settings.quiet, _now()),
+        "quiet": allowance.quiet_until(site.settings.quiet, datetime.now()),
     }
-
-
-def _now() -> Any:
-    from datetime import datetime
-
-    return datetime.now()
 
 
 def by_reason(held: Sequence[review.Held]) -> list[tuple[str, int]]:
@@ -65,15 +62,9 @@ def audited(site: Site) -> dict[str, Any]:
     """The last audit entries, newest first, and whether the chain holds."""
     if not site.audit_log.exists():
         return {"entries": [], "count": 0, "broken": ""}
-    broken, count = "", 0
-    try:
-        count = audit.verify(site.audit_log)
-    except UsfmaeError as error:
-        broken = str(error)
-    try:
-        last = list(audit.entries(site.audit_log))[-SHOWN:][::-1]
-    except ValueError:
-        last = []
+    about = site.audit_log.stat()
+    count, broken = _chain(site.audit_log, about.st_size, about.st_mtime_ns)
+    last = _tail(site.audit_log, SHOWN)[::-1]
     own = ("time", "actor", "event", "status", "previous", "hash")
     rows = [
         {**e, "fields": ", ".join(f"{k} {v}" for k, v in itertools.islice(e.items(), 30) if k not in own)} for e in last
@@ -81,9 +72,30 @@ def audited(site: Site) -> dict[str, Any]:
     return {"entries": rows, "count": count, "broken": broken}
 
 
-def figures(site: Site, intake: review.Intake) -> dict[str, Values]:
+@functools.lru_cache(maxsize=1)
+def _chain(log: Path, size: int, changed: int) -> tuple[int, str]:
+    """(entries, "") where the chain holds, else (0, why not); checked anew whenever the file has changed."""
+    try:
+        return audit.verify(log), ""
+    except UsfmaeError as error:
+        return 0, str(error)
+
+
+def _tail(log: Path, count: int) -> list[dict[str, Any]]:
+    """The last entries; a damaged line is left out, the chain tells of it."""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - count * 2000))
+        lines = file.read().splitlines()[-count:]
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def figures(site: Site, intake: review.Intake, shelf: outbox.Shelf | None = None) -> dict[str, Values]:
     """Every metric of `core.metrics.SITE` this site has a value for."""
-    found = overview(site, intake)
+    found = overview(site, intake, shelf)
     said = read_json(site.root / "status.json") or {}
     received = read_json(site.root / "received.json") or {}
     values: dict[str, Values] = {
