@@ -18,6 +18,7 @@ from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import ConfigError
 from usfmae.core.files import write_atomic
 from usfmae.core.model import MaskedAutoencoder
+from usfmae.core.protocol import fingerprint
 from usfmae.server import certificates
 from usfmae.server.home import Home
 from usfmae.server.ledger import Ledger
@@ -40,7 +41,13 @@ def create(root: Path, name: str, host: str, port: int, seed: Path | None, overr
     ledger.set_fact("campaign", campaign)
     ledger.close()
     audit.append(home.audit, "coordinator", "init", campaign=campaign, name=settings.name)
-    return {"directory": str(root), "campaign": campaign, "ca": str(home.ca), "coordinator_key": str(home.public_key)}
+    return {
+        "directory": str(root),
+        "campaign": campaign,
+        "ca": str(home.ca),
+        "coordinator_key": str(home.public_key),
+        "fingerprint": fingerprint(keys.public_signing_key(home.public_key.read_text(), str(home.public_key))),
+    }
 
 
 def _write_settings(home: Home, settings: CoordinatorSettings) -> None:

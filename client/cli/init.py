@@ -46,14 +46,18 @@ def init(
     from usfmae.core.config import validated
     from usfmae.core.config.load import from_overrides, put
     from usfmae.core.config.site import SiteSettings
+    from usfmae.core.protocol import fingerprint
 
     values = {"name": name, "server": server, "sources": [str(path.resolve()) for path in sources]}
     for key, text in from_overrides(overrides).items():
         put(values, key, yaml.safe_load(text))
     site = create(directory, validated(SiteSettings, values, "the command line"), ca, coordinator_key)
     enrolment = directory / "enrol.json"
+    theirs = fingerprint(site.coordinator)
     if as_json:
-        print_json({"site": str(directory), "enrolment": str(enrolment), "fingerprint": site.fingerprint})
+        shown = {"site": str(directory), "enrolment": str(enrolment), "fingerprint": site.fingerprint}
+        print_json({**shown, "coordinator_fingerprint": theirs})
         return
     click.echo(f"site {name} made in {directory}, fingerprint {site.fingerprint}")
+    click.echo(f"it obeys the coordinator with the fingerprint {theirs}: compare both by telephone")
     click.echo(f"next: send {enrolment} to the coordinator, then 'usfmae-client doctor {directory}'", err=True)

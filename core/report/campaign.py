@@ -24,7 +24,7 @@ def write_campaign(path: Path, found: Mapping[str, Any]) -> None:
     labels = [str(r["number"]) for r in done]
     losses = {
         text: [r["summary"].get(key) for r in done]
-        for key, text in (("loss_before", "before local training"), ("loss_after", "after"))
+        for key, text in (("loss_before", "before training"), ("loss_after", "after"))
     }
     readings = [(text, _by_organ(done, key)) for key, text in READINGS.items()]
     write_page(

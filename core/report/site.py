@@ -55,7 +55,7 @@ def _month(moment: float | None) -> str:
 
 def _row(entry: Mapping[str, Any]) -> dict[str, str]:
     own = ("time", "actor", "event", "status", "previous", "hash")
-    rest = ", ".join(f"{key} {value}" for key, value in entry.items() if key not in own)
+    rest = ", ".join(f"{key} {value}" for key, value in entry.items() if key not in own and value != "")
     return {"time": str(entry["time"])[:16].replace("T", " "), "event": str(entry["event"]), "details": rest[:300]}
 
 

@@ -31,8 +31,8 @@ def line_chart(series: Mapping[str, Sequence[float | None]], labels: Sequence[in
         anchor = "start" if i == 0 and len(labels) > 1 else "end" if i == len(labels) - 1 > 0 else "middle"
         parts.append(f'<text x="{x}" y="{HEIGHT - 6}" text-anchor="{anchor}">round {labels[i]}</text>')
     for number, line in enumerate(series.values()):
-        parts += _line([[at(i, v) for i, v in run] for run in _runs(line, keep)], number % COLOURS)
-    legend = [f'<li><i class="s{number % COLOURS}"></i>{escape(name)}</li>' for number, name in enumerate(series)]
+        parts += _line([[at(i, v) for i, v in run] for run in _runs(line, keep)], _look(number))
+    legend = [f'<li><i class="{_look(number)}"></i>{escape(name)}</li>' for number, name in enumerate(series)]
     return Markup("".join([*parts, "</svg>", '<ul class="legend">', *legend, "</ul>"]))
 
 
@@ -71,10 +71,15 @@ def _runs(line: Sequence[float | None], keep: Sequence[int]) -> list[list[tuple[
     return [run for run in runs if run]
 
 
-def _line(runs: list[list[str]], colour: int) -> list[str]:
-    parts = [f'<polyline class="line s{colour}" points="{" ".join(run)}"/>' for run in runs if len(run) > 1]
+def _look(number: int) -> str:
+    """Class of a line; dashed where the colours begin again."""
+    return f"s{number % COLOURS}" + (" again" if number >= COLOURS else "")
+
+
+def _line(runs: list[list[str]], look: str) -> list[str]:
+    parts = [f'<polyline class="line {look}" points="{" ".join(run)}"/>' for run in runs if len(run) > 1]
     for run in runs:
         if len(run) == 1:  # a line of one point would not show
             x, y = run[0].split(",")
-            parts.append(f'<circle class="line s{colour}" cx="{x}" cy="{y}" r="2.5"/>')
+            parts.append(f'<circle class="line {look}" cx="{x}" cy="{y}" r="2.5"/>')
     return parts

@@ -35,6 +35,8 @@ def certificate(directory: Path, renew: bool, certificate: Path | None, key: Pat
     if as_json:
         print_json(found)
         return
+    if renew or certificate:
+        click.echo("it holds from the aggregator's next start; a round that is open goes on then", err=True)
     click.echo(f"names   {', '.join(found['names'])}")
     click.echo(f"ends    {found['ends'][:10]}, in {found['days_left']:.0f} days")
     click.echo(f"CA ends {found['ca_ends'][:10]}, in {found['ca_days_left']:.0f} days")

@@ -33,5 +33,5 @@ def init(
     if as_json:
         print_json(made)
     else:
-        click.echo(f"federation {name} in {directory}")
+        click.echo(f"federation {name} in {directory}, fingerprint {made['fingerprint']}")
         click.echo(f"give every hospital: {made['ca']} and {made['coordinator_key']}")

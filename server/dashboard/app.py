@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from usfmae.core.web.session import Sessions
 from usfmae.server import renewal
 from usfmae.server import sites as enrolled
 from usfmae.server.dashboard import view
+from usfmae.server.dashboard.lineage import ancestry, releases
 from usfmae.server.home import Home
+
+LONG = 50  # rounds on one page of a list
 
 
 class Page:
@@ -67,11 +71,7 @@ class Page:
 
     async def rounds(self, request: Request) -> Response:
         found = await asyncio.to_thread(view.overview, self.home, self.history)
-        page = int(request.query_params.get("page", "1")) if request.query_params.get("page", "1").isdecimal() else 1
-        size = 50
-        shown = found.rounds[(page - 1) * size : page * size]
-        more = len(found.rounds) > page * size
-        return self.show(request, "rounds.html", rounds=shown, page=page, more=more, home=self.home)
+        return self.show(request, "rounds.html", **_paged(request, found.rounds))
 
     async def round(self, request: Request) -> Response:
         number = int(request.path_params["number"])
@@ -84,12 +84,18 @@ class Page:
 
     async def lineage(self, request: Request) -> Response:
         found = await asyncio.to_thread(view.overview, self.home, self.history)
-        kept = {number for number in (0, *(r["number"] for r in found.rounds)) if self.home.checkpoint(number).exists()}
-        return self.show(request, "lineage.html", rounds=found.committed, kept=kept, releases=self.releases())
+        paged = _paged(request, ancestry(found.committed))
+        kept = {
+            number for number in (0, *(r["number"] for r in paged["rounds"])) if self.home.checkpoint(number).exists()
+        }
+        return self.show(request, "lineage.html", kept=kept, releases=releases(self.home), **paged)
 
-    def releases(self) -> list[str]:
-        """Names of the release folders."""
-        return sorted(p.name for p in (self.home.root / "releases").glob("*") if p.is_dir())
+    async def released(self, request: Request) -> Response:
+        """A file of a release; both names must be ones that the lineage shows."""
+        name, file = request.path_params["name"], request.path_params["file"]
+        if not any(one.name == name and file in one.files for one in releases(self.home)):
+            raise HTTPException(404, "there is no such file of a release")
+        return FileResponse(self.home.root / "releases" / name / file, filename=f"{name}-{file}")
 
     async def download(self, request: Request) -> Response:
         """A round's encoder. The number is the only thing taken from the address, so no other file can be asked for."""
@@ -147,6 +153,13 @@ class Page:
         return self.show(request, "problem.html", status, text=text)
 
 
+def _paged(request: Request, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The page of a long list that the address asks for."""
+    asked = request.query_params.get("page", "1")
+    page = max(1, int(asked)) if asked.isdecimal() and len(asked) < 9 else 1
+    return {"rounds": rounds[(page - 1) * LONG : page * LONG], "page": page, "more": len(rounds) > page * LONG}
+
+
 def application(home: Home, names: tuple[str, ...] = ()) -> Guard:
     """The page of one coordinator's directory, behind its guard and its door: reading is open."""
     page = Page(home)
@@ -156,6 +169,7 @@ def application(home: Home, names: tuple[str, ...] = ()) -> Guard:
         Route("/rounds/{number:int}", page.round),
         Route("/lineage", page.lineage),
         Route("/checkpoints/{number:int}", page.download),
+        Route("/releases/{name}/{file}", page.released),
         Route("/sites", page.sites),
         Route("/sites/enrol", page.enrol, methods=["POST"]),
         Route("/sites/revoke", page.revoke, methods=["POST"]),

@@ -191,6 +191,19 @@ class Overview:
     def active(self) -> list[dict[str, Any]]:
         return [s for s in self.sites if s["state"] == "active"]
 
+    def standing(self) -> dict[str, list[dict[str, Any]]]:
+        """Active sites by where they stand in the open round, trouble first; a `why` where they are not admitted."""
+        mine = {v["site"]: v for v in self.open_verdicts}
+        found: dict[str, list[dict[str, Any]]] = {"not admitted": [], "away": [], "working": [], "admitted": []}
+        for site in self.active:
+            reply = mine.get(site["site"])
+            if reply:
+                admitted = reply["verdict"] == ADMITTED
+                found["admitted" if admitted else "not admitted"].append({**site, "why": reply["verdict"]})
+            else:
+                found["working" if site["connected"] else "away"].append(site)
+        return found
+
     def losses(self) -> tuple[dict[str, list[float | None]], list[int]]:
         """Held-out loss at the sites before and after local training, by round."""
         order = self.committed[::-1]

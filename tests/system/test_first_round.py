@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from usfmae.core.phantom import Tissue, write_still
-
 from .conftest import end, free_port
 
 pytestmark = pytest.mark.system
@@ -44,8 +42,6 @@ def page(port: int) -> str:
 def test_typed_as_it_stands(tmp_path: Path) -> None:
     ports = {"8443": free_port(), "8080": free_port(), "8081": free_port()}
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    for number in range(6):
-        write_still(tmp_path / "scans" / f"{number}.dcm", Tissue(900 + number, "linear"))
 
     def do(words: list[str]) -> str:
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
@@ -55,8 +51,9 @@ def test_typed_as_it_stands(tmp_path: Path) -> None:
     every = commands(ports)
     run = [words for words in every if words[1] == "run"]
     first, after = every[: every.index(run[0])], every[every.index(run[-1]) + 1 :]
-    for words in first:
-        do(words)
+    said = "".join(do(words) for words in first)
+    fingerprints = re.findall(r"fingerprint (\w{16})", said)
+    assert len(fingerprints) == 3 and fingerprints[0] == fingerprints[2], "the coordinator's is shown on both sides"
     logs = [(tmp_path / f"{words[0]}.log").open("wb") for words in run]
     running = [
         subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=log, stderr=log)
