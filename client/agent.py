@@ -26,6 +26,7 @@ from usfmae.core import protocol
 from usfmae.core.errors import NetworkError, PolicyError, ResourceError, TryLaterError, UsfmaeError
 from usfmae.core.log import note
 from usfmae.core.protocol import TrainReply, TrainRequest
+from usfmae.core.tensors import TensorFile
 
 logger = logging.getLogger(__name__)
 
@@ -222,10 +223,10 @@ class Agent:
     def _send_update(self, pending: Pending, asked: TrainRequest) -> None:
         place = outbox.folder(self.site, outbox.key(asked))
         signed = rounds.signed_update(self.site, asked)
-        arrays = outbox.parts(place / outbox.UPDATE, signed.encoding)
         self.state = "uploading"
         self._write_status()
-        sent = self._send(pending, signed, {protocol.UPDATE: arrays})
+        with TensorFile(place / outbox.UPDATE) as file:
+            sent = self._send(pending, signed, {protocol.UPDATE: outbox.parts(file, signed.encoding)})
         if sent:
             outbox.mark_sent(self.site, place, sent)
             note(logger, "update sent", id=place.name, bytes=sent)

@@ -31,6 +31,7 @@ from usfmae.core import protocol
 from usfmae.core.errors import ConfigError, PolicyError
 from usfmae.core.files import replacing
 from usfmae.core.protocol import TrainReply, TrainRequest
+from usfmae.core.tensors import TensorFile
 
 SITE = "USFMAE_SITE"  # environment: the site's directory
 LOOK = 0.5  # seconds between two looks at the worker
@@ -102,13 +103,12 @@ def _content(site: Site, reply: TrainReply) -> RecordDict:
     content = RecordDict({protocol.RECORD: ConfigRecord(dict(protocol.to_record(reply)))})
     if not reply.declined:
         asked = TrainRequest(reply.campaign, reply.round, reply.base, 0, 0, "")
-        file = outbox.folder(site, outbox.key(asked)) / outbox.UPDATE
-        arrays = {
-            name: Array(reply.encoding, shape, protocol.RAW, outbox.update_bytes(file, name, 0, size))
-            for name, (shape, size) in outbox.update_parts(file).items()
-        }
+        place = outbox.folder(site, outbox.key(asked))
+        with TensorFile(place / outbox.UPDATE) as file:
+            parts = outbox.parts(file, reply.encoding)
+            arrays = {n: Array(p.dtype, p.shape, p.encoding, p.read(0, p.size)) for n, p in parts.items()}
         content[protocol.UPDATE] = ArrayRecord(arrays)
-        outbox.mark_sent(site, file.parent, sum(len(array.data) for array in arrays.values()))
+        outbox.mark_sent(site, place, sum(part.size for part in parts.values()))
     return content
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import getpass
 import json
-import shutil
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,16 +21,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
-
 from usfmae.client import objects
 from usfmae.client.site import Site, read_json, write_json
 from usfmae.core.errors import UsageError
 from usfmae.core.files import replacing, write_atomic
 from usfmae.core.flow import content_id
 from usfmae.core.protocol import RAW, TrainReply, TrainRequest
+from usfmae.core.tensors import TensorFile
 
 State = Literal["waiting", "released", "rejected", "sent"]
 UPDATE = "update.safetensors"
@@ -52,7 +49,8 @@ def stage(site: Site, request: TrainRequest, reply: TrainReply, update: Path, ab
         return place
     place.mkdir(parents=True, exist_ok=True)
     with replacing(place / UPDATE) as partial:
-        shutil.copyfile(update, partial)
+        partial.unlink(missing_ok=True)
+        os.link(update, partial)  # nobody writes to either again
     entry = {
         "id": place.name,
         "campaign": request.campaign,
@@ -149,33 +147,14 @@ def mark_sent(site: Site, place: Path, size: int) -> None:
     site.note("outbox.sent", id=place.name, content=record.get("content", ""), bytes=size, to=site.settings.server)
 
 
-# --- the packed delta on disk ----------------------------------------------------------------------------------------
+# --- the packed delta: a safetensors file of uint8 rows; the tensors' shapes stand in its metadata -------------------
 
 
-def write_update(path: Path, payload: Mapping[str, bytes], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Packed bytes by tensor name, as a safetensors file of uint8 rows; the tensors' shapes stand in its metadata."""
-    rows = {name: np.frombuffer(data, np.uint8) for name, data in payload.items()}
-    with replacing(path) as partial:
-        save_file(rows, partial, {"shapes": json.dumps(shapes)})
+def parts(file: TensorFile, encoding: str) -> dict[str, objects.Part]:
+    """An open update as the wire's tensors, read piece by piece as they are sent."""
+    shapes = json.loads(file.metadata["shapes"])
 
+    def part(name: str, size: int) -> objects.Part:
+        return objects.Part(encoding, tuple(shapes[name]), RAW, size, lambda start, stop: file.raw(name, start, stop))
 
-def update_parts(path: Path) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Shape of the tensor and number of its packed bytes, by name."""
-    with safe_open(path, framework="np") as file:
-        shapes = json.loads(file.metadata()["shapes"])
-        return {name: (tuple(shapes[name]), int(file.get_slice(name).get_shape()[0])) for name in sorted(file.keys())}
-
-
-def update_bytes(path: Path, name: str, start: int, stop: int) -> bytes:
-    with safe_open(path, framework="np") as file:
-        data: bytes = file.get_slice(name)[start:stop].tobytes()
-        return data
-
-
-def parts(file: Path, encoding: str) -> dict[str, objects.Part]:
-    """An update on disk as the wire's tensors, read piece by piece as they are sent."""
-
-    def part(name: str, shape: tuple[int, ...], size: int) -> objects.Part:
-        return objects.Part(encoding, shape, RAW, size, lambda start, stop: update_bytes(file, name, start, stop))
-
-    return {name: part(name, *about) for name, about in update_parts(file).items()}
+    return {name: part(name, size) for name, (size,) in file.shapes.items()}

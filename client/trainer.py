@@ -14,22 +14,19 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from usfmae.client import outbox, replay
+from usfmae.client import packing, replay
 from usfmae.client.jobs import Job
 from usfmae.client.site import Site, read_json, write_json
 from usfmae.client.uses import Uses, mixture, parted
-from usfmae.core import update
 from usfmae.core.checkpoint import decoder_of, encoder_of, recipe_of
 from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.batch import Corpus, Positions
@@ -40,7 +37,7 @@ from usfmae.core.model import MaskedAutoencoder, load_tensors
 from usfmae.core.protocol import TrainRequest, from_record
 from usfmae.core.train import StepRecord, TrainResult, evaluate, ranks, train
 
-RESIDUAL, DECODER = "residual.safetensors", "decoder.safetensors"
+DECODER = "decoder.safetensors"
 SECONDS_BETWEEN_NOTES = 1.0
 
 
@@ -187,45 +184,21 @@ def work_on(this: Round) -> bool:
 
 
 def finish(this: Round, model: MaskedAutoencoder, done: TrainResult, before: float, after: float) -> None:
-    """Pack the delta tensor by tensor, keep decoder and residue, and write the result last."""
+    """Pack the delta, keep decoder and residue, and write the result last."""
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     _save(this.work.place / DECODER, decoder_of(tensors))
-    encoding = this.asked.encoding
-    payload: dict[str, bytes] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    kept: dict[str, Tensor] = {}
-    square = 0.0
-    old = this.before.place / RESIDUAL if this.before else None
-    with safe_open(this.work.base, framework="np") as base, _residual(old) as residual:
-        known = set(residual.keys()) if residual else set()
-        for name, tensor in sorted(encoder_of(tensors).items()):
-            left = residual.get_tensor(name) if name in known else None
-            payload[name], error, norm = update.pack_tensor(name, base.get_tensor(name), tensor.numpy(), encoding, left)
-            shapes[name] = tuple(tensor.shape)
-            square += norm**2
-            if error is not None:
-                kept[name] = torch.from_numpy(np.ascontiguousarray(error))
-    _save(this.work.place / RESIDUAL, kept)
-    outbox.write_update(this.work.place / outbox.UPDATE, payload, shapes)
+    encoder = ((name, tensor.numpy()) for name, tensor in sorted(encoder_of(tensors).items()))
+    packed = packing.pack(this.work, this.before, encoder, this.asked.encoding)
     result = {
-        "content": update.payload_id(payload),
+        **packed,
         "images": len(this.own),
         "steps": done.steps,
-        "encoding": encoding,
         "loss_before": before,
         "loss_after": after,
         "seconds": this.seconds_before + time.monotonic() - this.began,
-        "tensors": len(payload),
-        "bytes": sum(map(len, payload.values())),
-        "norm": square**0.5,
     }
     this.count_uses()
     write_json(this.work.place / "result.json", result)
-
-
-def _residual(path: Path | None) -> Any:
-    """What the last round could not express, or nothing."""
-    return safe_open(path, framework="np") if path is not None and path.exists() else nullcontext()
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:

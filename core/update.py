@@ -12,6 +12,7 @@ is kept at the site as a residual and added to the next round's difference. Ever
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usfmae.core.errors import PolicyError
-from usfmae.core.flow import content_id
 
 Floats = NDArray[np.float32]
 Exact = NDArray[np.float64]
@@ -51,12 +51,27 @@ def packed_size(count: int, encoding: str) -> int:
     raise PolicyError(f"encoding {encoding!r:.20}", f"is none of {', '.join(ENCODINGS)}", "refused")
 
 
+class PayloadHash:
+    """The content hash a site signs: over every name and its bytes, in the order of the names, one after the other."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, name: str, data: bytes | memoryview) -> None:
+        for part in (name.encode(), data):  # as flow.content_id: each part behind its length
+            self._digest.update(len(part).to_bytes(8, "big"))
+            self._digest.update(part)
+
+    def id(self) -> str:
+        return self._digest.hexdigest()
+
+
 def payload_id(payload: Mapping[str, bytes | memoryview]) -> str:
-    """The content hash a site signs: over every name and its bytes, in the order of the names."""
-    parts: list[bytes | str] = []
+    """The content hash of a payload in memory."""
+    content = PayloadHash()
     for name in sorted(payload):
-        parts += [name, payload[name]]  # type: ignore[list-item]  # hashlib takes any buffer
-    return content_id(*parts)
+        content.add(name, payload[name])
+    return content.id()
 
 
 def pack(
@@ -98,9 +113,13 @@ def pack_tensor(
     wanted = flat - flat_base
     if residual is not None:
         wanted = wanted + residual.reshape(-1)
-    data = _pack_int8(wanted) if encoding == "int8" else _pack_bf16(wanted, encoding)
-    read = unpack(data, flat_base, encoding).astype(np.float32)
-    return data, (wanted - read).reshape(base.shape), float(np.linalg.norm(read.astype(np.float64)))
+    if encoding == "int8":
+        data, read, norm = _pack_int8(wanted)
+    else:
+        data = _pack_bf16(wanted, encoding)
+        exact = unpack(data, flat_base, encoding)
+        read, norm = exact.astype(np.float32), float(np.linalg.norm(exact))
+    return data, (wanted - read).reshape(base.shape), norm
 
 
 def unpack(data: bytes | memoryview, base: Floats, encoding: str, start: int = 0, stop: int | None = None) -> Exact:
@@ -115,8 +134,12 @@ def unpack(data: bytes | memoryview, base: Floats, encoding: str, start: int = 0
     if encoding == "int8":
         head = blocks(count)
         scales = np.frombuffer(data, "<f4", head)[start // BLOCK : blocks(stop)].astype(np.float64)
-        codes = np.frombuffer(data, np.int8, stop - start, offset=4 * head + start)
-        return codes * np.repeat(scales, BLOCK)[: stop - start]
+        values = np.frombuffer(data, np.int8, stop - start, offset=4 * head + start).astype(np.float64)
+        rows = values[: values.size // BLOCK * BLOCK].reshape(-1, BLOCK)
+        rows *= scales[: len(rows), None]
+        if rows.size < values.size:  # the last block is short
+            values[rows.size :] *= scales[-1]
+        return values
     if encoding == "bf16":
         halves = np.frombuffer(data, "<u2", stop - start, offset=2 * start)
         return (halves.astype("<u4") << 16).view("<f4").astype(np.float64)
@@ -133,14 +156,17 @@ def trained(data: bytes | memoryview, base: Floats, encoding: str, start: int = 
     return bits.view("<f4").astype(np.float64)
 
 
-def _pack_int8(wanted: Floats) -> bytes:
-    padded = np.zeros(blocks(wanted.size) * BLOCK, np.float32)
-    padded[: wanted.size] = wanted
-    rows = padded.reshape(-1, BLOCK)
-    scales = (np.abs(rows).max(axis=1) / np.float32(127)).astype("<f4")
-    safe = np.where(scales > 0, scales, np.float32(1))
-    codes = np.clip(np.rint(rows / safe[:, None]), -127, 127).astype(np.int8)
-    return scales.tobytes() + codes.reshape(-1)[: wanted.size].tobytes()
+def _pack_int8(wanted: Floats) -> tuple[bytes, Floats, float]:
+    """Bytes, what they express (n,), and its L2 norm: exact, since 256 squares of codes add up exactly in float32."""
+    rows = np.zeros((blocks(wanted.size), BLOCK), np.float32)
+    rows.reshape(-1)[: wanted.size] = wanted
+    scales = (np.maximum(rows.max(axis=1), -rows.min(axis=1)) / np.float32(127)).astype("<f4")
+    rows /= np.where(scales > 0, scales, np.float32(1))[:, None]
+    np.clip(np.rint(rows, out=rows), -127, 127, out=rows)
+    codes = rows.astype(np.int8).reshape(-1)[: wanted.size]
+    square = float(np.square(scales, dtype=np.float64) @ np.einsum("bi,bi->b", rows, rows))
+    rows *= scales[:, None]
+    return scales.tobytes() + codes.tobytes(), rows.reshape(-1)[: wanted.size], square**0.5
 
 
 def _pack_bf16(wanted: Floats, encoding: str) -> bytes:

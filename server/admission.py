@@ -20,8 +20,8 @@ from usfmae.core.config.coordinator import GateSettings
 from usfmae.core.errors import PolicyError
 from usfmae.core.keys import public_signing_key
 from usfmae.core.protocol import RAW, TrainReply, TrainRequest, from_record, verify
+from usfmae.core.tensors import TensorFile
 from usfmae.server.ledger import Site
-from usfmae.server.weights import TensorFile
 
 ADMITTED = "admitted"
 DECLINED = "declined"

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from usfmae.core import update
 from usfmae.core.files import replacing
+from usfmae.core.tensors import TensorFile, Writer
 from usfmae.server.merging.base import MergingRule, Values
-from usfmae.server.weights import TensorFile, Writer
 
 PIECE = 512 * update.BLOCK  # values of one site in memory at a time
 

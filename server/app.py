@@ -17,10 +17,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from usfmae.core.continual import replay as replays
 from usfmae.core.protocol import DECODER, ENCODER, RAW, RECORD, REPLAY, UPDATE, TrainRequest, to_record
+from usfmae.core.tensors import TensorFile
 from usfmae.server.admission import Arrived
 from usfmae.server.ledger import Site
 from usfmae.server.rounds import Answer
-from usfmae.server.weights import TensorFile
 
 # Errors that say something about the line or the node, not about a site's honesty.
 PASSING = (

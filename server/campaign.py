@@ -19,9 +19,9 @@ from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError
 from usfmae.core.files import write_atomic
 from usfmae.core.flow import recipe_id
+from usfmae.core.tensors import TensorFile
 from usfmae.server.home import Home
 from usfmae.server.ledger import Ledger
-from usfmae.server.weights import TensorFile
 
 RECORD = "campaigns"  # the ledger's fact that holds all of them, oldest first
 OPEN_ENDED = 100  # rounds that place the learning rate where a campaign has no planned length

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from usfmae.core import audit
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.log import note
+from usfmae.core.tensors import TensorFile
 from usfmae.server import aggregate, spool
 from usfmae.server.admission import ADMITTED, compare
 from usfmae.server.home import Home
 from usfmae.server.ledger import Ledger, Round, Verdict
 from usfmae.server.merging import rule_for
-from usfmae.server.weights import TensorFile, describe
+from usfmae.server.weights import describe
 
 if TYPE_CHECKING:
     from usfmae.server.budget import Gate

@@ -25,12 +25,13 @@ from usfmae.core.continual import replay
 from usfmae.core.errors import ConfigError, ResourceError
 from usfmae.core.log import note
 from usfmae.core.protocol import TrainRequest, sign
+from usfmae.core.tensors import TensorFile
 from usfmae.server import campaign, close, spool
 from usfmae.server.admission import ADMITTED, DECLINED, Arrived, Refusal, examine, identify
 from usfmae.server.campaign import Campaign
 from usfmae.server.home import Home
 from usfmae.server.ledger import Ledger, Round, Site, Verdict
-from usfmae.server.weights import TensorFile, recipe_text
+from usfmae.server.weights import recipe_text
 
 if TYPE_CHECKING:
     from usfmae.server.budget import Gate

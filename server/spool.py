@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from usfmae.core.files import replacing
+from usfmae.core.tensors import Writer
 from usfmae.server.home import Home
 from usfmae.server.ledger import Ledger
-from usfmae.server.weights import Writer
 
 
 def path(home: Home, number: int, site: str) -> Path:

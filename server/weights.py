@@ -1,122 +1,15 @@
-"""Tensors on disk, a piece at a time: encoders and spooled updates never stand in memory whole.
-
-The files are ordinary safetensors (github.com/huggingface/safetensors, "Format"): eight bytes length, a JSON header,
-the tensors. They are read with plain reads, not memory maps, so that the page cache does not count as the
-aggregator's memory, and written in one pass, so that a merge needs no second copy. Torch is never loaded here;
-core.checkpoint reads what is written here.
-"""
+"""What the aggregator's checkpoints say of themselves, without torch; core.checkpoint writes and reads the same."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
-from numpy.typing import NDArray
 
 from usfmae.core.config import ModelSettings, TrainSettings
-from usfmae.core.errors import CheckpointError
 from usfmae.core.flow import Trail, recipe_id
+from usfmae.core.tensors import UNKNOWN
 
 FORMAT = "usfmae-1"
-TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1"), "F64": np.dtype("<f8")}
-NAMES = {"F32": "float32", "U8": "uint8", "F64": "float64"}
-UNKNOWN = "0" * 64  # stands for a hash until the last byte is written
-
-
-class TensorFile:
-    """An open safetensors file. CheckpointError where it is not readable."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._file = path.open("rb")
-            length = int.from_bytes(self._file.read(8), "little")
-            header: dict[str, Any] = json.loads(self._file.read(min(length, 100_000_000)))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"file {path}", f"is not readable: {error}", "restore it from a backup") from None
-        self.metadata: dict[str, str] = header.pop("__metadata__", {})
-        self._start = 8 + length
-        self._entries = header
-
-    def __enter__(self) -> TensorFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes by name, in the order of names."""
-        return {name: tuple(self._entries[name]["shape"]) for name in sorted(self._entries)}
-
-    def raw(self, name: str) -> bytes:
-        """The bytes of one tensor."""
-        begin, end = self._entries[name]["data_offsets"]
-        data = os.pread(self._file.fileno(), end - begin, self._start + begin)
-        if len(data) != end - begin:
-            raise CheckpointError(f"file {self.path}", "is shorter than its header says", "restore it from a backup")
-        return data
-
-    def tensor(self, name: str) -> NDArray[Any]:
-        entry = self._entries[name]
-        return np.frombuffer(self.raw(name), TYPES[entry["dtype"]]).reshape(entry["shape"])
-
-    def id(self) -> str:
-        """The hash core.checkpoint.tensors_id gives these tensors."""
-        digest = hashlib.sha256()
-        for name, shape in self.shapes.items():
-            digest.update(tensor_head(name, NAMES[self._entries[name]["dtype"]], shape))
-            digest.update(self.raw(name))
-        return digest.hexdigest()
-
-
-def tensor_head(name: str, dtype: str, shape: Iterable[int]) -> bytes:
-    return f"{name}\0{dtype}\0{','.join(map(str, shape))}\0".encode()
-
-
-class Writer:
-    """Writes tensors of one type in the order of their names; `finish` gives the hash of them all."""
-
-    def __init__(
-        self, file: BinaryIO, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], dtype: str
-    ) -> None:
-        self._file, self._shapes, self._dtype = file, shapes, dtype
-        self._metadata = dict(metadata)
-        self._digest = hashlib.sha256()
-        self._file.write(self._header())
-
-    def _header(self) -> bytes:
-        entries: dict[str, Any] = {"__metadata__": self._metadata}
-        end = 0
-        for name, shape in sorted(self._shapes.items()):
-            begin, end = end, end + int(np.prod(shape, dtype=np.int64)) * TYPES[self._dtype].itemsize
-            entries[name] = {"dtype": self._dtype, "shape": list(shape), "data_offsets": [begin, end]}
-        text = json.dumps(entries).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
-
-    def begin(self, name: str) -> None:
-        self._digest.update(tensor_head(name, NAMES[self._dtype], self._shapes[name]))
-
-    def write(self, values: NDArray[Any]) -> None:
-        data = np.ascontiguousarray(values).astype(TYPES[self._dtype], copy=False).reshape(-1).view(np.uint8).data
-        self._digest.update(data)
-        self._file.write(data)
-
-    def finish(self) -> str:
-        """Put the hash where UNKNOWN stands in the metadata, and return it."""
-        content = self._digest.hexdigest()
-        self._metadata = {key: text.replace(UNKNOWN, content) for key, text in self._metadata.items()}
-        self._file.seek(0)
-        self._file.write(self._header())
-        self._file.flush()
-        return content
 
 
 def describe(

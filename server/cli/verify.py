@@ -16,9 +16,9 @@ def verify(directory: Path, as_json: bool) -> None:
     """Check the audit log's hash chain, and that each round's checkpoint has the hash the ledger committed."""
     from usfmae.core import audit
     from usfmae.core.errors import PolicyError
+    from usfmae.core.tensors import TensorFile
     from usfmae.server.home import Home
     from usfmae.server.ledger import Ledger
-    from usfmae.server.weights import TensorFile
 
     home = Home(directory)
     entries, checked, parent = audit.verify(home.audit), 0, ""

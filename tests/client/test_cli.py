@@ -8,9 +8,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from safetensors.numpy import save_file
 
 from usfmae.client import cli, outbox
 from usfmae.client.site import Site
@@ -33,7 +35,7 @@ def staged(site: Site) -> str:
     request = TrainRequest("demo", 4, "b" * 64, 0, 1, "{}")
     reply = TrainReply("demo", 4, "b" * 64, content="c" * 64, images=12, steps=1, site=site.fingerprint)
     file = site.root / "made.safetensors"
-    outbox.write_update(file, {"w": b"abc"}, {"w": (3,)})
+    save_file({"w": np.frombuffer(b"abc", np.uint8)}, file, {"shapes": '{"w": [3]}'})
     return outbox.stage(site, request, reply, file, {"tensors": 1, "bytes": 3, "norm": 0.5}).name
 
 

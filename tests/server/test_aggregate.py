@@ -5,11 +5,11 @@ import pytest
 
 from usfmae.core import update
 from usfmae.core.config.coordinator import MergeSettings
+from usfmae.core.tensors import TensorFile, Writer
 from usfmae.server import aggregate, spool
 from usfmae.server.aggregate import shares
 from usfmae.server.home import Home
 from usfmae.server.merging import rule_for
-from usfmae.server.weights import TensorFile, Writer
 
 
 def test_shares_go_by_images_up_to_the_cap():

@@ -8,9 +8,9 @@ import pytest
 from usfmae.core import audit
 from usfmae.core.errors import ResourceError
 from usfmae.core.protocol import TrainReply, sign, to_record
+from usfmae.core.tensors import TensorFile
 from usfmae.server import aggregate, close, rounds, spool
 from usfmae.server.rounds import Answer
-from usfmae.server.weights import TensorFile
 
 
 class Crash(BaseException):

@@ -1,0 +1,86 @@
+"""Rounds of our own: `usfmae-server serve` and sites, real processes over TLS."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from round_processes import Peaks, free_port, running, size
+
+from usfmae.client.site import create as create_site
+from usfmae.core.config import validated
+from usfmae.core.config.site import SiteSettings
+from usfmae.core.corpus.shard import Packed, write_shard
+from usfmae.core.enrolment import load as load_enrolment
+from usfmae.server.create import create
+from usfmae.server.home import Home
+from usfmae.server.ledger import Ledger
+
+HERE = Path(__file__).resolve().parent
+SMALL = ["model.width=64", "model.heads=4", "model.depth=2", "model.decoder_width=32", "model.decoder_depth=1"]
+
+
+def federation(root: Path, sites: int, small: bool) -> Home:
+    """An aggregator's directory and `sites` enrolled sites beside it; ViT-B/16 unless `small`."""
+    port = free_port()
+    settings = [*(SMALL if small else ()), f"rounds.quorum={sites}", "rounds.steps=1", "min_free_gib=0"]
+    create(root / "coordinator", "bench", "", port, None, ["network.host=127.0.0.1", *settings])
+    home = Home(root / "coordinator")
+    ledger = Ledger(home.ledger)
+    for number in range(sites):
+        values = {"name": f"site-{number}", "server": f"https://127.0.0.1:{port}", "disk_floor_gb": 0.0}
+        chosen = validated(SiteSettings, values, "benchmark")
+        site = create_site(root / f"site-{number}", chosen, home.ca, home.public_key)
+        write_shard(site.corpus, "all", [Packed(np.zeros((16, 16), np.uint8), f"{number:064d}", "group")])
+        ledger.add_site(load_enrolment(site.root / "enrol.json"))
+    ledger.close()
+    return home
+
+
+def run(root: Path, sites: int, rounds: int, small: bool, processes: int = 0) -> dict[str, Any]:
+    """Serve `rounds` rounds. With `processes`, that many uploaders share the sites instead of an agent for each."""
+    home = federation(root, sites, small)
+    places = [str(root / f"site-{number}") for number in range(sites)]
+    groups = [["upload", *places[i::processes]] for i in range(processes)] or [["agent", place] for place in places]
+    commands = [[sys.executable, str(HERE / "round_site.py"), *group] for group in groups]
+    server = [sys.executable, "-m", "usfmae.server", "serve", str(home.root), "--rounds", str(rounds)]
+    peaks = Peaks()
+    peaks.directories[home.transit] = 0
+    # Sites first: a round is timed from the moment the aggregator is up, not while Python starts.
+    with running(*commands, log=root / "site") as clients:
+        for client in clients:
+            peaks.add(client)
+        time.sleep(5)
+        with running(server, log=root / "server") as [aggregator]:
+            peaks.add(aggregator)
+            _served(aggregator, root)
+    peaks.stop()
+    return {
+        **_figures(home),
+        "aggregator_rss_mb": peaks.mb[aggregator.pid],
+        "site_rss_mb": max(peaks.mb[client.pid] for client in clients),
+        "transit_peak_mb": peaks.directories[home.transit] / 1e6,
+        "database_mb": (size(home.transit) + sum(f.stat().st_size for f in home.root.glob("ledger.sqlite*"))) / 1e6,
+    }
+
+
+def _served(aggregator: subprocess.Popen[bytes], root: Path) -> None:
+    if aggregator.wait(3600):
+        raise SystemExit((root / "server-0.log").read_text())
+
+
+def _figures(home: Home) -> dict[str, Any]:
+    """Seconds from one commit to the next, the first from the opening of its round; bytes; verdicts."""
+    ledger = Ledger(home.ledger)
+    done = [r for r in ledger.rounds() if r.committed]
+    starts = [done[0].opened, *(r.committed for r in done[:-1])]
+    verdicts = list(ledger.verdicts(1).values())
+    return {
+        "bytes_up": verdicts[0].bytes,
+        "seconds": [r.committed - start for r, start in zip(done, starts, strict=True)],
+        "admitted": sum(v.verdict == "admitted" for v in verdicts),
+    }

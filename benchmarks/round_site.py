@@ -1,0 +1,114 @@
+"""A site of the round's benchmark: the real agent, whose training is one multiplication of every weight.
+
+    python benchmarks/round_site.py agent DIR             the agent of `usfmae-client run`, to the end
+    python benchmarks/round_site.py upload DIR...         sites that take turns in one process
+
+The second kind, for the aggregator's memory, speaks the same fleet API, with the same objects, keys and signatures, but has no agent: the first of
+its sites downloads the base, the others read it there; each makes an update of its own and uploads it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from usfmae.client import jobs, node, objects, outbox, packing
+from usfmae.client.agent import Agent
+from usfmae.client.site import Site, write_json
+from usfmae.core import log, protocol
+from usfmae.core.errors import NetworkError
+from usfmae.core.protocol import TrainReply, TrainRequest
+from usfmae.core.tensors import TensorFile
+
+
+def factor(site: Site, number: int) -> float:
+    """Different at every site and in every round: nothing is shared by content, and nothing is a replay."""
+    return 1 + 1e-4 * (1 + int(site.fingerprint[:4], 16) / 65536 + 0.01 * number)
+
+
+def trained(work: jobs.Job, number: int) -> Iterator[tuple[str, Any]]:
+    with TensorFile(work.base) as base:
+        for name in base.shapes:
+            yield name, base.tensor(name) * base.tensor(name).dtype.type(factor(work.site, number))
+
+
+class Instant(jobs.Workers):
+    """Trains in no time; packs and keeps the residue as the real worker does."""
+
+    def warm_up(self) -> None:
+        pass
+
+    def tend(self, work: jobs.Job) -> None:
+        if not work.result:
+            asked = protocol.from_record(TrainRequest, work.asked)
+            packed = packing.pack(work, jobs.previous(work.site, asked), trained(work, asked.round), asked.encoding)
+            about = {"images": 1000, "steps": asked.steps, "loss_before": 1.0, "loss_after": 1.0, "seconds": 0.0}
+            write_json(work.place / "result.json", {**packed, **about})
+
+    def stop(self, work: jobs.Job | None, wait: float) -> None:
+        pass
+
+
+def agent(place: Path) -> None:
+    log.setup()
+    site = Site.open(place)
+    served = Agent(site)
+    served.workers = Instant(site)
+    served.run()
+
+
+def upload(places: list[Path]) -> None:
+    sites = [Site.open(place) for place in places]
+    base = places[0] / "base.safetensors"
+    lines = {site: node.Fleet(site.settings.server, site.ca_file, site.node_key, timeout=300) for site in sites}
+    for fleet in lines.values():
+        _come_online(fleet)
+    waiting = dict(lines)
+    while waiting:
+        for site, fleet in list(waiting.items()):
+            request = fleet.pull()
+            if request is None:
+                time.sleep(0.2)
+                continue
+            _answer(site, fleet, request, base)
+            del waiting[site]
+
+
+def _come_online(fleet: node.Fleet) -> None:
+    while True:
+        try:
+            fleet.activate(1800)
+            return
+        except NetworkError:
+            time.sleep(0.2)
+
+
+def _answer(site: Site, fleet: node.Fleet, request: node.Request, base: Path) -> None:
+    fetch = lambda id_: fleet.fetch(request.run, id_)  # noqa: E731
+    ids = node.record_ids(request.id, fetch)
+    asked = protocol.from_record(TrainRequest, node.config_record(fetch(ids[protocol.RECORD])))
+    if not base.exists():
+        objects.receive(ids[protocol.ENCODER], fetch, base, 4e9)
+    fleet.confirm(request)
+    work = jobs.Job(site, site.root / "jobs" / outbox.key(asked))
+    work.place.mkdir(parents=True)
+    work.base.symlink_to(base)
+    packed = packing.pack(work, None, trained(work, asked.round), asked.encoding)
+    reply = TrainReply(asked.campaign, asked.round, asked.base, packed["content"], 1000, asked.steps, asked.encoding)
+    signed = protocol.to_record(protocol.sign(replace(reply, site=site.fingerprint), site.signing_key))
+    with TensorFile(work.place / outbox.UPDATE) as file:
+        arrays = {protocol.UPDATE: outbox.parts(file, asked.encoding)}
+        fleet.push(node.reply(node.reply_metadata(request, time.time()), {protocol.RECORD: signed}, arrays))
+    for left in work.place.iterdir():
+        left.unlink()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "agent":
+        agent(Path(sys.argv[2]))
+    else:
+        upload([Path(place) for place in sys.argv[2:]])
