@@ -3,8 +3,8 @@
     python benchmarks/round_site.py agent DIR             the agent of `usfmae-client run`, to the end
     python benchmarks/round_site.py upload DIR...         sites that take turns in one process
 
-The second kind, for the aggregator's memory, speaks the same fleet API, with the same objects, keys and signatures, but has no agent: the first of
-its sites downloads the base, the others read it there; each makes an update of its own and uploads it.
+The second kind, for the aggregator's memory, speaks the same fleet API, with the same objects, keys and signatures, but
+has no agent: the first of its sites downloads the base, each makes an update of its own and uploads it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from usfmae.client import jobs, node, objects, outbox, packing
+from usfmae.client import download, jobs, node, outbox, packing
 from usfmae.client.agent import Agent
 from usfmae.client.site import Site, write_json
-from usfmae.core import log, protocol
+from usfmae.core import log, objects, protocol
 from usfmae.core.errors import NetworkError
 from usfmae.core.protocol import TrainReply, TrainRequest
 from usfmae.core.tensors import TensorFile
@@ -89,10 +89,10 @@ def _come_online(fleet: node.Fleet) -> None:
 
 def _answer(site: Site, fleet: node.Fleet, request: node.Request, base: Path) -> None:
     fetch = lambda id_: fleet.fetch(request.run, id_)  # noqa: E731
-    ids = node.record_ids(request.id, fetch)
+    ids = objects.records(request.id, fetch)
     asked = protocol.from_record(TrainRequest, node.config_record(fetch(ids[protocol.RECORD])))
     if not base.exists():
-        objects.receive(ids[protocol.ENCODER], fetch, base, 4e9)
+        download.receive(ids[protocol.ENCODER], fetch, base, 4e9)
     fleet.confirm(request)
     work = jobs.Job(site, site.root / "jobs" / outbox.key(asked))
     work.place.mkdir(parents=True)
@@ -101,7 +101,7 @@ def _answer(site: Site, fleet: node.Fleet, request: node.Request, base: Path) ->
     reply = TrainReply(asked.campaign, asked.round, asked.base, packed["content"], 1000, asked.steps, asked.encoding)
     signed = protocol.to_record(protocol.sign(replace(reply, site=site.fingerprint), site.signing_key))
     with TensorFile(work.place / outbox.UPDATE) as file:
-        arrays = {protocol.UPDATE: outbox.parts(file, asked.encoding)}
+        arrays = {protocol.UPDATE: objects.array_record(outbox.parts(file, asked.encoding))}
         fleet.push(node.reply(node.reply_metadata(request, time.time()), {protocol.RECORD: signed}, arrays))
     for left in work.place.iterdir():
         left.unlink()

@@ -18,11 +18,11 @@ import threading
 import time
 from collections.abc import Iterator
 
-from usfmae.client import allowance, jobs, node, objects, outbox, replay, rounds, trouble
+from usfmae.client import allowance, download, jobs, node, outbox, replay, rounds, trouble
 from usfmae.client.line import KeyRefusedError, Line, Stopped
 from usfmae.client.pending import Pending
 from usfmae.client.site import Site, read_json
-from usfmae.core import protocol
+from usfmae.core import objects, protocol
 from usfmae.core.errors import NetworkError, PolicyError, ResourceError, TryLaterError, UsfmaeError
 from usfmae.core.log import note
 from usfmae.core.protocol import TrainReply, TrainRequest
@@ -30,6 +30,7 @@ from usfmae.core.tensors import TensorFile
 
 logger = logging.getLogger(__name__)
 
+GLANCE = 0.1  # seconds between two looks whether the training is done
 LONGEST_WAIT = 20.0  # seconds between two tries to reach a server that is away
 
 
@@ -61,16 +62,27 @@ class Agent:
             self.line.keep_alive()
             try:
                 while not self.stopping and not self._idle():
-                    self.wake.wait(self._turn())
-                    self.wake.clear()
+                    self._rest(self._turn())
             finally:
                 self._end()
+
+    def _rest(self, seconds: float) -> None:
+        """Wait; no longer than until the training is done."""
+        end = time.monotonic() + seconds
+        while not self.wake.is_set() and not self._done() and (left := end - time.monotonic()) > 0:
+            self.wake.wait(min(left, GLANCE) if self.current else left)
+        self.wake.clear()
+
+    def _done(self) -> bool:
+        return self.current is not None and self.current.ended
 
     def _turn(self) -> float:
         """One look at everything; returns the seconds to wait before the next."""
         wait, self.trouble = self.site.settings.poll, ""
+        began = time.monotonic()
         try:
-            self._look()
+            if self._look():
+                wait = max(wait - (time.monotonic() - began), 0.0)
             self.failures, self.contact = 0, time.time()
             self.logged = self.trouble
         except Stopped:
@@ -91,10 +103,15 @@ class Agent:
         self.failures += 1
         return min(self.site.settings.poll * 2.0**self.failures, LONGEST_WAIT)
 
-    def _look(self) -> None:
+    def _look(self) -> bool:
+        """See to every request. True where the wait for the next has been spent at the aggregator already.
+
+        A site with nothing to do lets the aggregator hold its call, and so hears of a round the moment it opens.
+        """
         self.line.connect()
         self.state = "paused" if allowance.paused(self.site) else "training" if self.current else "idle"
-        self._pull()
+        idle = self.current is None and not Pending.all(self.site)
+        self._pull(self.site.settings.poll if idle else 0.0)
         waiting = Pending.all(self.site)
         for pending in waiting:
             self.busy_at = time.monotonic()
@@ -106,15 +123,16 @@ class Agent:
                 pending.drop()
             else:
                 self._advance(pending)
+        return idle
 
-    def _pull(self) -> None:
+    def _pull(self, hold: float) -> None:
         """Take one new request; none while the disk is too full to keep it: it would be delivered only once."""
         try:
             allowance.check_disk(self.site)
         except ResourceError as error:
             self._say(error)
             return
-        request = self.line.fleet.pull()
+        request = self.line.fleet.pull(hold)
         if request is not None:
             Pending.save(self.site, request)
             note(logger, "request received", message=request.id[:12])
@@ -150,7 +168,7 @@ class Agent:
         """The request's record, fetched and checked once. PolicyError where the coordinator did not sign it."""
         if pending.record is None:
             fetch = self.line.fetcher(pending.request.run)
-            ids = node.record_ids(pending.request.id, fetch)
+            ids = objects.records(pending.request.id, fetch)
             if protocol.RECORD not in ids:
                 raise PolicyError(
                     "request", f"has no record {protocol.RECORD!r}", "the aggregator runs another program"
@@ -189,7 +207,7 @@ class Agent:
         room = lambda size: allowance.check_disk(self.site, size)  # noqa: E731
         for name, target in wanted.items():
             if not target.exists():
-                size = objects.receive(pending.ids[name], fetch, target, limit, room)
+                size = download.receive(pending.ids[name], fetch, target, limit, room)
                 note(logger, "downloaded", record=name, bytes=size)
         if asked.with_replay:
             replay.receive(self.site, rounds.recipe_of(asked), pending.ids[protocol.REPLAY], fetch, room)
@@ -226,7 +244,9 @@ class Agent:
         self.state = "uploading"
         self._write_status()
         with TensorFile(place / outbox.UPDATE) as file:
-            sent = self._send(pending, signed, {protocol.UPDATE: outbox.parts(file, signed.encoding)})
+            sent = self._send(
+                pending, signed, {protocol.UPDATE: objects.array_record(outbox.parts(file, signed.encoding))}
+            )
         if sent:
             outbox.mark_sent(self.site, place, sent)
             note(logger, "update sent", id=place.name, bytes=sent)
@@ -237,13 +257,14 @@ class Agent:
         self.site.note("request.declined", "declined", message=pending.request.id[:12], why=why)
         note(logger, "declined", why=why)
 
-    def _send(self, pending: Pending, reply: TrainReply, arrays: dict[str, dict[str, objects.Part]]) -> int:
+    def _send(self, pending: Pending, reply: TrainReply, arrays: dict[str, objects.Arrays]) -> int:
         """Upload a reply; a repeated call goes on where an interrupted one stopped. Returns the bytes sent."""
         message = node.reply(
             pending.reply_metadata(), {protocol.RECORD: protocol.to_record(reply)}, arrays, reply.seconds
         )
         sent = self.line.patiently(lambda: self.line.fleet.push(message))
         pending.drop()
+        self.wake.set()
         return sent
 
     # --- the worker, and the end
@@ -257,7 +278,7 @@ class Agent:
 
     def _tend(self) -> None:
         """Keep the current job's worker going, or stopped while the site is paused or quiet."""
-        if self.current is not None and (self.current.result or self.current.error):
+        if self._done():
             self.current = None
             self.wake.set()
         try:

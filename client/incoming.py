@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usfmae.core.errors import PolicyError
+from usfmae.core.tensors import square_sum
 
 LARGEST_VALUE = 1e4  # no trained weight of a normalised transformer comes near
 LONGEST_HEADER = 2**24  # bytes
 FEWEST_ROWS = 8  # below this, rows say nothing
+DIRECTIONS = 4  # random ones, along which rows are compared
+CLOSE = 1e-4  # of unit length: rows nearer than this are one
 MOST_ALIKE = 0.01  # share of rows that may be dead or copies of others; one row always may
 
 
@@ -61,9 +65,10 @@ def tensors(file: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
 
 def _sound(name: str, tensor: NDArray[Any]) -> float:
     """The tensor's L2 norm; PolicyError where its values or rows are none that training makes."""
-    if not np.isfinite(tensor).all():
+    largest = max(float(tensor.max(initial=0)), -float(tensor.min(initial=0)))
+    if not np.isfinite(largest):  # NaN goes through max
         raise PolicyError(f"incoming tensor {name!r:.80}", "holds NaN or infinity", "refused")
-    if tensor.size and np.abs(tensor).max() > LARGEST_VALUE:
+    if largest > LARGEST_VALUE:
         raise PolicyError(f"incoming tensor {name!r:.80}", f"holds values beyond {LARGEST_VALUE:g}", "refused")
     alike = rows_alike(tensor)
     if alike > 1 and alike > MOST_ALIKE * tensor.shape[0 if tensor.shape[0] > 1 else -2]:
@@ -72,23 +77,29 @@ def _sound(name: str, tensor: NDArray[Any]) -> float:
             f"{alike} rows are zero or copies of others: made to recover images, or broken",
             "refused; ask the coordinator",
         )
-    return float(np.linalg.norm(tensor.astype(np.float64)))
+    return math.sqrt(square_sum(tensor))
 
 
 def rows_alike(tensor: NDArray[Any]) -> int:
-    """Rows that are zero, or point the same or opposite way as an earlier row (copies up to a factor)."""
+    """Rows that are zero, or point the same or opposite way as an earlier row (copies up to a factor).
+
+    Such rows have equal lengths along any direction, once they are of unit length. Along a few random directions only
+    they do, so that a sort finds the candidates, and cosines decide among those that came to lie side by side.
+    """
     if tensor.ndim < 2 or tensor.shape[-1] < 2:
         return 0
     rows = tensor.reshape(tensor.shape[0], -1) if tensor.shape[0] > 1 else tensor.reshape(-1, tensor.shape[-1])
     if len(rows) < FEWEST_ROWS:
         return 0
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    live = lengths[:, 0] > 0
-    unit = rows[live] / lengths[live]
-    first = np.take_along_axis(unit, np.abs(unit).argmax(axis=1)[:, None], axis=1)
-    unit = np.round(unit * np.sign(first), 4) + 0.0  # one sign, and no minus zero
-    distinct = len({row.tobytes() for row in unit.astype(np.float32)})
-    return len(rows) - distinct
+    lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    live = np.flatnonzero(lengths > 0)
+    directions = np.random.default_rng(0).standard_normal((rows.shape[1], DIRECTIONS)).astype(np.float32)
+    seen = np.abs(rows @ directions)[live] / lengths[live, None]
+    order = np.argsort(seen[:, 0])
+    near = (np.abs(np.diff(seen[order], axis=0)) < CLOSE).all(axis=1)
+    first, second = live[order[:-1][near]], live[order[1:][near]]
+    cosines = np.abs(np.einsum("ij,ij->i", rows[first], rows[second])) / (lengths[first] * lengths[second])
+    return len(rows) - len(live) + int((cosines > 1 - CLOSE).sum())
 
 
 def _compare(norms: Mapping[str, float], parent: Mapping[str, float] | None, ratio: float) -> None:

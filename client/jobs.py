@@ -60,6 +60,11 @@ class Job:
         return read_json(self.place / "error.json")
 
     @property
+    def ended(self) -> bool:
+        """Its result, or why there is none, is written."""
+        return any((self.place / name).exists() for name in ("result.json", "error.json"))
+
+    @property
     def progress(self) -> dict[str, Any]:
         return read_json(self.place / "progress.json") or {}
 

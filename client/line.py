@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from usfmae.client import node, objects, trouble
+from usfmae.client import node, trouble
 from usfmae.client.pending import Pending
 from usfmae.client.site import Site, read_json, write_json
+from usfmae.core import objects
 from usfmae.core.errors import NetworkError
 from usfmae.core.log import note
 

@@ -17,7 +17,7 @@ os.environ.update(
 import base64
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -35,13 +35,15 @@ from flwr.proto.node_pb2 import Node
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Proto
 
-from usfmae.client import objects
 from usfmae.client.trouble import GoneError, UnknownKeyError, UnreachableError, explained, refused
+from usfmae.core import objects
 from usfmae.core.errors import ConfigError
 from usfmae.core.keys import public_pem
 
 MEDIA_TYPE = "application/protobuf"
 PUBLIC_KEY, SIGNATURE, TIMESTAMP = "flwr-public-key", "flwr-signature", "flwr-timestamp"
+HOLD = "usfmae-hold"  # seconds a call for messages may be held; our own gateway's, others do not know it
+SIGNED_FOR = 20.0  # seconds for which one signature of the time serves; the aggregator takes it for 300
 PATHS = {
     "activate": "/v1/fleet/activate-node",
     "deactivate": "/v1/fleet/deactivate-node",
@@ -98,6 +100,8 @@ class Fleet:
         self.public = public_pem(key).encode()
         self.node_id = 0
         self.clock_offset = 0.0  # the server's clock minus ours, in seconds, as of the last answer
+        self.proof: dict[str, str] = {}  # headers that prove the key
+        self.proved = -SIGNED_FOR  # monotonic time at which they were made
         self.http = httpx.Client(
             base_url=server,
             verify=tls_context(ca),
@@ -126,9 +130,13 @@ class Fleet:
         if not self._call("heartbeat", request, beat.SendNodeHeartbeatResponse).success:
             raise UnknownKeyError(f"server {self.server}", "does not know this node any more", "coming online again")
 
-    def pull(self) -> Request | None:
-        """The next message for this node, or None. Each is delivered once: the caller writes it to disk at once."""
-        answer = self._call("pull", fleet.PullMessagesRequest(node=self._node()), fleet.PullMessagesResponse)
+    def pull(self, hold: float = 0.0) -> Request | None:
+        """The next message for this node, or None. Each is delivered once: the caller writes it to disk at once.
+
+        With `hold` the aggregator may wait that many whole seconds for a message before it says that there is none.
+        """
+        asked, more = fleet.PullMessagesRequest(node=self._node()), {HOLD: f"{int(hold)}"} if hold >= 1 else {}
+        answer = self._call("pull", asked, fleet.PullMessagesResponse, more)
         if not answer.messages_list:
             return None
         about = answer.messages_list[0].metadata
@@ -187,18 +195,21 @@ class Fleet:
     def _node(self) -> Node:
         return Node(node_id=self.node_id)
 
-    def _call(self, name: str, request: Proto, answer: type[R]) -> R:
-        stamp = datetime.now(UTC).isoformat()
-        headers = {
-            "content-type": MEDIA_TYPE,
-            "accept": MEDIA_TYPE,
-            PUBLIC_KEY: base64.b64encode(self.public).decode(),
-            TIMESTAMP: stamp,
-            SIGNATURE: base64.b64encode(self.key.sign(stamp.encode(), ECDSA(SHA256()))).decode(),
-        }
+    def _proof(self) -> dict[str, str]:
+        """Headers that prove the key: the time, signed."""
+        if time.monotonic() - self.proved > SIGNED_FOR:
+            stamp = datetime.now(UTC).isoformat()
+            signature = self.key.sign(stamp.encode(), ECDSA(SHA256()))
+            self.proof = {TIMESTAMP: stamp, SIGNATURE: base64.b64encode(signature).decode()}
+            self.proved = time.monotonic()
+        return {PUBLIC_KEY: base64.b64encode(self.public).decode(), **self.proof}
+
+    def _call(self, name: str, request: Proto, answer: type[R], more: Mapping[str, str] | None = None) -> R:
+        headers = {"content-type": MEDIA_TYPE, "accept": MEDIA_TYPE, **self._proof(), **(more or {})}
         content = request.SerializeToString(deterministic=True)
         status, body = self._post(PATHS[name], content, headers)
         if status != 200:
+            self.proved = -SIGNED_FOR
             raise refused(name, status, body, self.server, self.clock_offset)
         try:
             return answer.FromString(body)
@@ -260,7 +271,7 @@ def reply_metadata(request: Request, created: float) -> bytes:
 def reply(
     metadata: bytes,
     config: Mapping[str, Mapping[str, Any]],
-    arrays: Mapping[str, Mapping[str, objects.Part]],
+    arrays: Mapping[str, objects.Arrays],
     seconds: float = 0.0,
 ) -> Reply:
     """A message of scalar records and arrays that are read from disk as they are sent."""
@@ -299,11 +310,3 @@ def config_record(content: bytes) -> dict[str, Any]:
         plain = field in ("double", "sint64", "uint64", "bool", "string")
         values[item.key] = getattr(item.value, field) if plain else None
     return values
-
-
-def record_ids(root: str, fetch: Callable[[str], bytes]) -> dict[str, str]:
-    """Names and ids of the records in a message."""
-    message = objects.expect(fetch(root), "Message")
-    if len(message.children) != 1:
-        return {}
-    return objects.references(fetch(message.children[0]), "RecordDict")

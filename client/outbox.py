@@ -21,8 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from usfmae.client import objects
 from usfmae.client.site import Site, read_json, write_json
+from usfmae.core import objects
 from usfmae.core.errors import UsageError
 from usfmae.core.files import replacing, write_atomic
 from usfmae.core.flow import content_id

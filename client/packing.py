@@ -54,4 +54,4 @@ def pack(work: Job, before: Job | None, encoder: Iterable[tuple[str, Floats]], e
 
 def _writer(stack: contextlib.ExitStack, path: Path, shapes: Any, dtype: str, metadata: dict[str, str]) -> Writer:
     file = stack.enter_context(stack.enter_context(replacing(path)).open("wb"))
-    return Writer(file, shapes, metadata, dtype)
+    return Writer(file, shapes, metadata, dtype, hashed=False)

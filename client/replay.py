@@ -10,9 +10,8 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from usfmae.client import objects
 from usfmae.client.site import Site
-from usfmae.core import protocol
+from usfmae.core import objects, protocol
 from usfmae.core.config import TrainSettings
 from usfmae.core.continual import replay
 from usfmae.core.corpus.batch import Corpus

@@ -74,19 +74,30 @@ class TensorFile:
         return digest.hexdigest()
 
 
+def square_sum(values: NDArray[np.float32]) -> float:
+    """Sum of squares: short stretches in float32, added up in double precision."""
+    flat = values.reshape(-1)
+    return sum(float(part @ part) for part in np.array_split(flat, -(-flat.size // 2**16) or 1))
+
+
 def tensor_head(name: str, dtype: str, shape: Iterable[int]) -> bytes:
     return f"{name}\0{dtype}\0{','.join(map(str, shape))}\0".encode()
 
 
 class Writer:
-    """Writes tensors of one type in the order of their names; `finish` gives the hash of them all."""
+    """Writes tensors of one type in the order of their names; `finish` gives the hash of them all, where asked for."""
 
     def __init__(
-        self, file: BinaryIO, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], dtype: str
+        self,
+        file: BinaryIO,
+        shapes: Mapping[str, tuple[int, ...]],
+        metadata: Mapping[str, str],
+        dtype: str,
+        hashed: bool = True,
     ) -> None:
         self._file, self._shapes, self._dtype = file, shapes, dtype
         self._metadata = dict(metadata)
-        self._digest = hashlib.sha256()
+        self._digest, self._hashed = hashlib.sha256(), hashed
         self._file.write(self._header())
 
     def _header(self) -> bytes:
@@ -104,7 +115,8 @@ class Writer:
 
     def write(self, values: NDArray[Any]) -> None:
         data = np.ascontiguousarray(values).astype(TYPES[self._dtype], copy=False).reshape(-1).view(np.uint8).data
-        self._digest.update(data)
+        if self._hashed:
+            self._digest.update(data)
         self._file.write(data)
 
     def add(self, name: str, values: NDArray[Any] | bytes | memoryview) -> None:

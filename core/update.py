@@ -13,7 +13,8 @@ is kept at the site as a residual and added to the next round's difference. Ever
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,7 @@ Exact = NDArray[np.float64]
 
 ENCODINGS = ("int8", "bf16", "fp32")
 BLOCK = 256  # values that share one int8 scale
+STRIDE = 256  # blocks worked on at a time: 256 KiB of float32, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -112,65 +114,127 @@ def pack_tensor(
         return data, None, float(np.linalg.norm(flat.astype(np.float64) - flat_base))
     wanted = flat - flat_base
     if residual is not None:
-        wanted = wanted + residual.reshape(-1)
+        wanted += residual.reshape(-1)
+    # What is wanted turns, in place, into what is left: the error.
+    data, square = _pack_int8(wanted) if encoding == "int8" else _pack_bf16(wanted, encoding)
+    return data, wanted.reshape(base.shape), math.sqrt(square)
+
+
+def ranges(count: int, encoding: str, start: int, stop: int) -> list[tuple[int, int]]:
+    """Where in a packed tensor of `count` values the bytes of `start..stop` lie; `start` is a multiple of BLOCK.
+
+    Joined, these bytes are the packing of the slice alone.
+    """
     if encoding == "int8":
-        data, read, norm = _pack_int8(wanted)
-    else:
-        data = _pack_bf16(wanted, encoding)
-        exact = unpack(data, flat_base, encoding)
-        read, norm = exact.astype(np.float32), float(np.linalg.norm(exact))
-    return data, (wanted - read).reshape(base.shape), norm
+        head = 4 * blocks(count)
+        return [(4 * (start // BLOCK), 4 * blocks(stop)), (head + start, head + stop)]
+    width = packed_size(1, encoding)
+    return [(width * start, width * stop)]
 
 
-def unpack(data: bytes | memoryview, base: Floats, encoding: str, start: int = 0, stop: int | None = None) -> Exact:
-    """Values `start..stop` of a packed tensor's difference, flat, float64. `base` is the whole base tensor.
+def unpack(data: bytes | memoryview, base: Floats, encoding: str) -> Exact:
+    """The difference in a packed tensor, flat, float64; `base` is the tensor it is to.
 
-    `start` is a multiple of BLOCK. ValueError where the bytes are not packed_size(base.size, encoding) long.
+    ValueError where the bytes are not packed_size(base.size, encoding) long.
     """
     count = base.size
-    stop = count if stop is None else min(stop, count)
     if len(data) != packed_size(count, encoding):
         raise ValueError(f"{len(data)} bytes, expected {packed_size(count, encoding)} for {count} values")
     if encoding == "int8":
-        head = blocks(count)
-        scales = np.frombuffer(data, "<f4", head)[start // BLOCK : blocks(stop)].astype(np.float64)
-        values = np.frombuffer(data, np.int8, stop - start, offset=4 * head + start).astype(np.float64)
-        rows = values[: values.size // BLOCK * BLOCK].reshape(-1, BLOCK)
+        scales = np.frombuffer(data, "<f4", blocks(count)).astype(np.float64)
+        values = np.frombuffer(data, np.int8, count, offset=4 * len(scales)).astype(np.float64)
+        rows = values[: count // BLOCK * BLOCK].reshape(-1, BLOCK)
         rows *= scales[: len(rows), None]
-        if rows.size < values.size:  # the last block is short
+        if rows.size < count:  # the last block is short
             values[rows.size :] *= scales[-1]
         return values
     if encoding == "bf16":
-        halves = np.frombuffer(data, "<u2", stop - start, offset=2 * start)
+        halves = np.frombuffer(data, "<u2", count)
         return (halves.astype("<u4") << 16).view("<f4").astype(np.float64)
-    return trained(data, base, encoding, start, stop) - np.ascontiguousarray(base, "<f4").reshape(-1)[start:stop]
+    return trained(data, base, encoding) - np.ascontiguousarray(base, "<f4").reshape(-1)
 
 
-def trained(data: bytes | memoryview, base: Floats, encoding: str, start: int = 0, stop: int | None = None) -> Exact:
-    """Values `start..stop` of the trained tensor, flat, float64; for fp32 exactly the site's bits."""
-    stop = base.size if stop is None else min(stop, base.size)
-    old = np.ascontiguousarray(base, dtype="<f4").reshape(-1)[start:stop]
+def trained(data: bytes | memoryview, base: Floats, encoding: str) -> Exact:
+    """The trained values, flat, float64; for fp32 exactly the site's bits."""
+    old = np.ascontiguousarray(base, dtype="<f4").reshape(-1)
     if encoding != "fp32":
-        return unpack(data, base, encoding, start, stop) + old
-    bits = np.frombuffer(data, "<u4", stop - start, offset=4 * start) ^ old.view("<u4")
+        values = unpack(data, base, encoding)
+        values += old
+        return values
+    bits = np.frombuffer(data, "<u4", base.size) ^ old.view("<u4")
     return bits.view("<f4").astype(np.float64)
 
 
-def _pack_int8(wanted: Floats) -> tuple[bytes, Floats, float]:
-    """Bytes, what they express (n,), and its L2 norm: exact, since 256 squares of codes add up exactly in float32."""
-    rows = np.zeros((blocks(wanted.size), BLOCK), np.float32)
-    rows.reshape(-1)[: wanted.size] = wanted
-    scales = (np.maximum(rows.max(axis=1), -rows.min(axis=1)) / np.float32(127)).astype("<f4")
-    rows /= np.where(scales > 0, scales, np.float32(1))[:, None]
-    np.clip(np.rint(rows, out=rows), -127, 127, out=rows)
-    codes = rows.astype(np.int8).reshape(-1)[: wanted.size]
-    square = float(np.square(scales, dtype=np.float64) @ np.einsum("bi,bi->b", rows, rows))
-    rows *= scales[:, None]
-    return scales.tobytes() + codes.tobytes(), rows.reshape(-1)[: wanted.size], square**0.5
+def block_products(packed: Sequence[bytes], count: int) -> Exact:
+    """Inner products (S, S) of int8 differences of `count` values, exact but for the sum over blocks.
+
+    256 products of two codes stay below 2^24, so that float32 holds their sum exactly.
+    """
+    parts = [_split_int8(data, count) for data in packed]
+    codes = np.stack([codes for _, codes in parts], axis=1).astype(np.float32)  # (blocks, S, BLOCK)
+    scales = np.stack([scales for scales, _ in parts], axis=1).astype(np.float64)  # (blocks, S)
+    products = codes @ codes.transpose(0, 2, 1)
+    return np.asarray(np.einsum("bij,bi,bj->ij", products, scales, scales))
 
 
-def _pack_bf16(wanted: Floats, encoding: str) -> bytes:
+def square_norm(data: bytes | memoryview, base: Floats, encoding: str) -> float:
+    """Sum of squares of a packed tensor's difference. ValueError where `base` plus it is not finite in float32."""
+    with np.errstate(all="ignore"):
+        if encoding == "int8":
+            scales, codes = _split_int8(data, base.size)
+            largest = float(np.abs(base).max(initial=0)) + 128 * float(np.abs(scales).max(initial=0))
+            if largest <= np.finfo(np.float32).max:  # false for NaN as well
+                exact = np.square(scales, dtype=np.float64)
+                return float(exact @ _square_sums(codes))
+        values = trained(data, base, encoding)
+        if not np.isfinite(values).all() or np.abs(values).max(initial=0) > np.finfo(np.float32).max:
+            raise ValueError("not finite")
+        values -= base.reshape(-1)
+        return float(np.square(values).sum())
+
+
+def _split_int8(data: bytes | memoryview, count: int) -> tuple[Floats, NDArray[np.int8]]:
+    """Scales (blocks,) and codes (blocks, BLOCK), the last block filled up with zeros."""
+    head = blocks(count)
+    codes = np.frombuffer(data, np.int8, count, offset=4 * head)
+    if count % BLOCK:
+        codes = np.concatenate([codes, np.zeros(-count % BLOCK, np.int8)])
+    return np.frombuffer(data, "<f4", head), codes.reshape(-1, BLOCK)
+
+
+def _square_sums(codes: NDArray[np.int8]) -> NDArray[np.float64]:
+    """Sum of squares in each block; exact, since 256 squares of codes stay below 2^24 in float32."""
+    sums = np.empty(len(codes))
+    for start in range(0, len(codes), STRIDE):
+        rows = codes[start : start + STRIDE].astype(np.float32)
+        sums[start : start + STRIDE] = np.einsum("bi,bi->b", rows, rows)
+    return sums
+
+
+def _pack_int8(wanted: Floats) -> tuple[bytes, float]:
+    """Bytes and the sum of squares of what they express, which is subtracted from `wanted` (n,) in place."""
+    count, square = wanted.size, 0.0
+    scales, codes = np.empty(blocks(count), "<f4"), np.empty((blocks(count), BLOCK), np.int8)
+    for start in range(0, len(codes), STRIDE):
+        piece = wanted[start * BLOCK : (start + STRIDE) * BLOCK]
+        rows = np.zeros((blocks(piece.size), BLOCK), np.float32)
+        rows.reshape(-1)[: piece.size] = piece
+        scale = np.maximum(rows.max(axis=1), -rows.min(axis=1)) / np.float32(127)
+        rows /= np.where(scale > 0, scale, np.float32(1))[:, None]
+        np.clip(np.rint(rows, out=rows), -127, 127, out=rows)
+        scales[start : start + STRIDE], codes[start : start + STRIDE] = scale, rows
+        # Exact: 256 squares of codes stay below 2^24.
+        square += float(np.square(scale, dtype=np.float64) @ np.einsum("bi,bi->b", rows, rows))
+        rows *= scale[:, None]
+        piece -= rows.reshape(-1)[: piece.size]
+    return scales.tobytes() + codes.reshape(-1)[:count].tobytes(), square
+
+
+def _pack_bf16(wanted: Floats, encoding: str) -> tuple[bytes, float]:
+    """The same in bfloat16."""
     packed_size(0, encoding)  # refuses an unknown encoding
     bits = np.ascontiguousarray(wanted, dtype="<f4").view("<u4")
-    rounded = bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))
-    return (rounded >> 16).astype("<u2").tobytes()
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
+    read = (rounded << 16).view("<f4")
+    wanted -= read
+    return rounded.astype("<u2").tobytes(), float(np.square(read, dtype=np.float64).sum())

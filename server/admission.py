@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,17 @@ DECLINED = "declined"
 
 @dataclass(frozen=True)
 class Arrived:
-    """A tensor of a reply, as it came over the wire."""
+    """A tensor of a reply, as it came over the wire; its bytes are read when they are judged."""
 
     dtype: str
     shape: tuple[int, ...]
     stype: str
-    data: bytes
+    read: Callable[[int], bytes]  # at most this many bytes -> the bytes; of too many, enough to show it
+
+    @classmethod
+    def whole(cls, dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> Arrived:
+        """A tensor that is in memory already."""
+        return cls(dtype, shape, stype, lambda most: data)
 
 
 class Refusal(Exception):  # noqa: N818 - a verdict, not an error
@@ -43,15 +48,6 @@ class Refusal(Exception):  # noqa: N818 - a verdict, not an error
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
         self.code, self.detail = code, detail
-
-
-@dataclass(frozen=True)
-class Examined:
-    """A reply that stands on its own."""
-
-    reply: TrainReply
-    payload: Mapping[str, bytes]
-    norm: float
 
 
 def identify(record: Mapping[str, Any], site: Site, asked: TrainRequest) -> TrainReply:
@@ -82,8 +78,12 @@ def examine(
     asked: TrainRequest,
     base: TensorFile,
     gate: GateSettings,
-) -> Examined:
-    """A reply whose bytes, counts and values are what they should be."""
+    keep: Callable[[str, bytes], object],
+) -> float:
+    """Check a reply's counts, bytes and values; returns the update's L2 norm.
+
+    Tensors are read one at a time and handed to `keep` by name; what it holds is admitted only if nothing is raised.
+    """
     largest = int(site.capacity * gate.capacity_factor)
     if not 1 <= reply.images <= largest:
         raise Refusal("example-count", f"{reply.images} images; enrolled for 1 to {largest}")
@@ -92,10 +92,24 @@ def examine(
     if reply.encoding != asked.encoding:
         raise Refusal("wrong-encoding", f"{reply.encoding[:20]!r} instead of {asked.encoding!r}")
     _check_tensors(arrays, base.shapes, asked.encoding)
-    payload = {name: arrived.data for name, arrived in arrays.items()}
-    if update.payload_id(payload) != reply.content:
+    content, square = update.PayloadHash(), 0.0
+    unsound: Refusal | None = None
+    for name, shape in base.shapes.items():
+        size = update.packed_size(math.prod(shape), asked.encoding)
+        data = arrays[name].read(size)
+        if len(data) != size:
+            raise Refusal("wrong-size", f"{name!r} does not have {size} bytes")
+        content.add(name, data)
+        keep(name, data)
+        try:
+            square += update.square_norm(data, base.tensor(name), asked.encoding)
+        except ValueError:
+            unsound = unsound or Refusal("not-finite", f"{name!r} holds NaN, infinity or more than float32 holds")
+    if content.id() != reply.content:
         raise Refusal("tampered", "the bytes are not those that were signed")
-    return Examined(reply, payload, _norm(payload, base, asked.encoding))
+    if unsound:
+        raise unsound
+    return math.sqrt(square)
 
 
 def _check_tensors(arrays: Mapping[str, Arrived], shapes: Mapping[str, tuple[int, ...]], encoding: str) -> None:
@@ -110,23 +124,6 @@ def _check_tensors(arrays: Mapping[str, Arrived], shapes: Mapping[str, tuple[int
             raise Refusal("wrong-shape", f"{name!r} has {arrived.shape}, not {shape}"[:200])
         if arrived.dtype != encoding or arrived.stype != RAW:
             raise Refusal("wrong-dtype", f"{name!r} is {arrived.dtype[:20]!r}, not {encoding!r}")
-        size = update.packed_size(math.prod(shape), encoding)
-        if len(arrived.data) != size:
-            raise Refusal("wrong-size", f"{name!r} has {len(arrived.data)} bytes, not {size}")
-
-
-def _norm(payload: Mapping[str, bytes], base: TensorFile, encoding: str) -> float:
-    """The update's L2 norm; Refusal where a value is not finite, or finite only until it is added up."""
-    square = 0.0
-    with np.errstate(all="ignore"):
-        for name in base.shapes:
-            old = base.tensor(name)
-            values = update.trained(payload[name], old, encoding)
-            if not np.isfinite(values).all() or np.abs(values).max(initial=0) > np.finfo(np.float32).max:
-                raise Refusal("not-finite", f"{name!r} holds NaN, infinity or more than float32 holds")
-            values -= old.reshape(-1)
-            square += float(np.square(values).sum())
-    return math.sqrt(square)
 
 
 def compare(

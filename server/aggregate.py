@@ -7,8 +7,13 @@ sites and for thirty-two.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +21,15 @@ from numpy.typing import NDArray
 from usfmae.core import update
 from usfmae.core.files import replacing
 from usfmae.core.tensors import TensorFile, Writer
+from usfmae.core.update import Floats
 from usfmae.server.merging.base import MergingRule, Values
 
-PIECE = 512 * update.BLOCK  # values of one site in memory at a time
+PIECE = 512 * update.BLOCK  # values of one site in memory at a time, at most
+TOGETHER = 2**21  # values of all sites in memory at a time, for each thread
+THREADS = 2
+_POOL = ThreadPoolExecutor(THREADS, "merge")
+
+T = TypeVar("T")
 
 
 def shares(images: Sequence[int], cap: float) -> list[float]:
@@ -38,26 +49,55 @@ def shares(images: Sequence[int], cap: float) -> list[float]:
         capped |= over
 
 
-def pieces(
-    base: TensorFile, updates: Sequence[TensorFile], encoding: str, trained: bool
-) -> Iterator[tuple[str, slice, Values, Values]]:
-    """(name, where in the flat tensor, base piece (n,), site pieces (S, n)): trained values, or differences."""
-    read = update.trained if trained else update.unpack
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of one tensor: the base's values and the sites' packed bytes."""
+
+    where: slice  # in the flat tensor, or empty
+    base: Floats  # (n,)
+    packed: list[bytes]  # S
+
+
+def tensors(base: TensorFile, updates: Sequence[TensorFile], encoding: str) -> Iterator[tuple[str, Iterator[Piece]]]:
+    """Every tensor by name, in pieces that are small however many sites there are."""
+    size = min(PIECE, max(update.BLOCK, TOGETHER // len(updates) // update.BLOCK * update.BLOCK))
     for name in base.shapes:
-        whole = base.tensor(name).reshape(-1)
-        packed = [file.raw(name) for file in updates]
-        for start in range(0, max(whole.size, 1), PIECE):
-            stop = min(start + PIECE, whole.size)
-            rows = [read(data, whole, encoding, start, stop) for data in packed]
-            yield name, slice(start, stop), whole[start:stop].astype(np.float64), np.stack(rows)
+        yield name, _pieces(name, base.tensor(name).reshape(-1), updates, encoding, size)
+
+
+def _pieces(name: str, whole: Floats, updates: Sequence[TensorFile], encoding: str, size: int) -> Iterator[Piece]:
+    for start in range(0, max(whole.size, 1), size):
+        stop = min(start + size, whole.size)
+        where = update.ranges(whole.size, encoding, start, stop)
+        packed = [b"".join(file.raw(name, *part) for part in where) for file in updates]
+        yield Piece(slice(start, stop), whole[start:stop], packed)
 
 
 def gram(base: TensorFile, updates: Sequence[TensorFile], encoding: str) -> NDArray[np.float64]:
     """Inner products of the sites' differences (S, S): norms on the diagonal, directions beside it."""
+
+    def products(piece: Piece) -> NDArray[np.float64]:
+        if encoding == "int8":
+            return update.block_products(piece.packed, piece.base.size)
+        rows = np.stack([update.unpack(data, piece.base, encoding) for data in piece.packed])
+        return np.asarray(rows @ rows.T)
+
     total = np.zeros((len(updates), len(updates)))
-    for _, _, _, rows in pieces(base, updates, encoding, trained=False):
-        total += rows @ rows.T
+    for _, pieces in tensors(base, updates, encoding):
+        for found in side_by_side(products, pieces):
+            total += found
     return total
+
+
+def side_by_side(work: Callable[[Piece], T], pieces: Iterable[Piece]) -> Iterator[T]:
+    """Results in the order of the pieces; two or three are worked on at the same time, since NumPy lets threads run."""
+    waiting: deque[Future[T]] = deque()
+    for piece in pieces:
+        waiting.append(_POOL.submit(work, piece))
+        if len(waiting) > THREADS:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def merge(
@@ -81,23 +121,32 @@ def merge(
         for name, (before, after) in (memory or {}).items():
             old[name] = stack.enter_context(TensorFile(before)) if before else None
             new[name] = Writer(_create(stack, after), base.shapes, {}, "F64")
-        current = ""
-        for name, where, old_values, rows in pieces(base, updates, encoding, trained=True):
-            if name != current:
-                current = name
-                out.begin(name)
-                held = {key: file.tensor(name).reshape(-1) if file else None for key, file in old.items()}
-            kept = {key: _piece(values, where, old_values) for key, values in held.items()}
-            out.write(rule.merge(old_values, rows, np.asarray(weights), kept))
-            for key, values in kept.items():
-                new[key].write(values)
+        for name, pieces in tensors(base, updates, encoding):
+            out.begin(name)
+            held = {key: file.tensor(name).reshape(-1) if file else None for key, file in old.items()}
+            work = partial(_merged, rule=rule, weights=np.asarray(weights), encoding=encoding, held=held)
+            for values, kept in side_by_side(work, pieces):
+                out.write(values)
+                for key, remembered in kept.items():
+                    new[key].write(remembered)
         for writer in new.values():
             writer.finish()
         return out.finish()
 
 
-def _piece(values: NDArray[np.float64] | None, where: slice, like: Values) -> Values:
-    return np.zeros_like(like) if values is None else values[where].copy()
+def _merged(
+    piece: Piece, rule: MergingRule, weights: Values, encoding: str, held: Mapping[str, Values | None]
+) -> tuple[Values, dict[str, Values]]:
+    """The next weights of a piece, and what the rule remembers of it."""
+    trained = np.empty((len(piece.packed), piece.base.size))
+    for row, data in zip(trained, piece.packed, strict=True):
+        row[...] = update.trained(data, piece.base, encoding)
+    kept = {key: _piece(values, piece.where, piece.base) for key, values in held.items()}
+    return rule.merge(piece.base.astype(np.float64), trained, weights, kept), kept
+
+
+def _piece(values: NDArray[np.float64] | None, where: slice, like: Floats) -> Values:
+    return np.zeros(like.size) if values is None else values[where].copy()
 
 
 def _create(stack: contextlib.ExitStack, path: Path):  # type: ignore[no-untyped-def]

@@ -33,10 +33,11 @@ def serve(home: Home, rounds: int, overrides: Iterable[str] = ()) -> None:
     settings = home.settings(overrides)
     with _alone(home.lock):
         from usfmae.core.keys import Ed25519PrivateKey, read_private
-        from usfmae.server.app import FlowerWire
-        from usfmae.server.gateway import Gateway, Link
+        from usfmae.server.gateway import Gateway
         from usfmae.server.ledger import Ledger
+        from usfmae.server.link import Link
         from usfmae.server.rounds import Loop
+        from usfmae.server.wire import GatewayWire
 
         ledger = Ledger(home.ledger)
         key = read_private(home.signing_key, Ed25519PrivateKey)
@@ -44,7 +45,7 @@ def serve(home: Home, rounds: int, overrides: Iterable[str] = ()) -> None:
         link = Link(home.transit, reply_limit=int(seed * 1.05) + 2**20)
         link.enrol(ledger.sites().values())
         refusals = Refusals(home.audit)
-        wire = FlowerWire(link, ledger.sites, link.enrol, link.withdraw)
+        wire = GatewayWire(link, ledger.sites)
         with Gateway(link, settings.network, home.certificate, home.tls_key, refusals.count) as gateway:
             write_atomic(home.address, f"{settings.network.host}:{gateway.port}\n".encode())
             audit.append(home.audit, "aggregator", "start", port=gateway.port)

@@ -120,7 +120,7 @@ def _answer(reply: Message) -> Answer:
     if not names <= {RECORD, UPDATE} or RECORD not in content.config_records:
         return Answer(message, error=f"records {sorted(names)!r:.100} instead of {RECORD}, {UPDATE}", hostile=True)
     arrays: Mapping[str, Array] = content.array_records.get(UPDATE, ArrayRecord())
-    arrived = {name: Arrived(a.dtype, tuple(a.shape), a.stype, a.data) for name, a in arrays.items()}
+    arrived = {name: Arrived.whole(a.dtype, tuple(a.shape), a.stype, a.data) for name, a in arrays.items()}
     return Answer(message, dict(content.config_records[RECORD]), arrived)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from usfmae.core import audit
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.log import note
-from usfmae.core.tensors import TensorFile
+from usfmae.core.tensors import TensorFile, square_sum
 from usfmae.server import aggregate, spool
 from usfmae.server.admission import ADMITTED, compare
 from usfmae.server.home import Home
@@ -99,7 +99,7 @@ def _compared(
     if len(norms) >= 2:
         with _opened([spool.path(home, current.number, site) for site in norms]) as files:
             directions = aggregate.gram(base, files, settings.rounds.encoding)
-    size = math.sqrt(sum(float(np.square(base.tensor(n), dtype=np.float64).sum()) for n in base.shapes))
+    size = math.sqrt(sum(square_sum(base.tensor(name)) for name in base.shapes))
     refused = compare(norms, ledger.norms(current.number), size, directions, settings.gate)
     for site, refusal in refused.items():
         verdicts[site] = dataclasses.replace(verdicts[site], verdict=refusal.code, detail=refusal.detail)

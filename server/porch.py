@@ -67,6 +67,7 @@ class Porch:
     ) -> None:
         self.inner, self.enrolled, self.on_refused = inner, enrolled, on_refused
         self.body_limit, self.body_seconds = body_limit, body_seconds
+        self.proved: dict[bytes, tuple[str, bytes]] = {}  # key -> the last time it signed, and the signature
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -89,7 +90,7 @@ class Porch:
         if scope["method"] != "POST":
             raise Refused(405, "POST only")
         headers = {name.lower(): value for name, value in scope["headers"]}
-        self._known(headers)
+        CALLER.set(self._known(headers))
         declared = headers.get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self.body_limit:
             raise Refused(413, f"a request holds at most {self.body_limit} bytes")
@@ -98,8 +99,8 @@ class Porch:
         except TimeoutError:
             raise Refused(408, f"the request took longer than {self.body_seconds:.0f} s to arrive") from None
 
-    def _known(self, headers: dict[bytes, bytes]) -> None:
-        """The caller signs the time with an enrolled key, as Flower's node authentication asks it to."""
+    def _known(self, headers: dict[bytes, bytes]) -> bytes:
+        """The caller's key: it signs the time with an enrolled one, as Flower's node authentication asks it to."""
         try:
             pem = b64decode(headers[b"flwr-public-key"], validate=True)
             signature = b64decode(headers[b"flwr-signature"], validate=True)
@@ -111,14 +112,10 @@ class Porch:
             raise Refused(401, "this key is not enrolled, or was revoked")
         if not EARLY < age < LATE:
             raise Refused(401, f"clocks differ by {abs(age):.0f} s: set the site's clock")
-        try:
-            key = load_pem_public_key(pem)
-            if not isinstance(key, EllipticCurvePublicKey):
-                raise Refused(401, "no ECDSA key")
-            key.verify(signature, stamp.encode(), ECDSA(hashes.SHA256()))
-            CALLER.set(pem)
-        except (InvalidSignature, ValueError, UnsupportedAlgorithm):
-            raise Refused(401, "the signature does not match the key") from None
+        if self.proved.get(pem) != (stamp, signature):  # a site may sign once for the calls of half a minute
+            _verify(pem, stamp, signature)
+            self.proved[pem] = stamp, signature
+        return pem
 
     async def _body(self, receive: Receive) -> bytes:
         parts, size, more = [], 0, True
@@ -132,6 +129,16 @@ class Porch:
             if size > self.body_limit:
                 raise Refused(413, f"a request holds at most {self.body_limit} bytes")
         return b"".join(parts)
+
+
+def _verify(pem: bytes, stamp: str, signature: bytes) -> None:
+    try:
+        key = load_pem_public_key(pem)
+        if not isinstance(key, EllipticCurvePublicKey):
+            raise Refused(401, "no ECDSA key")
+        key.verify(signature, stamp.encode(), ECDSA(hashes.SHA256()))
+    except (InvalidSignature, ValueError, UnsupportedAlgorithm):
+        raise Refused(401, "the signature does not match the key") from None
 
 
 def _once(body: bytes, receive: Receive) -> Receive:

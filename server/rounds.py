@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from usfmae.core import audit
+from usfmae.core import audit, update
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.continual import replay
 from usfmae.core.errors import ConfigError, ResourceError
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TICK = 0.25  # seconds between two looks for replies
+TICK = 0.1  # seconds between two looks for replies
 SEEN_EVERY = 10.0  # seconds between two notes of who is connected
 ASK_AGAIN = 5.0  # seconds before a site whose reply was lost is asked again
 DECLINE_HOLDS = 60.0  # seconds before a site that declined is asked again
@@ -55,8 +56,11 @@ class Answer:
     hostile: bool = False  # the error says something about the sender, not about the line
 
 
-class Wire(Protocol):
-    """How a request reaches a site; server/app.py does it over Flower, server/simulate.py in process."""
+class Transport(Protocol):
+    """The one seam of the loop: how a request reaches a site, and what comes back.
+
+    server/wire.py is the gateway's, server/app.py a stock SuperLink's, server/simulate.py has virtual hospitals.
+    """
 
     def connected(self) -> set[str]:
         """Sites (fingerprints) that are there now; also lets in and cuts off sites as the ledger says."""
@@ -90,7 +94,7 @@ class Loop:
         home: Home,
         ledger: Ledger,
         settings: CoordinatorSettings,
-        wire: Wire,
+        wire: Transport,
         key: Ed25519PrivateKey,
         clock: Callable[[], float] = time.time,
         wait: Callable[[float], None] = time.sleep,
@@ -243,8 +247,9 @@ class Loop:
             return
         if self.ledger.seen_content(site.site, reply.content, request.round):
             raise Refusal("replayed", "the same update was admitted in another round")
-        found = examine(reply, answer.arrays, site, request, base, self.settings.gate)
-        size = spool.store(self.home, request.round, site.site, found.payload)
+        sizes = {n: update.packed_size(math.prod(s), request.encoding) for n, s in base.shapes.items()}
+        with spool.storing(self.home, request.round, site.site, sizes) as keep:
+            norm = examine(reply, answer.arrays, site, request, base, self.settings.gate, keep)
         if not site.has_decoder:
             self.ledger.note_decoder(site.site, True)
         verdict = Verdict(
@@ -254,8 +259,8 @@ class Loop:
             content=reply.content,
             images=reply.images,
             steps=reply.steps,
-            bytes=size,
-            norm=found.norm,
+            bytes=sum(sizes.values()),
+            norm=norm,
             loss_before=reply.loss_before,
             loss_after=reply.loss_after,
             seconds=reply.seconds,

@@ -109,7 +109,8 @@ class Hospital:
             self._work(request, base, decoder, kept)
         record = json.loads((kept / "reply.json").read_text())
         payload = load_file(kept / "update.safetensors")
-        arrived = {n: Arrived(request.encoding, base[n].shape, RAW, data.tobytes()) for n, data in payload.items()}
+        shapes = {name: base[name].shape for name in payload}
+        arrived = {n: Arrived.whole(request.encoding, shapes[n], RAW, d.tobytes()) for n, d in payload.items()}
         return record, arrived
 
     def _work(self, request: TrainRequest, base: TENSORS, decoder: Path, kept: Path) -> None:

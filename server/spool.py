@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
 
 from usfmae.core.files import replacing
 from usfmae.core.tensors import Writer
@@ -19,16 +18,16 @@ def path(home: Home, number: int, site: str) -> Path:
     return home.spool / f"round-{number:05d}" / f"{site}.safetensors"
 
 
-def store(home: Home, number: int, site: str, payload: Mapping[str, bytes]) -> int:
-    """Write an update atomically; returns its bytes. ResourceError where the disk is full."""
-    shapes = {name: (len(data),) for name, data in payload.items()}
+@contextmanager
+def storing(home: Home, number: int, site: str, sizes: Mapping[str, int]) -> Iterator[Callable[[str, bytes], None]]:
+    """Write an update atomically, tensor by tensor in the order of names, each as large as `sizes` says.
+
+    Nothing is kept where the block is left by an exception. ResourceError where the disk is full.
+    """
     with replacing(path(home, number, site)) as partial, partial.open("wb") as file:
-        writer = Writer(file, shapes, {}, "U8")
-        for name in sorted(payload):
-            writer.begin(name)
-            writer.write(np.frombuffer(payload[name], np.uint8))
+        writer = Writer(file, {name: (size,) for name, size in sizes.items()}, {}, "U8", hashed=False)
+        yield writer.add
         writer.finish()
-    return sum(len(data) for data in payload.values())
 
 
 def forget_unnoted(home: Home, ledger: Ledger, number: int) -> None:

@@ -1,9 +1,9 @@
 """Messages in transit lie on disk, not in memory: Flower's object store with files for contents.
 
-Flower cuts a message into a tree of objects of about 5 MiB, named by their SHA-256. Its own in-memory store keeps all
-of them until the reply is read; with this one the aggregator's memory does not grow with the number of sites. Names
-of files are content hashes that were checked before, never anything a site may choose. After a restart the directory is
-emptied: every message is asked for again.
+Flower cuts a message into a tree of objects of about 5 MiB, named by their SHA-256, and its own store keeps all of them
+in memory. Here a request of ours is not stored at all: its objects are made from the checkpoint when a site asks for
+them. A reply lies in files until it is read. Names of files are content hashes that were checked before, never anything
+a site may choose. After a restart the directory is emptied: every message is asked for again.
 
 What a site announces is never believed further than "these objects will come": a reply is kept as a flat set of names.
 Flower's store keeps trees, and would let one site's tree stand where another's message names the same object.
@@ -11,11 +11,11 @@ Flower's store keeps trees, and would let one site's tree stand where another's 
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.proto.message_pb2 import ObjectTree
@@ -24,11 +24,22 @@ from flwr.supercore.inflatable.inflatable_utils import validate_object_content
 from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore, ObjectEntry
 
+from usfmae.core.errors import PolicyError
+from usfmae.core.objects import Fetch
+
 OBJECTS_LIMIT = 20_000  # objects in one message; an encoder of 150 tensors has about 400
 
 
+@dataclass(frozen=True)
+class Offer:
+    """A message of ours: its tree, and a way to make each of its objects."""
+
+    tree: ObjectTree
+    make: Mapping[str, Callable[[], bytes]]
+
+
 class TransitStore(InMemoryObjectStore):
-    """Bookkeeping in memory (a few hundred bytes an object), contents in files."""
+    """Bookkeeping in memory (a few hundred bytes an object), contents in files or made anew."""
 
     def __init__(self, directory: Path, reply_limit: int) -> None:
         super().__init__()
@@ -36,50 +47,59 @@ class TransitStore(InMemoryObjectStore):
         directory.mkdir(parents=True)
         self.directory = directory
         self.reply_limit = reply_limit  # bytes of one reply
-        self.trusted: set[str] = set()  # roots of our own messages: no limit
+        self.offers: dict[str, Offer] = {}  # root of a request -> what a site may fetch of it
         self.replies: dict[str, list[str]] = {}  # root of a reply -> the objects it was announced with
         self.held: Counter[str] = Counter()  # object -> replies that hold it
-        self.flat: set[str] = set()  # objects that replies alone hold
         self.roots: dict[str, str] = {}  # object of a reply on its way -> its root
         self.spent: dict[str, int] = {}  # root -> bytes received so far
         self.touched: dict[str, float] = {}  # root -> monotonic time of its last object
         self.refused: dict[str, str] = {}  # root -> why no more of it is taken
 
+    # what goes out
+
+    def offer(self, offer: Offer) -> None:
+        """Hold a message of our own ready: whoever asks for an object of it has it made."""
+        with self.lock_store:
+            self.offers[offer.tree.object_id] = offer
+
+    def get_object_tree(self, object_id: str) -> ObjectTree:
+        with self.lock_store:
+            if object_id not in self.offers:
+                raise NoObjectInStoreError(f"object {object_id} is no request")
+            return self.offers[object_id].tree
+
+    def get(self, object_id: str) -> bytes | None:
+        """An object of a request. None for any other: what one site sends, no other site may fetch."""
+        with self.lock_store:
+            make = next((o.make[object_id] for o in self.offers.values() if object_id in o.make), None)
+        return make() if make else None
+
     # what is on its way
 
     def preregister(self, run_id: int, object_tree: ObjectTree) -> list[str]:
         """Names of the objects still missing. A reply that says it has too many is not taken at all."""
+        root = object_tree.object_id
         with self.lock_store:
-            if object_tree.object_id in self.trusted:
-                return self._ours(run_id, object_tree)
-            return self._theirs(run_id, object_tree)
-
-    def _ours(self, run_id: int, tree: ObjectTree) -> list[str]:
-        """One of our messages, as Flower keeps it; what a reply holds of it as well gets its place in our tree."""
-        shared = {node.object_id for node in iterate_object_tree(tree)} & self.flat
-        before = {name: self.store.pop(name).is_available for name in shared}
-        missing = super().preregister(run_id, tree)
-        for name, available in before.items():
-            self.store[name].is_available = available
-        self.flat -= shared
-        return [name for name in missing if not self.store[name].is_available]
-
-    def _theirs(self, run_id: int, tree: ObjectTree) -> list[str]:
-        root = tree.object_id
-        self.touched[root] = time.monotonic()
-        if root not in self.replies:  # an upload that goes on names what it named before, whatever its tree says now
-            names: dict[str, None] = {}
-            for count, node in enumerate(iterate_object_tree(tree)):
-                if count >= OBJECTS_LIMIT:
+            self.touched[root] = time.monotonic()
+            if root not in self.replies:  # an upload that goes on names what it named before, whatever it says now
+                names = self._names(object_tree)
+                if names is None:
                     self.refused[root] = f"more than {OBJECTS_LIMIT} objects"
                     return []
-                if not is_valid_sha256_hash(node.object_id):
-                    raise ValueError(f"object name {node.object_id!r:.80} is no SHA-256")
-                names[node.object_id] = None
-            self._hold(run_id, root, list(names))
-        missing = [name for name in self.replies[root] if not self.store[name].is_available]
-        self.roots.update(dict.fromkeys(missing, root))
-        return missing
+                self._hold(run_id, root, names)
+            missing = [name for name in self.replies[root] if not self.store[name].is_available]
+            self.roots.update(dict.fromkeys(missing, root))
+            return missing
+
+    def _names(self, tree: ObjectTree) -> list[str] | None:
+        names: dict[str, None] = {}
+        for count, node in enumerate(iterate_object_tree(tree)):
+            if count >= OBJECTS_LIMIT:
+                return None
+            if not is_valid_sha256_hash(node.object_id):
+                raise ValueError(f"object name {node.object_id!r:.80} is no SHA-256")
+            names[node.object_id] = None
+        return list(names)
 
     def _hold(self, run_id: int, root: str, names: list[str]) -> None:
         self.replies[root], self.spent[root] = names, 0
@@ -87,7 +107,6 @@ class TransitStore(InMemoryObjectStore):
         for name in names:
             if name not in self.store:
                 self.store[name] = ObjectEntry(b"", False, [], 0, {run_id})
-                self.flat.add(name)
 
     def put(self, object_id: str, object_content: bytes) -> None:
         """Store one object. ValueError where it is not what it says, or its message grows beyond the limit."""
@@ -124,37 +143,23 @@ class TransitStore(InMemoryObjectStore):
 
     # what is there
 
-    def get(self, object_id: str) -> bytes | None:
-        with self.lock_store:
-            entry = self.store.get(object_id)
-            if entry is None:
-                return None
-            if not entry.is_available:
-                return b""
-        try:
-            return (self.directory / object_id).read_bytes()
-        except FileNotFoundError:
-            return None
-
     def complete(self, root: str) -> bool:
-        """Whether every object of a message has arrived."""
+        """Whether every object of a reply has arrived."""
         with self.lock_store:
-            waiting = list(self.replies.get(root, [root]))
-            seen = set(waiting)
-            while waiting:
-                entry = self.store.get(waiting.pop())
-                if entry is None or not entry.is_available:
-                    return False
-                waiting += set(entry.child_object_ids) - seen
-                seen.update(entry.child_object_ids)
-        return True
+            names = self.replies.get(root)
+            return names is not None and all(self.store[name].is_available for name in names)
 
-    def reply(self, root: str) -> dict[str, bytes]:
-        """The objects of a complete reply. ValueError where its arrays stand for more bytes than a reply may hold."""
-        contents = {name: self.get(name) or b"" for name in self.replies[root]}
-        if unfolded(contents) > self.reply_limit:
-            raise ValueError(f"unfolds to more than {self.reply_limit} bytes")
-        return contents
+    def fetcher(self, root: str) -> Fetch:
+        """Reads objects of a complete reply and no others; PolicyError for one that its tree did not announce."""
+        with self.lock_store:
+            names = frozenset(self.replies[root])
+
+        def fetch(object_id: str) -> bytes:
+            if object_id not in names:
+                raise PolicyError(f"message object {object_id:.12}", "is no part of its message", "refused")
+            return (self.directory / object_id).read_bytes()
+
+        return fetch
 
     def silent_for(self, root: str) -> float:
         """Seconds since the last object of this reply came."""
@@ -163,52 +168,14 @@ class TransitStore(InMemoryObjectStore):
     # what is done with
 
     def delete(self, object_id: str) -> None:
+        """Forget a message; objects of a reply stay as long as another reply holds them."""
         with self.lock_store:
-            if object_id in self.replies:
-                self._let_go(object_id)
-            elif object_id in self.store and self.held[object_id] and object_id not in self.flat:
-                self._lend(object_id)
-            elif object_id not in self.flat:
-                super().delete(object_id)
-                self._remove_file(object_id)
+            self.offers.pop(object_id, None)
+            for name in self.replies.pop(object_id, ()):
+                self.held[name] -= 1
+                if self.held[name] <= 0:
+                    del self.held[name], self.store[name]
+                    self.roots.pop(name, None)
+                    (self.directory / name).unlink(missing_ok=True)
             for book in (self.spent, self.touched, self.refused):
                 book.pop(object_id, None)
-            self.trusted.discard(object_id)
-
-    def _let_go(self, root: str) -> None:
-        """A reply is done with; its objects go unless another message needs them."""
-        for name in self.replies.pop(root):
-            self.held[name] -= 1
-            if self.held[name] <= 0:
-                del self.held[name]
-                self.roots.pop(name, None)
-                if name in self.flat:
-                    self.flat.remove(name)
-                    del self.store[name]
-                    self._remove_file(name)
-
-    def _lend(self, object_id: str) -> None:
-        """Our message is done with, but a reply holds this object of it: it stays, without its place in our tree."""
-        entry = self.store[object_id]
-        if entry.ref_count == 0:
-            children, entry.child_object_ids = entry.child_object_ids, []
-            self.flat.add(object_id)
-            for child in children:
-                self.store[child].ref_count -= 1
-                self.delete(child)
-
-    def _remove_file(self, object_id: str) -> None:
-        if object_id not in self.store:
-            (self.directory / object_id).unlink(missing_ok=True)
-
-
-def unfolded(contents: Mapping[str, bytes]) -> int:
-    """Bytes that the arrays among these objects stand for: an array may name one chunk of 5 MiB a million times."""
-    total = 0
-    for content in contents.values():
-        if content.startswith(b"Array "):
-            head, _, body = content.partition(b"\0")
-            chunks = head.split(b" ")[1].decode().split(",")
-            sizes = [len(contents[name]) for name in chunks]
-            total += sum(sizes[i] for i in json.loads(body)["arraychunk_ids"])
-    return total

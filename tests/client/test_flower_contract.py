@@ -22,7 +22,8 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.superlink.routers.fleet.router import router
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from usfmae.client import node, objects, trouble
+from usfmae.client import download, node, trouble
+from usfmae.core import objects
 from usfmae.core.keys import public_pem
 
 
@@ -81,12 +82,12 @@ def stored(sent: Message) -> dict[str, bytes]:
 def test_a_message_made_by_flower_is_read_whole(tmp_path: Path) -> None:
     sent = message()
     store = stored(sent)
-    ids = node.record_ids(sent.object_id, store.__getitem__)
+    ids = objects.records(sent.object_id, store.__getitem__)
     assert set(ids) == {"usfmae", "encoder"}
     assert node.config_record(store[ids["usfmae"]]) == dict(sent.content["usfmae"])  # type: ignore[arg-type]
     from safetensors.numpy import load_file
 
-    objects.receive(ids["encoder"], store.__getitem__, tmp_path / "e.safetensors", 1e9)
+    download.receive(ids["encoder"], store.__getitem__, tmp_path / "e.safetensors", 1e9)
     found = load_file(tmp_path / "e.safetensors")
     for name, array in sent.content["encoder"].items():  # type: ignore[union-attr]
         assert np.array_equal(found[name], array.numpy()) and found[name].shape == array.shape
@@ -102,7 +103,7 @@ def test_a_reply_made_here_has_the_ids_flower_gives_it_and_inflates_to_the_same(
         for name, raw in data.items()
     }
     record = {"campaign": "demo", "round": 4, "loss": 0.25, "ok": True}
-    made = node.reply(node.reply_metadata(request, 1001.0), {"usfmae": record}, {"update": parts})
+    made = node.reply(node.reply_metadata(request, 1001.0), {"usfmae": record}, {"update": objects.array_record(parts)})
 
     arrays = {name: Array("int8", (len(raw),), "usfmae.raw", raw) for name, raw in data.items()}
     content = RecordDict({"usfmae": ConfigRecord(record), "update": ArrayRecord(arrays)})

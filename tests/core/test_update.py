@@ -63,13 +63,39 @@ def test_error_feedback_adds_up_to_the_whole_difference(encoding):
         assert np.allclose(total[name] + residual[name], exact, atol=1e-5)
 
 
-def test_a_slice_reads_the_same_as_the_whole():
-    base, trained = tensors(1), tensors(2)
+def test_the_bytes_of_a_slice_are_the_packing_of_the_slice():
+    base, trained = tensors(1)["blocks.0.weight"].reshape(-1), tensors(2)["blocks.0.weight"].reshape(-1)
     for encoding in update.ENCODINGS:
-        data = update.pack(base, trained, encoding).payload["blocks.0.weight"]
-        whole = update.unpack(data, base["blocks.0.weight"], encoding)
-        parts = [update.unpack(data, base["blocks.0.weight"], encoding, a, a + 512) for a in range(0, 1650, 512)]
+        data = update.pack({"w": base}, {"w": trained}, encoding).payload["w"]
+        whole, parts = update.unpack(data, base, encoding), []
+        for start in range(0, base.size, 512):
+            stop = min(start + 512, base.size)
+            cut = b"".join(data[a:b] for a, b in update.ranges(base.size, encoding, start, stop))
+            parts.append(update.unpack(cut, base[start:stop], encoding))
         assert np.array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize("encoding", update.ENCODINGS)
+def test_lengths_and_products_are_those_of_the_differences_as_they_are_read(encoding):
+    base = tensors(1)["blocks.0.weight"]
+    packed = [update.pack({"w": base}, {"w": tensors(k)["blocks.0.weight"]}, encoding) for k in (2, 3, 4)]
+    rows = np.stack([update.unpack(p.payload["w"], base, encoding) for p in packed])
+    squares = [update.square_norm(p.payload["w"], base, encoding) for p in packed]
+    assert np.allclose(squares, np.square(rows).sum(axis=1), rtol=1e-12)
+    assert np.allclose([p.norm**2 for p in packed], squares, rtol=1e-12)
+    if encoding == "int8":
+        assert np.allclose(
+            update.block_products([p.payload["w"] for p in packed], base.size), rows @ rows.T, rtol=1e-12
+        )
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf, 3e38])
+def test_a_difference_that_makes_a_weight_infinite_has_no_length(scale):
+    base = np.ones((2, 300), np.float32)
+    scales = np.full(update.blocks(600), 1e-5, "<f4")
+    scales[1] = scale
+    with pytest.raises(ValueError, match="not finite"):
+        update.square_norm(scales.tobytes() + bytes([127] * 600), base, "int8")
 
 
 def test_the_content_hash_covers_names_and_bytes_and_no_order():

@@ -22,18 +22,19 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from safetensors.numpy import load_file
 
 from tests.e2e import tables
-from usfmae.client import node, objects
-from usfmae.core import audit, keys, protocol, update
+from usfmae.client import download, node
+from usfmae.core import audit, keys, objects, protocol, update
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.enrolment import Enrolment
 from usfmae.core.protocol import RAW, TrainReply, TrainRequest
 from usfmae.server.aggregator import Refusals
-from usfmae.server.app import FlowerWire
 from usfmae.server.create import create
-from usfmae.server.gateway import Gateway, Link
+from usfmae.server.gateway import Gateway
 from usfmae.server.home import Home
 from usfmae.server.ledger import Ledger
+from usfmae.server.link import Link
 from usfmae.server.rounds import Loop
+from usfmae.server.wire import GatewayWire
 
 TINY = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 1, "heads": 2}
 TINY |= {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
@@ -86,11 +87,11 @@ class Hospital:
 
     def answer(self, fleet: node.Fleet, request: node.Request) -> None:
         fetch = lambda id_: fleet.fetch(request.run, id_)  # noqa: E731
-        ids = node.record_ids(request.id, fetch)
+        ids = objects.records(request.id, fetch)
         asked = protocol.from_record(TrainRequest, node.config_record(fetch(ids[protocol.RECORD])))
         file = self.scratch / f"{asked.round}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
-        objects.receive(ids[protocol.ENCODER], fetch, file, 1e9)
+        download.receive(ids[protocol.ENCODER], fetch, file, 1e9)
         fleet.confirm(request)
         self.push(fleet, request, self.draft(asked, load_file(file)))
 
@@ -108,10 +109,10 @@ class Hospital:
         fields |= {"content": update.payload_id(draft.payload), **draft.fields}
         reply = draft.forge(protocol.sign(TrainReply(**fields), self.key))
         draft.tamper(draft.payload)
-        parts = {name: self._part(draft, name) for name in draft.payload}
+        arrays = objects.array_record({name: self._part(draft, name) for name in draft.payload})
         record = {**protocol.to_record(reply), **draft.extra}
         metadata = node.reply_metadata(request, time.time())
-        self.sent = fleet.push(node.reply(metadata, {protocol.RECORD: record}, {protocol.UPDATE: parts}, 1.0))
+        self.sent = fleet.push(node.reply(metadata, {protocol.RECORD: record}, {protocol.UPDATE: arrays}, 1.0))
 
     def _part(self, draft: Draft, name: str) -> objects.Part:
         data = draft.payload[name]
@@ -154,7 +155,7 @@ class Stage:
         self.stop = threading.Event()
         self.threads = [self._thread(h.serve, self.home, self.port, self.stop) for h in self.honest]
         key = keys.read_private(self.home.signing_key, keys.Ed25519PrivateKey)
-        wire = FlowerWire(self.link, self.ledger.sites, self.link.enrol, self.link.withdraw)
+        wire = GatewayWire(self.link, self.ledger.sites)
         self.loop = Loop(self.home, self.ledger, self.settings, wire, key, wait=self._wait)
         self.brain = self._thread(self.loop.run, self.rounds)
         return self

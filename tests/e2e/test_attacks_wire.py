@@ -12,8 +12,8 @@ import pytest
 from flwr.proto import message_pb2 as wire
 
 from tests.e2e.arena import Draft, Hospital, Stage, row
-from usfmae.client import node, objects
-from usfmae.core import protocol
+from usfmae.client import node
+from usfmae.core import objects, protocol
 from usfmae.core.protocol import RAW, TrainRequest
 from usfmae.server.admission import ADMITTED
 
@@ -102,7 +102,7 @@ def test_a_chunk_that_is_named_4000_times_is_not_unfolded(tmp_path, honest_alone
 
 def asked(fleet: node.Fleet, request: node.Request) -> TrainRequest:
     fetch = lambda id_: fleet.fetch(request.run, id_)  # noqa: E731
-    ids = node.record_ids(request.id, fetch)
+    ids = objects.records(request.id, fetch)
     return protocol.from_record(TrainRequest, node.config_record(fetch(ids[protocol.RECORD])))
 
 

@@ -21,6 +21,12 @@ def test_shares_go_by_images_up_to_the_cap():
     assert max(shares([1, 2, 3, 1000, 900], 0.3)) <= 0.3 + 1e-9
 
 
+def spooled(home, site, payload):
+    with spool.storing(home, 1, site, {name: len(data) for name, data in payload.items()}) as keep:
+        for name in sorted(payload):
+            keep(name, payload[name])
+
+
 @pytest.fixture
 def updates(tmp_path):
     """A base encoder file, what five sites trained (S, n) and their spooled updates, fp32."""
@@ -35,7 +41,7 @@ def updates(tmp_path):
         writer.finish()
     sites = [{n: (v + random.normal(0, 0.1, v.shape)).astype(np.float32) for n, v in base.items()} for _ in range(5)]
     for number, trained in enumerate(sites):
-        spool.store(home, 1, f"{number}", update.pack(base, trained, "fp32").payload)
+        spooled(home, f"{number}", update.pack(base, trained, "fp32").payload)
     return home, base, sites, target
 
 
@@ -77,7 +83,7 @@ def test_fedprox_merges_like_fedavg(updates):
 
 def test_median_and_trimmed_mean_ignore_a_wild_value(updates):
     updates[2][0]["w"][0, 0] = 1e9
-    spool.store(updates[0], 1, "0", update.pack(updates[1], updates[2][0], "fp32").payload)
+    spooled(updates[0], "0", update.pack(updates[1], updates[2][0], "fp32").payload)
     stacked = np.stack([s["w"] for s in updates[2]]).astype(np.float64)
     assert np.allclose(merged(updates, "median", [0.2] * 5)["w"], np.median(stacked, axis=0))
     trimmed = np.sort(stacked, axis=0)[1:4].mean(axis=0)

@@ -1,21 +1,33 @@
 """Every name of Flower that the aggregator uses and Flower does not publish, held against the pinned version.
 
-A red line here after an update of Flower says which part of gateway.py or transit.py to look at.
+A red line here after an update of Flower says which part of link.py, transit.py or fleet.py to look at.
 """
 
+import hashlib
 import inspect
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore, ObjectEntry
+from safetensors.numpy import save_file
 
-from usfmae.server import porch
-from usfmae.server.gateway import Link
+from usfmae.core.protocol import TrainRequest, to_record
+from usfmae.server import fleet, porch
+from usfmae.server.link import Link
 from usfmae.server.transit import TransitStore
+from usfmae.server.wire import GatewayWire
 
 
 def test_flower_is_the_pinned_one():
@@ -35,7 +47,7 @@ def test_flower_is_the_pinned_one():
         ("acknowledge_task_heartbeat", ["task_id"]),
         ("get_node_id_by_public_key", ["public_key"]),
         ("store_message_ins", ["message"]),
-        ("preregister_object_tree", ["object_tree", "session_id"]),
+        ("store_message_and_object_tree", ["message", "object_tree", "session_id"]),
         ("store_object", ["run_id", "session_id", "object_id", "object_content"]),
         ("start_session", ["run_id"]),
         ("get_message_res", ["message_ids", "run_id"]),
@@ -50,12 +62,12 @@ def test_link_state_has_the_calls_the_gateway_makes(name, arguments):
 def test_link_state_keeps_its_books_where_the_gateway_looks(tmp_path):
     link = Link(tmp_path, 10**6)
     assert link.state.message_ins_id_to_message_res_id == {} == link.state.message_res_store
-    assert link.state.nodes == {} and link.run.status.status == "running"
+    assert link.state.nodes == {} and link.state.get_run_info(run_ids=[link.run_id])[0].status.status == "running"
 
 
 def test_object_store_has_the_parts_that_transit_replaces():
     assert set(ObjectEntry.__dataclass_fields__) == {"content", "is_available", "child_object_ids", "ref_count", "runs"}
-    for name in ("preregister", "put", "get", "delete"):
+    for name in ("preregister", "put", "get", "get_object_tree", "delete"):
         wanted = list(inspect.signature(getattr(InMemoryObjectStore, name)).parameters)
         assert list(inspect.signature(getattr(TransitStore, name)).parameters) == wanted
 
@@ -78,22 +90,45 @@ def test_node_authentication_uses_the_headers_and_window_the_porch_expects():
     assert (porch.EARLY, porch.LATE) == (-SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE)
 
 
-def test_a_request_goes_through_the_link_and_its_reply_comes_back(tmp_path):
-    """The whole path of a message through Flower's state and our store, without a network."""
-    from flwr.common.serde import message_from_proto, message_to_proto
-    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+def test_every_call_the_porch_lets_through_has_flowers_own_handler():
+    from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
+    from flwr.superlink.servicer.fleet import fleet_handlers
 
-    link = Link(tmp_path, 10**6)
+    assert {porch.FLEET + name for name in fleet.CALLS} == porch.CALLS
+    for name, (request, _) in fleet.CALLS.items():
+        assert PROTOBUF_REQUEST_TYPES["POST", porch.FLEET + name] is request
+        known = list(inspect.signature(getattr(fleet_handlers, name.replace("-", "_"))).parameters)
+        assert known in (["request", "state"], ["request", "state", "store"])
+
+
+def test_a_request_goes_through_the_link_and_its_reply_comes_back(tmp_path):
+    """The whole path of a message through Flower's state and our store; what a site gets is what Flower would send."""
+    link = Link(tmp_path / "transit", 10**6)
     node = link.state.create_node("<id:none>", "none", b"key", 30)
     link.state.activate_node(node, 30)
-    arrays = ArrayRecord({"w": Array("float32", (2,), "numpy.ndarray", b"12345678")})
-    content = RecordDict({"usfmae": ConfigRecord({"round": 1}), "encoder": arrays})
-    [sent] = link.push_messages([Message(content, node, "train", ttl=600)])
+    file = tmp_path / "encoder.safetensors"
+    weights = np.random.default_rng(1).normal(size=(700, 2000)).astype(np.float32)  # more than one chunk
+    save_file({"w": weights, "b": np.ones(3, np.float32)}, file)
+    wire = GatewayWire(link, dict)
+    wire.nodes["site"] = node
+    request = TrainRequest("c", 1, "b", 0, 1, "{}")
+    sent = wire.ask("site", request, file, None, 600)
+    assert link.waits(b"key") and not link.waits(b"other")
     [received] = link.state.get_message_ins(node, 1)
-    assert received.metadata.message_id == sent and link.store.complete(sent)
-    assert list(link.pull_messages([sent])) == []
+    assert received.metadata.message_id == sent and not link.waits(b"key")
+    tree = link.store.get_object_tree(sent)
+    contents = {
+        part.object_id: link.state.get_object(link.run_id, part.object_id) for part in iterate_object_tree(tree)
+    }
+    assert all(hashlib.sha256(content).hexdigest() == id_ for id_, content in contents.items())
+    inflated = inflate_object_from_contents(sent, dict(contents))
+    assert np.array_equal(inflated.content["encoder"]["w"].numpy(), weights)
+    assert ArrayRecord({"b": Array(np.ones(3, np.float32)), "w": Array(weights)}).object_id in contents
+    assert dict(inflated.content["usfmae"]) == to_record(request)
+    assert list(wire.answers([sent])) == []
 
-    reply = Message(RecordDict({"usfmae": ConfigRecord({"round": 1, "images": 5})}), reply_to=received)
+    update = ArrayRecord({"w": Array("int8", (8,), "usfmae.raw", b"12345678")})
+    reply = Message(RecordDict({"usfmae": ConfigRecord({"images": 5}), "update": update}), reply_to=received)
     reply.metadata.__dict__["_message_id"] = reply.object_id
     session = link.state.start_session(link.run_id)
     slim = message_from_proto(message_to_proto(Message(RecordDict(), metadata=reply.metadata)))
@@ -102,9 +137,9 @@ def test_a_request_goes_through_the_link_and_its_reply_comes_back(tmp_path):
     objects = get_all_nested_objects(reply)
     for name in missing[:-1]:
         link.state.store_object(link.run_id, session, name, objects[name].deflate())
-    assert list(link.pull_messages([sent])) == []  # not complete: no blocking, no half reply
+    assert list(wire.answers([sent])) == []  # not complete: no blocking, no half reply
     link.state.store_object(link.run_id, session, missing[-1], objects[missing[-1]].deflate())
-    [answer] = link.pull_messages([sent])
-    assert answer.content["usfmae"]["images"] == 5
-    assert answer.metadata.reply_to_message_id == sent
-    assert len(link.store) == 0 and list(tmp_path.iterdir()) == []
+    for answer in wire.answers([sent]):
+        assert answer.message == sent and answer.record == {"images": 5} and not answer.error
+        assert answer.arrays["w"].read(8) == b"12345678"
+    assert len(link.store) == 0 and not link.store.offers and list((tmp_path / "transit").iterdir()) == []

@@ -38,8 +38,8 @@ def test_checkpoints_are_read_by_the_rest_of_the_house(federation):
 @pytest.mark.parametrize(
     ("module", "name", "when"),
     [
-        (spool, "store", "before"),
-        (spool, "store", "after"),
+        (spool, "storing", "before"),
+        (rounds.Loop, "_verdict", "before"),
         (rounds.Loop, "_verdict", "after"),
         (close, "finish", "before"),
         (aggregate, "merge", "after"),

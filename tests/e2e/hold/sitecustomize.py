@@ -17,7 +17,7 @@ AGGREGATOR, AGENT, WORKER = "usfmae.server", "usfmae.client.cli", "usfmae.client
 # name -> (program, function, before or after it, the arguments that count, how many such calls to let pass)
 POINTS = {
     "idle": (AGGREGATOR, "usfmae.server.ledger:Ledger.open_round", "after", lambda a, wanted: str(a[1]) == wanted, 0),
-    "request half sent": (AGGREGATOR, "usfmae.server.transit:TransitStore.put", "before", None, 10),
+    "request half sent": (AGGREGATOR, "usfmae.server.transit:TransitStore.get", "before", None, 10),
     "download": (AGENT, "usfmae.client.node:Fleet._call", "before", lambda a, _: a[1] == "pull-object", 10),
     "training": (WORKER, "usfmae.core.train:update", "before", None, 6),
     "training checkpoint": (WORKER, "usfmae.core.state:State.save", "before", None, 0),
@@ -30,7 +30,7 @@ POINTS = {
     ),
     "staged, not sent": (AGENT, "usfmae.client.rounds:stage", "after", None, 0),
     "upload": (AGENT, "usfmae.client.node:Fleet._call", "before", lambda a, _: a[1] == "push-object", 10),
-    "spooled, not noted": (AGGREGATOR, "usfmae.server.spool:store", "after", None, 0),
+    "spooled, not noted": (AGGREGATOR, "usfmae.server.rounds:Loop._verdict", "before", None, 0),
     "one of two noted": (AGGREGATOR, "usfmae.server.rounds:Loop._verdict", "after", None, 0),
     "merging": (AGGREGATOR, "usfmae.server.merging.fedavg:Rule.merge", "before", None, 20),
     "checkpoint write": (

@@ -12,7 +12,8 @@ from flwr.app import Array, ArrayRecord
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from safetensors.numpy import load_file
 
-from usfmae.client import objects
+from usfmae.client import download
+from usfmae.core import objects
 from usfmae.core.errors import NetworkError, PolicyError, ResourceError
 
 
@@ -44,7 +45,7 @@ def test_a_malformed_object_is_refused(content: bytes) -> None:
 def test_arrays_that_are_not_what_they_say_are_refused(tmp_path: Path, array: Array, reason: str) -> None:
     record = ArrayRecord({"w": array})
     with pytest.raises(PolicyError, match=reason):
-        objects.receive(record.object_id, store_of(record).__getitem__, tmp_path / "x.safetensors", 1e9)
+        download.receive(record.object_id, store_of(record).__getitem__, tmp_path / "x.safetensors", 1e9)
     assert not (tmp_path / "x.safetensors").exists()
 
 
@@ -53,7 +54,7 @@ def test_a_model_larger_than_the_site_allows_is_refused_before_its_chunks_are_fe
     store = store_of(record)
     asked = []
     with pytest.raises(PolicyError, match="max_model_gb"):
-        objects.receive(
+        download.receive(
             record.object_id,
             lambda id_: asked.append(id_) or store[id_],
             tmp_path / "x.safetensors",
@@ -66,7 +67,7 @@ def test_names_never_become_paths(tmp_path: Path) -> None:
     record = ArrayRecord({"../../escape": Array(np.ones(2, "<f4"))})
     place = tmp_path / "a" / "b"
     place.mkdir(parents=True)
-    objects.receive(record.object_id, store_of(record).__getitem__, place / "x.safetensors", 1e9)
+    download.receive(record.object_id, store_of(record).__getitem__, place / "x.safetensors", 1e9)
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["x.safetensors"]
 
 
@@ -91,9 +92,9 @@ def test_an_interrupted_download_goes_on_after_the_last_whole_tensor(tmp_path: P
     target, record = tmp_path / "x.safetensors", six()
     wire = Wire(record, limit=12)  # the record, six descriptions, four tensors, then the cut
     with pytest.raises(NetworkError):
-        objects.receive(record.object_id, wire, target, 1e9)
+        download.receive(record.object_id, wire, target, 1e9)
     wire.calls, wire.limit = 0, 10**9
-    objects.receive(record.object_id, wire, target, 1e9)
+    download.receive(record.object_id, wire, target, 1e9)
     assert wire.calls == 1 + 6 + 2
     assert {k: v[0] for k, v in load_file(target).items()} == {f"t{k}": k for k in range(6)}
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
@@ -102,8 +103,8 @@ def test_an_interrupted_download_goes_on_after_the_last_whole_tensor(tmp_path: P
 def test_leftovers_of_another_model_are_not_mixed_in(tmp_path: Path) -> None:
     target, old, new = tmp_path / "x.safetensors", six(), six(0.5)
     with pytest.raises(NetworkError):
-        objects.receive(old.object_id, Wire(old, limit=12), target, 1e9)
-    objects.receive(new.object_id, Wire(new), target, 1e9)
+        download.receive(old.object_id, Wire(old, limit=12), target, 1e9)
+    download.receive(new.object_id, Wire(new), target, 1e9)
     assert {k: v[0] for k, v in load_file(target).items()} == {f"t{k}": k + 0.5 for k in range(6)}
 
 
@@ -114,7 +115,7 @@ def test_a_full_disk_is_named_and_leaves_no_model(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         with pytest.raises(ResourceError, match="free space"):
-            objects.receive(record.object_id, Wire(record), tmp_path / "x.safetensors", 1e9)
+            download.receive(record.object_id, Wire(record), tmp_path / "x.safetensors", 1e9)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)

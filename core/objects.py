@@ -1,0 +1,215 @@
+"""Flower's object format: a message is a tree of content-addressed objects, and travels object by object.
+
+    object   = "KIND CHILD,CHILD,... LENGTH" 0x00 body          id = SHA-256 of all its bytes
+    Message -> RecordDict -> ConfigRecord | ArrayRecord -> Array -> ArrayChunk (at most 5 MiB each)
+
+Reading and writing it here, one chunk at a time, keeps memory small on both sides: Flower's own inflate holds a whole
+model several times. Objects of a message that is sent are made when they are asked for, from the file they lie in.
+tests/client/test_flower_contract.py checks every function against the pinned Flower.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from usfmae.core.errors import PolicyError
+
+CHUNK = 5 * 1024 * 1024  # bytes of an ArrayChunk's body
+LARGEST = 8 * 1024 * 1024  # bytes of any one object
+MOST_TENSORS = 10_000
+
+Fetch = Callable[[str], bytes]  # object id -> the object's bytes, its hash already checked
+
+
+@dataclass(frozen=True)
+class Object:
+    kind: str
+    children: tuple[str, ...]
+    body: memoryview
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Ids of an object and of all below it, children first."""
+
+    id: str
+    children: tuple[Tree, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor's bytes come from: ids of its chunks, in order."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    encoding: str  # Flower's `stype`
+    chunks: tuple[str, ...]
+
+
+def object_id(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def join(kind: str, children: Iterable[str], body: bytes | memoryview) -> bytes:
+    return f"{kind} {','.join(children)} {len(body)}\0".encode() + body
+
+
+def split(content: bytes) -> Object:
+    """Head and body of an object from an untrusted peer; PolicyError where it is malformed."""
+    head, zero, _ = content.partition(b"\0")
+    try:
+        kind, children, length = head.decode().split(" ")
+        if not zero or int(length) != len(content) - len(head) - 1:
+            raise ValueError
+    except (ValueError, UnicodeDecodeError):
+        raise PolicyError("message object", "is malformed", "the aggregator speaks another format") from None
+    return Object(kind, tuple(children.split(",")) if children else (), memoryview(content)[len(head) + 1 :])
+
+
+def expect(content: bytes, kind: str) -> Object:
+    found = split(content)
+    if found.kind != kind:
+        raise PolicyError(f"message object {found.kind:.40}", f"stands where {kind} belongs", "refused")
+    return found
+
+
+def references(content: bytes, kind: str) -> dict[str, str]:
+    """Names and ids in a RecordDict or ArrayRecord."""
+    found = expect(content, kind)
+    names = _json(found)
+    if set(names.values()) != set(found.children):
+        raise PolicyError(f"message object {kind}", "names other children than it has", "refused")
+    return names
+
+
+def tensor(content: bytes) -> Tensor:
+    """An Array's own description, without its bytes."""
+    found = expect(content, "Array")
+    about = _json(found)
+    try:
+        chunks = tuple(found.children[i] for i in about["arraychunk_ids"])
+        shape = tuple(int(n) for n in about["shape"])
+        if min((*shape, 0)) < 0:
+            raise ValueError
+        return Tensor(str(about["dtype"]), shape, str(about["stype"]), chunks)
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise PolicyError("message object Array", "is malformed", "refused") from None
+
+
+def records(root: str, fetch: Fetch) -> dict[str, str]:
+    """Names and ids of the records in a message; none where it carries an error."""
+    message = expect(fetch(root), "Message")
+    if len(message.children) != 1:
+        return {}
+    return references(fetch(message.children[0]), "RecordDict")
+
+
+def _json(found: Object) -> dict[str, Any]:
+    try:
+        value = json.loads(bytes(found.body))
+    except ValueError:
+        value = None
+    if not isinstance(value, dict) or len(value) > MOST_TENSORS:
+        raise PolicyError(f"message object {found.kind}", "is malformed", "refused")
+    return value
+
+
+# --- sending: objects are made when they are asked for ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A message ready to send: its tree, and a way to make any of its objects again."""
+
+    tree: Tree
+    make: Mapping[str, Callable[[], bytes]]
+
+    def contents(self, wanted: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """The wanted objects, children before parents."""
+        missing = set(wanted)
+        for id_ in walk(self.tree):
+            if id_ in missing:
+                missing.remove(id_)
+                yield id_, self.make[id_]()
+
+
+def walk(tree: Tree) -> Iterator[str]:
+    for child in tree.children:
+        yield from walk(child)
+    yield tree.id
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor's bytes, read when needed."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    encoding: str
+    size: int
+    read: Callable[[int, int], bytes]  # start, stop -> bytes
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """An ArrayRecord ready to send; the same one may travel in many messages."""
+
+    tree: Tree
+    make: Mapping[str, Callable[[], bytes]]
+
+
+def array_record(parts: Mapping[str, Part]) -> Arrays:
+    """An ArrayRecord of tensors by name. Reads all bytes once, for their hashes."""
+    make: dict[str, Callable[[], bytes]] = {}
+    trees = {name: _array(part, make) for name, part in parts.items()}
+    return Arrays(_group("ArrayRecord", trees, make), make)
+
+
+def parcel(message_body: bytes, config: Mapping[str, bytes], arrays: Mapping[str, Arrays]) -> Parcel:
+    """A Message: ConfigRecord bodies and ArrayRecords by the name of the record."""
+    make: dict[str, Callable[[], bytes]] = {}
+    records: dict[str, Tree] = {}
+    for name, body in config.items():
+        records[name] = Tree(_add(join("ConfigRecord", (), body), make))
+    for name, array in arrays.items():
+        records[name] = array.tree
+        make |= array.make
+    content = _group("RecordDict", records, make)
+    return Parcel(Tree(_add(join("Message", (content.id,), message_body), make), (content,)), make)
+
+
+def _add(content: bytes, make: dict[str, Callable[[], bytes]]) -> str:
+    id_ = object_id(content)
+    make[id_] = lambda: content
+    return id_
+
+
+def _group(kind: str, trees: Mapping[str, Tree], make: dict[str, Callable[[], bytes]]) -> Tree:
+    unique = {tree.id: tree for tree in trees.values()}
+    body = json.dumps({name: tree.id for name, tree in trees.items()}).encode()
+    return Tree(_add(join(kind, unique, body), make), tuple(unique.values()))
+
+
+def _array(part: Part, make: dict[str, Callable[[], bytes]]) -> Tree:
+    ids: list[str] = []
+    for start in range(0, part.size, CHUNK):
+        stop = min(start + CHUNK, part.size)
+
+        def chunk(start: int = start, stop: int = stop) -> bytes:
+            return join("ArrayChunk", (), part.read(start, stop))
+
+        ids.append(object_id(chunk()))
+        make[ids[-1]] = chunk
+    unique = list(dict.fromkeys(ids))
+    about = {
+        "dtype": part.dtype,
+        "shape": part.shape,
+        "stype": part.encoding,
+        "arraychunk_ids": [unique.index(i) for i in ids],
+    }
+    id_ = _add(join("Array", unique, json.dumps(about).encode()), make)
+    return Tree(id_, tuple(Tree(i) for i in unique))
