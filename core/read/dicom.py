@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any, BinaryIO
 
@@ -21,6 +21,7 @@ from pydicom.pixels.utils import as_pixel_options
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
+    EnhancedUSVolumeStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -33,7 +34,7 @@ from usfmae.core.read import colour, rules, video
 from usfmae.core.read.facts import Facts, check_size
 from usfmae.core.read.reasons import Unreadable, guarded
 from usfmae.core.read.source import in_memory, opened
-from usfmae.core.read.timing import kept_indices, steady_times
+from usfmae.core.read.timing import kept_indices, kept_slices, steady_times
 
 SUFFIXES = (".dcm", ".dicom", ".ima", "")
 # (0018,6012) -> what a region shows; 2D data of type 1 is tissue, 2 colour flow (PS3.3 C.8.5.5.1.2)
@@ -80,12 +81,12 @@ def facts(scan: Scan, settings: ReadSettings) -> Facts:
         ds = read_header(file)
     count = _checked(ds, settings)
     syntax = _syntax(ds)
-    times, notes = frame_times(ds, count, settings)
+    indices, _, notes = _kept(ds, count, settings)
     device = " ".join(_text(ds, name) for name in ("Manufacturer", "ManufacturerModelName")).strip()
     return Facts(
         f"DICOM {syntax.name.split(',')[0].split(' (')[0]}" if syntax.is_transfer_syntax else "DICOM",
         count,
-        len(kept_indices(times, settings.fps)),
+        len(indices),
         device[:64],
         _text(ds, "PatientID") or _text(ds, "PatientName"),
         _text(ds, "StudyInstanceUID"),
@@ -109,14 +110,25 @@ def _text(ds: Dataset, name: str) -> str:
     return "" if value is None else str(value).strip()
 
 
+def _kept(
+    ds: Dataset, count: int, settings: ReadSettings
+) -> tuple[Sequence[int], list[float] | list[None], tuple[str, ...]]:
+    """Indices of the frames to keep, the time of each frame of the object, and a note where times are assumed.
+
+    Frames of an Enhanced US Volume (PS3.3 A.59) lie beside each other in space: they have no time, none is passed over.
+    """
+    if count == 1 or str(ds.get("SOPClassUID")) == EnhancedUSVolumeStorage:
+        return kept_slices(count, settings.slices), [None] * count, ()
+    times, notes = frame_times(ds, count, settings)
+    return kept_indices(times, settings.fps), times, notes
+
+
 def frame_times(ds: Dataset, count: int, settings: ReadSettings) -> tuple[list[float], tuple[str, ...]]:
     """Seconds of each frame and a note where they are assumed (PS3.3 C.7.6.5, C.7.6.6).
 
     FrameIncrementPointer decides between FrameTimeVector and FrameTime; without either CineRate, then
     RecommendedDisplayFrameRate, then the declared default.
     """
-    if count == 1:
-        return [0.0], ()
     for name in _timing_order(ds):
         values = _numbers(ds, name)
         if name == "FrameTimeVector" and len(values) == count and min(values) >= 0 and sum(values) > 0:
@@ -216,15 +228,14 @@ def _stills(
     file: BinaryIO, ds: Dataset, scan: Scan, count: int, settings: ReadSettings, notes: set[str]
 ) -> Generator[Frame, None, None]:
     """Frames of every syntax that codes each frame on its own."""
-    times, noted = frame_times(ds, count, settings)
+    indices, times, noted = _kept(ds, count, settings)
     notes.update(noted)
-    indices = kept_indices(times, settings.fps)
     to_rgb = colour.Converter(ds, notes)
     for index, array in zip(indices, _arrays(file, ds, indices), strict=True):
-        yield Frame(to_rgb(array), scan.trail, index, times[index] if count > 1 else None)
+        yield Frame(to_rgb(array), scan.trail, index, times[index])
 
 
-def _arrays(file: BinaryIO, ds: Dataset, indices: list[int]) -> Iterator[NDArray[Any]]:
+def _arrays(file: BinaryIO, ds: Dataset, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
     """The chosen frames as stored, decoded one by one from a file that stands where its header ended."""
     syntax = _syntax(ds)
     source: Dataset | BinaryIO = file

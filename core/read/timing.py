@@ -1,4 +1,4 @@
-"""Which frames of a clip are kept: so many per second of time, never every k-th."""
+"""Which frames are kept: of a clip so many per second of time, never every k-th; of a volume evenly in space."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ def kept_indices(times: Sequence[float], fps: float) -> list[int]:
     """Indices of the frames to keep, given each frame's time in seconds, ascending."""
     sampler = Sampler(fps)
     return [index for index, time in enumerate(times) if sampler.wants(time)]
+
+
+def kept_slices(count: int, most: int) -> Sequence[int]:
+    """Which of `count` slices are read: all where `most` is 0, else the middles of `most` equal parts."""
+    if not most or count <= most:
+        return range(count)
+    return [(2 * part + 1) * count // (2 * most) for part in range(most)]
 
 
 def steady_times(frames: int, rate: float) -> list[float]:

@@ -21,6 +21,7 @@ from usfmae.core.read.label import refuse_label_volume
 from usfmae.core.read.raster import as_rgb, extent
 from usfmae.core.read.reasons import Unreadable
 from usfmae.core.read.source import as_path, opened
+from usfmae.core.read.timing import kept_slices
 
 SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr", ".nii", ".nii.gz")
 WHOLE = 256_000_000  # samples; larger volumes are read slice by slice
@@ -75,14 +76,7 @@ def facts(scan: Scan, settings: ReadSettings) -> Facts:
         size = reader.GetSize()
         count = prod(size[2:])
         check_size(size[0], size[1], count, settings)
-        return Facts(name, count, len(kept(count, settings.slices)))
-
-
-def kept(count: int, most: int) -> range | list[int]:
-    """Which of `count` slices are read: all, or the middles of `most` equal parts."""
-    if not most or count <= most:
-        return range(count)
-    return [(2 * part + 1) * count // (2 * most) for part in range(most)]
+        return Facts(name, count, len(kept_slices(count, settings.slices)))
 
 
 def frames(scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Frame]:
@@ -91,7 +85,7 @@ def frames(scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Fram
         size = reader.GetSize()
         count = prod(size[2:])
         check_size(size[0], size[1], count, settings)
-        wanted = kept(count, settings.slices)
+        wanted = kept_slices(count, settings.slices)
         for index, (pixels, low, high) in zip(wanted, _slices(reader, size, wanted), strict=True):
             yield Frame(as_rgb(pixels, low, high), scan.trail, index)
 

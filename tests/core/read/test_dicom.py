@@ -159,6 +159,15 @@ def test_the_rate_comes_from_the_first_that_states_one(
     assert not notes
 
 
+def test_slices_of_an_enhanced_volume_are_no_moments(make_dicom: MakeDicom) -> None:
+    path = make_dicom(np.stack([speckle(seed=i) for i in range(10)]), SOPClassUID=pydicom.uid.EnhancedUSVolumeStorage)
+    notes: set[str] = set()
+    got = frames(path, ReadSettings(), notes)
+    assert [(f.index, f.time) for f in got] == [(i, None) for i in range(10)]
+    assert not notes
+    assert [f.index for f in frames(path, ReadSettings(slices=2))] == [2, 7]
+
+
 def test_a_clip_without_a_rate_gets_the_declared_default_and_a_note(make_dicom: MakeDicom) -> None:
     path = make_dicom(np.stack([speckle(seed=i) for i in range(10)]))
     settings = ReadSettings(fps=5, default_rate=10)
