@@ -31,9 +31,8 @@ def aggregator_away(federation: Federation) -> None:
     server = federation.start_server(ROUNDS)
     federation.start_sites()
     federation.wait("a training", lambda: asked(federation))
-    server.process.kill()  # the supervisor; its child ends by itself
+    federation.kill(server)  # the supervisor; its child ends by itself
     federation.wait("the aggregator to end", lambda: not federation.process("usfmae.server", str(federation.home.root)))
-    federation.running.remove(server)
     time.sleep(OUTAGE)
     federation.start_server(ROUNDS)
 
