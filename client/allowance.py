@@ -55,9 +55,13 @@ def check_disk(site: Site, needed: float = 0.0) -> None:
     if free - needed < floor:
         raise ResourceError(
             f"disk of {site.root}",
-            f"{free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed above the floor of {floor / 1e9:.1f} GB",
+            f"{_gigabytes(free)} free, {_gigabytes(needed)} needed above the floor of {_gigabytes(floor)}",
             "free space, or lower disk_floor_gb",
         )
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 or not size else f"{size / 1e9:.4f} GB"
 
 
 def gpus() -> list[str]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import logging
 import os
 import shutil
 import signal
@@ -31,10 +32,15 @@ from usfmae.client import allowance, outbox
 from usfmae.client.site import Site, read_json, write_json
 from usfmae.core.config import TrainSettings
 from usfmae.core.errors import ResourceError
+from usfmae.core.log import note
 from usfmae.core.protocol import TrainRequest, to_record
 
 MOST_CRASHES = 5  # in a row without a step between them
 LONGEST_LOG = 2**20  # bytes
+CHECKPOINT = 4  # size of a training checkpoint: weights and two moments, and the decoder's, in base encoders
+FULL = "disk or memory is full"  # where the worker's own words did not fit on the disk either
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -218,12 +224,24 @@ class Workers:
             return
         if code == ResourceError.exit_code:  # disk or memory: it may come right, so this never gives up
             self.not_before = time.time() + 30.0
-            raise ResourceError(f"training {work.place.name}", last_words(self.site), "it is tried again every 30 s")
+            raise ResourceError(
+                f"training {work.place.name}", last_words(self.site) or FULL, "it is tried again every 30 s"
+            )
+        self._check_disk(work)
         self.crashes = self.crashes + 1 if step == self.last_step else 1
         self.last_step, self.not_before = step, time.time() + min(2.0**self.crashes, 300.0)
         self.site.note("worker.crashed", "failed", job=work.place.name, code=code, step=step)
+        note(logger, "worker crashed, starting it again", level=logging.WARNING, code=code, step=step)
         if self.crashes >= MOST_CRASHES:
             write_json(work.place / "error.json", {"what": f"training ended {self.crashes} times with code {code}"})
+
+    def _check_disk(self, work: Job) -> None:
+        """ResourceError, and no crash to count, where there is no room for a checkpoint: nothing could be written."""
+        try:
+            allowance.check_disk(self.site, CHECKPOINT * work.base.stat().st_size)
+        except ResourceError:
+            self.not_before = time.time() + 30.0
+            raise
 
     def _gpus(self) -> list[int]:
         return allowance.chosen_gpus(self.site.settings.device, len(allowance.gpus()))

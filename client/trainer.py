@@ -7,6 +7,7 @@ trains its share and the first one writes.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -226,17 +227,24 @@ def run(work: Job, stop: Callable[[], bool]) -> int:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return 0
-            write_json(work.place / "worker.json", {"pid": os.getpid(), "started": time.time()})
         try:
+            if ranks()[0] == 0:
+                write_json(work.place / "worker.json", {"pid": os.getpid(), "started": time.time()})
             work_on(Round(work.site, work, stop))
         except ResourceError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say(error)
             return error.exit_code
         except UsfmaeError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say(error)
             write_json(work.place / "error.json", {"what": error.what, "why": error.why})
             return error.exit_code
     return 0
+
+
+def say(error: UsfmaeError) -> None:
+    """The agent reads this line. The log may lie on the disk that is full: that must not change the exit code."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"error: {error}\n".encode())
 
 
 def next_job(seconds: float, stop: Stop) -> str:

@@ -18,6 +18,7 @@ def work(site: Site) -> jobs.Job:
     place = site.root / "jobs" / "r00001-x"
     place.mkdir(parents=True)
     write_json(place / "request.json", {"request": {"campaign": "demo", "round": 1}, "created": 1.0})
+    (place / "base.safetensors").write_bytes(bytes(1000))
     return jobs.Job(site, place)
 
 
@@ -82,6 +83,21 @@ def test_a_full_disk_is_said_in_the_workers_words_and_never_given_up(
             look(found, work)
         look(found, work)
     assert work.error is None
+
+
+def test_a_crash_on_a_full_disk_is_no_crash_of_the_training(
+    site: Site, work: jobs.Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the code: on a full disk a worker cannot even say why it ends."""
+    found = workers(site, monkeypatch, "sys.exit(120)")
+    floor = site.settings.model_copy(update={"disk_floor_gb": 1e9})
+    found.site = Site(site.root, floor)
+    look(found, work)
+    for _ in range(jobs.MOST_CRASHES + 1):
+        with pytest.raises(ResourceError, match="GB free"):
+            look(found, work)
+        look(found, work)
+    assert work.error is None and found.crashes == 0
 
 
 def test_a_warm_worker_gets_the_next_round_on_its_standard_input(
