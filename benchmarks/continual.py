@@ -1,7 +1,7 @@
 """Which recipe learns new organs without forgetting the old one? Real scans, a tiny model, the product's own parts.
 
-    python benchmarks/continual.py [--quick] [--json] [--data DIR] [--cache DIR] [--seeds 3] [--decisive 5]
-        [--first 0] [--workers 2] [--out DIR]
+    python benchmarks/continual.py [--quick] [--json] [--data DIR] [--cache DIR] [--seeds 3] [--first 0]
+        [--workers 2] [--out DIR]
 
 A seed learns breast; then four sites hold ovary, lung (clips), lung (frames) and fetal heads. Each arm is run from
 each of the seeds with its own held-out patients. Finished runs are kept in the cache, so an interrupted experiment
@@ -29,17 +29,14 @@ from usfmae.core.flow import recipe_id
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("centralised", "federated", "replay 5 %")
-# What the targets are read from: more seeds, and run first.
-DECISIVE = tuple(
-    arm.name for arm in arms.ARMS if arm.kind != "federated" or arm.name.split(",")[0] in ("federated", "FedAvgM")
-)
 
 
 def main() -> None:
     given = _arguments()
     size = arms.SMALL if given.quick else arms.Size()
     names = [a.name for a in arms.ARMS if not given.quick or a.name in ("seed only", *QUICK)]
-    wanted = [(name, seed) for name in names for seed in _seeds(name, given)]
+    seeds = range(given.first, given.first + (1 if given.quick else given.seeds))
+    wanted = [(name, seed) for name in names for seed in seeds]
     given.cache.mkdir(parents=True, exist_ok=True)
     root = continual_data.prepare(given.data, given.cache)
     kept = given.cache / f"results-{recipe_id({'size': asdict(size), 'model': arms.MODEL.model_dump()})[:12]}"
@@ -51,11 +48,6 @@ def main() -> None:
     if given.out:
         table.write(report, given.out)
     print(json.dumps(report, indent=2) if given.json else table.text(report))
-
-
-def _seeds(name: str, given: argparse.Namespace) -> range:
-    count = 1 if given.quick else max(given.seeds, given.decisive if name in DECISIVE else 0)
-    return range(given.first, given.first + count)
 
 
 def _place(kept: Path, name: str, seed: int) -> Path:
@@ -72,7 +64,7 @@ def _run(wanted: list[tuple[str, int]], size: arms.Size, root: Path, cache: Path
         for done in [pool.submit(arms.seed_model, root, size, seed, cache) for seed in sorted({s for _, s in missing})]:
             done.result()
         jobs = {}
-        for name, seed in sorted(missing, key=lambda one: (one[1] >= 3, one[0] not in DECISIVE, one[1])):
+        for name, seed in missing:
             jobs[pool.submit(arms.run, name, size, seed, root, cache)] = _place(kept, name, seed)
         for count, job in enumerate(as_completed(jobs), 1):
             found = job.result()
@@ -90,7 +82,6 @@ def _arguments() -> argparse.Namespace:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "usfmae" / "continual"
     parser.add_argument("--cache", type=Path, default=cache, help="corpora, seeds and finished runs")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions of every arm")
-    parser.add_argument("--decisive", type=int, default=5, help="repetitions of the arms that the targets name")
     parser.add_argument(
         "--first", type=int, default=0, help="number of the first seed; choose on others than you report"
     )

@@ -34,6 +34,7 @@ ORGAN_OF = {
 }
 UNLABELLED = ("stu_hospital", "hc18")
 HELD_OUT = 0.25
+FITTED = 128  # images of an organ that a probe is fitted on
 
 
 def prepare(data: Path, cache: Path) -> Path:
@@ -87,15 +88,21 @@ def scans(root: Path, seed: int, split: str) -> Scans:
     train, held = corpus.split(HELD_OUT, seed)
     organ = np.array(corpus.datasets)
     labels = _labels(corpus)
+    known = {name: train[organ[train] == name] for name in (OLD, *NEW)}
     panel = {
-        name: Organ(name, corpus, held[organ[held] == name], train[organ[train] == name], labels.get(name))
+        name: Organ(name, corpus, held[organ[held] == name], spread(known[name], FITTED), labels.get(name))
         for name in (OLD, *NEW)
     }
-    sites = {name: panel[name].fitted for name in NEW}
+    sites = {name: known[name] for name in NEW}
     if split == "iid":
         pool = np.random.default_rng(seed).permutation(np.concatenate(list(sites.values())))
         sites = {f"site-{i}": np.sort(part) for i, part in enumerate(np.array_split(pool, len(NEW)))}
-    return Scans(corpus, panel[OLD].fitted, sites, panel)
+    return Scans(corpus, known[OLD], sites, panel)
+
+
+def spread(positions: Positions, count: int) -> Positions:
+    """At most `count` of them, evenly spread."""
+    return positions[np.linspace(0, len(positions) - 1, min(count, len(positions))).astype(np.int64)]
 
 
 def _labels(corpus: Corpus) -> dict[str, NDArray[np.int64]]:

@@ -19,10 +19,7 @@ MEASURES = ("old_loss", "old_loss_seed_decoder", "new_loss", "old_probe", "new_p
 COMPARED = MEASURES[:5]
 REFERENCE, SEED, TWICE = "federated", "seed only", ", twice the steps"
 # The arms that the targets on learning are read for.
-LEARNERS = (
-    "federated", "equal weights", "FedAvgM", "FedAvgM, replay 25 %", "replay 25 %", "federated, IID", "FedAvgM, IID",
-    f"federated{TWICE}", f"replay 25 %{TWICE}", f"federated, IID{TWICE}",
-)  # fmt: skip
+LEARNERS = ("federated", "replay 25 %", "FedAvgM", "federated, IID", f"federated{TWICE}", f"federated, IID{TWICE}")
 
 Runs = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> what it measured
 

@@ -95,10 +95,10 @@ def federation(root: Path) -> Home:
 
 
 def hospital(home: Home, ledger: Ledger, number: int, trainer: Trainer) -> Hospital:
-    """A virtual hospital, enrolled: three scans of four are of sector probes, which the seed has never seen."""
+    """A virtual hospital, enrolled: half of its scans are of sector probes, which the seed has never seen."""
     made = Hospital.create(home.root / "hospitals" / f"site-{number}", trainer)
-    write_shard(made.place / "corpus", "sector", list(tissue(2 * number + 1, 48, SIZE)))
-    write_shard(made.place / "corpus", "linear", list(tissue(2 * number, 16, SIZE)))
+    write_shard(made.place / "corpus", "sector", list(tissue(2 * number + 1, 32, SIZE)))
+    write_shard(made.place / "corpus", "linear", list(tissue(2 * number, 32, SIZE)))
     ledger.add_site(made.enrolment())
     return made
 

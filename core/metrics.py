@@ -90,7 +90,7 @@ SERVER = (
     _gauge("usfmae_server_panel_probe_ratio", "Balanced accuracy of the linear probe on the panel's features", "organ"),
     _gauge("usfmae_server_panel_cka_ratio", "Similarity (linear CKA) of the panel's features to the seed's", "organ"),
     _gauge("usfmae_server_backward_transfer_ratio", "Mean change of the old organs' panel loss since the seed"),
-    _gauge("usfmae_server_update_cosine", "Cosine of two sites' updates in the last round, over all pairs", "of_pairs"),
+    _gauge("usfmae_server_update_cosine", "Cosine of two sites' updates in the last round, over all pairs", "pairs"),
     _counter("usfmae_server_gate_total", "Rounds by what the forgetting gate did with them", "outcome"),
     _gauge("usfmae_server_certificate_expiry_timestamp_seconds", "Unix time the server certificate ends"),
     _gauge("usfmae_server_certificate_days_left", "Days until the server certificate ends"),

@@ -143,7 +143,9 @@ class Gate:
             self._merged(current, merge, left_out)
             readings = self.reader.read(self._tensors(current.number))
             if self._decide(current, readings).outcome == ACCEPTED:
-                accepted = replace(decision, outcome=ACCEPTED, share=1.0, reason=f"{decision.reason}; sites left out")
+                accepted = replace(
+                    decision, outcome=ACCEPTED, share=1.0, reason=f"{decision.reason}; {len(left_out)} site(s) left out"
+                )
                 return readings, accepted, left_out
         self._merged(current, merge, ())
         return self.reader.read(self._tensors(current.number)), decision, {}

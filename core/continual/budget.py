@@ -61,4 +61,5 @@ def decide(
     for share in shares:
         if not over(seed, before, losses_at(share), budget):
             return Decision(INTERPOLATED, share, f"{why}; kept {share:g} of the change", worst, costs[worst])
-    return Decision(REFUSED, 0.0, f"{why}; no smaller share keeps it", worst, costs[worst])
+    tried = "; no smaller share keeps it" if shares else ""
+    return Decision(REFUSED, 0.0, why + tried, worst, costs[worst])

@@ -11,7 +11,7 @@ from usfmae.core.report.page import write_page
 from usfmae.core.web.looks import duration, size, stamp
 
 READINGS = {
-    "forgetting": "masked loss on the public panel over the seed's, minus 1: above 0 is worse",
+    "forgetting": "masked loss on the public panel, change since the seed in %: above 0 is worse",
     "knn": "balanced accuracy of kNN, frozen features",
     "probe": "balanced accuracy of the linear probe, frozen features",
     "cka": "similarity of the features to the seed's (CKA)",
@@ -45,7 +45,9 @@ def write_campaign(path: Path, found: Mapping[str, Any]) -> None:
 def _by_organ(done: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[float | None]]:
     """A reading of the panel by organ and round; organs without one are left out."""
     organs = sorted({organ for r in done for organ, found in r["panel"].items() if key in found})
-    return {organ: [r["panel"].get(organ, {}).get(key) for r in done] for organ in organs}
+    scale = 100 if key == "forgetting" else 1
+    readings = {organ: [r["panel"].get(organ, {}).get(key) for r in done] for organ in organs}
+    return {organ: [None if v is None else scale * v for v in line] for organ, line in readings.items()}
 
 
 def _lowest_cosine(summary: Mapping[str, Any]) -> str:

@@ -328,7 +328,7 @@ def test_what_the_panel_says_is_there_to_scrape(ten_rounds: Home) -> None:
             assert (f"{line} {value}" in scraped) if value is not None else (line not in scraped)
     assert f"usfmae_server_backward_transfer_ratio {last['backward_transfer']}" in scraped
     assert 'usfmae_server_gate_total{outcome="accepted"} 5.0' in scraped
-    assert 'usfmae_server_update_cosine{of_pairs="lowest"}' in scraped
+    assert 'usfmae_server_update_cosine{pairs="lowest"}' in scraped
 
 
 def test_a_release_says_what_it_was_trained_on_and_how_it_did(ten_rounds: Home, tmp_path: Path) -> None:
