@@ -247,19 +247,24 @@ def _arrays(file: BinaryIO, ds: Dataset, indices: Sequence[int]) -> Iterator[NDA
         options |= {
             "transfer_syntax_uid": syntax,
             "pixel_keyword": "PixelData",
-            "pixel_vr": _enter_pixels(file, syntax),
+            "pixel_vr": _enter_pixels(file, ds),
         }
     for array, _ in get_decoder(syntax).iter_array(source, indices=indices, raw=True, validate=True, **options):
         yield array
 
 
-def _enter_pixels(file: BinaryIO, syntax: UID) -> str:
-    """Step over the header of (7FE0,0010) (PS3.5 7.1.2, 7.1.3) and return its VR. Raises Unreadable."""
-    order = "<" if syntax.is_little_endian else ">"
-    head = file.read(8 if syntax.is_implicit_VR else 12)
-    if len(head) < 8 or struct.unpack(order + "HH", head[:4]) != (0x7FE0, 0x0010):
+def _enter_pixels(file: BinaryIO, ds: Dataset) -> str:
+    """Step over the header of (7FE0,0010) (PS3.5 7.1.2, 7.1.3) and return its VR. Raises Unreadable.
+
+    Whether a VR stands there is seen, not believed: files that declare explicit VRs and hold implicit ones exist.
+    """
+    head = file.read(8)
+    if len(head) < 8 or struct.unpack("<HH" if ds.original_encoding[1] else ">HH", head[:4]) != (0x7FE0, 0x0010):
         raise Unreadable("no-pixels", "the object holds no picture")
-    return "OW" if syntax.is_implicit_VR else head[4:6].decode("ascii")
+    if head[4:6] not in (b"OB", b"OW"):
+        return "OW"
+    file.read(4)
+    return head[4:6].decode()
 
 
 def _mpeg(

@@ -83,6 +83,14 @@ def test_uncompressed_in_either_byte_order_with_and_without_a_file_header(
     assert np.array_equal(frames(colour)[1].pixels, COLOUR[::-1])
 
 
+def test_implicit_vrs_in_a_file_that_declares_explicit_ones(make_dicom: MakeDicom) -> None:
+    path = make_dicom(COLOUR[None], "lying", uid.ImplicitVRLittleEndian)
+    ds = pydicom.dcmread(path)
+    ds.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    pydicom.dcmwrite(path, ds, implicit_vr=True, little_endian=True, force_encoding=True)
+    assert np.array_equal(frames(path)[0].pixels, COLOUR)
+
+
 def test_samples_by_plane(make_dicom: MakeDicom) -> None:
     path = make_dicom(COLOUR[None], "planar", PlanarConfiguration=1, PixelData=COLOUR.transpose(2, 0, 1).tobytes())
     assert np.array_equal(frames(path)[0].pixels, COLOUR)
