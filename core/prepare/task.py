@@ -33,14 +33,19 @@ class _Open:
 def run_local(tasks: Iterable[Task], found: dict[str, Known], ledger: Ledger, pool: Pool) -> Iterator[list[ScanResult]]:
     """Results unit by unit as they come; a task's shard and then its ledger entry are written once all are in.
 
-    Units of the next tasks run while one is finished, so all workers stay busy. Raises ResourceError (disk full).
+    Units of the next tasks run while one is finished and long ones go first, so all workers stay busy to the end.
+    Raises ResourceError (disk full).
     """
     opened: dict[str, _Open] = {}
 
     def pieces() -> Iterator[tuple[str, int, Unit]]:
         for name, units in tasks:
             opened[name] = _Open(name, len(units))
-            yield from ((name, place, unit_of(ids, found)) for place, ids in enumerate(units))
+            long_first = sorted(range(len(units)), key=lambda place: -planned(units[place]))
+            yield from ((name, place, unit_of(units[place], found)) for place in long_first)
+
+    def planned(ids: list[str]) -> int:
+        return sum(found[id_].planned for id_ in ids if id_ in found)
 
     def work(worker: Worker, piece: tuple[str, int, Unit]) -> UnitResult:
         return worker.process_unit(piece[2])
