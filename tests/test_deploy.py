@@ -115,6 +115,21 @@ def test_helm_chart_has_no_value_that_is_not_declared() -> None:
     assert yaml.safe_load((chart / "Chart.yaml").read_text())["appVersion"] == metrics.__version__
 
 
+def test_wheel_holds_every_module_template_and_table(tmp_path: Path) -> None:
+    """Installed as an administrator installs it, not as developers do: pages need their templates."""
+    rooms = ("core", "client", "server")
+    for room in rooms:
+        shutil.copytree(ROOT / room, tmp_path / "src" / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / "src")
+    wanted = {f"usfmae/{f.relative_to(tmp_path / 'src')}" for f in (tmp_path / "src").rglob("*") if f.is_file()}
+    wanted = {name for name in wanted if name.split("/")[1] in rooms}
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*command, "-w", tmp_path, tmp_path / "src"], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wanted - set(zipfile.ZipFile(wheel).namelist()) == set()
+
+
 def test_bundle_refuses_a_variant_that_does_not_exist(tmp_path: Path) -> None:
     script = [DEPLOY / "offline" / "bundle.sh", tmp_path, sys.executable]
     done = subprocess.run(script, env={**os.environ, "VARIANT": "gpu"}, capture_output=True, text=True)

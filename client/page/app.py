@@ -23,6 +23,7 @@ from usfmae.client.look import Looked
 from usfmae.client.page import view
 from usfmae.client.site import Site
 from usfmae.core.errors import UsfmaeError
+from usfmae.core.report.reasons import meaning
 from usfmae.core.web import looks
 from usfmae.core.web.door import Door, Visit
 from usfmae.core.web.guard import Guard
@@ -41,6 +42,7 @@ class Page:
         self.looked: OrderedDict[str, Looked] = OrderedDict()
         self.looking = asyncio.Lock()
         self.templates = looks.environment("usfmae.client.page")
+        self.templates.filters["meaning"] = meaning
 
     def show(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         return HTMLResponse(self.render(template, request.scope["visit"], request.url.path, **values), status)

@@ -22,7 +22,7 @@ case $variant in
   cpu) index=(--extra-index-url "${INDEX_URL:-https://download.pytorch.org/whl/cpu}") ;;
   *) fail "variant $variant" "is neither cuda nor cpu" "set VARIANT" 2 ;;
 esac
-rm -rf "$folder"
+rm -rf "$folder" "$root/build/lib" # setuptools would put modules of an earlier version into the wheel
 mkdir -p "$folder/wheels" "$folder/deploy"
 pip=("$python" -m pip --quiet --disable-pip-version-check)
 
