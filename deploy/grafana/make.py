@@ -25,6 +25,7 @@ PANELS: list[Any] = [
     ("Panel loss by organ", "none", ("usfmae_server_panel_loss", "{{organ}}")),
     ("Forgetting by organ", "percentunit", ("usfmae_server_panel_forgetting_ratio", "{{organ}}")),
     ("kNN on the panel, by organ", "percentunit", ("usfmae_server_panel_knn_ratio", "{{organ}}")),
+    ("Probe on the panel, by organ", "percentunit", ("usfmae_server_panel_probe_ratio", "{{organ}}")),
     ("Verdicts an hour", "none", ("increase(usfmae_server_verdicts_total[1h])", "{{verdict}}")),
     ("Round duration", "s", ("usfmae_server_round_seconds", "last round")),
     ("Rounds by outcome", "none", ("usfmae_server_rounds_total", "{{outcome}}")),
