@@ -1,7 +1,6 @@
-"""The round loop's side of Flower: requests become messages of a Grid, replies become answers.
+"""The round loop as a ServerApp of Flower, for a coordinator who must run a stock SuperLink.
 
-Over the gateway's Link this is the aggregator. Over Flower's own HTTP Grid the same loop runs as a ServerApp
-(`main` below), for a coordinator who must run a stock SuperLink; docs/federation.md says when and how.
+Requests become messages of Flower's Grid, replies become answers; docs/federation.md says when and how.
 """
 
 from __future__ import annotations
@@ -12,66 +11,44 @@ from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
 from usfmae.core.continual import replay as replays
-from usfmae.core.protocol import DECODER, ENCODER, RAW, RECORD, REPLAY, UPDATE, TrainRequest, to_record
+from usfmae.core.protocol import DECODER, ENCODER, RAW, RECORD, REPLAY, UPDATE, to_record
 from usfmae.core.tensors import TensorFile
 from usfmae.server.admission import Arrived
 from usfmae.server.ledger import Site
-from usfmae.server.rounds import Answer
-
-# Errors that say something about the line or the node, not about a site's honesty.
-PASSING = (
-    ErrorCode.MESSAGE_UNAVAILABLE,
-    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
-    ErrorCode.NODE_UNAVAILABLE,
-    ErrorCode.CLIENT_APP_CRASHED,
-)
+from usfmae.server.transport import Answer, Task
+from usfmae.server.wire import PASSING
 
 
 class FlowerWire:
-    """rounds.Wire over any Grid of Flower."""
+    """Transport over any Grid of Flower."""
 
-    def __init__(
-        self,
-        grid: Grid,
-        sites: Callable[[], Mapping[str, Site]],
-        enrol: Callable[[Iterable[Site]], None] = lambda sites: None,
-        withdraw: Callable[[Iterable[str]], None] = lambda messages: None,
-    ) -> None:
-        self.grid, self.sites, self.enrol, self.take_back = grid, sites, enrol, withdraw
+    def __init__(self, grid: Grid, sites: Callable[[], Mapping[str, Site]]) -> None:
+        self.grid, self.sites = grid, sites
         self.nodes: dict[str, int] = {}  # site -> node id, as of the last look
         self.arrays: dict[Path, ArrayRecord] = {}  # what the open round sends, built once
 
     def connected(self) -> set[str]:
-        sites = self.sites()
-        self.enrol(sites.values())
-        by_key = {_key_text(site.node_key): site.site for site in sites.values() if site.state == "active"}
+        sites = self.sites().values()
+        by_key = {_key_text(site.node_key): site.site for site in sites if site.state == "active"}
         here = {by_key.get(_key_text(bytes(node.public_key).decode())): node.node_id for node in self.grid.get_nodes()}
         self.nodes = {site: node for site, node in here.items() if site}
         return set(self.nodes)
 
-    def ask(
-        self,
-        site: str,
-        request: TrainRequest,
-        encoder: Path,
-        decoder: Path | None,
-        ttl: float,
-        replay: Path | None = None,
-    ) -> str:
-        node = self.nodes.get(site)
+    def ask(self, task: Task) -> str:
+        node = self.nodes.get(task.site)
         if node is None:
             return ""
-        content = RecordDict({RECORD: ConfigRecord({**to_record(request)}), ENCODER: self._record(encoder)})
-        if decoder:
-            content[DECODER] = self._record(decoder)
-        if replay:
-            content[REPLAY] = self._files(replay)
-        self._drop_others(encoder)
-        message = Message(content, node, MessageType.TRAIN, ttl=ttl, group_id=str(request.round))
+        record = ConfigRecord({**to_record(task.request)})
+        content = RecordDict({RECORD: record, ENCODER: self._record(task.encoder)})
+        if task.decoder:
+            content[DECODER] = self._record(task.decoder)
+        if task.replay:
+            content[REPLAY] = self._files(task.replay)
+        self._drop_others(task.encoder)
+        message = Message(content, node, MessageType.TRAIN, ttl=task.ttl, group_id=str(task.request.round))
         return next(iter(self.grid.push_messages([message])), "") or ""
 
     def answers(self, messages: Iterable[str]) -> Iterable[Answer]:
@@ -81,7 +58,7 @@ class FlowerWire:
                 yield _answer(reply)
 
     def withdraw(self, messages: Iterable[str]) -> None:
-        self.take_back(messages)
+        """A stock SuperLink keeps them until they expire."""
 
     def release(self) -> None:
         """Forget the arrays of the round; before a merge, to keep memory low."""

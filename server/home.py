@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from usfmae.core.config import load
 from usfmae.core.config.coordinator import CoordinatorSettings
-from usfmae.core.errors import ConfigError
+from usfmae.core.errors import ConfigError, ResourceError
 
 
 @dataclass(frozen=True)
@@ -97,3 +98,12 @@ class Home:
         if not self.settings_file.exists():
             raise ConfigError(f"directory {self.root}", "holds no coordinator.yaml", "run 'usfmae-server init' first")
         return load(CoordinatorSettings, self.settings_file, overrides)[0]
+
+
+def check_disk(home: Home, floor_gib: float) -> None:
+    """A round needs room for its replies and its checkpoint. ResourceError where there is less above the floor."""
+    needed = 4 * home.checkpoint(0).stat().st_size + floor_gib * 2**30
+    free = shutil.disk_usage(home.root).free
+    if free < needed:
+        why = f"{free / 2**30:.1f} GiB free, {needed / 2**30:.1f} needed"
+        raise ResourceError(f"disk of {home.root}", why, "free space")

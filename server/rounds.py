@@ -11,28 +11,25 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from usfmae.core import audit, update
 from usfmae.core.config.coordinator import CoordinatorSettings
-from usfmae.core.continual import replay
-from usfmae.core.errors import ConfigError, ResourceError
+from usfmae.core.errors import ResourceError
 from usfmae.core.log import note
-from usfmae.core.protocol import TrainRequest, sign
+from usfmae.core.protocol import TrainRequest
 from usfmae.core.tensors import TensorFile
 from usfmae.server import campaign, close, spool
-from usfmae.server.admission import ADMITTED, DECLINED, Arrived, Refusal, examine, identify
+from usfmae.server.admission import ADMITTED, DECLINED, Refusal, examine, identify
 from usfmae.server.campaign import Campaign
-from usfmae.server.home import Home
+from usfmae.server.home import Home, check_disk
 from usfmae.server.ledger import Ledger, Round, Site, Verdict
-from usfmae.server.weights import recipe_text
+from usfmae.server.request import replayed, train_request
+from usfmae.server.transport import Answer, Task, Transport
 
 if TYPE_CHECKING:
     from usfmae.server.budget import Gate
@@ -45,62 +42,22 @@ ASK_AGAIN = 5.0  # seconds before a site whose reply was lost is asked again
 DECLINE_HOLDS = 60.0  # seconds before a site that declined is asked again
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What came back for one request: a reply as it arrived, or an error of the transport."""
-
-    message: str
-    record: Mapping[str, Any] = field(default_factory=dict)
-    arrays: Mapping[str, Arrived] = field(default_factory=dict)
-    error: str = ""
-    hostile: bool = False  # the error says something about the sender, not about the line
-
-
-class Transport(Protocol):
-    """The one seam of the loop: how a request reaches a site, and what comes back.
-
-    server/wire.py is the gateway's, server/app.py a stock SuperLink's, server/simulate.py has virtual hospitals.
-    """
-
-    def connected(self) -> set[str]:
-        """Sites (fingerprints) that are there now; also lets in and cuts off sites as the ledger says."""
-
-    def ask(
-        self,
-        site: str,
-        request: TrainRequest,
-        encoder: Path,
-        decoder: Path | None,
-        ttl: float,
-        replay: Path | None = None,
-    ) -> str:
-        """Send a request; returns a message id, or "" where the site is gone."""
-
-    def answers(self, messages: Iterable[str]) -> Iterable[Answer]:
-        """Answers that have arrived, each once; never blocks."""
-
-    def withdraw(self, messages: Iterable[str]) -> None:
-        """Answers to these are not wanted any more."""
-
-    def release(self) -> None:
-        """Free what the round's requests hold in memory."""
-
-
 class Loop:
-    """Runs rounds against a wire. `clock` and `wait` are there for tests."""
+    """Runs rounds over a transport. `clock` and `wait` are there for tests; `committed` hears of each round's end."""
 
     def __init__(
         self,
         home: Home,
         ledger: Ledger,
         settings: CoordinatorSettings,
-        wire: Transport,
+        transport: Transport,
         key: Ed25519PrivateKey,
         clock: Callable[[], float] = time.time,
         wait: Callable[[float], None] = time.sleep,
+        committed: Callable[[int], None] = lambda number: None,
     ) -> None:
-        self.home, self.ledger, self.settings, self.wire, self.key = home, ledger, settings, wire, key
-        self.clock, self.wait = clock, wait
+        self.home, self.ledger, self.settings, self.transport, self.key = home, ledger, settings, transport, key
+        self.clock, self.wait, self.committed = clock, wait, committed
         self.asked: dict[str, tuple[str, TrainRequest]] = {}  # message -> (site, request)
         self.not_before: dict[str, float] = {}  # site -> time before which it is not asked again
         self.late: dict[str, tuple[str, TrainRequest]] = {}  # messages of closed rounds still out
@@ -121,24 +78,25 @@ class Loop:
 
     def one_round(self, running: Campaign) -> None:
         number = self._committed() + 1
-        self._check_disk()
+        check_disk(self.home, self.settings.min_free_gib)
         before = self.home.checkpoint(number - 1)
         with TensorFile(before) as base:
             content = base.metadata["content"]
             last = self.ledger.last_round()
             step = last.global_step + last.steps if last else 0
             current = self.ledger.open_round(number, content, step, self.settings.rounds.steps)
-            request = self._request(current, running)
+            request = train_request(self.settings, current, running, self.key)
             note(logger, "round open", round=number, base=content[:12])
             result = ""
             while not result:
                 self._collect(current, request, base)
-                self.wire.release()
+                self.transport.release()
                 result = close.finish(self.home, self.ledger, self.settings, current, base, self.gate)
             self._let_go()
         note(logger, "round committed", round=number, result=result[:12])
         spool.clear(self.home, number)
         close.prune(self.home, self.settings.keep, number)
+        self.committed(number)
 
     def _committed(self) -> int:
         last = self.ledger.last_round()
@@ -153,44 +111,18 @@ class Loop:
 
         return Gate(self.home, self.ledger, self.settings)
 
-    def _request(self, current: Round, running: Campaign) -> TrainRequest:
-        pull = self.settings.merge.proximal if self.settings.merge.rule == "fedprox" else 0.0
-        placed = {"steps": running.end_step, "origin": running.origin, "proximal": pull, **self._replayed()}
-        train = self.settings.train.model_copy(update=placed)
-        request = TrainRequest(
-            campaign=running.id,
-            round=current.number,
-            base=current.base,
-            global_step=current.global_step,
-            steps=current.steps,
-            recipe=recipe_text(self.settings.model, train),
-            encoding=self.settings.rounds.encoding,
-            min_new=self.settings.continual.min_new,
-            deadline=current.opened + self.settings.rounds.deadline,
-        )
-        return sign(request, self.key)
-
-    def _replayed(self) -> dict[str, Any]:
-        """Which public corpus sites mix in, and how much of it."""
-        asked = self.settings.continual
-        if not (asked.replay and asked.replay_share):
-            return {}
-        if replay.size(asked.replay) > replay.MOST_BYTES:
-            raise ConfigError(f"continual.replay: {asked.replay}", "is larger than 1 GiB", "choose fewer images")
-        return {"replay": asked.replay_share, "replay_corpus": replay.digest(asked.replay)}
-
     # collecting
 
     def _collect(self, current: Round, request: TrainRequest, base: TensorFile) -> None:
         spool.forget_unnoted(self.home, self.ledger, current.number)
         while True:
             sites = {name: site for name, site in self.ledger.sites().items() if site.state == "active"}
-            here = self.wire.connected() & set(sites)
+            here = self.transport.connected() & set(sites)
             self._note_seen(here)
             verdicts = self.ledger.verdicts(current.number)
             for site in sorted(here - set(verdicts)):
                 self._ask(sites[site], request)
-            for answer in self.wire.answers(list(self.asked)):
+            for answer in self.transport.answers(list(self.asked)):
                 self._take(answer, sites, base)
             self._take_late()
             if self._may_close(current, set(sites), here):
@@ -205,10 +137,15 @@ class Loop:
             return
         ships = site.site in self.without_replay
         asked = dataclasses.replace(request, with_decoder=not site.has_decoder, with_replay=ships)
-        decoder = None if site.has_decoder else self.home.decoder
-        ttl = max(request.deadline - self.clock(), 600.0)
-        public = self.settings.continual.replay if ships else None
-        message = self.wire.ask(site.site, asked, self.home.checkpoint(request.round - 1), decoder, ttl, public)
+        task = Task(
+            site.site,
+            asked,
+            self.home.checkpoint(request.round - 1),
+            None if site.has_decoder else self.home.decoder,
+            self.settings.continual.replay if ships else None,
+            max(request.deadline - self.clock(), 600.0),
+        )
+        message = self.transport.ask(task)
         if message:
             self.asked[message] = (site.site, asked)
             note(logger, "asked", round=request.round, site=site.name)
@@ -238,7 +175,7 @@ class Loop:
         if reply.declined == "need-decoder" and site.has_decoder:
             self.ledger.note_decoder(site.site, False)
             return
-        if reply.declined == "need-replay" and not request.with_replay and self._replayed():
+        if reply.declined == "need-replay" and not request.with_replay and replayed(self.settings):
             self.without_replay.add(site.site)
             return
         self.without_replay.discard(site.site)
@@ -293,14 +230,14 @@ class Loop:
 
     def _let_go(self) -> None:
         """The round is closed: nobody new gets its request; who trains on it may still answer, and is told late."""
-        unread = [message for message, (site, _) in self.asked.items() if site not in self.wire.connected()]
-        self.wire.withdraw(unread)
+        unread = [message for message, (site, _) in self.asked.items() if site not in self.transport.connected()]
+        self.transport.withdraw(unread)
         self.late.update({message: asked for message, asked in self.asked.items() if message not in unread})
         self.asked.clear()
 
     def _take_late(self) -> None:
         """Replies that come after their round closed are never merged."""
-        for answer in self.wire.answers(list(self.late)):
+        for answer in self.transport.answers(list(self.late)):
             site, request = self.late.pop(answer.message)
             if not answer.error and self.settings.rounds.late == "record":
                 self.ledger.refuse(request.round, site, "late", "the round had closed")
@@ -328,18 +265,3 @@ class Loop:
         if here and self.clock() - self.noted > SEEN_EVERY:
             self.noted = self.clock()
             self.ledger.saw(here)
-
-    def _check_disk(self) -> None:
-        """A round needs room for its replies, its checkpoint and the messages in transit."""
-        size = self.home.checkpoint(0).stat().st_size
-        needed = 4 * size + self.settings.min_free_gib * 2**30
-        free = shutil.disk_usage(self.home.root).free
-        if free < needed:
-            raise ResourceError(
-                f"disk of {self.home.root}", f"{free / 2**30:.1f} GiB free, {needed / 2**30:.1f} needed", "free space"
-            )
-
-
-def sites_of(verdicts: Mapping[str, Verdict]) -> Sequence[str]:
-    """Admitted sites in the order of fingerprints: the order of every merge."""
-    return sorted(site for site, verdict in verdicts.items() if verdict.verdict == ADMITTED)

@@ -31,7 +31,8 @@ from usfmae.core.train import evaluate, train
 from usfmae.server.admission import Arrived
 from usfmae.server.home import Home
 from usfmae.server.ledger import Ledger
-from usfmae.server.rounds import Answer, Loop
+from usfmae.server.rounds import Loop
+from usfmae.server.transport import Answer, Task
 
 TENSORS = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
@@ -140,34 +141,26 @@ class Hospital:
 
 
 class InProcess:
-    """rounds.Wire without a network: a request is answered when its answer is looked for, one hospital at a time."""
+    """Transport without a network: a request is answered when its answer is looked for, one hospital at a time."""
 
     def __init__(self, hospitals: Iterable[Hospital], decoder: Path) -> None:
         self.hospitals = {hospital.site: hospital for hospital in hospitals}
         self.decoder = decoder
-        self.waiting: dict[str, tuple[str, TrainRequest, Path]] = {}
+        self.waiting: dict[str, Task] = {}
         self.order: Callable[[list[str]], list[str]] = list  # in which order answers arrive
 
     def connected(self) -> set[str]:
         return set(self.hospitals)
 
-    def ask(
-        self,
-        site: str,
-        request: TrainRequest,
-        encoder: Path,
-        decoder: Path | None,
-        ttl: float,
-        replay: Path | None = None,
-    ) -> str:
-        message = content_id(site, str(request.round), str(time.monotonic_ns()))
-        self.waiting[message] = (site, request, encoder)
+    def ask(self, task: Task) -> str:
+        message = content_id(task.site, str(task.request.round), str(time.monotonic_ns()))
+        self.waiting[message] = task
         return message
 
     def answers(self, messages: Iterable[str]) -> Iterable[Answer]:
         for message in self.order([m for m in messages if m in self.waiting]):
-            site, request, encoder = self.waiting.pop(message)
-            record, arrays = self.hospitals[site].answer(request, encoder, self.decoder)
+            task = self.waiting.pop(message)
+            record, arrays = self.hospitals[task.site].answer(task.request, task.encoder, self.decoder)
             yield Answer(message, record, arrays)
 
     def withdraw(self, messages: Iterable[str]) -> None:
@@ -211,11 +204,18 @@ def tissue(site: int, images: int, size: int) -> Iterable[Packed]:
             yield Packed(np.asarray(gray), content_id(str(site), str(clip), str(index)), f"clip-{clip}")
 
 
-def run(home: Home, sites: int, rounds: int, images: int, trainer: Trainer = masked_autoencoder) -> Ledger:
+def run(
+    home: Home,
+    sites: int,
+    rounds: int,
+    images: int,
+    trainer: Trainer = masked_autoencoder,
+    committed: Callable[[int], None] = lambda number: None,
+) -> None:
     """Rounds over virtual hospitals until `rounds` are committed; a second call goes on."""
-    hospitals = populate(home, sites, images, trainer)
     ledger = Ledger(home.ledger)
+    hospitals = InProcess(populate(home, sites, images, trainer), home.decoder)
     key = read_private(home.signing_key, Ed25519PrivateKey)
-    loop = Loop(home, ledger, home.settings(), InProcess(hospitals, home.decoder), key, wait=lambda seconds: None)
+    loop = Loop(home, ledger, home.settings(), hospitals, key, wait=lambda seconds: None, committed=committed)
     loop.run(rounds)
-    return ledger
+    ledger.close()

@@ -1,4 +1,4 @@
-"""rounds.Transport over the gateway: a request is offered from the files it is made of, a reply is read from transit.
+"""Transport over the gateway: a request is offered from the files it is made of, a reply is read from transit.
 
 Neither ever stands in memory whole: sites fetch the encoder chunk by chunk from the checkpoint, and a reply is judged
 and spooled tensor by tensor.
@@ -18,12 +18,12 @@ from numpy.lib import format as npy
 from usfmae.core import objects
 from usfmae.core.continual import replay as replays
 from usfmae.core.errors import PolicyError
-from usfmae.core.protocol import DECODER, ENCODER, RAW, RECORD, REPLAY, UPDATE, TrainRequest, to_record
+from usfmae.core.protocol import DECODER, ENCODER, RAW, RECORD, REPLAY, UPDATE, to_record
 from usfmae.core.tensors import TensorFile
 from usfmae.server.admission import Arrived
 from usfmae.server.ledger import Site
 from usfmae.server.link import Link, Reply, normal_pem
-from usfmae.server.rounds import Answer
+from usfmae.server.transport import Answer, Task
 
 # Errors that say something about the line or the node, not about a site's honesty.
 PASSING = (
@@ -48,25 +48,17 @@ class GatewayWire:
         self.nodes = {site: online[key] for site, key in keys.items() if key in online}
         return set(self.nodes)
 
-    def ask(
-        self,
-        site: str,
-        request: TrainRequest,
-        encoder: Path,
-        decoder: Path | None,
-        ttl: float,
-        replay: Path | None = None,
-    ) -> str:
-        node = self.nodes.get(site)
+    def ask(self, task: Task) -> str:
+        node = self.nodes.get(task.site)
         if node is None:
             return ""
-        arrays = {ENCODER: self._offered(encoder)}
-        if decoder:
-            arrays[DECODER] = self._offered(decoder)
-        if replay:
-            arrays[REPLAY] = self._files(replay)
-        record = objects.split(ConfigRecord({**to_record(request)}).deflate())
-        return self.link.send(node, {RECORD: bytes(record.body)}, arrays, ttl)
+        arrays = {ENCODER: self._offered(task.encoder)}
+        if task.decoder:
+            arrays[DECODER] = self._offered(task.decoder)
+        if task.replay:
+            arrays[REPLAY] = self._files(task.replay)
+        record = objects.split(ConfigRecord({**to_record(task.request)}).deflate())
+        return self.link.send(node, {RECORD: bytes(record.body)}, arrays, task.ttl)
 
     def answers(self, messages: Iterable[str]) -> Iterator[Answer]:
         for reply in self.link.replies(list(messages)):

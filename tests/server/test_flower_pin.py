@@ -27,6 +27,7 @@ from usfmae.core.protocol import TrainRequest, to_record
 from usfmae.server import fleet, porch
 from usfmae.server.link import Link
 from usfmae.server.transit import TransitStore
+from usfmae.server.transport import Task
 from usfmae.server.wire import GatewayWire
 
 
@@ -112,7 +113,7 @@ def test_a_request_goes_through_the_link_and_its_reply_comes_back(tmp_path):
     wire = GatewayWire(link, dict)
     wire.nodes["site"] = node
     request = TrainRequest("c", 1, "b", 0, 1, "{}")
-    sent = wire.ask("site", request, file, None, 600)
+    sent = wire.ask(Task("site", request, file))
     assert link.waits(b"key") and not link.waits(b"other")
     [received] = link.state.get_message_ins(node, 1)
     assert received.metadata.message_id == sent and not link.waits(b"key")

@@ -10,7 +10,7 @@ from usfmae.core.errors import ResourceError
 from usfmae.core.protocol import TrainReply, sign, to_record
 from usfmae.core.tensors import TensorFile
 from usfmae.server import aggregate, close, rounds, spool
-from usfmae.server.rounds import Answer
+from usfmae.server.transport import Answer
 
 
 class Crash(BaseException):
@@ -100,7 +100,7 @@ def test_a_disk_that_is_nearly_full_opens_no_round(federation):
 def test_a_quorum_closes_at_the_deadline_without_the_silent_site(federation):
     made = federation(3, **{"rounds.quorum": 2, "rounds.deadline": 100})
     silent = made.hospitals[2].site
-    made.wire.order = lambda messages: [m for m in messages if made.wire.waiting[m][0] != silent]
+    made.wire.order = lambda messages: [m for m in messages if made.wire.waiting[m].site != silent]
     now = [0.0]
     loop = made.loop(clock=lambda: now[0], wait=lambda seconds: now.__setitem__(0, now[0] + 30))
     loop.ledger.open_round = lambda *a, real=loop.ledger.open_round: dataclasses.replace(real(*a), opened=0.0)
@@ -157,7 +157,7 @@ def test_a_site_enrolled_in_the_middle_of_a_round_takes_part(federation):
 def test_a_late_reply_is_noted_and_not_merged(federation):
     made = federation(3, **{"rounds.quorum": 2, "rounds.deadline": 0.001})
     slow = made.hospitals[2].site
-    made.wire.order = lambda messages: [m for m in messages if made.wire.waiting[m][0] != slow or made.late]
+    made.wire.order = lambda messages: [m for m in messages if made.wire.waiting[m].site != slow or made.late]
     made.late = False
     loop = made.loop()
     loop.run(1)
@@ -234,12 +234,12 @@ def test_the_replay_corpus_goes_to_sites_that_have_none_and_to_nobody_twice(fede
     holders, asked = {made.hospitals[0].site}, []
     ask, answers = made.wire.ask, made.wire.answers
 
-    def noting(site, request, encoder, decoder, ttl, replay=None):
-        asked.append((request.round, site, replay))
-        assert request.with_replay == bool(replay)
-        if replay:
-            holders.add(site)
-        return ask(site, request, encoder, decoder, ttl, replay)
+    def noting(task):
+        asked.append((task.request.round, task.site, task.replay))
+        assert task.request.with_replay == bool(task.replay)
+        if task.replay:
+            holders.add(task.site)
+        return ask(task)
 
     def missing(messages):
         for answer in answers(messages):
