@@ -137,10 +137,13 @@ def compare(
 
     `earlier`: norms admitted in the rounds before; `directions`: inner products of the updates (S, S), in site order,
     or None. The reference length is the lower median: with two sites the smaller one counts, since an update that is
-    too large does harm and one that is too small does not.
+    too large does harm and one that is too small does not. Earlier rounds count only for a site that stands alone: a
+    learning rate that warms up makes every honest update longer than the last round's. A length of zero says nothing.
     """
     refused: dict[str, Refusal] = {}
-    reference = statistics.median_low([*norms.values(), *earlier]) if norms else 0.0
+    now, before = [n for n in norms.values() if n > 0], [n for n in earlier if n > 0]
+    known = now if len(now) > 1 else [*now, *before]
+    reference = statistics.median_low(known) if known else 0.0
     for site, norm in norms.items():
         if norm > gate.base_limit * base_norm:
             refused[site] = Refusal("norm", f"length {norm:.3g}; the encoder itself has {base_norm:.3g}")

@@ -22,6 +22,7 @@ from usfmae.core.checkpoint import decoder_of, encoder_of, recipe_of
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import Packed, write_shard
 from usfmae.core.enrolment import Enrolment
+from usfmae.core.errors import PolicyError
 from usfmae.core.files import replacing
 from usfmae.core.flow import content_id
 from usfmae.core.keys import Ed25519PrivateKey, read_private
@@ -216,6 +217,11 @@ def run(
     ledger = Ledger(home.ledger)
     hospitals = InProcess(populate(home, sites, images, trainer), home.decoder)
     key = read_private(home.signing_key, Ed25519PrivateKey)
-    loop = Loop(home, ledger, home.settings(), hospitals, key, wait=lambda seconds: None, committed=committed)
+
+    def wait(seconds: float) -> None:
+        if not hospitals.waiting:  # everyone has answered, and the round does not close: nothing would ever change
+            raise PolicyError("round", "has fewer admitted hospitals than its quorum", "see the verdicts in 'status'")
+
+    loop = Loop(home, ledger, home.settings(), hospitals, key, wait=wait, committed=committed)
     loop.run(rounds)
     ledger.close()

@@ -23,7 +23,13 @@ import click
 @click.option("--sites", type=click.IntRange(1, 8), default=2, show_default=True, help="Hospitals.")
 @click.option("--rounds", type=click.IntRange(1, 50), default=2, show_default=True, help="Federated rounds.")
 @click.option("--seed-steps", type=click.IntRange(1), default=60, show_default=True, help="Steps of the seed.")
-@click.option("--steps", type=click.IntRange(1), default=40, show_default=True, help="Local steps in each round.")
+@click.option("--steps", type=click.IntRange(1), help="Local steps in each round: 40, or 5 with --simulate.")
+@click.option(
+    "--simulate",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help="Instead: N virtual hospitals in one process with a tiny model, through the same loop, gate and ledger.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json on stdout.")
 def demo(
     out: Path,
@@ -32,7 +38,8 @@ def demo(
     sites: int,
     rounds: int,
     seed_steps: int,
-    steps: int,
+    steps: int | None,
+    simulate: int | None,
     as_json: bool,
 ) -> None:
     from usfmae.core.cli.shell import print_json
@@ -41,13 +48,18 @@ def demo(
 
     if bool(folders) != data:
         raise UsageError("demo folders", "--data and folders go together", "write --data DIR DIR")
+    if simulate:
+        if data:
+            raise UsageError("--simulate", "has hospitals of its own", "leave --data and the folders out")
+        _simulated(out, simulate, rounds, steps or 5, as_json)
+        return
     story = Demo(
         out.resolve(),
         folders,
         len(folders) or sites,
         rounds,
         seed_steps,
-        steps,
+        steps or 40,
         lambda line: click.echo(line, err=True),
     )
     summary = tell(story)
@@ -59,3 +71,17 @@ def demo(
         click.echo(f"{name}: {summary['images'][name]} images, held-out masked loss {before:.4f} -> {after:.4f}")
     click.echo(f"timm agrees within {summary['timm_max_abs_diff']:.1e}; {summary['seconds']:.0f} s")
     click.echo(f"{out / 'report.html'}\n{out / 'summary.json'}")
+
+
+def _simulated(out: Path, hospitals: int, rounds: int, steps: int, as_json: bool) -> None:
+    from usfmae.core.cli.shell import print_json
+    from usfmae.core.demo.simulated import simulate
+
+    summary = simulate(out.resolve(), hospitals, rounds, steps, lambda line: click.echo(line, err=True))
+    if as_json:
+        print_json(summary)
+        return
+    first, last = summary["rounds"][0]["summary"], summary["rounds"][-1]["summary"]
+    click.echo(f"{hospitals} hospitals: masked loss {first['loss_before']:.4f} -> {last['loss_after']:.4f}")
+    click.echo(f"memory {max(summary['resident_mb'].values()):.0f} MB at most; {summary['seconds']:.0f} s")
+    click.echo(f"{out / 'summary.json'}")

@@ -71,7 +71,7 @@ class Demo:
 
 def tell(demo: Demo) -> dict[str, Any]:
     """Run the whole demo and return its summary. Every process has ended when this returns or raises."""
-    _fresh(demo.out)
+    fresh(demo.out)
     with running() as demo.processes:
         demo.sources = _scans(demo)
         _seed(demo)
@@ -97,7 +97,8 @@ def tell(demo: Demo) -> dict[str, Any]:
     return demo.summary
 
 
-def _fresh(out: Path) -> None:
+def fresh(out: Path) -> None:
+    """An empty folder for a demo. UsageError where it holds what no demo made."""
     if out.exists() and any(out.iterdir()):
         if not (out / MARK).exists():
             raise UsageError(f"--out {out}", "holds files that no demo made", "give an empty or new folder")

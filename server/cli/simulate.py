@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from usfmae.core.cli.shell import print_json
+
+if TYPE_CHECKING:
+    from usfmae.server.ledger import Round
 
 
 @click.command()
@@ -24,10 +28,12 @@ def simulate(
     gate, ledger and merge; no network. Merging rules, encodings and attacks can be tried here before a campaign."""
     from usfmae.server.create import create
     from usfmae.server.home import Home
+    from usfmae.server.ledger import Ledger
     from usfmae.server.simulate import run
     from usfmae.server.status import status
 
     home = Home(directory)
+    memory: dict[int, float] = {}
     if not home.ledger.exists():
         tiny = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 2}
         tiny |= {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
@@ -35,14 +41,30 @@ def simulate(
         chosen += [f"rounds.steps={steps}", "train.batch_size=8", "train.micro_batch=8", "train.lr=1e-3"]
         chosen += [f"rounds.quorum={sites}", "train.precision=fp32", "min_free_gib=0.1"]
         create(directory, "simulation", "", 0, None, [*chosen, *overrides])
-    run(home, sites, rounds, images)
-    found = status(home)
+
+    ledger = Ledger(home.ledger)
+
+    def committed(number: int) -> None:
+        memory[number] = round(resident_mb(), 1)
+        done = ledger.last_round()
+        assert done is not None
+        click.echo(line(done, memory[number]), err=as_json)
+
+    run(home, sites, rounds, images, committed=committed)
     if as_json:
-        print_json(found)
-        return
-    for done in found["rounds"]:
-        about = done["summary"]
-        click.echo(
-            f"round {done['round']:3d}  {about['sites']} sites  loss {about['loss_before']:.4f} -> "
-            f"{about['loss_after']:.4f}  {done['seconds']:.1f} s  {done['result'][:16]}"
-        )
+        print_json({**status(home), "resident_mb": memory})
+
+
+def line(done: Round, memory: float) -> str:
+    """A committed round for people."""
+    about, seconds = done.summary or {}, (done.committed or 0.0) - done.opened
+    return (
+        f"round {done.number:3d}  {about['sites']} sites  loss {about['loss_before']:.4f} -> "
+        f"{about['loss_after']:.4f}  {seconds:.1f} s  {memory:.0f} MB  {(done.result or '')[:16]}"
+    )
+
+
+def resident_mb() -> float:
+    """Memory of this process now, MB of 10^6 bytes (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 1e6

@@ -101,3 +101,18 @@ def test_a_folder_without_scans_is_named(tmp_path: Path) -> None:
     _, errors = demo.communicate(timeout=200)
     assert demo.returncode == 4, errors
     assert "Traceback" not in errors and not _processes(str(tmp_path / "demo"))
+
+
+def test_many_virtual_hospitals_go_through_the_same_gate_and_ledger(tmp_path):
+    """`usfmae demo --simulate N`: every hospital is judged in every round, and what is committed can be verified."""
+    out = tmp_path / "demo"
+    demo = _demo(out, "--simulate", "5", "--rounds", "2", "--steps", "1", "--json")
+    printed, said = demo.communicate(timeout=300)
+    assert demo.returncode == 0, said
+    summary = json.loads(printed)
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert [r["state"] for r in summary["rounds"]] == ["committed"] * 2
+    assert all(v["verdict"] == "admitted" for r in summary["rounds"] for v in r["verdicts"])
+    assert [len(r["verdicts"]) for r in summary["rounds"]] == [5, 5] and len(said.splitlines()) >= 3
+    verify = "import sys; sys.argv[0] = 'usfmae-server'; from usfmae.server.cli import main; main()"
+    assert subprocess.run([sys.executable, "-c", verify, "verify", str(out / "coordinator")]).returncode == 0

@@ -25,6 +25,16 @@ def test_a_long_update_goes_also_when_there_is_only_one_other():
     assert refused({"a": 1000.0, "b": 1.0}, base=1e6) == {"a": "norm"}
 
 
+def test_a_learning_rate_that_warms_up_gets_nobody_refused():
+    assert refused({"a": 0.09, "b": 0.1, "c": 0.095}, earlier=[0.0, 0.0, 0.0], base=1e6) == {}
+    assert refused({"a": 0.09, "b": 0.1}, earlier=[0.01, 0.01], base=1e6) == {}
+
+
+def test_an_update_of_length_zero_is_no_yardstick():
+    assert refused({"a": 0.0, "b": 1.0}, base=1e6) == {}
+    assert refused({"a": 0.0, "b": 1.0, "c": 1.1, "d": 90.0}, base=1e6) == {"d": "norm"}
+
+
 def test_earlier_rounds_count_when_a_site_is_alone():
     assert refused({"a": 50.0}, earlier=[1.0, 1.1, 0.9], base=1e6) == {"a": "norm"}
 
