@@ -36,7 +36,8 @@ def gradients(model: MaskedAutoencoder, full: bool = True) -> tuple[float, dict[
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
-    return float((found.detach() - wanted).norm() / wanted.detach().norm().clamp_min(1e-12))
+    found, wanted = found.detach(), wanted.detach()
+    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-12))
 
 
 @pytest.mark.parametrize("mask_ratio", [0.25, 0.75])
