@@ -57,9 +57,9 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
     os.environ.pop("LD_PRELOAD", None)  # each program gets the allocator named here
     tuned = {} if gpu else allocator.environment()
     together = worker(options, ["ours", "hf", *options.also], tuned, options.steps)
-    # Each alone, in turn: half of the steps in either of two processes.
+    # Each alone, in turn: half of the steps in either of two processes, where there are two.
     alone: dict[str, list[dict[str, Any]]] = {"ours": [], "hf": []}
-    for _ in range(2):
+    for _ in range(min(2, options.steps)):
         alone["ours"].append(worker(options, ["ours"], tuned, -(-options.steps // 2)))
         alone["hf"].append(worker(options, ["hf"], {}, -(-options.steps // 2)))
     ours, theirs = (joined(name, alone[name]) for name in ("ours", "hf"))
