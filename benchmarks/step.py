@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=4, help="measured steps of each program")
     parser.add_argument("--preset", default="paper")
+    parser.add_argument("--parts", nargs="+", choices=["together", "alone"], default=["together", "alone"])
     parser.add_argument("--also", nargs="+", choices=list(PROGRAMS), default=[], help="more programs, alternated")
     parser.add_argument("--only", nargs="+", choices=list(PROGRAMS), help="measure these in this process")
     options = parser.parse_args()
@@ -53,40 +54,59 @@ def main() -> None:
 
 def compared(options: argparse.Namespace) -> dict[str, Any]:
     """Run every measurement in a process of its own."""
+    from usfmae.core.device import computed
+
     gpu = _gpu()
     os.environ.pop("LD_PRELOAD", None)  # each program gets the allocator named here
     tuned = {} if gpu else allocator.environment()
-    together = worker(options, ["ours", "hf", *options.also], tuned, options.steps)
-    # Each alone, in turn: half of the steps in either of two processes, where there are two.
-    alone: dict[str, list[dict[str, Any]]] = {"ours": [], "hf": []}
+    result: dict[str, Any] = {
+        "device": torch_device(),
+        "batch": options.batch,
+        "micro_batch": options.micro_batch,
+        "precision": {"ours": computed("bf16", "cuda" if gpu else "cpu"), "hf": "bf16"},
+    }
+    if "together" in options.parts:
+        result |= together(options, tuned)
+    if "alone" in options.parts:
+        result |= alone(options, tuned)
+    if gpu:
+        result["compiled"] = worker(options, ["ours-compiled"], {}, options.steps)
+    return result
+
+
+def together(options: argparse.Namespace, tuned: dict[str, str]) -> dict[str, Any]:
+    """Both programs in one process under one allocator."""
+    run = worker(options, ["ours", "hf", *options.also], tuned, options.steps)
+    return {
+        "ratio_vs_hf": ratio(run["hf"], run["ours"]),
+        "ratio_vs_hf_cpu_time": ratio(run["hf"], run["ours"], "cpu_seconds"),
+        "seconds": {name: statistics.median(run[name]["seconds"]) for name in ("ours", "hf", *options.also)},
+        "busy": max(max(run[name]["busy"]) for name in ("ours", "hf")),
+        "together": run,
+    }
+
+
+def alone(options: argparse.Namespace, tuned: dict[str, str]) -> dict[str, Any]:
+    """Each in a process of its own, in turn: half of the steps in either of two processes, where there are two."""
+    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "hf": []}
     for _ in range(min(2, options.steps)):
-        alone["ours"].append(worker(options, ["ours"], tuned, -(-options.steps // 2)))
-        alone["hf"].append(worker(options, ["hf"], {}, -(-options.steps // 2)))
-    ours, theirs = (joined(name, alone[name]) for name in ("ours", "hf"))
-    result = {
-        "ratio_vs_hf": ratio(together["hf"], together["ours"]),
+        runs["ours"].append(worker(options, ["ours"], tuned, -(-options.steps // 2)))
+        runs["hf"].append(worker(options, ["hf"], {}, -(-options.steps // 2)))
+    ours, theirs = (joined(name, runs[name]) for name in ("ours", "hf"))
+    return {
         "ratio_vs_hf_default": ratio(theirs, ours),
-        "ratio_vs_hf_cpu_time": None if gpu else ratio(together["hf"], together["ours"], "cpu_seconds"),
-        "ratio_vs_hf_default_cpu_time": None if gpu else ratio(theirs, ours, "cpu_seconds"),
+        "ratio_vs_hf_default_cpu_time": ratio(theirs, ours, "cpu_seconds"),
         "images_per_second": options.batch / statistics.median(ours["seconds"]),
         "mfu": ours["mfu"],
         "peak_rss_gib": ours["peak_gib"],
         "hf_images_per_second": options.batch / statistics.median(theirs["seconds"]),
         "hf_peak_rss_gib": theirs["peak_gib"],
-        "hf_attention": alone["hf"][0]["hf_attention"],
-        "allocator": alone["ours"][0]["allocator"],
-        "allocator_hf_default": alone["hf"][0]["allocator"],
-        "device": alone["ours"][0]["device"],
-        "precision": {"ours": together["precision"], "hf": "bf16"},
-        **{f"seconds_{name}": statistics.median(together[name]["seconds"]) for name in ("ours", "hf", *options.also)},
-        "batch": options.batch,
-        "micro_batch": options.micro_batch,
-        "busy": max(max(values["busy"]) for values in (together["ours"], together["hf"], ours, theirs)),
-        "runs": {"together": together, "alone": alone},
+        "hf_attention": runs["hf"][0]["hf_attention"],
+        "allocator": runs["ours"][0]["allocator"],
+        "allocator_hf_default": runs["hf"][0]["allocator"],
+        "busy_alone": max(ours["busy"] + theirs["busy"]),
+        "alone": runs,
     }
-    if gpu:
-        result["compiled"] = worker(options, ["ours-compiled"], {}, options.steps)
-    return result
 
 
 def ratio(slow: dict[str, Any], fast: dict[str, Any], key: str = "seconds") -> float:
@@ -114,7 +134,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """In this process: one step each to warm up, then alternated steps."""
     import torch
 
-    from usfmae.core.device import computed
     from usfmae.core.flops import peak_flops, training_flops
     from usfmae.core.presets import preset
 
@@ -140,10 +159,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         **times,
         "peak_gib": gpu_peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "peak_flops": peak,
-        "precision": computed(train.precision, device),
         "hf_attention": HF_ATTENTION[-1] if HF_ATTENTION else None,
         "allocator": "torch CUDA caching allocator" if device == "cuda" else allocator.name(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
     }
 
 
@@ -230,6 +247,12 @@ def hugging_face(model: Any, train: Any, device: str, attention: str | None = No
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def torch_device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if _gpu() else f"cpu, {torch.get_num_threads()} threads"
 
 
 def _gpu() -> bool:
