@@ -18,6 +18,7 @@ from usfmae.core.clean.graphics import ridge
 from usfmae.core.clean.inpaint import inpainted_together
 from usfmae.core.clean.morphology import bounds, brightest_of, changed, masked
 from usfmae.core.clean.safe import overlay, safe, scan_region
+from usfmae.core.clean.sheet import probability_within, windows_around
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.flow import CleanImage, Frame, Mask, Pixels, Quarantined
 
@@ -58,10 +59,10 @@ def appeared(crops: Sequence[Pixels], settings: CleanSettings) -> bool:
     for crop in crops[1:]:
         cv2.max(sharpest, ridge(brightest_of(crop)), dst=sharpest)
     probability = text_probability(cv2.merge([sharpest] * 3).astype(np.uint8), settings.precision)
-    return bool(text.boxes(probability, settings.text_threshold).any())
+    return any(True for _ in text.boxes(probability, settings.text_threshold))
 
 
-def _verified(crops: Sequence[Pixels], inside: Mask, settings: CleanSettings, words: Sequence[str]) -> bool:
+def _verified(crops: Sequence[Pixels], suspect: Mask, settings: CleanSettings, words: Sequence[str]) -> bool:
     """Whether the first, middle and last cleaned crop show no text.
 
     The three go through the detector as the channels of one picture: what all three show is gray, what one shows is
@@ -69,8 +70,8 @@ def _verified(crops: Sequence[Pixels], inside: Mask, settings: CleanSettings, wo
     """
     checked = [crops[index] for index in (0, len(crops) // 2, len(crops) - 1)]
     picture = cv2.merge([brightest_of(crop) for crop in checked]).astype(np.uint8)
-    probability = text.probability_of(picture, inside, lambda pixels: pixels, settings)
-    if any(verify.left(crop, probability, settings, words).any() for crop in checked):
+    probability = probability_within(picture, windows_around(suspect), settings.precision)
+    if any(box.any() for crop in checked for _, box in verify.left(crop, probability, settings, words)):
         return False
     return not appeared(crops, settings)
 
@@ -86,10 +87,10 @@ def _together(frames: Sequence[Frame], settings: CleanSettings) -> list[CleanIma
     if motion.mean() < _MOTION:
         return None
     here = inside[rows, columns]
-    still, _ = overlay(np.ascontiguousarray(masked(darkest, inside)[rows, columns]), here, settings)
+    still = overlay(np.ascontiguousarray(masked(darkest, inside)[rows, columns]), here, settings)
     crops = [np.ascontiguousarray(masked(frame.pixels, inside)[rows, columns]) for frame in frames]
-    crops = inpainted_together(crops, still, settings.inpaint_radius)
-    if not _verified(crops, here, settings, frames[0].words):
+    crops = inpainted_together(crops, still.drawn, settings.inpaint_radius)
+    if not _verified(crops, still.suspect, settings, frames[0].words):
         return None
     notes = {"region": round(float(inside.mean()), 4), "together": len(frames)}
     results: list[CleanImage | Quarantined] = []

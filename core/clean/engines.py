@@ -26,8 +26,10 @@ from usfmae.core.flow import Pixels
 
 Probability = NDArray[np.float32]
 
-_GRID = 64  # crops are padded to this, so that few input shapes are compiled
+_GRID = 32  # the detector takes multiples of this
 _ANCHOR_HEIGHT = 40
+ANCHORS = 2 * _ANCHOR_HEIGHT  # rows that the known words add to a crop
+_DETECTOR, _RECOGNISER = "PP-OCRv6_det_small.onnx", "PP-OCRv6_rec_small.onnx"
 _DEBIAN_TESSDATA = Path("/usr/share/tesseract-ocr/5/tessdata")
 
 
@@ -54,11 +56,19 @@ def _core() -> Any:
     return _openvino().Core()
 
 
+@lru_cache(maxsize=1)
+def _fastest() -> str:
+    """bf16 pays where the processor multiplies whole tiles of it (AMX); with AVX-512 alone it is slower than f32."""
+    try:
+        return "bf16" if "amx_bf16" in Path("/proc/cpuinfo").read_text() else "f32"
+    except OSError:
+        return "f32"
+
+
 @lru_cache(maxsize=4)
 def _compiled(name: str, precision: str) -> Any:
     core = _core()
-    if precision == "auto":
-        precision = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    precision = _fastest() if precision == "auto" else precision
     # One thread: preparation runs one process per core.
     hints = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     return core.compile_model(core.read_model(str(_model_path(name))), "CPU", hints).create_infer_request()
@@ -91,17 +101,17 @@ def text_probability(pixels: Pixels, precision: str = "auto") -> Probability:
     """
     height, width = pixels.shape[:2]
     padded_width = max(256, -(-width // _GRID) * _GRID)
-    padded_height = -(-(height + 2 * _ANCHOR_HEIGHT) // _GRID) * _GRID
+    padded_height = -(-(height + ANCHORS) // _GRID) * _GRID
     canvas = np.zeros((padded_height, padded_width, 3), np.uint8)
     canvas[:_ANCHOR_HEIGHT] = canvas[-_ANCHOR_HEIGHT:] = _anchor(padded_width)
     inside = np.s_[_ANCHOR_HEIGHT : _ANCHOR_HEIGHT + height, :width]
     canvas[inside] = pixels
-    return _run("PP-OCRv6_det_small.onnx", precision, _normalised(canvas))[0, 0][inside].astype(np.float32)
+    return _run(_DETECTOR, precision, _normalised(canvas))[0, 0][inside].astype(np.float32)
 
 
 @lru_cache(maxsize=1)
 def _alphabet() -> tuple[str, ...]:
-    model = _core().read_model(str(_model_path("PP-OCRv6_rec_small.onnx")))
+    model = _core().read_model(str(_model_path(_RECOGNISER)))
     characters = model.get_rt_info(["framework", "character"]).astype(str)
     return ("", *characters.split("\n"), " ")
 
@@ -112,7 +122,7 @@ def recognise(crop: Pixels, precision: str = "auto") -> tuple[str, float]:
     scaled = max(48, min(960, round(width * 48 / max(1, height))))
     canvas = np.zeros((48, -(-scaled // 80) * 80, 3), np.uint8)
     canvas[:, :scaled] = cv2.resize(crop, (scaled, 48), interpolation=cv2.INTER_LINEAR)
-    scores = _run("PP-OCRv6_rec_small.onnx", precision, _normalised(canvas))[0]  # (T, characters)
+    scores = _run(_RECOGNISER, precision, _normalised(canvas))[0]  # (T, characters)
     best, confidence = scores.argmax(1), scores.max(1)
     alphabet = _alphabet()
     # Greedy CTC: drop repeats, then blanks (index 0).

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from usfmae.core.clean import colour, graphics, region, text, verify
 from usfmae.core.clean.inpaint import inpainted
 from usfmae.core.clean.morphology import bounds, changed, dilated, gray_of, masked
+from usfmae.core.clean.sheet import probability_within, windows_around
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.flow import CleanImage, Frame, Mask, Pixels, Quarantined
+
+_SUSPECT = 0.02  # text probability from which a place is looked at again
 
 
 def scan_region(frame: Frame, settings: CleanSettings) -> Mask | Quarantined:
@@ -28,24 +32,37 @@ def scan_region(frame: Frame, settings: CleanSettings) -> Mask | Quarantined:
     return found
 
 
-def overlay(pixels: Pixels, inside: Mask, settings: CleanSettings) -> tuple[Mask, Mask]:
-    """Everything drawn over the tissue `inside` an RGB crop (text, colour ink, graphics, their rim), and its flow."""
+@dataclass(frozen=True)
+class Overlay:
+    """What is drawn over the tissue of one crop, each (H, W)."""
+
+    drawn: Mask  # text, colour ink, graphics, their rim
+    flow: Mask  # colour flow, which stays
+    suspect: Mask  # where another look is due
+
+
+def overlay(pixels: Pixels, inside: Mask, settings: CleanSettings) -> Overlay:
+    """Everything drawn over the tissue `inside` an RGB crop."""
     ink, flow = colour.split(pixels)
-    drawn = dilated(ink | (graphics.graphics(pixels) & ~flow))
-    words = text.words(pixels, inside, settings)
-    return verify.without_vessels(pixels, words, flow, settings) | (drawn & ~flow), flow
+    drawn = dilated(ink | (graphics.graphics(pixels) & ~flow)) & ~flow
+    probability = text.probability_of(pixels, inside, text.evened, settings)
+    words = verify.apart_from_vessels(pixels, text.words(probability, settings), flow, settings)
+    return Overlay(drawn | words, flow, words | (probability > _SUSPECT))
 
 
 def repaired(
-    pixels: Pixels, inside: Mask, flow: Mask, settings: CleanSettings, words: Sequence[str] = ()
+    pixels: Pixels, seen: Overlay, settings: CleanSettings, words: Sequence[str] = ()
 ) -> tuple[Pixels, int] | None:
     """The crop after verification and the rounds it took, or None where text is left after the last one."""
+    look = seen.suspect
     for used in range(settings.repairs + 1):
-        probability = text.probability_of(pixels, inside, text.brightest, settings)
-        rest = verify.without_vessels(pixels, verify.left(pixels, probability, settings, words), flow, settings)
-        if not rest.any():
+        windows = windows_around(look)
+        probability = probability_within(text.brightest(pixels), windows, settings.precision)
+        found = verify.left(pixels, probability, settings, words)
+        look = verify.apart_from_vessels(pixels, found, seen.flow, settings)
+        if not look.any():
             return pixels, used
-        pixels = inpainted(pixels, rest, settings.inpaint_radius)
+        pixels = inpainted(pixels, look, settings.inpaint_radius)
     return None
 
 
@@ -58,8 +75,8 @@ def safe(frame: Frame, settings: CleanSettings) -> CleanImage | Quarantined:
     rows, columns = bounds(inside)
     crop = np.ascontiguousarray(blanked[rows, columns])
     here = inside[rows, columns]
-    drawn, flow = overlay(crop, here, settings)
-    cleaned = repaired(inpainted(crop, drawn, settings.inpaint_radius), here, flow, settings, frame.words)
+    seen = overlay(crop, here, settings)
+    cleaned = repaired(inpainted(crop, seen.drawn, settings.inpaint_radius), seen, settings, frame.words)
     if cleaned is None:
         return Quarantined("text-left", frame.trail, f"text was still found after {settings.repairs} repairs")
     blanked[rows, columns] = cleaned[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import cv2
 import numpy as np
@@ -13,12 +13,14 @@ from usfmae.core.config.clean import CleanSettings
 from usfmae.core.flow import Mask, Pixels
 
 THICKEST = 48  # pixels, before growing; a line of text on a screen is thinner
-_PAGE = 0.03  # share of a crop above which text is doubted
+_PAGE = 0.1  # share of a crop above which text is doubted: five lines over tissue take 0.03, a page of speckle 0.2
 _SMALLEST_FAINT = 60  # pixels of a suspected text
+_PAD = 40  # pixels around a component in which its box grows
 _UNCLIP = 1.6  # the detector finds shrunken text; its authors grow it by this factor of area / perimeter
 
 
 View = Callable[[Pixels], Pixels]
+Box = tuple[tuple[slice, slice], Mask]  # a window of the picture, and the text within it
 
 
 def grown(component: Mask) -> Mask:
@@ -72,13 +74,11 @@ def _is_page(probability: Probability, settings: CleanSettings) -> bool:
     return bool(doubted.mean() > _PAGE) or any(is_blob(part) for _, part in components(doubted))
 
 
-def boxes(probability: Probability, threshold: float, mean: float = 0.4, smallest: int = 6) -> Mask:
-    """Text boxes as a mask (H, W): components above `threshold` whose mean probability is at least `mean`."""
-    found = np.zeros(probability.shape, bool)
-    for window, part in components(probability > threshold, pad=40):
+def boxes(probability: Probability, threshold: float, mean: float = 0.4, smallest: int = 6) -> Iterator[Box]:
+    """Text boxes: components above `threshold` whose mean probability is at least `mean`."""
+    for window, part in components(probability > threshold, pad=_PAD):
         if part.sum() >= smallest and probability[window][part].mean() >= mean and not is_blob(part):
-            found[window] |= grown(part)
-    return found
+            yield window, grown(part)
 
 
 def is_blob(component: Mask) -> bool:
@@ -87,14 +87,22 @@ def is_blob(component: Mask) -> bool:
     return bool(min(cv2.minAreaRect(points)[1]) > THICKEST)
 
 
-def words(pixels: Pixels, inside: Mask, settings: CleanSettings) -> Mask:
-    """Text over the tissue of an RGB crop (H, W), whose region is `inside`: what the detector is sure of, and what it
-    suspects away from that. With known words in view it suspects next to nothing in clean tissue (1 of 40 scans), and
-    a sixth of the low-contrast strings are only suspected."""
-    probability = probability_of(pixels, inside, evened, settings)
-    found = boxes(probability, settings.text_threshold)
-    for window, part in components(probability > settings.faint_threshold, pad=40):
+def together(boxes: Iterable[Box], shape: tuple[int, ...]) -> Mask:
+    """Boxes as one mask (H, W)."""
+    found = np.zeros(shape[:2], bool)
+    for window, box in boxes:
+        found[window] |= box
+    return found
+
+
+def words(probability: Probability, settings: CleanSettings) -> list[Box]:
+    """Text in a probability (H, W): what the detector is sure of, and what it suspects away from that. With known
+    words in view it suspects next to nothing in clean tissue (1 of 40 scans), and a sixth of the low-contrast strings
+    are only suspected."""
+    sure = list(boxes(probability, settings.text_threshold))
+    found = together(sure, probability.shape)
+    for window, part in components(probability > settings.faint_threshold, pad=_PAD):
         spread = part.sum() >= _SMALLEST_FAINT and probability[window][part].max() > settings.doubt_threshold
         if spread and not is_blob(part) and not (found[window] & part).any():
-            found[window] |= grown(part)
-    return found
+            sure.append((window, grown(part)))
+    return sure

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
 
 import numpy as np
 
 from usfmae.core.clean.engines import Probability, letters, recognise, tesseract_data, tesseract_line
 from usfmae.core.clean.morphology import bounds, components, gray_of
-from usfmae.core.clean.text import THICKEST, grown, is_blob
+from usfmae.core.clean.text import THICKEST, Box, grown, is_blob
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.flow import Mask, Pixels
 
@@ -41,29 +41,31 @@ def sparse_words(crop: Pixels) -> Mask:
     return found
 
 
-def without_vessels(pixels: Pixels, words: Mask, flow: Mask, settings: CleanSettings) -> Mask:
-    """Text boxes (H, W) less those of colour flow: largely filled by it, and neither engine reads a word there."""
-    kept = words.copy()
-    for window, part in components(words) if (words & flow).any() else ():
-        if (flow[window] & part).sum() < 0.3 * part.sum() or is_text(pixels[window], settings):
-            continue
-        line, confidence = recognise(pixels[window], settings.precision)
-        if len(letters(line)) < 2 or confidence < 0.7:
-            kept[window] &= ~part
+def apart_from_vessels(pixels: Pixels, boxes: Iterable[Box], flow: Mask, settings: CleanSettings) -> Mask:
+    """Text boxes as a mask (H, W) without those that are colour flow: largely filled by it, and neither engine reads
+    a word there."""
+    kept = np.zeros(flow.shape, bool)
+    for window, box in boxes:
+        if (flow[window] & box).sum() < 0.3 * box.sum() or _is_word(pixels[window][bounds(box)], settings):
+            kept[window] |= box
     return kept
 
 
-def left(pixels: Pixels, probability: Probability, settings: CleanSettings, words: Sequence[str] = ()) -> Mask:
-    """Text still there (H, W): what the detector is sure of, and what it doubts but the second engine reads."""
-    found = np.zeros(probability.shape, bool)
+def _is_word(crop: Pixels, settings: CleanSettings) -> bool:
+    line, confidence = recognise(crop, settings.precision)
+    return (len(letters(line)) >= 2 and confidence >= 0.7) or is_text(crop, settings)
+
+
+def left(pixels: Pixels, probability: Probability, settings: CleanSettings, words: Sequence[str] = ()) -> Iterator[Box]:
+    """Text still there: what the detector is sure of, and what it doubts but the second engine reads."""
     for window, part in components(probability > settings.doubt_threshold, pad=40):
         if part.sum() < 12:
             continue
         if is_blob(part):
             # Thicker than any line: speckle, unless the second engine finds words in it.
-            found[window] |= sparse_words(pixels[window])
+            if (print_ := sparse_words(pixels[window])).any():
+                yield window, print_
             continue
         box = grown(part)
         if probability[window][part].mean() > 0.5 or is_text(pixels[window][bounds(box)], settings, words):
-            found[window] |= box
-    return found
+            yield window, box

@@ -1,0 +1,63 @@
+"""Windows of a picture packed side by side on one small sheet, so that the detector looks only where there is cause."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from usfmae.core.clean.engines import ANCHORS, Probability, text_probability
+from usfmae.core.clean.morphology import components
+from usfmae.core.flow import Mask, Pixels
+
+Window = tuple[slice, slice]  # rows, columns
+
+_MARGIN = 12  # pixels of surroundings that the detector sees
+_GAP = 8  # black between two windows
+_STEP = 64  # sheets come in few sizes: a new input shape costs the detector about one pass
+_WHOLE = 0.6  # share of the picture from which a sheet saves nothing
+
+
+def windows_around(mask: Mask, margin: int = _MARGIN) -> list[Window]:
+    """Boxes around the parts of a mask (H, W), grown by a margin; near parts share one."""
+    near = cv2.dilate(mask.astype(np.uint8), np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)) > 0
+    return [window for window, _ in components(near)]
+
+
+def _size(window: Window) -> tuple[int, int]:
+    return window[0].stop - window[0].start, window[1].stop - window[1].start
+
+
+def packed(windows: Sequence[Window]) -> tuple[list[tuple[Window, Window]], tuple[int, int]]:
+    """Shelves, the tallest window first: each window with its place on the sheet, and the sheet's size."""
+    area = sum((h + _GAP) * (w + _GAP) for h, w in map(_size, windows))
+    widest = max(w for _, w in map(_size, windows))
+    width = -(-max(widest, round(area**0.5)) // _STEP) * _STEP
+    places = []
+    x = y = shelf = 0
+    for window in sorted(windows, key=lambda window: -_size(window)[0]):
+        h, w = _size(window)
+        if x + w > width:
+            x, y, shelf = 0, y + shelf + _GAP, 0
+        places.append((window, np.s_[y : y + h, x : x + w]))
+        x, shelf = x + w + _GAP, max(shelf, h)
+    height = -(-(y + shelf + ANCHORS) // _STEP) * _STEP - ANCHORS
+    return places, (height, width)
+
+
+def probability_within(pixels: Pixels, windows: Sequence[Window], precision: str) -> Probability:
+    """Text probability (H, W) of an RGB picture within some windows, 0 elsewhere."""
+    found = np.zeros(pixels.shape[:2], np.float32)
+    if not windows:
+        return found
+    places, (height, width) = packed(windows)
+    if height * width > _WHOLE * found.size:
+        return text_probability(pixels, precision)
+    sheet = np.zeros((height, width, 3), np.uint8)
+    for window, place in places:
+        sheet[place] = pixels[window]
+    read = text_probability(sheet, precision)
+    for window, place in places:
+        found[window] = np.maximum(found[window], read[place])
+    return found
