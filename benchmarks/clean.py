@@ -1,7 +1,11 @@
 """Scores cleaning on synthetic overlays over real clean scans: what stays readable, what tissue is harmed, how fast.
 
-    python benchmarks/clean.py [--data DIR] [--quick] [--half scoring|tuning] [--profiles safe,paper] [--json]
-    python benchmarks/clean.py --quick --seed 1 --part 1.json; ...; python benchmarks/clean.py --merge *.json --json
+    python benchmarks/clean.py --json [--data DIR] [--parts DIR] [--half scoring|tuning] [--profiles safe,paper]
+    python benchmarks/clean.py --parts DIR --only safe-3        one part and no table, to share the work
+
+The work is cut into parts of about 33 annotated pictures, 38 clean stills and 8 clean clips, each with a seed of its
+own and about a minute of one core: ten for the safe profile, two for the paper profile. A part that lies in DIR is not
+computed again, so a run that was cut off goes on. Speed is measured last.
 
 Strings that the reader cannot read before cleaning do not count. Strings of quarantined frames do not leak and count
 as unreadable; how many annotated frames that concerns is printed beside. Progress goes to stderr.
@@ -14,6 +18,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -43,17 +48,17 @@ KINDS = {"outside": "outside", "tissue": "tissue", "low": "low"}
 
 @dataclass
 class Size:
-    """How much is measured."""
+    """How much one part measures."""
 
-    strings_outside: int = 3000
-    strings_tissue: int = 1000
-    clean_stills: int = 300
-    clips: int = 60
-    timed_stills: int = 24
-    timed_clips: int = 3
+    strings_outside: int = 300
+    strings_tissue: int = 100
+    clean_stills: int = 38
+    clips: int = 8
 
 
-QUICK = Size(300, 100, 38, 8, 8, 2)
+PART = Size()
+PARTS = {"safe": 10, "paper": 2}
+TIMED_STILLS, TIMED_CLIPS = 16, 3
 
 
 @dataclass
@@ -162,49 +167,56 @@ def score_clean(score: Score, pixels: Pixels, result: CleanImage | Quarantined, 
         score.changed.append(float((result.mask & tissue).sum() / max(1, tissue.sum())))
 
 
-def quality(root: Path, half: str, size: Size, settings: dict[str, CleanSettings], seed: int) -> dict[str, Score]:
+def quality(root: Path, half: str, size: Size, options: CleanSettings, seed: int) -> Score:
     """Annotated pictures until there are enough strings, then clean stills, then clean clips."""
-    scores = {name: Score() for name in settings}
-    first = next(iter(scores.values()))
+    score = Score()
     for picture in annotated(root, half, seed):
         known = [readable(picture.pixels, s) for s in picture.strings]
-        for name, options in settings.items():
-            score_annotated(scores[name], picture, clean(picture.pixels, options), known)
-        if first.frames % 20 == 0:
-            print(f"{first.frames} annotated: {dict(first.strings)} readable {dict(first.readable)}", file=sys.stderr)
-        if first.strings["outside"] >= size.strings_outside and first.strings["tissue"] >= size.strings_tissue:
+        score_annotated(score, picture, clean(picture.pixels, options), known)
+        if score.strings["outside"] >= size.strings_outside and score.strings["tissue"] >= size.strings_tissue:
             break
     sources = scans.sources(root, half)
-    start = seed * size.clean_stills % len(sources)
-    for source in (sources + sources)[start : start + size.clean_stills]:
+    for source in some(sources, size.clean_stills, seed):
         pixels = scans.still(source)
-        for name, options in settings.items():
-            score_clean(scores[name], pixels, clean(pixels, options), "stills")
-    moving = [s for s in sources if s.is_clip]
-    start = seed * size.clips % len(moving)
-    for source in (moving + moving)[start : start + size.clips]:
+        score_clean(score, pixels, clean(pixels, options), "stills")
+    for source in some([s for s in sources if s.is_clip], size.clips, seed):
         frames = scans.frames(source, 12)
         run = [Frame(f, index=i, time=i / 3) for i, f in enumerate(frames)]
-        for name, options in settings.items():
-            for pixels, result in zip(frames, clean_clip(iter(run), options), strict=True):
-                score_clean(scores[name], pixels, result, "clips")
-    return scores
+        for pixels, result in zip(frames, clean_clip(iter(run), options), strict=True):
+            score_clean(score, pixels, result, "clips")
+    return score
 
 
-def merged(parts: list[Path]) -> dict[str, Score]:
-    """Scores of several runs with different seeds, added up."""
-    scores: dict[str, Score] = defaultdict(Score)
-    for part in parts:
-        for name, counts in json.loads(part.read_text()).items():
-            score = scores[name]
-            for counter in ("strings", "readable", "ink", "found", "reasons"):
-                getattr(score, counter).update(counts[counter])
-            for number in ("frames", "flow", "flow_kept"):
-                setattr(score, number, getattr(score, number) + counts[number])
-            score.changed += counts["changed"]
-            for kind, flags in counts["quarantined"].items():
-                score.quarantined[kind] += flags
-    return dict(scores)
+def some(sources: list[scans.Source], count: int, seed: int) -> list[scans.Source]:
+    """The seed's share of the sources, round and round."""
+    return [sources[i % len(sources)] for i in range(seed * count, (seed + 1) * count)]
+
+
+def part(folder: Path, name: str, root: Path, half: str) -> None:
+    """Compute one part, "profile-seed", unless it lies in the folder."""
+    file = folder / f"{name}.json"
+    if file.exists():
+        return
+    profile, seed = name.split("-")
+    score = quality(root, half, PART, CleanSettings(profile=profile), int(seed))
+    file.with_suffix(".new").write_text(json.dumps(vars(score)))
+    file.with_suffix(".new").rename(file)
+    print(f"{name}: {dict(score.strings)} readable {dict(score.readable)}", file=sys.stderr)
+
+
+def merged(files: list[Path]) -> Score:
+    """The counts of several parts, added up."""
+    score = Score()
+    for file in files:
+        counts = json.loads(file.read_text())
+        for counter in ("strings", "readable", "ink", "found", "reasons"):
+            getattr(score, counter).update(counts[counter])
+        for number in ("frames", "flow", "flow_kept"):
+            setattr(score, number, getattr(score, number) + counts[number])
+        score.changed += counts["changed"]
+        for kind, flags in counts["quarantined"].items():
+            score.quarantined[kind] += flags
+    return score
 
 
 def _cpu() -> float:
@@ -218,36 +230,31 @@ def _timed(work: Any) -> float:
     return _cpu() - start
 
 
-def speed(root: Path, half: str, size: Size, seed: int) -> dict[str, Any]:
-    """CPU seconds, child processes included, safe and paper in turns; the ratio of the sums."""
+def _turns(run: Any, safe: CleanSettings, paper: CleanSettings) -> tuple[float, float]:
+    """Seconds of the safe and the paper profile on the same input, in turns; medians."""
+    run(safe)  # compile for every shape first, as in a long run
+    pairs = [(_timed(lambda: run(safe)), _timed(lambda: run(safe)), _timed(lambda: run(paper))) for _ in range(2)]
+    return statistics.median([t for one, two, _ in pairs for t in (one, two)]), statistics.median(
+        [p for *_, p in pairs]
+    )
+
+
+def speed(root: Path, half: str) -> dict[str, Any]:
+    """CPU seconds, child processes included; the ratio of the sums over stills and over clips of 30 frames."""
     safe, paper = CleanSettings(), CleanSettings(profile="paper")
-    stream = annotated(root, half, seed + 1)
-    stills = [next(stream) for _ in range(size.timed_stills)]
-    for picture in stills:  # compile for every shape first, as in a long run
-        clean(picture.pixels, safe)
-    still = [(_timed(lambda p=p: clean(p.pixels, safe)), _timed(lambda p=p: clean(p.pixels, paper))) for p in stills]
+    stream = annotated(root, half, 1000)
+    stills = [next(stream).pixels for _ in range(TIMED_STILLS)]
+    still = [_turns(lambda options, p=pixels: clean(p, options), safe, paper) for pixels in stills]
     clips = []
-    for source in [s for s in scans.sources(root, half) if s.is_clip][: size.timed_clips]:
-        frames = on_screen(scans.frames(source, 30), seed, half)
+    for source in [s for s in scans.sources(root, half) if s.is_clip][:TIMED_CLIPS]:
+        frames = on_screen(scans.frames(source, 30), 0, half)
         run = [Frame(f, index=i, time=i / 3) for i, f in enumerate(frames)]
-        list(clean_clip(iter(run), safe))
-        clips.append(
-            (
-                _timed(lambda r=run: list(clean_clip(iter(r), safe))),
-                _timed(lambda r=run: list(clean_clip(iter(r), paper))),
-            )
-        )
-    return {
-        "ratio_stills": round(sum(p for _, p in still) / sum(s for s, _ in still), 2),
-        "ratio_clips": round(sum(p for _, p in clips) / sum(s for s, _ in clips), 2) if clips else None,
-        "seconds_still": {
-            "safe": sum(s for s, _ in still) / len(still),
-            "paper": sum(p for _, p in still) / len(still),
-        },
-        "seconds_clip": {"safe": sum(s for s, _ in clips) / len(clips), "paper": sum(p for _, p in clips) / len(clips)}
-        if clips
-        else None,
-    }
+        clips.append(_turns(lambda options, r=run: list(clean_clip(iter(r), options)), safe, paper))
+    table = {}
+    for kind, pairs in (("stills", still), ("clips", clips)):
+        table[f"ratio_{kind}"] = round(sum(p for _, p in pairs) / sum(s for s, _ in pairs), 2)
+        table[f"seconds_{kind}"] = [round(statistics.mean(column), 3) for column in zip(*pairs, strict=True)]
+    return table
 
 
 def on_screen(frames: list[Pixels], seed: int, half: str) -> list[Pixels]:
@@ -260,27 +267,29 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("USFMAE_TEST_DATA", "../shared/data")))
     parser.add_argument("--half", choices=("scoring", "tuning"), default="scoring")
     parser.add_argument("--profiles", default="safe,paper")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="a few minutes instead of an hour; same code")
-    parser.add_argument("--part", type=Path, help="write raw counts here for --merge, no table; one seed for each part")
-    parser.add_argument("--merge", type=Path, nargs="+", help="add up parts, then time")
+    parser.add_argument("--parts", type=Path, help="where the parts lie, or will lie; default: a temporary folder")
+    parser.add_argument("--only", help="compute this part, such as safe-3, and stop")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     cv2.setNumThreads(1)
-    size = QUICK if options.quick else Size()
-    settings = {name: CleanSettings(profile=name) for name in options.profiles.split(",")}
-    start = time.time()
-    root, half, seed = options.data, options.half, options.seed
-    scores = merged(options.merge) if options.merge else quality(root, half, size, settings, seed)
-    if options.part:
-        options.part.write_text(json.dumps({name: vars(score) for name, score in scores.items()}))
-        return
-    timing = speed(root, half, size, seed)
-    report: dict[str, Any] = {name: score.table() for name, score in scores.items()}
-    for name in report:
+    root, half, start = options.data, options.half, time.time()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.parts or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        if options.only:
+            part(folder, options.only, root, half)
+            return
+        report: dict[str, Any] = {}
+        for profile in options.profiles.split(","):
+            names = [f"{profile}-{seed}" for seed in range(PARTS[profile])]
+            for name in names:
+                part(folder, name, root, half)
+            report[profile] = merged([folder / f"{name}.json" for name in names]).table()
+    timing = speed(root, half)
+    for profile in report:
         ratios = {"ratio_stills": timing["ratio_stills"], "ratio_clips": timing["ratio_clips"]}
-        report[name] |= ratios if name == "safe" else dict.fromkeys(ratios, 1.0)
-    report |= {"half": half, "seed": seed, "timing": timing, "seconds": round(time.time() - start)}
+        report[profile] |= ratios if profile == "safe" else dict.fromkeys(ratios, 1.0)
+    report |= {"half": half, "timing": timing, "seconds": round(time.time() - start)}
     print(json.dumps(report) if options.json else "\n".join(lines(report)))
 
 

@@ -70,7 +70,7 @@ def _verified(crops: Sequence[Pixels], suspect: Mask, settings: CleanSettings, w
     """
     checked = [crops[index] for index in (0, len(crops) // 2, len(crops) - 1)]
     picture = cv2.merge([brightest_of(crop) for crop in checked]).astype(np.uint8)
-    probability = probability_within(picture, windows_around(suspect), settings.precision)
+    probability = probability_within(picture, windows_around(suspect), lambda seen: seen, settings.precision)
     if any(box.any() for crop in checked for _, box in verify.left(crop, probability, settings, words)):
         return False
     return not appeared(crops, settings)

@@ -57,7 +57,7 @@ def repaired(
     look = seen.suspect
     for used in range(settings.repairs + 1):
         windows = windows_around(look)
-        probability = probability_within(text.brightest(pixels), windows, settings.precision)
+        probability = probability_within(pixels, windows, text.brightest, settings.precision)
         found = verify.left(pixels, probability, settings, words)
         look = verify.apart_from_vessels(pixels, found, seen.flow, settings)
         if not look.any():

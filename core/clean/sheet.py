@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -13,15 +13,15 @@ from usfmae.core.flow import Mask, Pixels
 
 Window = tuple[slice, slice]  # rows, columns
 
-_MARGIN = 12  # pixels of surroundings that the detector sees
+_ABOVE, _BESIDE = 12, 32  # pixels of surroundings that the detector sees; a line of text goes on sideways
 _GAP = 8  # black between two windows
 _STEP = 64  # sheets come in few sizes: a new input shape costs the detector about one pass
 _WHOLE = 0.6  # share of the picture from which a sheet saves nothing
 
 
-def windows_around(mask: Mask, margin: int = _MARGIN) -> list[Window]:
-    """Boxes around the parts of a mask (H, W), grown by a margin; near parts share one."""
-    near = cv2.dilate(mask.astype(np.uint8), np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)) > 0
+def windows_around(mask: Mask) -> list[Window]:
+    """Boxes around the parts of a mask (H, W) with their surroundings; near parts share one."""
+    near = cv2.dilate(mask.astype(np.uint8), np.ones((2 * _ABOVE + 1, 2 * _BESIDE + 1), np.uint8)) > 0
     return [window for window, _ in components(near)]
 
 
@@ -46,17 +46,19 @@ def packed(windows: Sequence[Window]) -> tuple[list[tuple[Window, Window]], tupl
     return places, (height, width)
 
 
-def probability_within(pixels: Pixels, windows: Sequence[Window], precision: str) -> Probability:
-    """Text probability (H, W) of an RGB picture within some windows, 0 elsewhere."""
+def probability_within(
+    pixels: Pixels, windows: Sequence[Window], view: Callable[[Pixels], Pixels], precision: str
+) -> Probability:
+    """Text probability (H, W) of an RGB picture within some windows, each seen under a view; 0 elsewhere."""
     found = np.zeros(pixels.shape[:2], np.float32)
     if not windows:
         return found
     places, (height, width) = packed(windows)
     if height * width > _WHOLE * found.size:
-        return text_probability(pixels, precision)
+        return text_probability(view(pixels), precision)
     sheet = np.zeros((height, width, 3), np.uint8)
     for window, place in places:
-        sheet[place] = pixels[window]
+        sheet[place] = view(pixels[window])
     read = text_probability(sheet, precision)
     for window, place in places:
         found[window] = np.maximum(found[window], read[place])

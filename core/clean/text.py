@@ -8,12 +8,14 @@ import cv2
 import numpy as np
 
 from usfmae.core.clean.engines import Probability, text_probability
-from usfmae.core.clean.morphology import brightest_of, components
+from usfmae.core.clean.morphology import brightest_of, components, dilated
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.flow import Mask, Pixels
 
 THICKEST = 48  # pixels, before growing; a line of text on a screen is thinner
 _PAGE = 0.1  # share of a crop above which text is doubted: five lines over tissue take 0.03, a page of speckle 0.2
+_FAINT_PEAK = 0.05  # a suspected text somewhere exceeds this
+_GOES_ON = 2.0  # heights by which a suspected text may go on at its ends
 _SMALLEST_FAINT = 60  # pixels of a suspected text
 _PAD = 40  # pixels around a component in which its box grows
 _UNCLIP = 1.6  # the detector finds shrunken text; its authors grow it by this factor of area / perimeter
@@ -23,11 +25,12 @@ View = Callable[[Pixels], Pixels]
 Box = tuple[tuple[slice, slice], Mask]  # a window of the picture, and the text within it
 
 
-def grown(component: Mask) -> Mask:
-    """The rotated box around a component (H, W), grown to the full text."""
+def grown(component: Mask, along: float = 0.0) -> Mask:
+    """The rotated box around a component (H, W), grown to the full text, and longer by `along` heights at its ends."""
     points = cv2.findNonZero(component.astype(np.uint8))
     (x, y), (w, h), angle = cv2.minAreaRect(points)
     margin = _UNCLIP * (w * h) / max(1.0, 2 * (w + h)) + 1
+    w, h = (w + 2 * along * h, h) if w > h else (w, h + 2 * along * w)
     box = cv2.boxPoints(((x, y), (w + 2 * margin, h + 2 * margin), angle))
     drawn = np.zeros(component.shape, np.uint8)
     cv2.fillConvexPoly(drawn, box.round().astype(np.int32), 1)
@@ -96,13 +99,16 @@ def together(boxes: Iterable[Box], shape: tuple[int, ...]) -> Mask:
 
 
 def words(probability: Probability, settings: CleanSettings) -> list[Box]:
-    """Text in a probability (H, W): what the detector is sure of, and what it suspects away from that. With known
-    words in view it suspects next to nothing in clean tissue (1 of 40 scans), and a sixth of the low-contrast strings
-    are only suspected."""
-    sure = list(boxes(probability, settings.text_threshold))
-    found = together(sure, probability.shape)
+    """Text in a probability (H, W): what the detector is sure of, how far it suspects that this goes on, and what it
+    only suspects. With known words in view it suspects next to nothing in clean tissue (2 of 60 scans), and a tenth of
+    the low-contrast strings are only suspected."""
+    found = list(boxes(probability, settings.text_threshold))
+    sure = together(found, probability.shape)
     for window, part in components(probability > settings.faint_threshold, pad=_PAD):
-        spread = part.sum() >= _SMALLEST_FAINT and probability[window][part].max() > settings.doubt_threshold
-        if spread and not is_blob(part) and not (found[window] & part).any():
-            sure.append((window, grown(part)))
-    return sure
+        if is_blob(part):
+            continue
+        if (sure[window] & part).any():
+            found.append((window, dilated(part, 2)))
+        elif part.sum() >= _SMALLEST_FAINT and probability[window][part].max() > _FAINT_PEAK:
+            found.append((window, grown(part, _GOES_ON)))
+    return found
