@@ -86,6 +86,10 @@ class Hospital:
             self.answer(fleet, request)
 
     def answer(self, fleet: node.Fleet, request: node.Request) -> None:
+        self.push(fleet, request, self.take(fleet, request))
+
+    def take(self, fleet: node.Fleet, request: node.Request) -> Draft:
+        """Download the base and train."""
         fetch = lambda id_: fleet.fetch(request.run, id_)  # noqa: E731
         ids = objects.records(request.id, fetch)
         asked = protocol.from_record(TrainRequest, node.config_record(fetch(ids[protocol.RECORD])))
@@ -93,7 +97,7 @@ class Hospital:
         file.parent.mkdir(parents=True, exist_ok=True)
         download.receive(ids[protocol.ENCODER], fetch, file, 1e9)
         fleet.confirm(request)
-        self.push(fleet, request, self.draft(asked, load_file(file)))
+        return self.draft(asked, load_file(file))
 
     def draft(self, asked: TrainRequest, base: Tensors) -> Draft:
         payload = update.pack(base, trained(base, self.seed), asked.encoding).payload
@@ -102,15 +106,19 @@ class Hospital:
         self.attack(draft)
         return draft
 
-    def push(self, fleet: node.Fleet, request: node.Request, draft: Draft) -> None:
+    def signed(self, draft: Draft) -> dict[str, object]:
+        """The reply's record."""
         asked = draft.asked
         fields = {"campaign": asked.campaign, "round": asked.round, "base": asked.base, "images": draft.images}
         fields |= {"steps": asked.steps, "encoding": asked.encoding, "site": self.site, "loss_before": 1.0}
         fields |= {"content": update.payload_id(draft.payload), **draft.fields}
         reply = draft.forge(protocol.sign(TrainReply(**fields), self.key))
+        return {**protocol.to_record(reply), **draft.extra}
+
+    def push(self, fleet: node.Fleet, request: node.Request, draft: Draft) -> None:
+        record = self.signed(draft)
         draft.tamper(draft.payload)
         arrays = objects.array_record({name: self._part(draft, name) for name in draft.payload})
-        record = {**protocol.to_record(reply), **draft.extra}
         metadata = node.reply_metadata(request, time.time())
         self.sent = fleet.push(node.reply(metadata, {protocol.RECORD: record}, {protocol.UPDATE: arrays}, 1.0))
 
@@ -197,6 +205,14 @@ class Stage:
             thread.join(10)
         self.gateway.__exit__()
         audit.verify(self.home.audit)
+
+
+def request_of(fleet: node.Fleet) -> node.Request:
+    fleet.activate(60)
+    request = None
+    while request is None:
+        request = fleet.pull()
+    return request
 
 
 def call(stage: Stage, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flwr.proto import message_pb2 as wire
 
-from tests.e2e.arena import Draft, Hospital, Stage, row
+from tests.e2e.arena import Draft, Hospital, Stage, request_of, row
 from usfmae.client import node
 from usfmae.core import objects, protocol
 from usfmae.core.protocol import RAW, TrainRequest
@@ -42,14 +42,6 @@ def test_a_replayed_round_is_refused(tmp_path):
         row("replayed round (word for word)", verdicts[1], audited[0])
         row("replayed update, signed anew", verdicts[2], audited[1])
         assert (verdicts, audited) == ([ADMITTED, "wrong-round", "replayed"], [True, True])
-
-
-def request_of(fleet: node.Fleet) -> node.Request:
-    fleet.activate(60)
-    request = None
-    while request is None:
-        request = fleet.pull()
-    return request
 
 
 def test_a_message_of_10_gb_is_stopped_at_the_size_of_an_update(tmp_path, honest_alone):

@@ -5,10 +5,9 @@ from contextlib import closing
 
 import pytest
 
+from tests.e2e.federation import blobs
 from usfmae.core.continual import replay
 from usfmae.core.corpus.shard import Packed, write_shard
-
-from .conftest import blobs
 
 pytestmark = pytest.mark.e2e
 
