@@ -81,7 +81,7 @@ def references(content: bytes, kind: str) -> dict[str, str]:
     """Names and ids in a RecordDict or ArrayRecord."""
     found = expect(content, kind)
     names = _json(found)
-    if set(names.values()) != set(found.children):
+    if not all(isinstance(id_, str) for id_ in names.values()) or set(names.values()) != set(found.children):
         raise PolicyError(f"message object {kind}", "names other children than it has", "refused")
     return names
 
@@ -96,7 +96,7 @@ def tensor(content: bytes) -> Tensor:
         if min((*shape, 0)) < 0:
             raise ValueError
         return Tensor(str(about["dtype"]), shape, str(about["stype"]), chunks)
-    except (KeyError, IndexError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         raise PolicyError("message object Array", "is malformed", "refused") from None
 
 
@@ -111,7 +111,7 @@ def records(root: str, fetch: Fetch) -> dict[str, str]:
 def _json(found: Object) -> dict[str, Any]:
     try:
         value = json.loads(bytes(found.body))
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict) or len(value) > MOST_TENSORS:
         raise PolicyError(f"message object {found.kind}", "is malformed", "refused")

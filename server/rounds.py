@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from usfmae.core import audit, update
 from usfmae.core.config.coordinator import CoordinatorSettings
-from usfmae.core.errors import ResourceError
+from usfmae.core.errors import PolicyError, ResourceError
 from usfmae.core.log import note
 from usfmae.core.protocol import TrainRequest
 from usfmae.core.tensors import TensorFile
@@ -166,6 +166,8 @@ class Loop:
             self._admit(answer, site, request, base)
         except Refusal as refusal:
             self._verdict(Verdict(request.round, site_id, refusal.code, refusal.detail), site)
+        except PolicyError as error:  # found as its bytes were read
+            self._verdict(Verdict(request.round, site_id, "bad-message", str(error)[:200]), site)
         except ResourceError as error:
             note(logger, "reply not stored, asking again", site=site.name, reason=str(error))
             self.not_before[site_id] = self.clock() + ASK_AGAIN

@@ -17,7 +17,6 @@ from numpy.lib import format as npy
 
 from usfmae.core import objects
 from usfmae.core.continual import replay as replays
-from usfmae.core.errors import PolicyError
 from usfmae.core.protocol import DECODER, ENCODER, RAW, RECORD, REPLAY, UPDATE, to_record
 from usfmae.core.tensors import TensorFile
 from usfmae.server.admission import Arrived
@@ -95,12 +94,12 @@ class GatewayWire:
             arrays = objects.references(reply.fetch(update), "ArrayRecord") if update else {}
             tensors = {name: arrived(id_, reply.fetch) for name, id_ in arrays.items()}
             return Answer(reply.message, dict(record), tensors)
-        except (PolicyError, ValueError) as error:
-            return Answer(reply.message, error=f"not a reply: {error}", hostile=True)
+        except Exception as error:  # whatever a hostile reply may raise: it must never end the round loop
+            return Answer(reply.message, error=f"not a reply: {error}"[:200], hostile=True)
 
 
 def arrived(id_: str, fetch: objects.Fetch) -> Arrived:
-    """A tensor of a reply; PolicyError where it is none."""
+    """A tensor of a reply; PolicyError where it is none, also when it is read."""
     about = objects.tensor(fetch(id_))
 
     def read(most: int) -> bytes:

@@ -209,10 +209,11 @@ class Stage:
 
 def request_of(fleet: node.Fleet) -> node.Request:
     fleet.activate(60)
-    request = None
-    while request is None:
-        request = fleet.pull()
-    return request
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if request := fleet.pull():
+            return request
+    raise AssertionError("no request came: the round loop has ended")
 
 
 def call(stage: Stage, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> int:
