@@ -68,12 +68,19 @@ def hold(folder, name, passed, counts, skip, arguments):
         time.sleep(0.01)
 
 
-def wrap(folder, name, where, when, counts, skip):
+def found(where):
+    """What holds a function, and its name there; AttributeError where there is no such function any more."""
     module, _, path = where.partition(":")
     holder = importlib.import_module(module)
     *outer, last = path.split(".")
     for part in outer:
         holder = getattr(holder, part)
+    getattr(holder, last)
+    return holder, last
+
+
+def wrap(folder, name, where, when, counts, skip):
+    holder, last = found(where)
     real, passed = getattr(holder, last), [0]
 
     @functools.wraps(real)
