@@ -62,6 +62,10 @@ def _fields(options: type[Options], prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
+def test_every_metric_says_what_it_counts() -> None:
+    assert not [name for name, metric in metrics.ALL.items() if len(metric.text) < 10]
+
+
 def test_reference_holds_every_setting_metric_and_exit_code(tmp_path: Path) -> None:
     REFERENCE.write_reference(tmp_path)
     settings = (tmp_path / "settings.md").read_text()

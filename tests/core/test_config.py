@@ -55,6 +55,16 @@ def test_mistakes_are_named_with_value_and_cure(tmp_path: Path, text: str, said:
     assert said in str(caught.value) and caught.value.exit_code == 3
 
 
+def test_a_site_of_an_older_version_is_told_which_key_is_gone(tmp_path: Path) -> None:
+    from usfmae.core.config.site import SiteSettings
+
+    old = _file(tmp_path, "name: a\nserver: https://x:1\npoll_seconds: 2\ncstore: {aet: USFMAE}")
+    with pytest.raises(ConfigError) as caught:
+        load(SiteSettings, old, (), {})
+    assert "c.yaml has 2 problem(s)" in str(caught.value)
+    assert "poll_seconds: unknown key" in str(caught.value) and "cstore.aet: unknown key" in str(caught.value)
+
+
 def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has 3 problem"):
         load(Settings, _file(tmp_path, "train: {mask_ratio: 2, lr: -1}\nwhat: 1"), (), {})

@@ -112,6 +112,27 @@ def storescu() -> Callable[..., subprocess.CompletedProcess[str]]:
     return send
 
 
+def tiny(folder: Path, count: int) -> None:
+    """Many tiny instances, as a runaway sender produces."""
+    folder.mkdir()
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
+
+    data = Dataset()
+    data.SOPClassUID, data.Modality, data.PatientID = UltrasoundImageStorage, "US", "1"
+    data.StudyInstanceUID, data.SeriesInstanceUID = generate_uid(), generate_uid()
+    data.Rows = data.Columns = 16
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelData = 1, "MONOCHROME2", bytes(256)
+    for number in range(count):
+        data.SOPInstanceUID = f"1.2.826.0.1.3680043.8.498.{number + 1}"
+        data.file_meta = FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data.file_meta.MediaStorageSOPClassUID = UltrasoundImageStorage
+        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+        data.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+
+
 LISTENER = """
 import sys, time
 from pathlib import Path

@@ -18,7 +18,7 @@ from usfmae.client.sources.dicomweb import pull
 from usfmae.client.sources.spool import Spool
 from usfmae.core.config.sources import CstoreSettings, DicomwebSettings
 
-from .conftest import Orthanc, free_port
+from .conftest import Orthanc, free_port, tiny
 
 pytestmark = pytest.mark.system
 
@@ -100,27 +100,6 @@ def test_dicomweb_pulls_what_orthanc_holds_and_then_only_what_is_new(
     send_all(storescu, orthanc.dicom, sent[2:], "PACS1")
     assert pull(settings, spool, memory).instances == 1
     assert pixels(spool.files()) == pixels(sent[2:])
-
-
-def tiny(folder: Path, count: int) -> None:
-    """Many tiny instances, as a runaway sender produces."""
-    folder.mkdir()
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-
-    data = Dataset()
-    data.SOPClassUID, data.Modality, data.PatientID = UltrasoundImageStorage, "US", "1"
-    data.StudyInstanceUID, data.SeriesInstanceUID = generate_uid(), generate_uid()
-    data.Rows = data.Columns = 16
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
-    data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelData = 1, "MONOCHROME2", bytes(256)
-    for number in range(count):
-        data.SOPInstanceUID = f"1.2.826.0.1.3680043.8.498.{number + 1}"
-        data.file_meta = FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        data.file_meta.MediaStorageSOPClassUID = UltrasoundImageStorage
-        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
-        data.save_as(folder / f"{number}.dcm", enforce_file_format=True)
 
 
 def test_kill_9_in_the_middle_of_many_instances_loses_none(

@@ -106,6 +106,22 @@ def test_half_an_association_ends_and_others_go_on(listener: Listener, spool: Sp
     assert len(spool.files()) == 1
 
 
+def test_a_sender_that_falls_silent_within_a_message_gives_its_place_back(listener: Listener, spool: Spool) -> None:
+    links = [call(listener.port) for _ in range(6)]
+    for link in links:
+        raw = link.dul.socket.socket  # type: ignore[union-attr]
+        raw.sendall(b"\x04\x00\x00\x01\x00\x00 a PDU of 64 KiB, and no more than this of it")  # type: ignore[union-attr]
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        fresh = call(listener.port)
+        if fresh.is_established:
+            break
+        time.sleep(0.2)
+    assert fresh.is_established, "half a message holds a place for ever"
+    assert fresh.send_c_store(instance()).Status == 0x0000
+    fresh.release()
+
+
 def test_more_associations_than_allowed_wait(listener: Listener) -> None:
     links = [call(listener.port) for _ in range(7)]
     assert [link.is_established for link in links] == [*[True] * 6, False]
