@@ -1,7 +1,7 @@
 """One frame as it came and as it would go into the corpus, for a person: `python -m usfmae.client.look`.
 
 A process of its own with a memory limit, because the file may be hostile; a request as JSON on stdin, answers on
-stdout. Here the doubts that sent the frame to quarantine are set aside: a person decides instead.
+stdout. A frame that still shows text, or little of a scan, is shown as far as cleaning went: a person decides.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def image_id(scan_id: str, index: int) -> str:
 
 
 def trusting(settings: CleanSettings) -> CleanSettings:
-    """The settings with the doubts set aside that a person decides on."""
-    return settings.model_copy(update={"doubt_threshold": 0.999, "smallest_region": 0.0, "repairs": 0})
+    """The settings without the doubt that would leave a person nothing to look at."""
+    return settings.model_copy(update={"smallest_region": 0.0})
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +27,8 @@ from usfmae.core.corpus.shard import Packed, write_shard
 from usfmae.core.errors import SourceError, UsageError
 from usfmae.core.flow import Scan, Trail, content_id
 from usfmae.core.prepare.ledger import Ledger
-from usfmae.core.read.discover import walk
+from usfmae.core.read import Unreadable
+from usfmae.core.read.discover import Candidate, is_archive, member_candidates, members, walk
 
 Decision = Literal["released", "dropped"]
 WHOLE = -1  # index of an entry that is a whole scan
@@ -175,16 +178,24 @@ def _person() -> str:
 
 
 def _scan(site: Site, held: Held) -> Scan:
-    """Where the scan lies: the sources are walked, no file is opened. SourceError where it is gone."""
-    places = {place: entry for place, entry in Ledger(site.corpus).places().items() if entry.get("id") == held.scan}
+    """Where the scan lies: the sources are walked, none but archives is opened. SourceError where it is gone."""
+    places = Ledger(site.corpus).places()
     folders = [*site.settings.sources, site.root / "spool"]
-    for candidate in walk([f for f in folders if f.exists()], skip=(site.corpus,)):
-        entry = places.get(candidate.place(site.secret))
-        if entry and entry.get("kind"):
+    for candidate in _files(walk([f for f in folders if f.exists()], skip=(site.corpus,)), places, site):
+        entry = places.get(candidate.place(site.secret), {})
+        if entry.get("id") == held.scan and entry.get("kind"):
             return Scan(candidate.path, entry["kind"], Trail(held.scan), candidate.member, entry.get("group", ""))
-    raise SourceError(
-        "this scan", "is not in the sources any more, lies in an archive, or was never readable", "drop it"
-    )
+    raise SourceError("this scan", "is not in the sources any more, or was never readable", "drop it")
+
+
+def _files(found: Iterable[Candidate], places: Mapping[str, Any], site: Site) -> Iterator[Candidate]:
+    """Files, and members of archives: what the ledger does not know by its place may be one."""
+    for candidate in found:
+        if candidate.place(site.secret) in places or candidate.broken or not is_archive(candidate):
+            yield candidate
+            continue
+        with suppress(Unreadable):
+            yield from member_candidates(candidate, members(candidate.path, site.settings.read))
 
 
 def find(intake: Intake, id_: str) -> Held:

@@ -52,8 +52,8 @@ def overlay(pixels: Pixels, inside: Mask, settings: CleanSettings) -> Overlay:
 
 def repaired(
     pixels: Pixels, seen: Overlay, settings: CleanSettings, words: Sequence[str] = ()
-) -> tuple[Pixels, int] | None:
-    """The crop after verification and the rounds it took, or None where text is left after the last one."""
+) -> tuple[Pixels, int, bool]:
+    """The crop after verification, the rounds it took, and whether it is free of text."""
     look = seen.suspect
     for used in range(settings.repairs + 1):
         windows = windows_around(look)
@@ -61,9 +61,9 @@ def repaired(
         found = verify.left(pixels, probability, settings, words)
         look = verify.apart_from_vessels(pixels, found, seen.flow, settings)
         if not look.any():
-            return pixels, used
+            return pixels, used, True
         pixels = inpainted(pixels, look, settings.inpaint_radius)
-    return None
+    return pixels, settings.repairs, False
 
 
 def safe(frame: Frame, settings: CleanSettings) -> CleanImage | Quarantined:
@@ -76,11 +76,12 @@ def safe(frame: Frame, settings: CleanSettings) -> CleanImage | Quarantined:
     crop = np.ascontiguousarray(blanked[rows, columns])
     here = inside[rows, columns]
     seen = overlay(crop, here, settings)
-    cleaned = repaired(inpainted(crop, seen.drawn, settings.inpaint_radius), seen, settings, frame.words)
-    if cleaned is None:
-        return Quarantined("text-left", frame.trail, f"text was still found after {settings.repairs} repairs")
-    blanked[rows, columns] = cleaned[0]
+    crop, rounds, free = repaired(inpainted(crop, seen.drawn, settings.inpaint_radius), seen, settings, frame.words)
+    blanked[rows, columns] = crop
     blanked = masked(blanked, inside)
     mask = changed(blanked, frame.pixels)
-    notes = {"region": round(float(inside.mean()), 4), "repairs": cleaned[1]}
-    return CleanImage(blanked, mask, frame.trail, notes)
+    notes = {"region": round(float(inside.mean()), 4), "repairs": rounds}
+    image = CleanImage(blanked, mask, frame.trail, notes)
+    if free:
+        return image
+    return Quarantined("text-left", frame.trail, f"text was still found after {settings.repairs} repairs", image)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import urllib.request
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from usfmae.client import inventory, review
 from usfmae.client.beside import spool_of, watched
-from usfmae.client.look import trusting
+from usfmae.client.look import image_id, trusting
 from usfmae.client.site import Site
-from usfmae.core.config import CleanSettings
+from usfmae.core.config import CleanSettings, ReadSettings
 from usfmae.core.corpus.shard import FOLDER, read_index
 from usfmae.core.errors import ConfigError, ResourceError
+from usfmae.core.flow import CleanImage, Quarantined, Scan
 from usfmae.core.phantom import Tissue, write_still
+from usfmae.core.read import discover, read
 
 needs_tesseract = pytest.mark.skipif(not shutil.which("tesseract"), reason="tesseract is not installed")
 
@@ -53,10 +58,56 @@ def test_a_frame_the_machine_doubts_can_be_released(make_site: Callable[..., Sit
     assert read_index(index).shard.count == 1 and review.waiting(site, review.Intake().refresh(site.corpus)) == []
 
 
+@needs_tesseract
+def test_a_frame_in_an_archive_can_be_released(make_site: Callable[..., Site], tmp_path: Path) -> None:
+    write_still(tmp_path / "still.dcm", Tissue(71, "linear"))
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    with zipfile.ZipFile(scans / "export.zip", "w") as archive:
+        archive.write(tmp_path / "still.dcm", "DICOM/IM1")
+    site = make_site(images=0, image_size=32, sources=(scans,), clean=CleanSettings(smallest_region=0.9))
+    assert inventory.take_in(site).kept == 0
+    (held,) = review.waiting(site, review.Intake().refresh(site.corpus))
+    review.release(site, held, "dr-k")
+    (index,) = (site.corpus / FOLDER).glob("released-*.json")
+    assert read_index(index).ids == (image_id(held.scan, held.index),)
+    (decision,) = review.decisions(site).values()
+    assert (decision["decision"], decision["reason"], decision["by"]) == ("released", "region-small", "dr-k")
+    assert "quarantine.released" in site.audit_log.read_text()
+
+
+@needs_tesseract
+def test_a_frame_that_still_shows_text_is_offered_as_far_as_cleaning_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from usfmae.client import look
+    from usfmae.core.clean import clean, safe
+
+    write_still(tmp_path / "still.dcm", Tissue(71, "linear"))
+    (scan,) = discover([tmp_path / "still.dcm"], b"s" * 32, ReadSettings())
+    assert isinstance(scan, Scan)
+    (frame,) = read(scan, ReadSettings())
+    whole = clean(frame, CleanSettings())
+    assert isinstance(whole, CleanImage)
+    original = safe.repaired
+    monkeypatch.setattr(safe, "repaired", lambda *rest: (*original(*rest)[:2], False))  # verification is never content
+    kept_back = clean(frame, CleanSettings())
+    assert isinstance(kept_back, Quarantined) and kept_back.reason == "text-left"
+    assert kept_back.image is not None and np.array_equal(kept_back.image.pixels, whole.pixels)
+    answers = io.BytesIO()
+    asked = {
+        "scan": {**vars(scan), "path": str(scan.path), "trail": scan.trail.id},
+        "index": 0, "size": 32, "read": ReadSettings().model_dump(), "clean": CleanSettings().model_dump(),
+    }
+    look._show(asked, answers)
+    looked = look._answer(answers.getvalue())
+    assert looked.after.startswith(b"\x89PNG") and looked.shape[:2] == (32, 32) and not looked.why_not
+
+
 def test_setting_doubts_aside_changes_nothing_else() -> None:
     settings = CleanSettings(inpaint_radius=5)
     changed = {k for k, v in trusting(settings).model_dump().items() if v != settings.model_dump()[k]}
-    assert changed == {"doubt_threshold", "smallest_region", "repairs"}
+    assert changed == {"smallest_region"}
 
 
 def test_metrics_and_page_answer_while_the_block_runs(make_site: Callable[..., Site], free_port: int) -> None:
