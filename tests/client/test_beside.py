@@ -97,7 +97,10 @@ def test_a_frame_that_still_shows_text_is_offered_as_far_as_cleaning_went(
     answers = io.BytesIO()
     asked = {
         "scan": {**vars(scan), "path": str(scan.path), "trail": scan.trail.id},
-        "index": 0, "size": 32, "read": ReadSettings().model_dump(), "clean": CleanSettings().model_dump(),
+        "index": 0,
+        "size": 32,
+        "read": ReadSettings().model_dump(),
+        "clean": CleanSettings().model_dump(),
     }
     look._show(asked, answers)
     looked = look._answer(answers.getvalue())
