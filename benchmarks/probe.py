@@ -85,20 +85,14 @@ def pretrained(images: Corpus, out: Path, recipe: str, seed: int, steps: int) ->
     return path, known
 
 
-def arms(checkpoints: dict[str, list[Path]]) -> dict[str, list[tuple[str, Pooling]]]:
-    """What is compared: (model, pooling) for each seed, by label."""
+def arms(checkpoints: dict[str, list[Path]], pooling: Pooling) -> dict[str, list[tuple[str, Pooling]]]:
+    """What is compared: (model, pooling) for each seed, by label; the recipes first."""
     first = next(iter(checkpoints.values()))
-    encoders_of = {"random weights": [f"random:{first[0]}@{seed}" for seed in range(len(first))]}
-    encoders_of |= {recipe: [str(path) for path in paths] for recipe, paths in checkpoints.items()}
-    poolings: tuple[Pooling, ...] = ("mean", "cls")
     return {
-        **{
-            f"{name}, {pool}": [(spec, pool) for spec in specs]
-            for name, specs in encoders_of.items()
-            for pool in poolings
-        },
-        "raw pixels": [("pixels", "mean")],
-        "EfficientNet-Lite0, ImageNet": [("efficientnet-lite0", "mean")],
+        **{recipe: [(str(path), pooling) for path in paths] for recipe, paths in checkpoints.items()},
+        "random weights": [(f"random:{first[0]}@{seed}", pooling) for seed in range(len(first))],
+        "raw pixels": [("pixels", pooling)],
+        "EfficientNet-Lite0, ImageNet": [("efficientnet-lite0", pooling)],
     }
 
 
@@ -108,11 +102,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--recipe", choices=RECIPES, action="append", help="only this one")
+    parser.add_argument("--pooling", choices=("mean", "cls"), default="mean")
     parser.add_argument("--task", choices=FOLDERS, action="append", help="only this benchmark")
     asked = parser.parse_args()
     settings, images = BenchSettings(), corpus(asked.root, asked.out / "corpus")
-    made = {r: [pretrained(images, asked.out, r, s, asked.steps) for s in range(asked.seeds)] for r in RECIPES}
-    compared = arms({recipe: [path for path, _ in runs] for recipe, runs in made.items()})
+    recipes, seeds = asked.recipe or list(RECIPES), range(asked.seeds)
+    made = {recipe: [pretrained(images, asked.out, recipe, s, asked.steps) for s in seeds] for recipe in recipes}
+    compared = arms({recipe: [path for path, _ in runs] for recipe, runs in made.items()}, asked.pooling)
     names, counts = np.unique(images.datasets, return_counts=True)
     result: dict[str, Any] = {
         "corpus": dict(zip(names.tolist(), counts.tolist(), strict=True)),
@@ -146,9 +143,9 @@ def task_report(
         report["scores"][label] = {head: score([run.predictions[head] for run in runs]) for head in HEADS}
         report["scores"][label]["effective_rank"] = float(np.mean([effective_rank(values) for values in found]))
     report["tests"] = {
-        f"{recipe}, {pool}": {label: versus(said[f"{recipe}, {pool}"], other) for label, other in said.items()}
+        recipe: {label: versus(said[recipe], other) for label, other in said.items() if label != recipe}
         for recipe in RECIPES
-        for pool in ("mean", "cls")
+        if recipe in said
     }
     return report
 
