@@ -1,6 +1,6 @@
 """The evaluator on real images with a tiny encoder: random weights, pretrained here, raw pixels, an ImageNet backbone.
 
-    python benchmarks/probe.py ROOT --out DIR [--seeds 5] [--steps 400]
+    python benchmarks/probe.py ROOT --out DIR [--seeds 5] [--steps 250]
 
 ROOT holds data sets as `usfmae datasets check` knows them. The encoder is pretrained on everything of strict42 there,
 read as `usfmae prepare` reads but not cleaned, in two recipes; benchmark images never enter. Checkpoints and features
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--recipe", choices=RECIPES, action="append", help="only this one")
     parser.add_argument("--pooling", choices=("mean", "cls"), default="mean")
     parser.add_argument("--task", choices=FOLDERS, action="append", help="only this benchmark")
