@@ -37,7 +37,7 @@ test-system: packages ## against Debian's Orthanc, DCMTK, Prometheus, Chromium, 
 	@$(call debian,Orthanc:orthanc:orthanc-dicomweb storescu:dcmtk prometheus:prometheus shellcheck:shellcheck \
 	  nginx:nginx:libnginx-mod-stream caddy:caddy)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/system/requirements.txt
-	$(BIN)/python -m pytest tests/system -m system -rs $(ARGS)
+	$(BIN)/python -m pytest -m system -rs $(ARGS)
 
 docs: venv           ## the documentation, in docs/_build/html
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt

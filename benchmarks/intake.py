@@ -31,6 +31,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
 
 CHUNKS = 10
+# DCMTK's two programs otherwise wait 40 ms for each other's acknowledgement at every message (Nagle's algorithm).
+PROMPT = {**os.environ, "TCP_NODELAY": "1"}
 OURS = """
 import sys, time
 from pathlib import Path
@@ -90,7 +92,7 @@ class Sender:
 
     def _one(self, port: int, files: list[Path]) -> None:
         command = ["storescu", "-v", "-nh", "-aet", "PACS1", "-aec", "USFMAE", "127.0.0.1", str(port), *map(str, files)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=PROMPT)
         sending = None
         for line in (done.stdout + done.stderr).splitlines():
             if found := re.search(r"Sending file: (.+)", line):
@@ -113,7 +115,7 @@ class Receiver:
             self.port = int(taken.getsockname()[1])
         ours = [sys.executable, "-c", OURS, str(self.port), str(self.folder / "spool")]
         theirs = ["storescp", "--fork", "-aet", "USFMAE", "-od", str(self.folder), str(self.port)]
-        self.process = subprocess.Popen(ours if self.name == "ours" else theirs)
+        self.process = subprocess.Popen(ours if self.name == "ours" else theirs, env=PROMPT)
         while socket.socket().connect_ex(("127.0.0.1", self.port)):
             time.sleep(0.05)
 
