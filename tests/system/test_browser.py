@@ -156,12 +156,12 @@ def test_the_running_round_moves_on_the_open_page(chromium: Any, home: Home) -> 
     with serving(coordinator_page(home), "127.0.0.1", 0) as port:
         page = opened(chromium, DESK)
         page.goto(f"http://127.0.0.1:{port}/")
-        before = page.text_content("section:has(progress)")
+        before = page.text_content("section:has(svg.bar)")
         ledger = Ledger(home.ledger)
         missing = sorted(set(ledger.sites()) - set(ledger.verdicts(12)))[0]
         ledger.record(Verdict(12, missing, "norm", "9.3 times the median", bytes=5))
-        page.wait_for_selector("section:has(progress) .pill.bad", timeout=20_000)
-        assert page.text_content("section:has(progress)") != before
+        page.wait_for_selector("section:has(svg.bar) .pill.bad", timeout=20_000)
+        assert page.text_content("section:has(svg.bar)") != before
         assert page.complaints == []
 
 
