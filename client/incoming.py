@@ -49,6 +49,21 @@ def inspect(
     return norms
 
 
+def inspect_decoder(file: Path) -> None:
+    """PolicyError where the seed's decoder holds values or rows that training does not make."""
+    for name, tensor in tensors(file):
+        _sound(name, tensor)
+
+
+def same_shapes(file: Path, parent: Path) -> None:
+    """PolicyError where a tensor has another shape than in the encoder accepted before."""
+    before = {name: tensor.shape for name, tensor in tensors(parent)}
+    for name, tensor in tensors(file):
+        if name in before and tensor.shape != before[name]:
+            was = f"shape went from {before[name]} to {tensor.shape}"
+            raise PolicyError(f"incoming tensor {name!r:.80}", was, "refused; ask the coordinator")
+
+
 def tensors(file: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Names, sorted, and values of a safetensors file of fp32; read, not mapped, so that one at a time is in memory."""
     try:

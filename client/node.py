@@ -223,6 +223,9 @@ class Fleet:
             with self.http.stream("POST", path, content=content, headers=dict(headers)) as response:
                 self._note_clock(response.headers.get("date"))
                 body = bytearray()
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    # Nothing is unpacked: a few bytes could become gigabytes.
+                    raise UnreachableError(f"server {self.server}", "packs its answers, unasked", "retrying")
                 for piece in response.iter_bytes():
                     body += piece
                     if len(body) > objects.LARGEST + 1024:

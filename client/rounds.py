@@ -59,11 +59,17 @@ def recipe_of(asked: TrainRequest) -> TrainSettings:
 
 
 def accept(site: Site, work: jobs.Job, asked: TrainRequest) -> None:
-    """Inspect the base that came and make the job ready to train. PolicyError, and the base gone, where it is unfit."""
+    """Inspect what came and make the job ready to train. PolicyError, and all of it gone, where it is unfit."""
+    before = jobs.previous(site, asked)
     try:
         norms = incoming.inspect(work.base, asked.base, jobs.parent_norms(site, asked), site.settings.max_norm_ratio)
+        if before and before.base.exists():
+            incoming.same_shapes(work.base, before.base)
+        if work.decoder.exists():
+            incoming.inspect_decoder(work.decoder)
     except PolicyError:
         work.base.unlink(missing_ok=True)
+        work.decoder.unlink(missing_ok=True)
         raise
     jobs.prepare(work, asked, norms)
     site.note("base.accepted", campaign=asked.campaign, round=asked.round, base=asked.base)

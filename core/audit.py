@@ -1,11 +1,15 @@
 """An append-only log in which each line carries the hash of the one before: any edit, loss or swap shows.
 
+The last line's hash stands beside the log as well (`audit.head`): a log that was cut at its end shows too. Who can
+write here can forge both; a hash noted elsewhere (`verify --head`) finds that.
+
 One JSON object a line: `time` (UTC), `actor`, `event`, `status`, the event's own fields, `previous`, `hash`.
 No identifiers of patients, paths of scans or UIDs go in.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -73,7 +77,20 @@ def append(log: Path, actor: str, event: str, status: str = "ok", **fields: Any)
             ) from None
         entry["hash"] = _hash(entry)
         _add_line(file, (json.dumps(entry, sort_keys=True) + "\n").encode())
+        _note_head(log, entry["hash"])
         return str(entry["hash"])
+
+
+def head_file(log: Path) -> Path:
+    return log.with_suffix(".head")
+
+
+def _note_head(log: Path, head: str) -> None:
+    """After the line is on disk: whatever dies in between leaves an older head, which is still in the log."""
+    part = log.with_suffix(".head.part")
+    with contextlib.suppress(OSError):  # a full disk: the older head stays
+        part.write_text(head)
+        part.replace(head_file(log))
 
 
 def _add_line(file: BinaryIO, line: bytes) -> None:
@@ -103,8 +120,10 @@ def entries(log: Path) -> Iterator[dict[str, Any]]:
 def verify(log: Path, head: str | None = None) -> int:
     """Number of entries if the chain holds; PolicyError names the first line that does not.
 
-    `head` is a hash noted earlier; it must occur, so that a log cut off at its end is found too.
+    `head` is a hash noted earlier, by default the one beside the log; it must occur, so that a cut end is found too.
     """
+    beside = head_file(log)
+    head = head or (beside.read_text() if beside.exists() else None)
     previous, count, seen_head = START, 0, head is None
     with log.open() as file:
         for count, line in enumerate(file, 1):
@@ -117,6 +136,6 @@ def verify(log: Path, head: str | None = None) -> int:
                 raise PolicyError(f"audit log {log} line {count}", "the hash chain is broken", "it was edited")
             previous = entry["hash"]
             seen_head = seen_head or previous == head
-    if not seen_head:
-        raise PolicyError(f"audit log {log}", f"entry {head} is missing", "the log was cut")
+    if not seen_head or (head is None and count > 1):
+        raise PolicyError(f"audit log {log}", f"entry {head or beside.name} is missing", "the log was cut")
     return count

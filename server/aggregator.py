@@ -39,6 +39,8 @@ def serve(home: Home, rounds: int, overrides: Iterable[str] = ()) -> None:
         from usfmae.server.rounds import Loop
         from usfmae.server.wire import GatewayWire
 
+        for left in home.checkpoints.glob(".*.partial"):  # of a process that was killed as it wrote
+            left.unlink()
         ledger = Ledger(home.ledger)
         key = read_private(home.signing_key, Ed25519PrivateKey)
         seed = home.checkpoint(0).stat().st_size

@@ -115,6 +115,7 @@ class Loop:
 
     def _collect(self, current: Round, request: TrainRequest, base: TensorFile) -> None:
         spool.forget_unnoted(self.home, self.ledger, current.number)
+        self._forget_damaged(current.number)
         while True:
             sites = {name: site for name, site in self.ledger.sites().items() if site.state == "active"}
             here = self.transport.connected() & set(sites)
@@ -129,6 +130,14 @@ class Loop:
                 break
             self._ask_decliners(current, verdicts)
             self.wait(TICK)
+
+    def _forget_damaged(self, number: int) -> None:
+        """After a restart: what was admitted must still be what its site signed, else the site is asked again."""
+        for verdict in self.ledger.verdicts(number).values():
+            if verdict.verdict == ADMITTED and spool.damaged(self.home, verdict):
+                audit.append(self.home.audit, "gate", "spool", "damaged", round=number, site=verdict.site)
+                note(logger, "spooled update damaged, asking again", level=logging.ERROR, site=verdict.site)
+                self.ledger.withdraw_verdict(number, verdict.site)
 
     def _ask(self, site: Site, request: TrainRequest) -> None:
         if any(asked == site.site for asked, _ in self.asked.values()) or self.clock() < self.not_before.get(

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from usfmae.core.errors import CheckpointError
 from usfmae.core.files import replacing
-from usfmae.core.tensors import Writer
+from usfmae.core.tensors import TensorFile, Writer
+from usfmae.core.update import PayloadHash
 from usfmae.server.home import Home
-from usfmae.server.ledger import Ledger
+from usfmae.server.ledger import Ledger, Verdict
 
 
 def path(home: Home, number: int, site: str) -> Path:
@@ -37,6 +39,18 @@ def forget_unnoted(home: Home, ledger: Ledger, number: int) -> None:
     for file in directory.glob("*") if directory.exists() else ():
         if file.stem not in noted or file.suffix != ".safetensors":
             file.unlink()
+
+
+def damaged(home: Home, verdict: Verdict) -> bool:
+    """Whether the update on disk is no longer the one that was signed and admitted: after a restart, or a restore."""
+    content = PayloadHash()
+    try:
+        with TensorFile(path(home, verdict.round, verdict.site)) as file:
+            for name in file.shapes:
+                content.add(name, file.raw(name))
+    except CheckpointError:
+        return True
+    return content.id() != verdict.content
 
 
 def clear(home: Home, number: int) -> None:

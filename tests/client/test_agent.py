@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 
 import httpx
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from usfmae.client import allowance, jobs, node, outbox, trainer
+from usfmae.client import allowance, jobs, node, outbox, trainer, trouble
 from usfmae.client.agent import Agent
 from usfmae.client.line import KeyRefusedError
 from usfmae.client.pending import Pending
@@ -391,3 +392,14 @@ def test_a_site_below_its_own_least_number_of_images_sits_out(
     aggregator.ask()
     turns(connected(site, aggregator))
     assert [reply.declined for reply in replies(aggregator)] == ["no-images"]
+
+
+def test_an_answer_that_is_packed_is_not_unpacked() -> None:
+    """A kilobyte of gzip could become a gigabyte in the agent's memory."""
+    packed = gzip.compress(bytes(10**6))
+    transport = httpx.MockTransport(
+        lambda request: httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(packed))
+    )
+    fleet = node.Fleet("https://127.0.0.1:1", None, keys.new_node_key(), transport=transport)
+    with pytest.raises(trouble.UnreachableError, match="packs its answers"):
+        fleet.activate(60)

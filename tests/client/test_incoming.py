@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from usfmae.client import incoming
-from usfmae.core.checkpoint import encoder_of, tensors_id
+from usfmae.core.checkpoint import decoder_of, encoder_of, tensors_id
 from usfmae.core.errors import PolicyError
 from usfmae.core.model import fresh
 
@@ -48,6 +48,43 @@ def test_one_dead_row_is_normal_two_are_not(encoder: dict[str, torch.Tensor], tm
     weight[6] = -2.5 * weight[7]
     with pytest.raises(PolicyError, match="2 rows are zero or copies"):
         incoming.inspect(*saved(encoder, tmp_path))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e5])
+def test_values_that_no_training_makes_are_refused(
+    encoder: dict[str, torch.Tensor], tmp_path: Path, value: float
+) -> None:
+    encoder["blocks.0.mlp.fc1.weight"][0, 0] = value
+    with pytest.raises(PolicyError, match=r"blocks\.0\.mlp\.fc1\.weight"):
+        incoming.inspect(*saved(encoder, tmp_path))
+
+
+@pytest.mark.parametrize("factor", [0.2, 5.0])
+def test_a_tensor_whose_norm_jumped_is_refused(encoder: dict[str, torch.Tensor], tmp_path: Path, factor: float) -> None:
+    parent = incoming.inspect(*saved(encoder, tmp_path))
+    encoder["blocks.0.mlp.fc1.weight"] *= factor
+    with pytest.raises(PolicyError, match="norm went from"):
+        incoming.inspect(*saved(encoder, tmp_path), parent)
+
+
+def test_a_tensor_of_another_shape_than_its_parent_is_refused(encoder: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """Same name, same values, same norm: only the shape is another."""
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    parent, _ = saved(encoder, tmp_path / "old")
+    incoming.same_shapes(parent, parent)
+    encoder["blocks.0.mlp.fc1.weight"] = encoder["blocks.0.mlp.fc1.weight"].T.contiguous()
+    with pytest.raises(PolicyError, match="shape went from"):
+        incoming.same_shapes(saved(encoder, tmp_path / "new")[0], parent)
+
+
+def test_the_seeds_decoder_is_looked_at_too(tmp_path: Path) -> None:
+    decoder = {name: tensor.clone() for name, tensor in decoder_of(fresh(MODEL, seed=3).state_dict()).items()}
+    incoming.inspect_decoder(saved(decoder, tmp_path)[0])
+    name = next(n for n, t in decoder.items() if t.ndim == 2 and len(t) >= 8)
+    decoder[name][:] = decoder[name][0]
+    with pytest.raises(PolicyError, match="copies of others"):
+        incoming.inspect_decoder(saved(decoder, tmp_path)[0])
 
 
 @pytest.mark.parametrize("factor", [1.0, 3.7, -1.0, 1e-4])

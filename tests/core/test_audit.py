@@ -43,12 +43,37 @@ def test_damage_is_found_and_its_line_named(tmp_path: Path, damage: str) -> None
         audit.verify(log)
 
 
-def test_a_cut_log_is_found_by_its_head(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [0, 1, 3, 4])
+def test_a_cut_log_is_found_without_a_word_from_outside(tmp_path: Path, left: int) -> None:
+    log, _ = _filled(tmp_path)
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:left]))
+    with pytest.raises(PolicyError, match="cut"):
+        audit.verify(log)
+
+
+def test_a_log_whose_head_was_taken_away_too_is_found(tmp_path: Path) -> None:
+    log, _ = _filled(tmp_path)
+    audit.head_file(log).unlink()
+    with pytest.raises(PolicyError, match=r"audit\.head is missing"):
+        audit.verify(log)
+
+
+def test_a_log_and_head_set_back_together_are_found_by_a_hash_noted_elsewhere(tmp_path: Path) -> None:
     log, head = _filled(tmp_path)
-    log.write_text("".join(log.read_text().splitlines(keepends=True)[:3]))
+    lines = log.read_text().splitlines(keepends=True)[:3]
+    log.write_text("".join(lines))
+    audit.head_file(log).write_text(json.loads(lines[-1])["hash"])
     assert audit.verify(log) == 3
     with pytest.raises(PolicyError, match="cut"):
         audit.verify(log, head)
+
+
+def test_a_crash_between_line_and_head_is_no_cut(tmp_path: Path) -> None:
+    log, _ = _filled(tmp_path)
+    older = audit.head_file(log).read_text()
+    audit.append(log, "site", "sent")
+    audit.head_file(log).write_text(older)
+    assert audit.verify(log) == 6
 
 
 def test_a_damaged_end_stops_writing_instead_of_hiding_it(tmp_path: Path) -> None:

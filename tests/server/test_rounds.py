@@ -76,6 +76,33 @@ def test_a_crash_anywhere_ends_in_the_same_bytes_and_no_training_twice(federatio
     assert made.verdicts(1) == made.verdicts(2) == ["admitted"] * 3
 
 
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_spooled_update_that_changed_while_the_aggregator_was_away_is_asked_for_again(
+    federation, monkeypatch, damage
+):
+    wanted = federation(2, "calm").run(1)
+    made, real = federation(2, "damaged"), close.finish
+
+    def crashing(*arguments):
+        raise Crash
+
+    monkeypatch.setattr(close, "finish", crashing)
+    with pytest.raises(Crash):
+        made.run(1)
+    monkeypatch.setattr(close, "finish", real)
+    file = sorted(made.home.spool.rglob("*.safetensors"))[0]
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(data if damage == "flip" else data[:-100])
+    made.again()
+    assert made.run(1) == wanted
+    assert any(e["status"] == "damaged" for e in audit.entries(made.home.audit))
+    assert made.verdicts(1) == ["admitted"] * 2
+
+
 def test_a_full_disk_loses_nothing(federation, monkeypatch):
     wanted = federation(2, "calm").run(1)
     made, real, failures = federation(2, "full"), aggregate.replacing, [3]
