@@ -130,7 +130,14 @@ def images(site: Site) -> int:
     return sum(_count(path, path.stat().st_mtime_ns) for path in (site.corpus / FOLDER).glob("*.json"))
 
 
-@functools.lru_cache(maxsize=1 << 16)
+@functools.lru_cache(maxsize=65536)
+def _count(index: Path, changed: int) -> int:
+    """Images of one shard; asked at every look while a request waits."""
+    from usfmae.core.corpus.shard import read_index
+
+    return read_index(index).shard.count
+
+
 def _count(index: Path, changed: int) -> int:
     """Images of one shard; a shard never changes, so its index is read once."""
     from usfmae.core.corpus.shard import read_index

@@ -141,12 +141,11 @@ def _merged(
     trained = np.empty((len(piece.packed), piece.base.size))
     for row, data in zip(trained, piece.packed, strict=True):
         row[...] = update.trained(data, piece.base, encoding)
-    kept = {key: _piece(values, piece.where, piece.base) for key, values in held.items()}
+    kept = {
+        key: np.full(piece.base.size, rule.start(key)) if values is None else values[piece.where].copy()
+        for key, values in held.items()
+    }
     return rule.merge(piece.base.astype(np.float64), trained, weights, kept), kept
-
-
-def _piece(values: NDArray[np.float64] | None, where: slice, like: Floats) -> Values:
-    return np.zeros(like.size) if values is None else values[where].copy()
 
 
 def _create(stack: contextlib.ExitStack, path: Path):  # type: ignore[no-untyped-def]

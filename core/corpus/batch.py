@@ -19,9 +19,9 @@ Positions = NDArray[np.int64]
 class Corpus:
     """The shards that were there when it was opened, ordered by name; shards added later do not disturb it.
 
-    `verify` reads every byte once and compares checksums (about 1 GB/s a core). `only` restricts the corpus to
-    shards with these checksums, as a resumed run does. Raises CorpusError where a shard is damaged, missing, of
-    another size, or where there are no images at all.
+    `verify` compares checksums: every byte is read once (about 1 GB/s a core), and again when its file has changed.
+    `only` restricts the corpus to shards with these checksums, as a resumed run does. Raises CorpusError where a shard
+    is damaged, missing, of another size, or where there are no images at all.
     """
 
     def __init__(self, roots: Sequence[Path], *, verify: bool = True, only: Collection[str] | None = None) -> None:

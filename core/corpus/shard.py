@@ -6,9 +6,11 @@ never changed; a corpus grows by more shards, so a run may read old ones while `
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from usfmae.core.flow import CleanImage, Pixels, Shard, Trail
 
 FOLDER = "shards"  # inside a corpus
 FORMAT = 1
+CHECKED_FOR = 30 * 86400.0  # seconds for which a shard that was read whole counts as sound
 KINDS = {"gray": 1, "rgb": 3}  # name in the file -> channels
 
 
@@ -129,14 +132,32 @@ def read_index(path: Path) -> Index:
 
 
 def check(index: Index) -> None:
-    """Raises CorpusError where the bytes of a shard are not those its index was written for."""
-    with index.shard.path.open("rb") as file:
+    """Raises CorpusError where the bytes of a shard are not those its index was written for.
+
+    They are read once; a mark beside the shard spares the next program, until the file changes or a month has passed:
+    a site opens its corpus in every round.
+    """
+    path = index.shard.path
+    about, mark = path.stat(), path.with_suffix(".checked")
+    seal = f"{index.sha256} {about.st_size} {about.st_mtime_ns} {about.st_ino}"
+    if _marked(mark, seal):
+        return
+    with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != index.sha256:
             raise CorpusError(
-                f"shard {index.shard.path}",
+                f"shard {path}",
                 "is damaged: its checksum differs from its index",
                 "remove both and run 'usfmae prepare' again",
             )
+    with contextlib.suppress(OSError):  # a corpus that may not be written to is read each time
+        mark.write_text(seal)
+
+
+def _marked(mark: Path, seal: str) -> bool:
+    try:
+        return mark.read_text() == seal and time.time() - mark.stat().st_mtime < CHECKED_FOR
+    except OSError:
+        return False
 
 
 def open_pixels(index: Index) -> Pixels:

@@ -18,11 +18,15 @@ class MergingRule:
     def __init__(self, settings: MergeSettings) -> None:
         self.settings = settings
 
+    def start(self, name: str) -> float:
+        """What is remembered under this name, for every weight, before the first round."""
+        return 0.0
+
     def merge(self, base: Values, trained: Values, weights: Values, memory: dict[str, Values]) -> Values:
         """The next weights of a piece.
 
         base (n,): the round's encoder; trained (S, n): what each site made of it, in site order; weights (S,): shares
-        that sum to 1; memory: (n,) per name, zero in the first round, updated in place.
+        that sum to 1; memory: (n,) per name, as `start` says in the first round, updated in place.
         """
         raise NotImplementedError
 

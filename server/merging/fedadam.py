@@ -1,4 +1,7 @@
-"""FedAdam: Adam on the merged update, without bias correction (Reddi et al. 2021, arXiv:2003.00295, Algorithm 2)."""
+"""FedAdam: Adam on the merged update, without bias correction (Reddi et al. 2021, arXiv:2003.00295, Algorithm 2).
+
+The second moment begins at tau squared, as the algorithm asks.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from usfmae.server.merging.base import MergingRule, Values, weighted_mean
 
 class Rule(MergingRule):
     memory = ("first", "second")
+
+    def start(self, name: str) -> float:
+        return self.settings.adaptivity**2 if name == "second" else 0.0
 
     def merge(self, base: Values, trained: Values, weights: Values, memory: dict[str, Values]) -> Values:
         step = weighted_mean(trained, weights) - base

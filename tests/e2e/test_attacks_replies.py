@@ -108,7 +108,7 @@ ATTACKS: dict[str, tuple[Callable[[Draft], None], str]] = {
     "training time negative": (lambda d: d.fields.update(seconds=-1.0), "bad-record"),
     "another site's name": (lambda d: d.fields.update(site="0" * 16), "wrong-site"),
     "huge declared shape": (lambda d: d.shapes.update({first(d): (2**40, 2**20)}), "wrong-shape"),
-    "negative declared shape": (lambda d: d.shapes.update({first(d): (-1, 0)}), "wrong-shape"),
+    "negative declared shape": (lambda d: d.shapes.update({first(d): (-1, 0)}), "bad-message"),
     "name in look-alike letters": (look_alike, "missing-tensor"),
     "no tensors at all": (lambda d: d.payload.clear(), "missing-tensor"),
 }

@@ -45,7 +45,7 @@ def updates(tmp_path):
     return home, base, sites, target
 
 
-def merged(updates, rule, weights, memory=None, **settings):
+def merged(updates, rule, weights, memory=None, encoding="fp32", **settings):
     home, base, _, target = updates
     files = [TensorFile(spool.path(home, 1, str(i))) for i in range(len(weights))]
     out = home.root / "out.safetensors"
@@ -54,7 +54,7 @@ def merged(updates, rule, weights, memory=None, **settings):
             opened,
             files,
             weights,
-            "fp32",
+            encoding,
             rule_for(MergeSettings(rule=rule, **settings)),
             out,
             {"content": "-"},
@@ -103,10 +103,49 @@ def test_rules_with_a_memory_carry_it_from_round_to_round(updates, rule):
     if rule == "fedavgm":
         wanted = [base["b"] + step, base["b"] + 1.9 * step]
     else:
-        m, v = 0.1 * step, 0.01 * step**2
+        m, v = 0.1 * step, 0.99 * 1e-6 + 0.01 * step**2
         m2, v2 = 0.9 * m + 0.1 * step, 0.99 * v + 0.01 * step**2
         wanted = [base["b"] + m / (np.sqrt(v) + 1e-3), base["b"] + m2 / (np.sqrt(v2) + 1e-3)]
     assert np.allclose(after_one, wanted[0], atol=1e-6) and np.allclose(after_two, wanted[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed"])
+@pytest.mark.parametrize("sites", [3, 4, 5])
+def test_a_poisoned_site_moves_no_weight_beyond_what_the_honest_ones_sent(updates, rule, sites):
+    """Yin et al. 2018: with fewer liars than are cut, every value lies between two honest ones. The mean does not."""
+    home, base, trained, _ = updates
+    wild = {name: (values - 3 * (trained[1][name] - values)).astype(np.float32) for name, values in base.items()}
+    wild["w"][0] = 1e6
+    spooled(home, "0", update.pack(base, wild, "fp32").payload)
+    honest = np.stack([s["w"] for s in trained[1:sites]])
+    inside = lambda got: ((got >= honest.min(axis=0)) & (got <= honest.max(axis=0))).all()  # noqa: E731
+    assert inside(merged(updates, rule, [1 / sites] * sites, trim=0.2)["w"])
+    assert not inside(merged(updates, "fedavg", [1 / sites] * sites)["w"])
+
+
+def test_a_trimmed_mean_cuts_the_share_it_is_told_to():
+    values = np.arange(15.0)[:, None] ** 3
+    for trim, cut in ((0.0, 0), (0.05, 1), (0.2, 3), (0.49, 7)):
+        got = rule_for(MergeSettings(rule="trimmed", trim=trim)).merge(np.zeros(1), values, np.ones(15) / 15, {})
+        assert np.isclose(got[0], values[cut : 15 - cut].mean())
+
+
+def test_the_merge_of_quantised_updates_is_as_close_as_its_scales(updates):
+    """int8: each site is off by half a step at most, a step being 1/127 of the largest change in its block of 256."""
+    home, base, trained, _ = updates
+    weights = [0.1, 0.2, 0.3, 0.25, 0.15]
+    exact = merged(updates, "fedavg", weights)
+    bound = {name: np.zeros(values.size) for name, values in base.items()}
+    for number, (weight, site) in enumerate(zip(weights, trained, strict=True)):
+        spooled(home, f"{number}", update.pack(base, site, "int8").payload)
+        for name, values in base.items():
+            change = np.abs(site[name] - values).reshape(-1)
+            steps = [change[at : at + 256].max() / 127 for at in range(0, change.size, 256)]
+            bound[name] += weight * 0.5 * np.repeat(steps, 256)[: change.size]
+    for name, got in merged(updates, "fedavg", weights, encoding="int8").items():
+        error = np.abs(got.astype(np.float64) - exact[name]).reshape(-1)
+        assert (error <= bound[name] * (1 + 1e-4) + 2e-7 * np.abs(exact[name]).reshape(-1)).all()
+        assert error.max() > 0
 
 
 def test_the_size_of_pieces_changes_no_bit(updates, monkeypatch):

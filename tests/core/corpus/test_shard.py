@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,24 @@ def test_a_damaged_shard_is_named(tmp_path: Path, damage: str) -> None:
     else:
         shard.path.write_bytes(data[: -100 if damage == "cut" else 0])
     with pytest.raises(CorpusError, match=r"a\.gray\.npy"):
+        Corpus([tmp_path])
+
+
+def test_a_sound_shard_is_read_once_and_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shard,) = write_shard(tmp_path, "a", items(4))
+    read: list[str] = []
+    real = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: (read.append(file.name), real(file, name))[1])
+    for _ in range(3):
+        Corpus([tmp_path])
+    assert len(read) == 1
+    os.utime(shard.path.with_suffix(".checked"), (0, 0))  # checked long ago
+    Corpus([tmp_path])
+    assert len(read) == 2
+    content = bytearray(shard.path.read_bytes())
+    content[-1] ^= 1
+    shard.path.write_bytes(content)
+    with pytest.raises(CorpusError, match="damaged"):
         Corpus([tmp_path])
 
 
