@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from flwr.proto import message_pb2 as wire
+from safetensors.numpy import load_file
 
 from tests.e2e.arena import Draft, Hospital, Stage, request_of, row
 from usfmae.client import node
@@ -74,7 +75,8 @@ def test_a_chunk_that_is_named_4000_times_is_not_unfolded(tmp_path, honest_alone
     with Stage(tmp_path, hostile=1) as stage:
         fleet = stage.mallory.connect(stage.home, stage.port)
         request = request_of(fleet)
-        draft = Draft(asked(fleet, request), {}, {"w": b"x"}, {}, {})
+        base = load_file(stage.home.checkpoint(0))
+        draft = Draft(asked(fleet, request), base, dict.fromkeys(base, b"x"), {}, {})
         real = objects.json.dumps
 
         def folded(about: object) -> str:
@@ -82,14 +84,16 @@ def test_a_chunk_that_is_named_4000_times_is_not_unfolded(tmp_path, honest_alone
                 about = {**about, "arraychunk_ids": [0] * 4096}
             return real(about)
 
-        stage.mallory._part = lambda draft, name: objects.Part("int8", (2**32,), RAW, 2**20, lambda a, b: bytes(b - a))
+        stage.mallory._part = lambda draft, name: objects.Part(
+            "int8", base[name].shape, RAW, 2**14, lambda a, b: bytes(b - a)
+        )
         with monkeypatch.context() as patch:
             patch.setattr(objects.json, "dumps", folded)
             stage.mallory.push(fleet, request, draft)
         result = stage.done()
-        got, audited = stage.verdict(), stage.audited(actor="gate", verdict="bad-message")
-        row("1 MiB that unfolds to 4 GiB", got, audited, result == honest_alone)
-        assert (got, audited, result) == ("bad-message", True, honest_alone)
+        got, audited = stage.verdict(), stage.audited(actor="gate", verdict="wrong-size")
+        row("16 KiB that unfold to 64 MiB a tensor", got, audited, result == honest_alone)
+        assert (got, audited, result) == ("wrong-size", True, honest_alone)
 
 
 def asked(fleet: node.Fleet, request: node.Request) -> TrainRequest:
