@@ -19,6 +19,7 @@ from typing import Any
 from usfmae.client import download, jobs, node, outbox, packing
 from usfmae.client.agent import Agent
 from usfmae.client.site import Site, write_json
+from usfmae.client.workers import Workers
 from usfmae.core import log, objects, protocol
 from usfmae.core.errors import NetworkError
 from usfmae.core.protocol import TrainReply, TrainRequest
@@ -36,7 +37,7 @@ def trained(work: jobs.Job, number: int) -> Iterator[tuple[str, Any]]:
             yield name, base.tensor(name) * base.tensor(name).dtype.type(factor(work.site, number))
 
 
-class Instant(jobs.Workers):
+class Instant(Workers):
     """Trains in no time; packs and keeps the residue as the real worker does."""
 
     def warm_up(self) -> None:

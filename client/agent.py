@@ -10,18 +10,17 @@ The worker trains beside the loop and outlives it. A crash at any point loses at
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
-import signal
 import threading
 import time
-from collections.abc import Iterator
 
-from usfmae.client import allowance, download, jobs, node, outbox, replay, rounds, trouble
+from usfmae.client import allowance, download, jobs, node, outbox, rounds, trouble
 from usfmae.client.line import KeyRefusedError, Line, Stopped
 from usfmae.client.pending import Pending
 from usfmae.client.site import Site, read_json
+from usfmae.client.standing import stopped_by_signals, write_status
+from usfmae.client.workers import Workers
 from usfmae.core import objects, protocol
 from usfmae.core.errors import NetworkError, PolicyError, ResourceError, TryLaterError, UsfmaeError
 from usfmae.core.log import note
@@ -38,7 +37,7 @@ class Agent:
     def __init__(self, site: Site, until_idle: float | None = None) -> None:
         self.site, self.until_idle = site, until_idle
         self.line = Line(site, lambda: self.stopping, lambda seconds: self.wake.wait(seconds))
-        self.workers = jobs.Workers(site)
+        self.workers = Workers(site)
         self.current: jobs.Job | None = None
         self.wake = threading.Event()
         self.stopping = False
@@ -55,9 +54,9 @@ class Agent:
 
         UsageError where another agent serves this site; NetworkError where the server refuses this site's key.
         """
-        with self.site.served_alone(), self._signals():
+        with self.site.served_alone(), stopped_by_signals(self._stop):
             self.site.note("agent.start", pid=os.getpid())
-            self.current = self._unfinished()
+            self.current = jobs.unfinished(self.site)
             self.workers.warm_up()
             self.line.keep_alive()
             try:
@@ -194,23 +193,7 @@ class Agent:
         self.state = "downloading"
         self._write_status()
         self.workers.warm_up()
-        work.place.mkdir(parents=True, exist_ok=True)
-        limit = self.site.settings.max_model_gb * 1e9
-        fetch = self.line.fetcher(pending.request.run)
-        wanted = {protocol.ENCODER: work.base}
-        if asked.with_decoder:
-            wanted[protocol.DECODER] = work.decoder
-        names = [*wanted, protocol.REPLAY] if asked.with_replay else list(wanted)
-        absent = [name for name in names if name not in pending.ids]
-        if absent:
-            raise PolicyError("request", f"has no record {absent[0]!r}", "refused")
-        room = lambda size: allowance.check_disk(self.site, size)  # noqa: E731
-        for name, target in wanted.items():
-            if not target.exists():
-                size = download.receive(pending.ids[name], fetch, target, limit, room)
-                note(logger, "downloaded", record=name, bytes=size)
-        if asked.with_replay:
-            replay.receive(self.site, rounds.recipe_of(asked), pending.ids[protocol.REPLAY], fetch, room)
+        download.model(self.site, asked, work, pending.ids, self.line.fetcher(pending.request.run))
         rounds.accept(self.site, work, asked)
         with contextlib.suppress(NetworkError):  # it frees the aggregator's memory, no more
             self.line.fleet.confirm(pending.request)
@@ -269,13 +252,6 @@ class Agent:
 
     # --- the worker, and the end
 
-    def _unfinished(self) -> jobs.Job | None:
-        """The job a former agent left: it goes on although its request may have died with the server."""
-        places = [p.parent for p in (self.site.root / "jobs").glob("*/request.json")]
-        works = [jobs.Job(self.site, place) for place in sorted(places, key=lambda p: p.stat().st_mtime)]
-        open_ = [work for work in works if not work.result and not work.error]
-        return open_[-1] if open_ else None
-
     def _tend(self) -> None:
         """Keep the current job's worker going, or stopped while the site is paused or quiet."""
         if self._done():
@@ -307,23 +283,10 @@ class Agent:
         self._write_status()
         self.site.note("agent.stop")
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end the loop after the call it is in."""
-
-        def stop(number: int, frame: object) -> None:
-            self.stopping = True
-            self.wake.set()
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self) -> None:
+        """End after the call that the loop is in."""
+        self.stopping = True
+        self.wake.set()
 
     # --- what it says
 
@@ -350,7 +313,4 @@ class Agent:
             "progress": self.current.progress if self.current else {},
             "waiting_requests": len(Pending.all(self.site)),
         }
-        part = self.site.root / ".status.part"  # renamed, not flushed: after a power cut it means nothing anyway
-        with contextlib.suppress(OSError):
-            part.write_text(json.dumps(status))
-            part.replace(self.site.root / "status.json")
+        write_status(self.site, status)

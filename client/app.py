@@ -27,6 +27,7 @@ from safetensors.numpy import save_file
 
 from usfmae.client import allowance, jobs, outbox, replay, rounds
 from usfmae.client.site import Site
+from usfmae.client.workers import Workers
 from usfmae.core import protocol
 from usfmae.core.errors import ConfigError, PolicyError
 from usfmae.core.files import replacing
@@ -54,9 +55,9 @@ def train(message: Message, context: Context) -> Message:
     return Message(_content(site, reply), reply_to=message)
 
 
-def answer(site: Site, asked: TrainRequest, content: RecordDict, workers: jobs.Workers | None = None) -> str:
+def answer(site: Site, asked: TrainRequest, content: RecordDict, workers: Workers | None = None) -> str:
     """See the round through to a released update; returns why there is none, or nothing."""
-    workers, place = workers or jobs.Workers(site), outbox.folder(site, outbox.key(asked))
+    workers, place = workers or Workers(site), outbox.folder(site, outbox.key(asked))
     while not (place / "entry.json").exists():
         why = rounds.unwilling(site, asked)
         if why and why != rounds.WAIT:
@@ -69,7 +70,7 @@ def answer(site: Site, asked: TrainRequest, content: RecordDict, workers: jobs.W
     return "refused: kept by the site" if outbox.state(place) == "rejected" else ""
 
 
-def _worked(site: Site, asked: TrainRequest, content: RecordDict, workers: jobs.Workers) -> bool:
+def _worked(site: Site, asked: TrainRequest, content: RecordDict, workers: Workers) -> bool:
     """One look at the round's job; True where it cannot be done."""
     work = jobs.job(site, asked)
     if work.result:

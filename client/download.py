@@ -3,12 +3,45 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from usfmae.client import allowance, replay
+from usfmae.client.jobs import Job
+from usfmae.client.rounds import recipe_of
+from usfmae.client.site import Site
+from usfmae.core import protocol
 from usfmae.core.errors import PolicyError, ResourceError
+from usfmae.core.log import note
 from usfmae.core.objects import Fetch, Tensor, expect, references, tensor
+from usfmae.core.protocol import TrainRequest
+
+logger = logging.getLogger(__name__)
+
+
+def model(site: Site, asked: TrainRequest, work: Job, ids: Mapping[str, str], fetch: Fetch) -> None:
+    """Fetch what a request brings: the base, the seed's decoder and the replay corpus where they come along.
+
+    `ids`: the request's records by name. PolicyError where one is missing or unfit; ResourceError where the disk is
+    too full.
+    """
+    work.place.mkdir(parents=True, exist_ok=True)
+    wanted = {protocol.ENCODER: work.base}
+    if asked.with_decoder:
+        wanted[protocol.DECODER] = work.decoder
+    names = [*wanted, protocol.REPLAY] if asked.with_replay else list(wanted)
+    absent = [name for name in names if name not in ids]
+    if absent:
+        raise PolicyError("request", f"has no record {absent[0]!r}", "refused")
+    room = lambda size: allowance.check_disk(site, size)  # noqa: E731
+    for name, target in wanted.items():
+        if not target.exists():
+            size = receive(ids[name], fetch, target, site.settings.max_model_gb * 1e9, room)
+            note(logger, "downloaded", record=name, bytes=size)
+    if asked.with_replay:
+        replay.receive(site, recipe_of(asked), ids[protocol.REPLAY], fetch, room)
 
 
 def receive(

@@ -350,7 +350,7 @@ def test_after_a_kill_the_old_node_id_goes_on_without_a_new_activation(
     aggregator.ask()
     agent._look()
     again = connected(site, aggregator)  # the first one dies without a word; its activation has not lapsed
-    again.current = again._unfinished()
+    again.current = jobs.unfinished(site)
     turns(again)
     assert len(replies(aggregator)) == 1
     assert aggregator.calls.count("activate-node") == 1

@@ -15,8 +15,9 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supernode.runtime import run_clientapp
 
 from usfmae.client import app as fallback
-from usfmae.client import jobs, trainer
+from usfmae.client import trainer
 from usfmae.client.site import Site
+from usfmae.client.workers import Workers
 from usfmae.core import audit, protocol, update
 from usfmae.core.errors import PolicyError
 from usfmae.core.protocol import TrainReply, from_record
@@ -63,7 +64,7 @@ def test_a_request_is_answered_like_the_agent_does(
     site: Site, aggregator: Aggregator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(fallback.SITE, str(site.root))
-    monkeypatch.setattr(jobs.Workers, "tend", lambda self, work: trainer.run(work, lambda: False))
+    monkeypatch.setattr(Workers, "tend", lambda self, work: trainer.run(work, lambda: False))
     aggregator.enrol(site)
     aggregator.ask()
     (asked,) = aggregator.queue

@@ -10,6 +10,7 @@ import pytest
 
 from usfmae.client import jobs
 from usfmae.client.site import Site, write_json
+from usfmae.client.workers import MOST_CRASHES, Workers
 from usfmae.core.errors import ResourceError
 
 
@@ -22,7 +23,7 @@ def work(site: Site) -> jobs.Job:
     return jobs.Job(site, place)
 
 
-def workers(site: Site, monkeypatch: pytest.MonkeyPatch, program: str) -> jobs.Workers:
+def workers(site: Site, monkeypatch: pytest.MonkeyPatch, program: str) -> Workers:
     """Workers whose process runs `program` in place of the trainer; ROOT and JOB are its arguments."""
 
     class Other:
@@ -32,11 +33,11 @@ def workers(site: Site, monkeypatch: pytest.MonkeyPatch, program: str) -> jobs.W
     script.write_text(f'#!/bin/sh\nexec {sys.executable} -c "$PROGRAM" "$@"\n')
     script.chmod(0o700)
     monkeypatch.setenv("PROGRAM", "import sys, time; ROOT, JOB = sys.argv[3:5]\n" + program)
-    monkeypatch.setattr(jobs, "sys", Other)
-    return jobs.Workers(site)
+    monkeypatch.setattr("usfmae.client.workers.sys", Other)
+    return Workers(site)
 
 
-def look(found: jobs.Workers, work: jobs.Job) -> None:
+def look(found: Workers, work: jobs.Job) -> None:
     """One look, once the process has ended, and without waiting for the back-off."""
     if found.process is not None:
         found.process.wait(30)
@@ -48,17 +49,17 @@ def test_a_worker_that_keeps_crashing_at_the_same_step_is_given_up(
     site: Site, work: jobs.Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = workers(site, monkeypatch, "open(ROOT + '/starts', 'a').write('x'); sys.exit(139)")
-    for _ in range(4 * jobs.MOST_CRASHES):  # a look finds the end, the next one starts again
+    for _ in range(4 * MOST_CRASHES):  # a look finds the end, the next one starts again
         look(found, work)
     assert work.error is not None and "139" in work.error["what"]
-    assert len((site.root / "starts").read_text()) == jobs.MOST_CRASHES
+    assert len((site.root / "starts").read_text()) == MOST_CRASHES
 
 
 def test_crashes_with_progress_between_them_are_not_counted_together(
     site: Site, work: jobs.Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = workers(site, monkeypatch, "sys.exit(1)")
-    for step in range(3 * jobs.MOST_CRASHES):
+    for step in range(3 * MOST_CRASHES):
         write_json(work.place / "progress.json", {"step": step})
         look(found, work)
     assert work.error is None
@@ -78,7 +79,7 @@ def test_a_full_disk_is_said_in_the_workers_words_and_never_given_up(
 ) -> None:
     found = workers(site, monkeypatch, "print('error: disk of /d - is full', file=sys.stderr); sys.exit(7)")
     look(found, work)
-    for _ in range(jobs.MOST_CRASHES + 1):
+    for _ in range(MOST_CRASHES + 1):
         with pytest.raises(ResourceError, match="disk of /d - is full"):
             look(found, work)
         look(found, work)
@@ -93,7 +94,7 @@ def test_a_crash_on_a_full_disk_is_no_crash_of_the_training(
     floor = site.settings.model_copy(update={"disk_floor_gb": 1e9})
     found.site = Site(site.root, floor)
     look(found, work)
-    for _ in range(jobs.MOST_CRASHES + 1):
+    for _ in range(MOST_CRASHES + 1):
         with pytest.raises(ResourceError, match="GB free"):
             look(found, work)
         look(found, work)
