@@ -1,7 +1,7 @@
 """Which recipe learns new organs without forgetting the old one? Real scans, a tiny model, the product's own parts.
 
     python benchmarks/continual.py [--quick] [--json] [--data DIR] [--cache DIR] [--seeds 3] [--first 0]
-        [--workers 2] [--out DIR]
+        [--steps 96] [--unit 6] [--workers 2] [--out DIR]
 
 A seed learns breast; then four sites hold ovary, lung (clips), lung (frames) and fetal heads. Each arm is run from
 each of the seeds with its own held-out patients. Finished runs are kept in the cache, so an interrupted experiment
@@ -33,7 +33,7 @@ QUICK = ("centralised", "federated", "replay 5 %")
 
 def main() -> None:
     given = _arguments()
-    size = arms.SMALL if given.quick else arms.Size()
+    size = arms.SMALL if given.quick else arms.Size(steps=given.steps, unit=given.unit)
     names = [a.name for a in arms.ARMS if not given.quick or a.name in ("seed only", *QUICK)]
     seeds = range(given.first, given.first + (1 if given.quick else given.seeds))
     wanted = [(name, seed) for name in names for seed in seeds]
@@ -82,6 +82,8 @@ def _arguments() -> argparse.Namespace:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "usfmae" / "continual"
     parser.add_argument("--cache", type=Path, default=cache, help="corpora, seeds and finished runs")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions of every arm")
+    parser.add_argument("--steps", type=int, default=arms.Size.steps, help="optimizer steps of every site")
+    parser.add_argument("--unit", type=int, default=arms.Size.unit, help="local steps of a round with E = 1")
     parser.add_argument(
         "--first", type=int, default=0, help="number of the first seed; choose on others than you report"
     )

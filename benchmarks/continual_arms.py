@@ -81,6 +81,8 @@ ARMS = (
     *(Arm(f"alone: {site}", kind=f"alone:{site}") for site in NEW),
     Arm("federated"),
     Arm("federated, IID", split="iid"),
+    Arm("shared decoder, IID", split="iid", decoder="shared"),
+    Arm("FedAdam, IID", split="iid", merge=ADAM),
     Arm("federated, E = 4", e=4),
     Arm("federated, E = 16", e=16),
     Arm("shared decoder", decoder="shared"),
@@ -99,7 +101,6 @@ ARMS = (
     Arm("centralised, twice the steps", kind="centralised", longer=2),
     *(Arm(f"alone: {site}, twice the steps", kind=f"alone:{site}", longer=2) for site in NEW),
     Arm("federated, twice the steps", longer=2),
-    Arm("federated, IID, twice the steps", split="iid", longer=2),
 )
 
 

@@ -19,7 +19,10 @@ MEASURES = ("old_loss", "old_loss_seed_decoder", "new_loss", "old_probe", "new_p
 COMPARED = MEASURES[:5]
 REFERENCE, SEED, TWICE = "federated", "seed only", ", twice the steps"
 # The arms that the targets on learning are read for.
-LEARNERS = ("federated", "replay 25 %", "FedAvgM", "federated, IID", f"federated{TWICE}", f"federated, IID{TWICE}")
+LEARNERS = (
+    "federated", "replay 25 %", "budget 10 %", "FedAdam", "FedAvgM", f"federated{TWICE}",
+    "federated, IID", "shared decoder, IID", "FedAdam, IID",
+)  # fmt: skip
 
 Runs = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> what it measured
 
