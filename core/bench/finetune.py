@@ -38,6 +38,7 @@ from usfmae.core.flow import Pixels, content_id
 
 Floats = NDArray[np.float64]
 TEST_BATCH = 64
+RAN_AWAY = 1e9
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Run:
     choice: Choice
     seed: int
     validation: float  # best balanced accuracy on the validation part; -1 where the loss ran away
+    validation_loss: float  # cross-entropy there, at that epoch; RAN_AWAY likewise
     epochs: int
     best_epoch: int
     seconds: float
@@ -103,7 +105,7 @@ def finetune(
     by_seed: dict[int, list[Predictions]] = {seed: [] for seed in settings.seeds}
     for split in task.splits:
         tried = [run(split, choice, settings.seeds[0]) for choice in grid(settings)]
-        best = max(tried, key=lambda r: r.validation)
+        best = max(tried, key=lambda r: (r.validation, -r.validation_loss))
         for seed in settings.seeds:
             found = best if seed == settings.seeds[0] else run(split, best.choice, seed)
             by_seed[seed].append(predictions(task, split, found.probabilities))
@@ -125,7 +127,7 @@ def train_one(
         [p for p in model.parameters() if p.requires_grad], lr=choice.lr, weight_decay=choice.weight_decay
     )
     batches = math.ceil(len(split.train) / choice.batch)
-    best, best_epoch, kept = -1.0, 0, None
+    best, best_epoch, kept = (-1.0, -RAN_AWAY), 0, None
     epoch = 0
     try:
         for epoch in range(1, settings.epochs + 1):
@@ -159,7 +161,7 @@ def train_one(
         said = probabilities(model, encoder, pixels, split.test, settings)
     else:  # the loss ran away before the first validation: the run says nothing
         said = np.full((len(split.test), len(task.classes)), 1 / len(task.classes))
-    return Run(split.name, choice, seed, best, epoch, best_epoch, time.perf_counter() - began, said)
+    return Run(split.name, choice, seed, best[0], -best[1], epoch, best_epoch, time.perf_counter() - began, said)
 
 
 def _batches(
@@ -210,9 +212,12 @@ def probabilities(
     return np.concatenate(parts)
 
 
-def _worth(task: Task, positions: Positions, said: Floats) -> float:
-    found = Predictions(task.labels[positions], said, ("",) * len(said), (), ())
-    return float(measures(found)["balanced_accuracy"])
+def _worth(task: Task, positions: Positions, said: Floats) -> tuple[float, float]:
+    """Balanced accuracy, then the smaller cross-entropy: while a rare class is never named yet, only that moves."""
+    labels = task.labels[positions]
+    found = Predictions(labels, said, ("",) * len(said), (), ())
+    likelihood = np.log(np.maximum(said[np.arange(len(said)), labels], 1e-12)).mean()
+    return float(measures(found)["balanced_accuracy"]), float(likelihood)
 
 
 def _rate(step: int, total: int, warmup: float) -> float:
