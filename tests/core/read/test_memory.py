@@ -15,6 +15,7 @@ import pytest
 from pydicom import uid
 from pydicom.encaps import encapsulate
 
+pytestmark = pytest.mark.slow
 MakeDicom = Callable[..., Path]
 FRAMES = 1000
 MIB = 60  # that may be added while all frames pass; the smallest cine below has 220 MiB
