@@ -18,8 +18,8 @@ from usfmae.core.protocol import DECODER, ENCODER, RAW, RECORD, REPLAY, UPDATE, 
 from usfmae.core.tensors import TensorFile
 from usfmae.server.admission import Arrived
 from usfmae.server.ledger import Site
+from usfmae.server.link import PASSING
 from usfmae.server.transport import Answer, Task
-from usfmae.server.wire import PASSING
 
 
 class FlowerWire:

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import ObjectTree
@@ -33,7 +33,17 @@ from usfmae.server.transit import Offer, TransitStore
 
 logger = logging.getLogger(__name__)
 
+# Errors that say something about the line or the node, not about a site's honesty.
+PASSING = (
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.CLIENT_APP_CRASHED,
+)
 STALLED_SECONDS = 180.0  # an upload without a new piece for this long is given up and asked for again
+
+
+Record = Mapping[str, str | int | float | bool]
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,8 @@ class Reply:
     message: str  # the request's message id
     records: Mapping[str, str]  # name -> object id
     fetch: objects.Fetch  # of this reply's objects alone
-    error: Error | None = None
+    error: str = ""
+    hostile: bool = False  # the error says something about the sender, not about the line
 
 
 class State(InMemoryLinkState):
@@ -112,11 +123,12 @@ class Link:
 
     # messages
 
-    def send(self, node: int, config: Mapping[str, bytes], arrays: Mapping[str, objects.Arrays], ttl: float) -> str:
+    def send(self, node: int, records: Mapping[str, Record], arrays: Mapping[str, objects.Arrays], ttl: float) -> str:
         """Hold a request ready for its node; returns its message id, or "" where the node is gone."""
         message = Message(RecordDict(), node, "train", ttl=ttl)
         message.metadata.__dict__.update({"_run_id": self.run_id, "_src_node_id": SUPERLINK_NODE_ID})
-        made = objects.parcel(bytes(objects.split(message.deflate()).body), config, arrays)
+        config = {name: _body(ConfigRecord({**record})) for name, record in records.items()}
+        made = objects.parcel(_body(message), config, arrays)
         message.metadata.__dict__["_message_id"] = made.tree.id
         self.store.offer(Offer(_tree(made.tree), made.make))  # before the message: who sees it finds all of it
         if self.state.store_message_ins(message) is None:
@@ -174,9 +186,18 @@ class Link:
         self.store.delete(message_id)
 
 
+def config_record(content: bytes) -> dict[str, Any]:
+    """What a ConfigRecord object holds. ValueError, or an error of protobuf's, where it is none."""
+    return dict(ConfigRecord.inflate(content))
+
+
+def _body(item: Message | ConfigRecord) -> bytes:
+    return bytes(objects.split(item.deflate()).body)
+
+
 def _without(message_id: str, error: Error) -> Reply:
     nothing: dict[str, bytes] = {}
-    return Reply(message_id, {}, nothing.__getitem__, error)
+    return Reply(message_id, {}, nothing.__getitem__, str(error.reason), error.code not in PASSING)
 
 
 @lru_cache(maxsize=4096)

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from flwr.app import ConfigRecord
-from flwr.common.constant import ErrorCode
 from numpy.lib import format as npy
 
 from usfmae.core import objects
@@ -21,16 +19,8 @@ from usfmae.core.protocol import DECODER, ENCODER, RAW, RECORD, REPLAY, UPDATE, 
 from usfmae.core.tensors import TensorFile
 from usfmae.server.admission import Arrived
 from usfmae.server.ledger import Site
-from usfmae.server.link import Link, Reply, normal_pem
+from usfmae.server.link import Link, Reply, config_record, normal_pem
 from usfmae.server.transport import Answer, Task
-
-# Errors that say something about the line or the node, not about a site's honesty.
-PASSING = (
-    ErrorCode.MESSAGE_UNAVAILABLE,
-    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
-    ErrorCode.NODE_UNAVAILABLE,
-    ErrorCode.CLIENT_APP_CRASHED,
-)
 
 
 class GatewayWire:
@@ -56,8 +46,7 @@ class GatewayWire:
             arrays[DECODER] = self._offered(task.decoder)
         if task.replay:
             arrays[REPLAY] = self._files(task.replay)
-        record = objects.split(ConfigRecord({**to_record(task.request)}).deflate())
-        return self.link.send(node, {RECORD: bytes(record.body)}, arrays, task.ttl)
+        return self.link.send(node, {RECORD: to_record(task.request)}, arrays, task.ttl)
 
     def answers(self, messages: Iterable[str]) -> Iterator[Answer]:
         for reply in self.link.replies(list(messages)):
@@ -83,17 +72,17 @@ class GatewayWire:
         return self.arrays[folder]
 
     def _answer(self, reply: Reply) -> Answer:
-        if reply.error is not None:
-            return Answer(reply.message, error=str(reply.error.reason), hostile=reply.error.code not in PASSING)
+        if reply.error:
+            return Answer(reply.message, error=reply.error, hostile=reply.hostile)
         if not set(reply.records) <= {RECORD, UPDATE} or RECORD not in reply.records:
             why = f"records {sorted(reply.records)!r:.100} instead of {RECORD}, {UPDATE}"
             return Answer(reply.message, error=why, hostile=True)
         try:
-            record = ConfigRecord.inflate(reply.fetch(reply.records[RECORD]))
+            record = config_record(reply.fetch(reply.records[RECORD]))
             update = reply.records.get(UPDATE)
             arrays = objects.references(reply.fetch(update), "ArrayRecord") if update else {}
             tensors = {name: arrived(id_, reply.fetch) for name, id_ in arrays.items()}
-            return Answer(reply.message, dict(record), tensors)
+            return Answer(reply.message, record, tensors)
         except Exception as error:  # whatever a hostile reply may raise: it must never end the round loop
             return Answer(reply.message, error=f"not a reply: {error}"[:200], hostile=True)
 

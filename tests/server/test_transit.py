@@ -83,7 +83,7 @@ def test_a_tree_that_doubles_at_each_level_is_looked_at_once(desk):
     assert all(desk.send(session, contents))
     began = time.monotonic()
     [answer] = desk.link.replies([desk.request])
-    assert answer.error is not None and time.monotonic() - began < 5
+    assert answer.error and answer.hostile and time.monotonic() - began < 5
 
 
 def test_an_array_that_names_one_chunk_a_million_times_is_not_unfolded(desk):
@@ -103,6 +103,20 @@ def test_an_array_that_names_one_chunk_a_million_times_is_not_unfolded(desk):
     for reply in desk.link.replies([desk.request]):
         [(name, id_)] = objects.references(reply.fetch(reply.records["update"]), "ArrayRecord").items()
         assert name == "w" and len(wire.arrived(id_, reply.fetch).read(100)) == CHUNK
+
+
+@pytest.mark.parametrize("kind", ["ConfigRecord", "ArrayRecord"])
+def test_a_record_that_is_garbage_is_refused_and_nothing_else_happens(desk, kind):
+    record, record_content = obj(kind, [], b"\xff\xfe garbage")
+    content, content_content = obj("RecordDict", [record], json.dumps({"usfmae": record}).encode())
+    root, root_content = obj("Message", [content], b"")
+    tree = ObjectTree(object_id=record)
+    for name in (content, root):
+        tree = ObjectTree(object_id=name, children=[tree])
+    _, _, session = desk.announce(tree)
+    assert all(desk.send(session, {record: record_content, content: content_content, root: root_content}))
+    [answer] = wire.GatewayWire(desk.link, dict).answers([desk.request])
+    assert answer.hostile and "not a reply" in answer.error
 
 
 def test_a_reply_cannot_grow_by_being_announced_again(desk):
