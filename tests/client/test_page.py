@@ -147,6 +147,22 @@ def test_figures_name_only_known_metrics(site: Site) -> None:
     assert figures(site, review.Intake())["usfmae_site_loss"] == 0.8
 
 
+def test_how_long_the_aggregator_has_been_silent_is_told_while_it_is(site: Site) -> None:
+    write_json(site.root / "status.json", {"time": 5000.0, "online": False, "contact": 1000.0})
+    assert figures(site, review.Intake())["usfmae_site_last_contact_timestamp_seconds"] == 1000.0
+
+
+def test_an_update_that_was_sent_is_read_once_and_one_that_waits_every_time(site: Site) -> None:
+    shelf, place = outbox.Shelf(site), site.root / "outbox" / "r1"
+    place.mkdir(parents=True)
+    write_json(place / "entry.json", {"id": "r1", "created": 1.0, "release": "approve", "bytes": 5})
+    assert [e["state"] for e in shelf.entries()] == ["waiting"]
+    write_json(place / "sent.json", {"time": 2.0})
+    assert [e["state"] for e in shelf.entries()] == ["sent"]
+    (place / "entry.json").write_text("never read again")
+    assert [e["bytes"] for e in shelf.entries()] == [5]
+
+
 def test_gpu_figures_come_from_nvidias_own_tool(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()
