@@ -403,3 +403,28 @@ def test_an_answer_that_is_packed_is_not_unpacked() -> None:
     fleet = node.Fleet("https://127.0.0.1:1", None, keys.new_node_key(), transport=transport)
     with pytest.raises(trouble.UnreachableError, match="packs its answers"):
         fleet.activate(60)
+
+
+def test_a_site_with_nothing_to_do_lets_its_call_be_held_and_signs_once_for_many_calls(
+    make_site: Callable[..., Site], aggregator: Aggregator
+) -> None:
+    site = make_site(poll=3.0)
+    aggregator.enrol(site)
+    agent = connected(site, aggregator)
+    heard: list[tuple[str, str]] = []
+
+    def listening(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("pull-messages"):
+            heard.append((request.headers.get(node.HOLD, ""), request.headers[node.SIGNATURE]))
+        return aggregator(request)
+
+    agent.line.fleet.http = httpx.Client(base_url=site.settings.server, transport=httpx.MockTransport(listening))
+    agent._look()
+    aggregator.ask()
+    agent._look()  # takes the request
+    agent._look()  # has something to do: no time for waiting
+    assert [hold for hold, _ in heard] == ["3", "3", ""]
+    assert len({signature for _, signature in heard}) == 1
+    agent.line.fleet.proved -= node.SIGNED_FOR
+    agent._look()
+    assert len({signature for _, signature in heard}) == 2
