@@ -33,7 +33,7 @@ def clean(frame: Frame | Pixels, settings: CleanSettings) -> CleanImage | Quaran
     frame = _checked(frame)
     if settings.profile == "safe":
         return safe(frame, settings)
-    pixels = paper(frame.pixels, settings.inpaint_radius)
+    pixels = paper(frame.pixels)
     return CleanImage(pixels, (pixels != frame.pixels).any(2), frame.trail)
 
 

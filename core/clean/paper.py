@@ -17,6 +17,7 @@ from usfmae.core.flow import Mask, Pixels
 
 _SATURATION, _VALUE = 40, 20  # ink: more saturated and brighter than these, 0..255
 _CLUSTERS = 3
+_RADIUS = 3.0  # pixels
 
 
 def equalised(pixels: Pixels) -> Pixels:
@@ -62,10 +63,10 @@ def shapes(pixels: Pixels) -> Mask:
     return drawn > 0
 
 
-def paper(pixels: Pixels, radius: float) -> Pixels:
+def paper(pixels: Pixels) -> Pixels:
     """(H, W, 3) RGB uint8 to the same shape, annotations inpainted as the paper says."""
     even = equalised(pixels)
     found = words(pixels) | ink(pixels) | shapes(even)
     square = np.ones((5, 5), np.uint8)
     kept = cv2.morphologyEx(closed(found, 1).astype(np.uint8), cv2.MORPH_OPEN, square) > 0
-    return inpainted(pixels, dilated(kept), radius)
+    return inpainted(pixels, dilated(kept), _RADIUS)
