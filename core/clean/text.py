@@ -14,8 +14,8 @@ from usfmae.core.flow import Mask, Pixels
 
 THICKEST = 48  # pixels, before growing; a line of text on a screen is thinner
 _PAGE = 0.1  # share of a crop above which text is doubted: five lines over tissue take 0.03, a page of speckle 0.2
-_FAINT_PEAK = 0.05  # a suspected text somewhere exceeds this
-_GOES_ON = 2.0  # heights by which a suspected text may go on at its ends
+_LINE = 2.0  # a line of text is so many times longer than high
+_GOES_ON = 1.0  # heights by which a suspected text may go on at its ends
 _SMALLEST_FAINT = 60  # pixels of a suspected text
 _PAD = 40  # pixels around a component in which its box grows
 _UNCLIP = 1.6  # the detector finds shrunken text; its authors grow it by this factor of area / perimeter
@@ -90,6 +90,12 @@ def is_blob(component: Mask) -> bool:
     return bool(min(cv2.minAreaRect(points)[1]) > THICKEST)
 
 
+def _is_line(component: Mask) -> bool:
+    """Whether a suspected component is large and long enough for a line of text."""
+    height, length = sorted(cv2.minAreaRect(cv2.findNonZero(component.astype(np.uint8)))[1])
+    return bool(component.sum() >= _SMALLEST_FAINT and length > _LINE * height)
+
+
 def together(boxes: Iterable[Box], shape: tuple[int, ...]) -> Mask:
     """Boxes as one mask (H, W)."""
     found = np.zeros(shape[:2], bool)
@@ -109,6 +115,6 @@ def words(probability: Probability, settings: CleanSettings) -> list[Box]:
             continue
         if (sure[window] & part).any():
             found.append((window, dilated(part, 2)))
-        elif part.sum() >= _SMALLEST_FAINT and probability[window][part].max() > _FAINT_PEAK:
+        elif _is_line(part) and probability[window][part].max() > settings.doubt_threshold:
             found.append((window, grown(part, _GOES_ON)))
     return found

@@ -23,7 +23,7 @@ class CleanSettings(Options):
     doubt_threshold: float = Field(0.12, gt=0, lt=1)
     """Probability above which pixels left after cleaning are read by the second engine."""
     faint_threshold: float = Field(0.02, gt=0, lt=1)
-    """Probability that bounds a suspected text."""
+    """Probability that bounds a suspected text; it counts where it somewhere exceeds doubt_threshold."""
     repairs: int = Field(2, ge=0, le=5)
     """Rounds of cleaning again where verification still finds text; after the last one the frame is quarantined."""
     clip_window: int = Field(32, ge=1, le=512)
