@@ -136,6 +136,10 @@ def verify(log: Path, head: str | None = None) -> int:
                 raise PolicyError(f"audit log {log} line {count}", "the hash chain is broken", "it was edited")
             previous = entry["hash"]
             seen_head = seen_head or previous == head
-    if not seen_head or (head is None and count > 1):
-        raise PolicyError(f"audit log {log}", f"entry {head or beside.name} is missing", "the log was cut")
+    if not seen_head:
+        raise PolicyError(f"audit log {log}", f"entry {head} is missing", "the log was cut")
+    if head is None and count > 1:
+        raise PolicyError(
+            f"audit log {log}", f"{beside.name} is missing beside it", "copy both, else its end may be cut"
+        )
     return count

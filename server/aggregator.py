@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from usfmae.core import audit
-from usfmae.core.errors import PolicyError
+from usfmae.core.errors import PolicyError, ResourceError
 from usfmae.core.files import write_atomic
 from usfmae.core.log import note
 from usfmae.server.home import Home
@@ -121,6 +121,11 @@ class Refusals:
         with self.lock:
             taken, self.counts = self.counts, {}
             self.written = time.monotonic()
-        for (status, why, client), times in sorted(taken.items()):
-            audit.append(self.log, "porch", "call", "refused", code=status, why=why, client=client, times=times)
+        for known, times in sorted(taken.items()):
+            status, why, client = known
+            try:
+                audit.append(self.log, "porch", "call", "refused", code=status, why=why, client=client, times=times)
+            except ResourceError:  # a full disk: counted on, and written later; the caller gets its answer
+                with self.lock:
+                    self.counts[known] = self.counts.get(known, 0) + times
             note(logger, "call refused", level=logging.WARNING, code=status, why=why, client=client, times=times)
