@@ -8,12 +8,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from usfmae.core.clean.morphology import components, dilated, opened
+from usfmae.core.clean.morphology import bounds, components, dilated, opened
 from usfmae.core.flow import Mask, Pixels, Region
 
 _DARK = 3  # gray levels above the background that still count as background
 _FAINT = 24  # noise of far fields and codecs stays below this
 _DIM = 60  # overlays are brighter than this, far fields darker
+_RECTANGLE = 0.9  # share of its box; a sector fills up to 0.8
 _TISSUE_KINDS = ("tissue", "color")
 
 
@@ -68,7 +69,14 @@ def measured(gray: Pixels) -> Mask:
             0.003 if gray[window][part].max() < _FAINT else 0.01
         ) * gray.size:
             region[window] |= part
-    return dilated(_hull(region), max(2, min(gray.shape) // 100))
+    return fitted(dilated(_hull(region), max(2, min(gray.shape) // 100)))
+
+
+def fitted(hull: Mask) -> Mask:
+    """A hull that nearly fills its box is a rectangle whose dark corners show nothing: the scan of a linear probe."""
+    if hull.any() and hull[bounds(hull)].mean() > _RECTANGLE:
+        hull[bounds(hull)] = True
+    return hull
 
 
 def tagged(regions: Sequence[Region], shape: tuple[int, int]) -> Mask | None:
