@@ -80,3 +80,9 @@ def test_frames_inpainted_together_are_as_inpainted_alone() -> None:
     for frame, result in zip(frames, together, strict=True):
         assert np.array_equal(result, inpainted(frame, hole, 3.0))
         assert np.array_equal(result[~hole], frame[~hole])
+
+
+def test_sharp_speckle_of_a_small_picture_is_no_ink() -> None:
+    field = cv2.GaussianBlur(np.random.default_rng(0).rayleigh(60, (128, 128)), (0, 0), 0.7)
+    pixels = np.repeat(np.clip(1.3 * field, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+    assert graphics(pixels).mean() < 0.05  # half of it, where every bright grain is taken for a stroke
