@@ -19,8 +19,8 @@ _DOT_CONTRAST = 36
 _MAX_CALIPERS = 12
 _MAX_DOTS = 500
 _SHORTEST_LINE = 7  # dots
-_MOST = 0.05  # share of a picture that graphics cover
-_CALMER, _ROUNDS = 1.5, 3
+_FARTHEST = 14  # pixels between two dots of a line
+_BY_CHANCE = 0.1  # chains that scattered specks may form before a longer one is asked for
 
 Points = NDArray[np.float64]  # (N, 2) x, y
 
@@ -85,7 +85,7 @@ def dots_of(thin: Pixels) -> Points:
 
 
 def dotted(points: Points, shape: tuple[int, int]) -> list[Points]:
-    """The end points (2, 2) of every straight line of at least seven evenly spaced dots (N, 2).
+    """The end points (2, 2) of every straight line of evenly spaced dots (N, 2), seven at least.
 
     Every pair of neighbours is followed in even steps, all pairs at once; one missing dot is bridged.
     """
@@ -93,7 +93,7 @@ def dotted(points: Points, shape: tuple[int, int]) -> list[Points]:
     for row, column in np.ndindex(3, 3):  # a dot may lie a pixel off
         places[points[:, 1].round().astype(int) + row, points[:, 0].round().astype(int) + column] = range(len(points))
     gap = np.sqrt(((points[:, None] - points[None]) ** 2).sum(2))
-    first, last = np.nonzero((gap > 2.5) & (gap < 14))
+    first, last = np.nonzero((gap > 2.5) & (gap < _FARTHEST))
     steps, hits, active = np.ones(len(first)), np.full(len(first), 2), np.ones(len(first), bool)
     while active.any():
         moved = np.zeros(len(first), bool)
@@ -106,7 +106,21 @@ def dotted(points: Points, shape: tuple[int, int]) -> list[Points]:
             last, steps, hits = np.where(step, found, last), steps + skip * step, hits + step
             moved |= step
         active &= moved & (hits < len(points))
-    return [points[[first[i], last[i]]] for i in np.flatnonzero(hits >= _SHORTEST_LINE)]
+    return [points[[first[i], last[i]]] for i in np.flatnonzero(hits >= shortest_line(len(points), len(first)))]
+
+
+def shortest_line(dots: int, pairs: int) -> int:
+    """Dots a line must have where `dots` specks form so many `pairs` of neighbours: more than chance would string up.
+
+    In coarse speckle specks lie so close that some stand in a row. A step from a pair finds a speck by chance in one of
+    two windows of 3 x 3 pixels; a chain counts where fewer than `_BY_CHANCE` such are expected (a contrario
+    detection, Desolneux et al. 2000).
+    """
+    if not pairs:
+        return _SHORTEST_LINE
+    density = pairs / dots / (np.pi * _FARTHEST**2)
+    hit = min(0.95, 1 - (1 - min(1.0, 9 * density)) ** 2)
+    return max(_SHORTEST_LINE, 2 + int(np.ceil(np.log(_BY_CHANCE / pairs) / np.log(hit))))
 
 
 def dotted_lines(thin: Pixels) -> Mask:
@@ -133,23 +147,9 @@ def straight(bright: Pixels, thin: Pixels) -> Mask:
 
 
 def graphics(pixels: Pixels) -> Mask:
-    """Every graphic (H, W) over the tissue of an RGB crop that brightness alone tells, without its rim.
-
-    The speckle of a small picture is as sharp as ink, but it is everywhere: where too much is found, only what stands
-    out more counts.
-    """
+    """Every graphic (H, W) over the tissue of an RGB crop that brightness alone tells, without its rim."""
     bright = brightest_of(pixels)
     thin = ridge(bright, _STROKE if min(bright.shape) >= 240 else _STROKE - 2)
-    found = _drawn(bright, thin)
-    for _ in range(_ROUNDS):
-        if found.mean() <= _MOST:
-            break
-        thin = (thin / _CALMER).astype(np.uint8)
-        found = _drawn(bright, thin)
-    return found
-
-
-def _drawn(bright: Pixels, thin: Pixels) -> Mask:
     found = sharp_parts(bright, thin)
     arms = thin > _CONTRAST // 2
     for x, y in crosses(thin).round().astype(int):
