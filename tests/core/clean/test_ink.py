@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from usfmae.core.clean.colour import split
-from usfmae.core.clean.graphics import graphics
+from usfmae.core.clean.graphics import graphics, shortest_line
 from usfmae.core.clean.inpaint import inpainted, inpainted_together
 from usfmae.core.flow import Pixels
 
@@ -86,3 +86,9 @@ def test_sharp_speckle_of_a_small_picture_is_no_ink() -> None:
     field = cv2.GaussianBlur(np.random.default_rng(0).rayleigh(60, (128, 128)), (0, 0), 0.7)
     pixels = np.repeat(np.clip(1.3 * field, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
     assert graphics(pixels).mean() < 0.05  # half of it, where every bright grain is taken for a stroke
+
+
+def test_where_specks_are_many_a_dotted_line_must_be_longer_than_chance_makes_them() -> None:
+    assert shortest_line(30, 60) == 7  # a line of dots on smooth tissue, few others near
+    assert shortest_line(500, 9000) > 12  # coarse speckle: seven in a row stand everywhere
+    assert shortest_line(5, 0) == 7
