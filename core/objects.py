@@ -60,14 +60,14 @@ def join(kind: str, children: Iterable[str], body: bytes | memoryview) -> bytes:
 
 def split(content: bytes) -> Object:
     """Head and body of an object from an untrusted peer; PolicyError where it is malformed."""
-    head, zero, _ = content.partition(b"\0")
+    zero = content.find(b"\0")  # not `partition`, which would copy the body
     try:
-        kind, children, length = head.decode().split(" ")
-        if not zero or int(length) != len(content) - len(head) - 1:
+        kind, children, length = content[: max(zero, 0)].decode().split(" ")
+        if int(length) != len(content) - zero - 1:
             raise ValueError
     except (ValueError, UnicodeDecodeError):
         raise PolicyError("message object", "is malformed", "the aggregator speaks another format") from None
-    return Object(kind, tuple(children.split(",")) if children else (), memoryview(content)[len(head) + 1 :])
+    return Object(kind, tuple(children.split(",")) if children else (), memoryview(content)[zero + 1 :])
 
 
 def expect(content: bytes, kind: str) -> Object:
