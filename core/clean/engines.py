@@ -69,8 +69,12 @@ def _fastest() -> str:
 def _compiled(name: str, precision: str) -> Any:
     core = _core()
     precision = _fastest() if precision == "auto" else precision
-    # One thread: preparation runs one process per core.
-    hints = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    hints = {
+        "INFERENCE_NUM_THREADS": 1,  # preparation runs one process per core ...
+        "ENABLE_CPU_PINNING": False,  # ... and OpenVINO would pin the calling thread of each of them to the same core
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
     return core.compile_model(core.read_model(str(_model_path(name))), "CPU", hints).create_infer_request()
 
 

@@ -1,0 +1,33 @@
+"""The text engines as a neighbour of other processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import os, threading, numpy
+from usfmae.core.clean.engines import text_probability
+main, seen, over = threading.get_native_id(), set(), threading.Event()
+def look():
+    while not over.wait(0.001):
+        seen.add(len(os.sched_getaffinity(main)))
+looking = threading.Thread(target=look)
+looking.start()
+for _ in range(3):
+    text_probability(numpy.zeros((640, 640, 3), numpy.uint8))
+over.set()
+looking.join()
+assert seen == {os.cpu_count()}, seen
+"""
+
+
+def test_the_detector_leaves_its_process_free_to_run_on_every_core() -> None:
+    # Workers that are all pinned to the first core wait for each other: two were as fast as 1.2.
+    if len(os.sched_getaffinity(0)) < 2 or len(os.sched_getaffinity(0)) != os.cpu_count():
+        pytest.skip("needs every core of a machine of at least two")
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
