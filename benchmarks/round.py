@@ -1,6 +1,6 @@
 """What a round costs beside training: bytes, seconds and memory; ViT-B/16, real processes over TLS on this machine.
 
-    python benchmarks/round.py --json [--sites 2] [--many 32] [--no-plain]
+    python benchmarks/round.py --json [--sites 2] [--many 32] [--no-plain] [--flare PYTHON]
 
 Ours: `usfmae-server serve` and the site agent, int8 updates. Plain Flower: SuperLink, SuperNodes and FedAvg with fp32
 weights, TLS and node authentication, in the same run, turn and turn about. "Training" is one multiplication of every
@@ -9,6 +9,7 @@ weight on both sides, so a round's seconds are what is not training:
     ours     from one commit to the next: request, download, inspection, packing, residue and outbox on disk, signature,
              upload, gate, merge, checkpoint and ledger on disk
     plain    from one aggregation's end to the next: configure, download, reply, upload, aggregation; nothing is stored
+    flare    NVIDIA FLARE's FedAvg, with `--flare` (see round_flare.py): from one request's arrival to the next one's
 
 The first round of a turn is left out on both sides: it waits for processes to start, and ours sends the decoder once.
 
@@ -30,6 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import round_flare
 import round_ours
 import round_plain
 
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=32, help="sites of the second memory measurement; 0 leaves it out")
     parser.add_argument("--long", type=int, default=20, help="rounds of the database's measurement; 0 leaves it out")
     parser.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True, help="plain Flower as well")
+    parser.add_argument("--flare", metavar="PYTHON", help="NVIDIA FLARE as well: the Python that has nvflare and torch")
     parser.add_argument("--small", action="store_true", help="a small model: does the benchmark itself work?")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
@@ -57,14 +60,19 @@ def main() -> None:
 
 
 def measure(root: Path, asked: argparse.Namespace) -> dict[str, Any]:
-    ours, plain = [], []
+    ours, plain, flare = [], [], []
     for turn in range(asked.turns):
         ours.append(_apart(root / f"ours-{turn}", round_ours.run, asked.sites, asked.rounds, asked.small))
         if asked.plain:
             plain.append(
                 _apart(root / f"plain-{turn}", round_plain.run, _shapes(root, asked), asked.sites, asked.rounds)
             )
-    report = _compared(ours, plain)
+        if asked.flare:
+            shapes = _shapes(root, asked)
+            flare.append(
+                _apart(root / f"flare-{turn}", round_flare.run, asked.flare, shapes, asked.sites, asked.rounds + 1)
+            )
+    report = _compared(ours, plain) | _beside(flare)
     if asked.many:
         many = _apart(root / "many", round_ours.run, asked.many, 1, asked.small, 4)
         report |= {"aggregator_rss_mb_32_sites": round(many["aggregator_rss_mb"]), "many_sites": asked.many}
@@ -116,6 +124,19 @@ def _compared(ours: list[dict[str, Any]], plain: list[dict[str, Any]]) -> dict[s
             "plain_superlink_rss_mb": round(max(turn["superlink_rss_mb"] for turn in plain)),
         }
     return report
+
+
+def _beside(flare: list[dict[str, Any]]) -> dict[str, Any]:
+    """The same figures of NVIDIA FLARE; its bytes are those of fp32 weights, as plain Flower's."""
+    if not flare:
+        return {}
+    seconds = [second for turn in flare for second in turn["seconds"][1:]]
+    return {
+        "flare_round_seconds": round(statistics.median(seconds), 2),
+        "flare_rounds_seconds": [round(second, 2) for second in seconds],
+        "flare_aggregator_rss_mb": round(max(turn["server_job_rss_mb"] for turn in flare)),
+        "flare_site_rss_mb": round(max(turn["site_job_rss_mb"] for turn in flare)),
+    }
 
 
 if __name__ == "__main__":

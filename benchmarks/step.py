@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--micro-batch", type=int, default=16)
+    parser.add_argument("--micro-batch", type=int, default=12)
     parser.add_argument("--steps", type=int, default=4, help="measured steps of each program")
     parser.add_argument("--preset", default="paper")
     parser.add_argument("--parts", nargs="+", choices=["together", "alone"], default=["together", "alone"])

@@ -70,7 +70,7 @@ class TrainSettings(Options):
     """Normalise each target patch by its own mean and variance."""
     batch_size: int = Field(64, ge=1)
     """Images per optimizer step, over all processes."""
-    micro_batch: int = Field(16, ge=1)
+    micro_batch: int = Field(12, ge=1)
     """Images per forward and backward pass; gradients are accumulated to batch_size."""
     lr: float = Field(2.5e-4, ge=0)
     """Peak learning rate. Paper: 1e-3 scaled by batch 64 / 256."""
