@@ -192,7 +192,7 @@ def ours(model: Any, train: Any, device: str, compiled: bool = False) -> Step:
 
     from usfmae.core.corpus.loader import Prepared
     from usfmae.core.model import fresh
-    from usfmae.core.train import backward
+    from usfmae.core.step import backward
 
     network = fresh(model, train.mask_ratio, train.norm_pix, train.seed).to(device)
     runner = torch.compile(network) if compiled else network
@@ -201,7 +201,7 @@ def ours(model: Any, train: Any, device: str, compiled: bool = False) -> Step:
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (train.batch_size, model.image_size, model.image_size, 1), np.uint8)
     noise = random.random((train.batch_size, (model.image_size // model.patch_size) ** 2), np.float32)
-    batch = Prepared(0, pixels, noise, np.arange(train.batch_size))
+    batch = Prepared(0, pixels, noise, ())
 
     def step() -> None:
         backward(runner, batch, train, torch.device(device))

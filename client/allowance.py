@@ -10,6 +10,8 @@ from pathlib import Path
 from usfmae.client.site import Site
 from usfmae.core.errors import ResourceError, TryLaterError
 
+DRIVER = Path("/proc/driver/nvidia/gpus")  # a folder for each card
+
 
 def pause(site: Site) -> None:
     """From now on the site declines to train; a running training ends with a checkpoint."""
@@ -65,13 +67,17 @@ def _gigabytes(size: float) -> str:
 
 
 def gpus() -> list[str]:
-    """Names of the NVIDIA GPUs the driver shows, without loading torch."""
-    devices = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    """Names of the NVIDIA GPUs that the driver shows and CUDA_VISIBLE_DEVICES lets through, without loading torch."""
+    devices = sorted(DRIVER.glob("*/information"))
     names = []
     for file in devices:
         lines = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
         names.append(lines.get("Model", "GPU").strip())
-    return names
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is None or not names:
+        return names
+    numbers = [number for number in shown.split(",") if number and not number.startswith("-")]
+    return [names[int(n)] if n.isdigit() and int(n) < len(names) else "GPU" for n in numbers]  # or a UUID
 
 
 def chosen_gpus(device: str, available: int) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from usfmae.client import allowance
 from usfmae.client.site import Site
 from usfmae.client.trainer import DECODER
 from usfmae.core.checkpoint import encoder_of, load
@@ -30,7 +31,7 @@ def evaluated(site: Site, model: Path, panel: Path | None = None) -> dict[str, A
     tensors = {**encoder_of(loaded.tensors), **own} if own else loaded.tensors
     network = MaskedAutoencoder(loaded.model, loaded.train.mask_ratio, loaded.train.norm_pix)
     load_tensors(network, tensors, str(model))
-    network.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    network.eval().to(_device(site))
     corpus = Corpus([site.corpus])
     trained, held_out = corpus.split(loaded.train.held_out, loaded.train.seed)
     measured = held_out if len(held_out) else trained
@@ -42,6 +43,12 @@ def evaluated(site: Site, model: Path, panel: Path | None = None) -> dict[str, A
         "held_out": len(held_out),
         "decoder": "this site's" if own else "the checkpoint's",
     }
+
+
+def _device(site: Site) -> str:
+    """The first of the GPUs that the site gives, else the CPU."""
+    chosen = allowance.chosen_gpus(site.settings.device, len(allowance.gpus()))
+    return f"cuda:{chosen[0]}" if chosen and torch.cuda.is_available() else "cpu"
 
 
 def _latest_decoder(site: Site) -> dict[str, Tensor]:

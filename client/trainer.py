@@ -16,11 +16,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -35,8 +34,9 @@ from usfmae.core.corpus.sampling import Sampler
 from usfmae.core.errors import ResourceError, UsfmaeError
 from usfmae.core.files import replacing
 from usfmae.core.model import MaskedAutoencoder, load_tensors
+from usfmae.core.processes import anyone, joined, ranks
 from usfmae.core.protocol import TrainRequest, from_record
-from usfmae.core.train import StepRecord, TrainResult, evaluate, ranks, train
+from usfmae.core.train import StepRecord, TrainResult, evaluate, train
 
 DECODER = "decoder.safetensors"
 SECONDS_BETWEEN_NOTES = 1.0
@@ -128,7 +128,7 @@ class Round:
             self.noted = time.monotonic()
             if ranks()[0] == 0:
                 self._note(step=done, steps=self.asked.steps, loss=record.loss, rate=record.images_per_second)
-        return agreed(self.stop())
+        return self.stop()
 
     def _note(self, **fields: Any) -> None:
         seconds = self.seconds_before + time.monotonic() - self.began
@@ -148,18 +148,8 @@ class Round:
         return self.held_out if len(self.held_out) else self.positions
 
 
-def agreed(stop: bool) -> bool:
-    """Whether any process was asked to stop; all of them must leave the loop at the same step."""
-    if ranks()[1] == 1:
-        return stop
-    asked = torch.tensor(int(stop), device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-    return bool(asked.item())
-
-
-def work_on(this: Round) -> bool:
+def work_on(this: Round, device: str) -> bool:
     """Train, measure, pack. True when the result is written, False where the worker was asked to stop."""
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
     model = MaskedAutoencoder(this.model_settings, this.settings.mask_ratio, this.settings.norm_pix)
     load_tensors(model, this.tensors(), "incoming model")
     model.to(device)
@@ -219,18 +209,16 @@ class Stop:
         self.asked = True
 
 
-def run(work: Job, stop: Callable[[], bool]) -> int:
+def run(work: Job, stop: Callable[[], bool], device: str = "cpu") -> int:
     """One job under its lock. Exit code 0: finished or stopped; 7: try again when there is room; else it cannot be."""
+    first = ranks()[0] == 0
     with (work.place / "lock").open("a") as lock:
-        if ranks()[0] == 0:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return 0
+        if anyone(first and not _locked(lock), torch.device(device)):
+            return 0
         try:
-            if ranks()[0] == 0:
+            if first:
                 write_json(work.place / "worker.json", {"pid": os.getpid(), "started": time.time()})
-            work_on(Round(work.site, work, stop))
+            work_on(Round(work.site, work, stop), device)
         except ResourceError as error:
             say(error)
             return error.exit_code
@@ -239,6 +227,15 @@ def run(work: Job, stop: Callable[[], bool]) -> int:
             write_json(work.place / "error.json", {"what": error.what, "why": error.why})
             return error.exit_code
     return 0
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Whether the job is now this process's; another worker may be at it still."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def say(error: UsfmaeError) -> None:
@@ -261,14 +258,20 @@ def main(root: Path, name: str, warm: float = 0.0) -> int:
     from usfmae.core import log
 
     log.setup()
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    with joined("cuda" if torch.cuda.is_available() else "cpu") as device:
+        if code := jobs(root, name, warm, device):
+            raise SystemExit(code)
+    return 0
+
+
+def jobs(root: Path, name: str, warm: float, device: str) -> int:
+    """One job after another until none comes; the code of the last."""
     stop, site, code = Stop(), Site.open(root), 0
     if not name:
         torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # the first optimizer of a process loads for seconds
         name = next_job(warm, stop)
     while name and not stop.asked:
-        code = run(Job(site, root / "jobs" / name), lambda: stop.asked)
+        code = run(Job(site, root / "jobs" / name), lambda: stop.asked, device)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         name = next_job(warm, stop) if code == 0 else ""

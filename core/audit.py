@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from usfmae.core.errors import PolicyError, ResourceError, SourceError
+from usfmae.core.files import disk_full, full_disk_said, is_full
 from usfmae.core.flow import content_id
 
 START = "0" * 64
@@ -53,9 +54,8 @@ def _torn_end(file: BinaryIO) -> int:
 
 
 def append(log: Path, actor: str, event: str, status: str = "ok", **fields: Any) -> str:
-    """Add one entry under a file lock and return its hash."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a+b") as file:
+    """Add one entry under a file lock and return its hash. Raises ResourceError where it cannot be written whole."""
+    with full_disk_said(log), _opened(log) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         torn = _torn_end(file)
         last = _last_line(file)
@@ -81,6 +81,11 @@ def append(log: Path, actor: str, event: str, status: str = "ok", **fields: Any)
         return str(entry["hash"])
 
 
+def _opened(log: Path) -> BinaryIO:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return log.open("a+b")
+
+
 def head_file(log: Path) -> Path:
     return log.with_suffix(".head")
 
@@ -95,19 +100,20 @@ def _note_head(log: Path, head: str) -> None:
 
 def _add_line(file: BinaryIO, line: bytes) -> None:
     """The whole line or nothing: what a full disk or a power cut tears was never acknowledged, and is taken back."""
-    end = file.seek(0, os.SEEK_END)
+    end, path = file.seek(0, os.SEEK_END), Path(file.name)
+    torn = None
     try:
         os.write(file.fileno(), line[:-1])
         os.write(file.fileno(), line[-1:])
         os.fsync(file.fileno())
-        torn = file.seek(0, os.SEEK_END) != end + len(line)
+        if file.seek(0, os.SEEK_END) != end + len(line):
+            torn = disk_full(path)
     except OSError as error:
-        torn, reason = True, error.strerror or str(error)
-    else:
-        reason = "is full"
+        other = ResourceError(f"audit log {path}", error.strerror or str(error), "look at its disk")
+        torn = disk_full(path) if is_full(error) else other
     if torn:
         os.ftruncate(file.fileno(), end)
-        raise ResourceError(f"audit log {file.name}", reason, "free space on its disk")
+        raise torn
 
 
 def entries(log: Path) -> Iterator[dict[str, Any]]:

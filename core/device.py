@@ -8,12 +8,17 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @lru_cache
 def multiplies_bf16(kind: str) -> bool:
-    """Whether a `cuda` or `cpu` multiplies bf16 faster than fp32: an x86 CPU does with AMX, and is slower without."""
+    """Whether a `cuda` or `cpu` multiplies bf16 faster than fp32: GPUs since Ampere do, and x86 CPUs with AMX.
+
+    Older ones (V100, T4; AVX-512 alone) are slower with it than without.
+    """
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     if kind != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
         return True
     facts = Path("/proc/cpuinfo")
@@ -37,3 +42,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, N, N)
         return scores.softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory is full, of whichever device: PyTorch has an error of its own for a GPU's alone."""
+    kinds = torch.OutOfMemoryError, MemoryError
+    return isinstance(error, kinds) or any(text in str(error) for text in ("allocate memory", "ALLOC_FAILED"))

@@ -18,17 +18,16 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises ResourceError where the disk is full; the old file is then untouched.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        _flush(partial)
-        partial.replace(path)
-        _flush(path.parent)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if _is_full(error):
-            raise disk_full(path) from None
-        raise
+    with full_disk_said(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            _flush(partial)
+            partial.replace(path)
+            _flush(path.parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -39,11 +38,17 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Add a line to a log. Raises ResourceError where the disk is full."""
+    with full_disk_said(path), path.open("a") as file:
+        file.write(line + "\n")
+
+
+@contextlib.contextmanager
+def full_disk_said(path: Path) -> Iterator[None]:
+    """ResourceError in place of what the operating system or a library says when the disk of `path` is full."""
     try:
-        with path.open("a") as file:
-            file.write(line + "\n")
-    except OSError as error:
-        if _is_full(error):
+        yield
+    except BaseException as error:
+        if is_full(error):
             raise disk_full(path) from None
         raise
 
@@ -52,12 +57,12 @@ def disk_full(path: Path) -> ResourceError:
     return ResourceError(f"disk of {path.parent}", "is full", "free space and run the same again")
 
 
-def _is_full(error: BaseException | None) -> bool:
+def is_full(error: BaseException | None) -> bool:
     """Libraries wrap the operating system's error: its text remains, or it is the context of theirs."""
     if error is None:
         return False
     told = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-    return told or _is_full(error.__context__)
+    return told or is_full(error.__context__)
 
 
 def _flush(path: Path) -> None:

@@ -28,12 +28,14 @@ from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.errors import CorpusError, UsageError
 from usfmae.core.files import replacing, write_atomic
 from usfmae.core.model import MaskedAutoencoder
+from usfmae.core.processes import ranks
 from usfmae.core.report.reconstructions import panel
 from usfmae.core.start import Start, architecture, build, read
-from usfmae.core.train import StepRecord, TrainResult, evaluate, pixel_variance, ranks, train
+from usfmae.core.train import StepRecord, TrainResult, evaluate, pixel_variance, train
 
 RESULT = "checkpoint.safetensors"
 PANEL_ROWS = 8
+OnStep = Callable[[StepRecord, int], bool | None]  # a step, the steps of the run; True asks to stop
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def pretrain(
     init: Path | None = None,
     heads_stated: bool = False,
     device: str = "cpu",
-    on_step: Callable[[StepRecord, int], bool | None] | None = None,
+    on_step: OnStep | None = None,
 ) -> PretrainSummary:
     """Start a run in the new folder `out`. `on_step(record, steps of the run)` may return True to stop.
 
@@ -101,15 +103,13 @@ def pretrain(
         str(init.resolve()) if init else "",
         heads_stated,
     )
-    built = _build(run, corpus, start)  # refuses what cannot be trained before anything is written
+    work = _Work(run, corpus, start)
     if ranks()[0] == 0:
         write_atomic(out / "run.json", json.dumps(dataclasses.asdict(run), indent=2).encode())
-    return _go(run, corpus, built, start, out, device, on_step)
+    return work.go(out, device, on_step)
 
 
-def resume(
-    out: Path, *, device: str = "cpu", on_step: Callable[[StepRecord, int], bool | None] | None = None
-) -> PretrainSummary:
+def resume(out: Path, *, device: str = "cpu", on_step: OnStep | None = None) -> PretrainSummary:
     """Go on with the run in `out`: the same settings, the same shards, the same weights as if it had never stopped.
 
     Raises UsageError where there is no run, CorpusError where its shards have changed.
@@ -119,7 +119,7 @@ def resume(
     if corpus.fingerprint != run.fingerprint:
         raise CorpusError(f"corpus of run {out}", "has changed since the run began", "restore it, or begin a new run")
     start = read(Path(run.init)) if run.init else None
-    return _go(run, corpus, _build(run, corpus, start), start, out, device, on_step)
+    return _Work(run, corpus, start).go(out, device, on_step)
 
 
 def read_run(out: Path) -> Run:
@@ -131,16 +131,6 @@ def read_run(out: Path) -> Run:
         raise UsageError(f"run {out}", f"cannot be resumed: {error}", "begin it without --resume") from None
 
 
-def _build(run: Run, corpus: Corpus, start: Start | None) -> MaskedAutoencoder:
-    model, settings = ModelSettings.model_validate(run.model), TrainSettings.model_validate(run.train)
-    _, held = sides(corpus, settings)
-
-    def loss_of(candidate: MaskedAutoencoder) -> float:
-        return evaluate(candidate, corpus, held[:16] if len(held) else corpus.split(0, 0)[0][:16], settings)
-
-    return build(start, model, settings, loss_of, run.heads_stated)
-
-
 def sides(corpus: Corpus, settings: TrainSettings) -> tuple[Positions, Positions]:
     """Training and held-out positions of a run."""
     return corpus.split(settings.held_out, settings.seed)
@@ -150,89 +140,96 @@ def steps_of(settings: TrainSettings, images: int) -> int:
     return settings.steps or math.ceil(settings.epochs * images / settings.batch_size)
 
 
-def _go(
-    run: Run,
-    corpus: Corpus,
-    model: MaskedAutoencoder,
-    start: Start | None,
-    out: Path,
-    device: str,
-    on_step: Callable[[StepRecord, int], bool | None] | None,
-) -> PretrainSummary:
-    settings = TrainSettings.model_validate(run.train)
-    positions, held = sides(corpus, settings)
-    held = held[: settings.held_out_images]
-    steps = steps_of(settings, len(positions))
-    variance = pixel_variance(corpus, held, settings, model.settings.image_size) if len(held) else None
-    model.to(device)
+class _Work:
+    """A run with its corpus and its model in memory. What cannot be trained is refused here, before it is written."""
 
-    def after(record: StepRecord) -> bool | None:
-        if len(held) and ranks()[0] == 0 and (record.step % settings.checkpoint_steps == 0 or record.step == steps):
-            loss = evaluate(model, corpus, held, settings)
-            entry = {"step": record.step, "held_out_loss": loss, "held_out_variance": variance}
-            journal.append(out / "log.jsonl", entry)
-            picture = Image.fromarray(panel(model, corpus, held[:PANEL_ROWS], settings))
-            with replacing(out / "panels" / f"step-{record.step:09d}.png") as partial:
-                picture.save(partial, "PNG")
-        return on_step(record, steps) if on_step else None
+    def __init__(self, run: Run, corpus: Corpus, start: Start | None) -> None:
+        self.run, self.corpus, self.start = run, corpus, start
+        self.settings = TrainSettings.model_validate(run.train)
+        self.positions, held = sides(corpus, self.settings)
+        self.held = held[: self.settings.held_out_images]
+        self.steps = steps_of(self.settings, len(self.positions))
+        self.model = build(
+            start, ModelSettings.model_validate(run.model), self.settings, self._loss_of_a_few, run.heads_stated
+        )
+        self.variance = self._variance()
 
-    result = train(
-        model,
-        corpus,
-        settings,
-        positions=positions,
-        steps=steps,
-        total_steps=steps,
-        state=out / "state",
-        log=out / "log.jsonl",
-        on_step=after,
-    )
-    return _finish(corpus, model, settings, start, out, result, steps, positions, held, variance)
+    def _loss_of_a_few(self, model: MaskedAutoencoder) -> float:
+        few = self.held if len(self.held) else self.positions
+        return evaluate(model, self.corpus, few[:16], self.settings)
 
+    def _variance(self) -> float | None:
+        if not len(self.held):
+            return None
+        return pixel_variance(self.corpus, self.held, self.settings, self.model.settings.image_size)
 
-def _finish(
-    corpus: Corpus,
-    model: MaskedAutoencoder,
-    settings: TrainSettings,
-    start: Start | None,
-    out: Path,
-    result: TrainResult,
-    steps: int,
-    positions: Positions,
-    held: Positions,
-    variance: float | None,
-) -> PretrainSummary:
-    """The final checkpoint with its lineage, written by the first process."""
-    loss = evaluate(model, corpus, held, settings) if len(held) and result.finished else None
-    path, id_ = "", ""
-    if result.finished and ranks()[0] == 0:
-        measured = {"held_out_loss": loss, "held_out_variance": variance} if loss is not None else {}
-        metadata = describe(
-            model.settings,
-            settings,
-            parents=(start.id,) if start else (),
-            corpus=corpus.fingerprint,
+    def go(self, out: Path, device: str, on_step: OnStep | None) -> PretrainSummary:
+        """Train from the last checkpoint in `out`, or from the start, to the end."""
+        self.model.to(device)
+
+        def after(record: StepRecord) -> bool | None:
+            at_a_checkpoint = record.step % self.settings.checkpoint_steps == 0 or record.step == self.steps
+            if at_a_checkpoint and len(self.held) and ranks()[0] == 0:
+                self._measure(out, record.step)
+            return on_step(record, self.steps) if on_step else None
+
+        result = train(
+            self.model,
+            self.corpus,
+            self.settings,
+            positions=self.positions,
+            steps=self.steps,
+            total_steps=self.steps,
+            state=out / "state",
+            log=out / "log.jsonl",
+            on_step=after,
+        )
+        return self._finish(out, result)
+
+    def _measure(self, out: Path, step: int) -> None:
+        """The loss on held-out images goes to the log, pictures of some of them to `panels`."""
+        loss = evaluate(self.model, self.corpus, self.held, self.settings)
+        entry = {"step": step, "held_out_loss": loss, "held_out_variance": self.variance}
+        journal.append(out / "log.jsonl", entry)
+        picture = Image.fromarray(panel(self.model, self.corpus, self.held[:PANEL_ROWS], self.settings))
+        with replacing(out / "panels" / f"step-{step:09d}.png") as partial:
+            picture.save(partial, "PNG")
+
+    def _finish(self, out: Path, result: TrainResult) -> PretrainSummary:
+        """The final checkpoint, written by the first process, and what there is to say."""
+        loss, saved = None, None
+        if result.finished and len(self.held):
+            loss = evaluate(self.model, self.corpus, self.held, self.settings)
+        if result.finished and ranks()[0] == 0:
+            saved = save(out / RESULT, self.model.state_dict(), self._metadata(result.step, loss))
+        return PretrainSummary(
+            checkpoint=str(saved.path) if saved else "",
+            id=saved.trail.id if saved else "",
             step=result.step,
-            images=len(positions),
-            datasets=json.dumps(Counter(corpus.datasets[p] for p in positions)),
+            steps=self.steps,
+            images=len(self.positions),
+            loss=result.loss,
+            held_out_loss=loss,
+            held_out_variance=self.variance,
+            images_per_second=result.images_per_second,
+            data_wait=result.data_wait,
+            seconds=result.seconds,
+            finished=result.finished,
+        )
+
+    def _metadata(self, step: int, loss: float | None) -> dict[str, str]:
+        """Recipe, lineage and what was measured, for the checkpoint."""
+        measured = {"held_out_loss": loss, "held_out_variance": self.variance} if loss is not None else {}
+        return describe(
+            self.model.settings,
+            self.settings,
+            parents=(self.start.id,) if self.start else (),
+            corpus=self.corpus.fingerprint,
+            step=step,
+            images=len(self.positions),
+            datasets=json.dumps(Counter(self.corpus.datasets[p] for p in self.positions)),
             **{name: f"{value:.6f}" for name, value in measured.items() if value is not None},
         )
-        saved = save(out / RESULT, model.state_dict(), metadata)
-        path, id_ = str(saved.path), saved.trail.id
-    return PretrainSummary(
-        path,
-        id_,
-        result.step,
-        steps,
-        len(positions),
-        result.loss,
-        loss,
-        variance,
-        result.images_per_second,
-        result.data_wait,
-        result.seconds,
-        result.finished,
-    )
 
 
 def free_device(name: str | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from usfmae.core.config.load import put
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.errors import UsageError
 from usfmae.core.files import write_atomic
-from usfmae.core.pretrain import steps_of
+from usfmae.core.pretrain import OnStep, steps_of
+from usfmae.core.processes import ranks
 from usfmae.core.start import architecture, build, read
-from usfmae.core.train import StepRecord, evaluate, ranks, train
+from usfmae.core.train import evaluate, train
 
 RESULT = "selection.json"
 
@@ -33,7 +34,7 @@ def select(
     init: Path | None = None,
     heads_stated: bool = False,
     device: str = "cpu",
-    on_step: Callable[[StepRecord, int], bool | None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Settings:
     """Settings with the grid's best values: the lowest mean masked loss over the folds' validation images.
 

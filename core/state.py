@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from usfmae.core.checkpoint import describe, load, read_metadata, read_tensors, save, write_tensors
 from usfmae.core.config import TrainSettings
 from usfmae.core.errors import CheckpointError
 from usfmae.core.model import MaskedAutoencoder, load_tensors
+from usfmae.core.processes import ranks
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +56,16 @@ class State:
         return self.restored
 
     def save(self, model: MaskedAutoencoder, optimizer: torch.optim.Optimizer, step: int, corpus: str) -> None:
-        """Write both files, weights first (they count once the optimizer is there), then drop the oldest."""
-        if self.folder is None:
-            return
+        """Write both files, weights first (they count once the optimizer is there), then drop the oldest.
+
+        The first process writes; the others wait until it has.
+        """
+        if self.folder is not None and ranks()[0] == 0:
+            self._write(model, optimizer, step, corpus)
+        if ranks()[1] > 1:
+            dist.barrier()
+
+    def _write(self, model: MaskedAutoencoder, optimizer: torch.optim.Optimizer, step: int, corpus: str) -> None:
         updates = self.updates + step - self.start
         metadata = {"call": self.call, "step": str(step), "updates": str(updates)}
         described = describe(model.settings, self.settings, corpus=corpus, step=step)

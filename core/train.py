@@ -6,37 +6,30 @@ call again. That is what resuming, and a federation's rounds, rest on.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from usfmae.core.checkpoint import DECODER, tensors_id
+from usfmae.core.checkpoint import tensors_id
 from usfmae.core.config import TrainSettings
 from usfmae.core.continual.schedule import learning_rate
 from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
-from usfmae.core.corpus.loader import Loader, Prepared
+from usfmae.core.corpus.loader import Loader
 from usfmae.core.corpus.sampling import generator
-from usfmae.core.device import autocast
-from usfmae.core.errors import ResourceError, UsageError, UsfmaeError
+from usfmae.core.device import autocast, device_of
+from usfmae.core.errors import UsageError
 from usfmae.core.flops import peak_flops, training_flops
-from usfmae.core.flow import Pixels, content_id
+from usfmae.core.flow import content_id
 from usfmae.core.journal import Journal
 from usfmae.core.model import MaskedAutoencoder
+from usfmae.core.processes import anyone, ranks, same_everywhere
 from usfmae.core.state import State
-
-logger = logging.getLogger(__name__)
+from usfmae.core.step import Stepper, normalise
 
 
 @dataclass(frozen=True)
@@ -89,124 +82,50 @@ def train(
     if len(positions) == 0 or settings.batch_size < world:
         raise UsageError(f"{len(positions)} images, batch {settings.batch_size}, {world} processes", "too few", "")
     stop, total = start_step + steps, total_steps or start_step + steps
-    optimizer = adamw(model, settings)
-    anchor = anchored(model) if settings.proximal else []
+    stepper = Stepper(model, settings)
     kept = State(state, call_id(model, corpus, settings, positions, start_step, steps, total), start_step, settings)
-    step = kept.restore(model, optimizer)
+    step = same_everywhere(kept.restore(model, stepper.optimizer), device_of(model))
     journal = Journal(log if rank == 0 else None, step)
-    runner = parallel(compiled(model) if settings.compile else model, world)
-    loader = Loader(corpus, positions, model.settings, settings, rank, world)
-    flops = training_flops(model.settings, settings.mask_ratio)
-    peak = peak_flops(device_of(model).type, settings.precision) if log else None
-    record, began, waits, finished = None, time.perf_counter(), 0.0, True
+    pace = Pace(model, settings, log is not None)
+    loss, finished = journal.last_loss, True
     model.train()
-    for batch, waited in loader.batches(step, stop):
-        clock = time.perf_counter() - waited
+    for batch, waited in Loader(corpus, positions, model.settings, settings, rank, world).batches(step, stop):
+        began = time.perf_counter()
         rate = learning_rate(batch.step, total, settings)
-        loss, norm = update(model, runner, optimizer, batch, rate, settings, loader, anchor)
-        step, taken = batch.step + 1, time.perf_counter() - clock
-        speed = settings.batch_size / taken
-        mfu = speed * flops / (peak * world) if peak else None
-        record = StepRecord(step, loss, rate, norm, speed, mfu, waited / taken, taken)
-        waits += waited
+        loss, norm = stepper.step(batch, rate)
+        step = batch.step + 1
+        record = pace.record(step, loss, rate, norm, time.perf_counter() - began, waited)
         journal.write(record)
         finished = not anyone(bool(on_step and on_step(record)), device_of(model))
         if step % settings.checkpoint_steps == 0 or step == stop or not finished:
-            if rank == 0:
-                kept.save(model, optimizer, step, corpus.fingerprint)
-            if world > 1:
-                dist.barrier()
+            kept.save(model, stepper.optimizer, step, corpus.fingerprint)
         if not finished:
             break
-    seconds = time.perf_counter() - began
-    loss = record.loss if record else journal.last_loss
+    seconds = pace.seconds
     speed = (step - kept.restored) * settings.batch_size / seconds
-    return TrainResult(step, step - start_step, loss, seconds, speed, waits / seconds, finished)
+    return TrainResult(step, step - start_step, loss, seconds, speed, pace.waited / seconds, finished)
 
 
-def adamw(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """The optimizer over every trained tensor."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(
-        trained, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
-    )
+class Pace:
+    """How fast a call of `train` goes."""
 
+    def __init__(self, model: MaskedAutoencoder, settings: TrainSettings, with_mfu: bool) -> None:
+        self.batch_size, self.began, self.waited = settings.batch_size, time.perf_counter(), 0.0
+        self.flops = training_flops(model.settings, settings.mask_ratio)
+        peak = peak_flops(str(device_of(model)), settings.precision) if with_mfu else None
+        self.peak = peak and peak * ranks()[1]
 
-def update(
-    model: MaskedAutoencoder,
-    runner: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Prepared,
-    rate: float,
-    settings: TrainSettings,
-    loader: Loader,
-    anchor: Sequence[tuple[Tensor, Tensor]] = (),
-) -> tuple[float, float]:
-    """One optimizer step; returns the global batch's loss and gradient norm. The weights stay untouched on an error.
+    def record(self, step: int, loss: float, rate: float, norm: float, worked: float, waited: float) -> StepRecord:
+        """The log's line of a step that worked and waited for so many seconds."""
+        self.waited += waited
+        taken = worked + waited
+        speed = self.batch_size / taken
+        mfu = speed * self.flops / self.peak if self.peak else None
+        return StepRecord(step, loss, rate, norm, speed, mfu, waited / taken, taken)
 
-    `anchor`: from `anchored`, what `proximal` pulls towards.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    try:
-        loss = backward(runner, batch, settings, device_of(model))
-        pull(anchor, settings.proximal)
-        norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], settings.clip)
-        values = torch.stack([loss, norm]).tolist()
-        if not all(map(math.isfinite, values)):
-            images = ", ".join(loader.corpus.ids[p][:12] for p in loader.sampler.batch(batch.step)[:4])
-            raise UsfmaeError(
-                f"step {batch.step + 1}: loss {values[0]}, gradient norm {values[1]}",
-                f"not finite, in the batch of images {images}, ...",
-                "the last checkpoint is kept; lower train.lr or train.clip, or look at these images",
-            )
-        optimizer.step()
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
-            raise
-        size = min(settings.micro_batch, len(batch.pixels))
-        smaller = f"try --set train.micro_batch={size // 2}: same result, less memory"
-        raise ResourceError(
-            f"memory, with {size} images at a time", "is full", smaller if size > 1 else "take a smaller model.*"
-        ) from None
-    optimizer.zero_grad(set_to_none=True)
-    return values[0], values[1]
-
-
-def backward(runner: nn.Module, batch: Prepared, settings: TrainSettings, device: torch.device) -> Tensor:
-    """Gradients of the global batch's mean loss, a micro-batch at a time; returns that loss."""
-    world = ranks()[1]
-    total = torch.zeros((), device=device)
-    starts = range(0, len(batch.pixels), settings.micro_batch)
-    # One autocast region for the whole step: each weight is cast to bf16 once, not once a micro-batch.
-    with autocast(device, settings.precision):
-        for start in starts:
-            rows = slice(start, start + settings.micro_batch)
-            images = normalise(batch.pixels[rows], settings, device)
-            noise = torch.from_numpy(batch.noise[rows]).to(device, non_blocking=True)
-            last = start == starts[-1]
-            with contextlib.nullcontext() if last or world == 1 else runner.no_sync():  # type: ignore[operator]
-                loss = runner(images, noise, full=False)[0] * (len(images) * world / settings.batch_size)
-                with torch.autocast(device.type, enabled=False):
-                    loss.backward()
-            total += loss.detach()
-    if world > 1:
-        dist.all_reduce(total)
-    return total / world
-
-
-def anchored(model: MaskedAutoencoder) -> list[tuple[Tensor, Tensor]]:
-    """Each trained tensor of the encoder with a copy of its value now; a site's decoder is its own affair."""
-    named = ((n, p) for n, p in model.named_parameters() if p.requires_grad and not n.startswith(DECODER))
-    return [(parameter, parameter.detach().clone()) for _, parameter in named]
-
-
-@torch.no_grad()
-def pull(anchor: Sequence[tuple[Tensor, Tensor]], proximal: float) -> None:
-    """Add the gradient of proximal / 2 * |w - anchor|^2, the term of FedProx (Li et al. 2020, arXiv:1812.06127)."""
-    for parameter, start in anchor:
-        assert parameter.grad is not None
-        parameter.grad.add_(parameter - start, alpha=proximal)
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
 
 
 @torch.no_grad()
@@ -244,46 +163,6 @@ def fixed_noise(ids: list[str], model: MaskedAutoencoder) -> np.ndarray:
 
 def chunks(positions: Positions, size: int) -> Iterator[Positions]:
     return (positions[start : start + size] for start in range(0, len(positions), size))
-
-
-def normalise(pixels: Pixels, settings: TrainSettings, device: torch.device) -> Tensor:
-    """(B, S, S, C) uint8 -> (B, 3, S, S) float on the device; gray becomes three equal channels first."""
-    images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device, non_blocking=True)
-    images = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).float()
-    return images.div_(255).sub_(_channels(settings.mean, device)).div_(_channels(settings.std, device))
-
-
-@lru_cache(maxsize=8)  # a copy to a GPU waits for it
-def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    return torch.tensor(values, device=device).view(3, 1, 1)
-
-
-def compiled(model: nn.Module) -> nn.Module:
-    module: nn.Module = torch.compile(model)  # type: ignore[assignment]
-    return module
-
-
-def parallel(model: nn.Module, world: int) -> nn.Module:
-    """The model itself, or wrapped so that gradients are averaged over the processes torchrun started."""
-    return DistributedDataParallel(model, gradient_as_bucket_view=True) if world > 1 else model
-
-
-def anyone(flag: bool, device: torch.device) -> bool:
-    """True in every process as soon as it is in one, so that all of them stop after the same step."""
-    if ranks()[1] == 1:
-        return flag
-    flags = torch.tensor(float(flag), device=device)
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags > 0)
-
-
-def ranks() -> tuple[int, int]:
-    """(this process, all processes)."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def call_id(

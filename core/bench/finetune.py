@@ -31,7 +31,7 @@ from usfmae.core.bench.probe import predictions
 from usfmae.core.config import AugmentSettings
 from usfmae.core.config.bench import FinetuneSettings
 from usfmae.core.corpus.augment import augment, draws, plain
-from usfmae.core.device import autocast
+from usfmae.core.device import autocast, out_of_memory
 from usfmae.core.errors import ResourceError
 from usfmae.core.files import replacing
 from usfmae.core.flow import Pixels, content_id
@@ -152,7 +152,9 @@ def train_one(
                 kept = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
             if epoch - best_epoch >= settings.patience:
                 break
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
         raise ResourceError(
             f"memory, with batches of {choice.batch}", "is full", "set bench.finetune.batch_sizes lower"
         ) from None

@@ -13,8 +13,10 @@ import click
 
 from usfmae.core import allocator
 from usfmae.core.cli.shell import configured, print_json
+from usfmae.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from usfmae.core.pretrain import PretrainSummary
     from usfmae.core.train import StepRecord
 
 
@@ -58,38 +60,46 @@ def pretrain(
     config_file: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
-    on_gpu = any(Path("/dev").glob("nvidia[0-9]*")) if device is None else device != "cpu"
-    if not on_gpu and click.get_current_context().find_root().info_name == "usfmae":  # a process of its own
-        allocator.relaunch()
-    from usfmae.core.errors import UsageError
-    from usfmae.core.presets import configure
-    from usfmae.core.pretrain import free_device
-    from usfmae.core.pretrain import pretrain as begin
-    from usfmae.core.pretrain import resume as go_on
-
     if more_grid and not grid:
         raise UsageError(f"argument {more_grid[0]}", "not understood", "values to try belong to --grid")
-    named = {"train.epochs": epochs, "train.steps": steps, "model.decoder_heads": decoder_heads}
-    overrides += tuple(f"{key}={value}" for key, value in named.items() if value is not None)
     if not again and not corpora:
         raise UsageError("--corpus", "is missing", "name the folder that 'usfmae prepare' wrote")
-    start: dict[str, Any] = {"init": init, "heads_stated": decoder_heads is not None}
-    with processes(free_device(device)) as place, watching(out, tensorboard) as on_step:
+    in_a_good_allocator(device)
+    from usfmae.core import pretrain as runs
+    from usfmae.core.presets import configure
+    from usfmae.core.processes import joined
+
+    named = {"train.epochs": epochs, "train.steps": steps, "model.decoder_heads": decoder_heads}
+    overrides += tuple(f"{key}={value}" for key, value in named.items() if value is not None)
+    with joined(runs.free_device(device)) as place, watching(out, tensorboard) as on_step:
+        how: dict[str, Any] = {"device": place, "on_step": on_step}
         if again:
-            summary = go_on(out, device=place, on_step=on_step)
+            summary = runs.resume(out, **how)
         else:
+            how |= {"init": init, "heads_stated": decoder_heads is not None}
             settings = configure(preset, config_file, overrides)
             if folds:
                 from usfmae.core.selection import select
 
-                settings = select(
-                    corpora, out, settings, folds, [*grid, *more_grid], **start, device=place, on_step=on_step
-                )
-            summary = begin(corpora, out, settings, **start, device=place, on_step=on_step)
+                settings = select(corpora, out, settings, folds, [*grid, *more_grid], **how)
+            summary = runs.pretrain(corpora, out, settings, **how)
+    if is_first():
+        tell(summary, as_json)
+    if not summary.finished:
+        raise KeyboardInterrupt
+
+
+def in_a_good_allocator(device: str | None) -> None:
+    """On a CPU, and where this is a process of its own: start again under jemalloc where that is installed."""
+    on_gpu = any(Path("/dev").glob("nvidia[0-9]*")) if device is None else device != "cpu"
+    if not on_gpu and click.get_current_context().find_root().info_name == "usfmae":
+        allocator.relaunch()
+
+
+def tell(summary: PretrainSummary, as_json: bool) -> None:
+    """What the run came to: the checkpoint on stdout, the figures on stderr."""
     if not summary.finished:
         click.echo(f"saved at step {summary.step} of {summary.steps}; go on with --resume", err=True)
-        raise KeyboardInterrupt
-    if not is_first():
         return
     if as_json:
         print_json(summary.as_dict())
@@ -103,25 +113,6 @@ def pretrain(
 
 def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
-
-
-@contextmanager
-def processes(device: str) -> Iterator[str]:
-    """Join the other processes where torchrun started this one; yields this process's device."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield device
-        return
-    import torch
-    import torch.distributed as dist
-
-    if device.startswith("cuda"):
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
 
 
 @contextmanager

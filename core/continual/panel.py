@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
-from usfmae.core.device import autocast
+from usfmae.core.device import autocast, device_of
 from usfmae.core.model import MaskedAutoencoder
-from usfmae.core.train import chunks, device_of, evaluate, normalise
+from usfmae.core.step import normalise
+from usfmae.core.train import chunks, evaluate
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]

@@ -27,7 +27,7 @@ class Prepared:
     step: int
     pixels: Pixels  # (B, S, S, C) uint8, augmented
     noise: NDArray[np.float32]  # (B, L) mask noise
-    positions: Positions  # (B,) positions in the corpus
+    ids: tuple[str, ...]  # of the B images
 
 
 class Loader:
@@ -55,7 +55,7 @@ class Loader:
         noise = generator(settings.seed, 4, step).random((settings.batch_size, patches), dtype=np.float32)[self.rows]
         positions = self.sampler.batch(step)[self.rows]
         pixels = augment(self.corpus.fetch(positions).pixels, chosen, size, settings.augment)
-        return Prepared(step, pixels, noise, positions)
+        return Prepared(step, pixels, noise, tuple(self.corpus.ids[p] for p in positions))
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[Prepared, float]]:
         """Batches of steps start..stop - 1, each with the seconds that the caller had to wait for it."""

@@ -8,10 +8,11 @@ import torch
 from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
-from usfmae.core.device import autocast
+from usfmae.core.device import autocast, device_of
 from usfmae.core.flow import Pixels
 from usfmae.core.model import MaskedAutoencoder
-from usfmae.core.train import device_of, fixed_noise, normalise
+from usfmae.core.step import normalise
+from usfmae.core.train import fixed_noise
 
 GAP = 6  # pixels of white between pictures
 

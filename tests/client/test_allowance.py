@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +69,30 @@ def test_a_worker_sees_the_chosen_ones_of_those_the_agent_sees(monkeypatch: pyte
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     assert allowance.visible([0, 2]) == {"CUDA_VISIBLE_DEVICES": "4,6"}
     assert allowance.visible([]) == {"CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.mark.parametrize(
+    ("shown", "names"),
+    [
+        (None, ["RTX A6000", "Tesla T4"]),
+        ("1", ["Tesla T4"]),
+        ("GPU-5ebe9f43", ["GPU"]),
+        ("", []),
+        ("-1", []),
+    ],
+)
+def test_only_gpus_that_the_agent_is_shown_are_counted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shown: str | None, names: list[str]
+) -> None:
+    """A batch system gives a job one card of several; /proc lists them all."""
+    for number, model in enumerate(("RTX A6000", "Tesla T4")):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "information").write_text(f"Model: \t {model}\nIRQ: 1\n")
+    monkeypatch.setattr(allowance, "DRIVER", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    assert allowance.gpus() == names
 
 
 def test_the_disk_floor_counts_what_is_about_to_be_written(site: Site) -> None:

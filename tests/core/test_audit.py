@@ -116,6 +116,23 @@ def test_a_full_disk_takes_nothing_from_the_log_and_it_goes_on_afterwards(tmp_pa
     assert audit.verify(log, head) == 6
 
 
+def test_a_really_full_disk_is_said_as_elsewhere_and_takes_nothing_from_the_log(small_disk: Path) -> None:
+    log, head = _filled(small_disk)
+    filling = small_disk / "filling"
+    with pytest.raises(OSError, match="No space left"):
+        filling.write_bytes(bytes(1 << 20))
+    size = log.stat().st_size
+    with pytest.raises(ResourceError, match=rf"disk of {small_disk} - is full - free space"):
+        audit.append(log, "site", "sent", text="x" * 4096)
+    assert log.stat().st_size == size
+    with pytest.raises(ResourceError, match="is full"):
+        for number in range(10_000):  # a new log needs a place of its own
+            audit.append(small_disk / f"{number}" / "audit.jsonl", "site", "sent", text="x" * 4096)
+    filling.unlink()
+    audit.append(log, "site", "sent", bytes=6)
+    assert audit.verify(log, head) == 6
+
+
 def test_a_line_torn_by_a_crash_is_taken_back_and_said(tmp_path: Path) -> None:
     log, head = _filled(tmp_path)
     with log.open("a") as file:

@@ -19,11 +19,12 @@ from torch import Tensor
 from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.shard import square, write_shard
-from usfmae.core.device import autocast
+from usfmae.core.device import autocast, device_of
 from usfmae.core.flow import CleanImage, Trail
 from usfmae.core.model import MaskedAutoencoder, fresh
 from usfmae.core.presets import preset
-from usfmae.core.train import device_of, fixed_noise, normalise, pixel_variance, train
+from usfmae.core.step import normalise
+from usfmae.core.train import fixed_noise, pixel_variance, train
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -18,10 +18,10 @@ from usfmae.core.corpus.loader import Loader
 from usfmae.core.corpus.shard import Packed, write_shard
 from usfmae.core.errors import ResourceError, UsfmaeError
 from usfmae.core.model import MaskedAutoencoder, fresh
+from usfmae.core.step import backward
 from usfmae.core.train import (
     StepRecord,
     TrainResult,
-    backward,
     evaluate,
     learning_rate,
     pixel_variance,

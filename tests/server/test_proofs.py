@@ -13,7 +13,8 @@ from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import Packed, write_shard
 from usfmae.core.model import MaskedAutoencoder
-from usfmae.core.train import evaluate, fixed_noise, normalise, train
+from usfmae.core.step import normalise
+from usfmae.core.train import evaluate, fixed_noise, train
 from usfmae.server.simulate import Trained, masked_autoencoder, tissue
 
 IMAGES = np.random.default_rng(3).integers(0, 255, (32, 16, 16), dtype=np.uint8)
