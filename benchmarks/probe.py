@@ -1,10 +1,10 @@
 """The evaluator on real images with a tiny encoder: random weights, pretrained here, raw pixels, an ImageNet backbone.
 
-    python benchmarks/probe.py ROOT --out DIR [--seeds 5] [--steps 250]
+    python benchmarks/probe.py ROOT --out DIR [--seeds 3] [--steps 1000] [--minutes 5]
 
 ROOT holds data sets as `usfmae datasets check` knows them. The encoder is pretrained on everything of strict42 there,
 read as `usfmae prepare` reads but not cleaned, in two recipes; benchmark images never enter. Checkpoints and features
-are kept below DIR, so a call that was cut goes on. Prints one JSON object.
+are kept below DIR, so a call that was cut, or ended after --minutes, goes on. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from usfmae.core import journal
 from usfmae.core.bench import encoders
 from usfmae.core.bench.base import load as load_task
 from usfmae.core.bench.encoders import Pooling
@@ -39,7 +40,10 @@ from usfmae.core.read import read
 from usfmae.core.train import evaluate, train
 
 FOLDERS = {"bus-bra": "bus_bra", "mmotu-2d": "mmotu_2d"}
-MODEL = ModelSettings(image_size=112, width=128, depth=3, heads=4, decoder_width=64, decoder_depth=1, decoder_heads=4)
+MODEL = ModelSettings(
+    image_size=64, patch_size=8, width=128, depth=4, heads=4, decoder_width=64, decoder_depth=1, decoder_heads=4
+)
+SIDE = 112  # of packed images: a zoom of 2 still has pixels to show
 RECIPES: dict[str, dict[str, Any]] = {
     "pretrained, mask 0.25": {},  # the paper's
     "pretrained, mask 0.75, normalised patches": {"mask_ratio": 0.75, "norm_pix": True},
@@ -55,7 +59,7 @@ def corpus(root: Path, out: Path) -> Corpus:
             for scan in scans(found, SECRET) if found.scans else ():
                 for frame in read(scan, ReadSettings()):
                     image = CleanImage(frame.pixels, np.zeros(frame.pixels.shape[:2], bool), scan.trail)
-                    packed = square(image, MODEL.image_size, scan.group, scan.dataset)
+                    packed = square(image, SIDE, scan.group, scan.dataset)
                     items.append(
                         type(packed)(
                             packed.pixels, content_id(scan.trail.id, str(frame.index)), packed.group, packed.dataset
@@ -66,21 +70,30 @@ def corpus(root: Path, out: Path) -> Corpus:
     return Corpus([out])
 
 
-def pretrained(images: Corpus, out: Path, recipe: str, seed: int, steps: int) -> tuple[Path, dict[str, float]]:
-    """A checkpoint pretrained with one seed, its held-out masked loss before and after, and the seconds."""
-    path = out / f"{recipe.replace(' ', '-')}-{steps}-{seed}.safetensors"
+def pretrained(
+    images: Corpus, out: Path, recipe: str, seed: int, steps: int, end: float
+) -> tuple[Path, dict[str, float]]:
+    """A checkpoint pretrained with one seed, its held-out masked loss before and after, and the seconds.
+
+    `end`: the `time.monotonic()` at which this program stops; what is done so far is kept.
+    """
+    name = f"{recipe.replace(' ', '-')}-{steps}-{seed}"
+    path = out / f"{name}.safetensors"
     facts = path.with_suffix(".json")
     if facts.exists():
         return path, json.loads(facts.read_text())
-    changed = {"seed": seed, "batch_size": 32, "micro_batch": 32, **RECIPES[recipe]}
+    changed = {"seed": seed, "keep": 1, **RECIPES[recipe]}
     settings = preset("tiny")[1].model_copy(update=changed)
     train_on, held = images.split(0.1, 0)
     model = fresh(MODEL, settings.mask_ratio, settings.norm_pix, seed)
-    began, before = time.perf_counter(), evaluate(model, images, held, settings)
-    train(model, images, settings, positions=train_on, steps=steps)
+    before = evaluate(model, images, held, settings)
+    log, state = out / f"{name}.jsonl", out / f"{name}.state"
+    over = lambda _: time.monotonic() > end  # noqa: E731
+    if not train(model, images, settings, positions=train_on, steps=steps, state=state, log=log, on_step=over).finished:
+        raise SystemExit(f"{name}: to be continued")
+    seconds = sum(line["seconds"] for line in journal.read(log))
+    known = {"before": before, "after": evaluate(model, images, held, settings), "seconds": round(seconds, 1)}
     save(path, model.state_dict(), describe(MODEL, settings))
-    after = evaluate(model, images, held, settings)
-    known = {"before": before, "after": after, "seconds": round(time.perf_counter() - began, 1)}
     facts.write_text(json.dumps(known))
     return path, known
 
@@ -100,15 +113,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop pretraining after this time; call again")
     parser.add_argument("--recipe", choices=RECIPES, action="append", help="only this one")
     parser.add_argument("--pooling", choices=("mean", "cls"), default="mean")
     parser.add_argument("--task", choices=FOLDERS, action="append", help="only this benchmark")
     asked = parser.parse_args()
     settings, images = BenchSettings(), corpus(asked.root, asked.out / "corpus")
-    recipes, seeds = asked.recipe or list(RECIPES), range(asked.seeds)
-    made = {recipe: [pretrained(images, asked.out, recipe, s, asked.steps) for s in seeds] for recipe in recipes}
+    recipes, seeds, end = asked.recipe or list(RECIPES), range(asked.seeds), time.monotonic() + 60 * asked.minutes
+    made = {recipe: [pretrained(images, asked.out, recipe, s, asked.steps, end) for s in seeds] for recipe in recipes}
     compared = arms({recipe: [path for path, _ in runs] for recipe, runs in made.items()}, asked.pooling)
     names, counts = np.unique(images.datasets, return_counts=True)
     result: dict[str, Any] = {
