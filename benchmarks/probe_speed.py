@@ -1,10 +1,12 @@
 """How long `usfmae probe` takes on all 1,875 images of BUS-BRA once their features are kept.
 
-    python benchmarks/probe_speed.py --out DIR [--repeats 3]
+    python benchmarks/probe_speed.py --out DIR [--repeats 3] [--flat]
 
 The images are noise in the published layout (counts of the official folds, 1,064 patients); the encoder has ViT-B's
 width and one block, for what is timed is all that follows the features: five folds, both heads, label efficiency,
-1,000 resamples. Each call is a process of its own, start-up included. Prints one JSON object.
+1,000 resamples. With --flat an image is one brightness and a little noise: nearly one-dimensional features, as of an
+encoder that has learned little, are the hardest for the solver. Each call is a process of its own, start-up included.
+Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from usfmae.core.model import fresh
 PATIENTS, SIDE = 1064, 224
 
 
-def write_task(root: Path) -> int:
+def write_task(root: Path, flat: bool) -> int:
     """BUS-BRA's published files with noise for images; returns the number of images."""
     (root / "Images").mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
@@ -44,6 +46,7 @@ def write_task(root: Path) -> int:
                 case += place == 0 or number * PATIENTS // 1875 != (number - 1) * PATIENTS // 1875
                 name = f"bus_{number:04d}-l"
                 pixels = generator.integers(0, 100 + 40 * (kind == "malignant"), (SIDE, SIDE))
+                pixels = generator.integers(20, 230) + pixels // 10 if flat else pixels
                 Image.fromarray(pixels.astype(np.uint8)).save(root / "Images" / f"{name}.png", compress_level=1)
                 data.append(f"{name},{case},x,{kind}")
                 held = case % 10 == 0
@@ -83,8 +86,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--flat", action="store_true")
     asked = parser.parse_args()
-    images = write_task(asked.out / "BUSBRA")
+    images = write_task(asked.out / "BUSBRA", asked.flat)
     first, other = (write_encoder(asked.out / f"{seed}.safetensors", seed) for seed in (0, 1))
     calls = {"new weights": timed(asked.out / "BUSBRA", first, asked.out)}
     again = [timed(asked.out / "BUSBRA", first, asked.out) for _ in range(asked.repeats)]
@@ -92,6 +96,7 @@ def main() -> None:
     result = {
         "images": images,
         "features": 768,
+        "flat": asked.flat,
         "folds": len(OFFICIAL),
         "cores": len(os.sched_getaffinity(0)),
         "torch": torch.__version__,
