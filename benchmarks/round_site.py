@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from usfmae.client import download, jobs, node, outbox, packing
+from usfmae.client import download, jobs, messages, node, outbox, packing
 from usfmae.client.agent import Agent
 from usfmae.client.site import Site, write_json
 from usfmae.client.workers import Workers
@@ -34,7 +34,8 @@ def factor(site: Site, number: int) -> float:
 def trained(work: jobs.Job, number: int) -> Iterator[tuple[str, Any]]:
     with TensorFile(work.base) as base:
         for name in base.shapes:
-            yield name, base.tensor(name) * base.tensor(name).dtype.type(factor(work.site, number))
+            values = base.tensor(name)
+            yield name, values * values.dtype.type(factor(work.site, number))
 
 
 class Instant(Workers):
@@ -88,10 +89,10 @@ def _come_online(fleet: node.Fleet) -> None:
             time.sleep(0.2)
 
 
-def _answer(site: Site, fleet: node.Fleet, request: node.Request, base: Path) -> None:
+def _answer(site: Site, fleet: node.Fleet, request: messages.Request, base: Path) -> None:
     fetch = lambda id_: fleet.fetch(request.run, id_)  # noqa: E731
     ids = objects.records(request.id, fetch)
-    asked = protocol.from_record(TrainRequest, node.config_record(fetch(ids[protocol.RECORD])))
+    asked = protocol.from_record(TrainRequest, messages.config_record(fetch(ids[protocol.RECORD])))
     if not base.exists():
         download.receive(ids[protocol.ENCODER], fetch, base, 4e9)
     fleet.confirm(request)
@@ -103,7 +104,7 @@ def _answer(site: Site, fleet: node.Fleet, request: node.Request, base: Path) ->
     signed = protocol.to_record(protocol.sign(replace(reply, site=site.fingerprint), site.signing_key))
     with TensorFile(work.place / outbox.UPDATE) as file:
         arrays = {protocol.UPDATE: objects.array_record(outbox.parts(file, asked.encoding))}
-        fleet.push(node.reply(node.reply_metadata(request, time.time()), {protocol.RECORD: signed}, arrays))
+        fleet.push(messages.reply(messages.reply_metadata(request, time.time()), {protocol.RECORD: signed}, arrays))
     for left in work.place.iterdir():
         left.unlink()
 

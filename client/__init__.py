@@ -1,1 +1,7 @@
-"""usfmae.client: what a hospital runs."""
+"""usfmae.client: what a hospital runs. Flower's calls home are off before Flower is ever imported."""
+
+import os
+
+os.environ.update(
+    FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1"
+)

@@ -15,17 +15,17 @@ import os
 import threading
 import time
 
-from usfmae.client import allowance, download, jobs, node, outbox, rounds, trouble
+from usfmae.client import allowance, download, jobs, messages, outbox, rounds, trouble
 from usfmae.client.line import KeyRefusedError, Line, Stopped
 from usfmae.client.pending import Pending
+from usfmae.client.sending import Sender
 from usfmae.client.site import Site, read_json
 from usfmae.client.standing import stopped_by_signals, write_status
 from usfmae.client.workers import Workers
-from usfmae.core import objects, protocol
+from usfmae.core import allocator, objects, protocol
 from usfmae.core.errors import NetworkError, PolicyError, ResourceError, TryLaterError, UsfmaeError
 from usfmae.core.log import note
-from usfmae.core.protocol import TrainReply, TrainRequest
-from usfmae.core.tensors import TensorFile
+from usfmae.core.protocol import TrainRequest
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class Agent:
     def __init__(self, site: Site, until_idle: float | None = None) -> None:
         self.site, self.until_idle = site, until_idle
         self.line = Line(site, lambda: self.stopping, lambda seconds: self.wake.wait(seconds))
+        self.sender = Sender(site, self.line)
         self.workers = Workers(site)
         self.current: jobs.Job | None = None
         self.wake = threading.Event()
@@ -54,6 +55,7 @@ class Agent:
 
         UsageError where another agent serves this site; NetworkError where the server refuses this site's key.
         """
+        allocator.keep()
         with self.site.served_alone(), stopped_by_signals(self._stop):
             self.site.note("agent.start", pid=os.getpid())
             self.current = jobs.unfinished(self.site)
@@ -146,7 +148,7 @@ class Agent:
         except PolicyError as error:
             logger.warning("request refused: %s", error)
             self.site.note("request.refused", "refused", message=pending.request.id[:12], why=str(error))
-            self._decline(pending, f"refused: {error.what} {error.why}"[:200])
+            self._decline(pending, rounds.refusal(error))
 
     def _answer(self, pending: Pending, asked: TrainRequest) -> None:
         place = outbox.folder(self.site, outbox.key(asked))
@@ -172,7 +174,7 @@ class Agent:
                 raise PolicyError(
                     "request", f"has no record {protocol.RECORD!r}", "the aggregator runs another program"
                 )
-            pending.remember(node.config_record(fetch(ids[protocol.RECORD])), ids)
+            pending.remember(messages.config_record(fetch(ids[protocol.RECORD])), ids)
         return rounds.checked(self.site, pending.record or {})
 
     def _work(self, pending: Pending, asked: TrainRequest) -> None:
@@ -193,8 +195,8 @@ class Agent:
         self.state = "downloading"
         self._write_status()
         self.workers.warm_up()
-        download.model(self.site, asked, work, pending.ids, self.line.fetcher(pending.request.run))
-        rounds.accept(self.site, work, asked)
+        seen = download.model(self.site, asked, work, pending.ids, self.line.fetcher(pending.request.run))
+        rounds.accept(self.site, work, asked, seen)
         with contextlib.suppress(NetworkError):  # it frees the aggregator's memory, no more
             self.line.fleet.confirm(pending.request)
 
@@ -222,33 +224,14 @@ class Agent:
             self._send_update(pending, asked)
 
     def _send_update(self, pending: Pending, asked: TrainRequest) -> None:
-        place = outbox.folder(self.site, outbox.key(asked))
-        signed = rounds.signed_update(self.site, asked)
         self.state = "uploading"
         self._write_status()
-        with TensorFile(place / outbox.UPDATE) as file:
-            sent = self._send(
-                pending, signed, {protocol.UPDATE: objects.array_record(outbox.parts(file, signed.encoding))}
-            )
-        if sent:
-            outbox.mark_sent(self.site, place, sent)
-            note(logger, "update sent", id=place.name, bytes=sent)
+        self.sender.update(pending, asked)
+        self.wake.set()
 
     def _decline(self, pending: Pending, why: str) -> None:
-        """Tell the aggregator that there will be no update for this request."""
-        self._send(pending, rounds.declined(self.site, pending.record or {}, why), {})
-        self.site.note("request.declined", "declined", message=pending.request.id[:12], why=why)
-        note(logger, "declined", why=why)
-
-    def _send(self, pending: Pending, reply: TrainReply, arrays: dict[str, objects.Arrays]) -> int:
-        """Upload a reply; a repeated call goes on where an interrupted one stopped. Returns the bytes sent."""
-        message = node.reply(
-            pending.reply_metadata(), {protocol.RECORD: protocol.to_record(reply)}, arrays, reply.seconds
-        )
-        sent = self.line.patiently(lambda: self.line.fleet.push(message))
-        pending.drop()
+        self.sender.decline(pending, why)
         self.wake.set()
-        return sent
 
     # --- the worker, and the end
 

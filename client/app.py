@@ -9,13 +9,8 @@ Three private names of Flower stand here, checked by tests/client/test_app.py ag
 
 from __future__ import annotations
 
-import os
-
-os.environ.update(
-    FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1"
-)
-
 import hashlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +20,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 from safetensors.numpy import save_file
 
-from usfmae.client import allowance, jobs, outbox, replay, rounds
+from usfmae.client import allowance, forward, jobs, outbox, pieces, replay, rounds
+from usfmae.client.incoming import Inspection
 from usfmae.client.site import Site
 from usfmae.client.workers import Workers
 from usfmae.core import protocol
@@ -51,7 +47,7 @@ def train(message: Message, context: Context) -> Message:
         reply = rounds.declined(site, record, why) if why else rounds.signed_update(site, asked)
     except PolicyError as error:
         site.note("request.refused", "refused", why=str(error))
-        reply = rounds.declined(site, record, f"refused: {error.what} {error.why}")
+        reply = rounds.declined(site, record, rounds.refusal(error))
     return Message(_content(site, reply), reply_to=message)
 
 
@@ -77,16 +73,31 @@ def _worked(site: Site, asked: TrainRequest, content: RecordDict, workers: Worke
         rounds.stage(site, work, asked)
     elif not work.ready:
         allowance.check_disk(site)
-        _write(content, protocol.ENCODER, work.base)
+        room = lambda size: allowance.check_disk(site, size)  # noqa: E731
+        seen = _base(site, asked, work, content, room)
         if asked.with_decoder:
             _write(content, protocol.DECODER, work.decoder)
         if asked.with_replay:
             files = {name: array.data for name, array in content.array_records[protocol.REPLAY].items()}
-            replay.put(site, rounds.recipe_of(asked), files, lambda size: allowance.check_disk(site, size))
-        rounds.accept(site, work, asked)
+            replay.put(site, rounds.recipe_of(asked), files, room)
+        rounds.accept(site, work, asked, seen)
     else:
         workers.tend(work)
     return bool(work.error)
+
+
+def _base(
+    site: Site, asked: TrainRequest, work: jobs.Job, content: RecordDict, room: Callable[[int], None]
+) -> Inspection | None:
+    """The round's encoder, whole or by the step that leads to it."""
+    if not asked.step:
+        _write(content, protocol.ENCODER, work.base)
+        return None
+    step = work.place / "step.bin"
+    data = content.array_records[protocol.STEP][protocol.STEP].data
+    work.place.mkdir(parents=True, exist_ok=True)
+    pieces.write(step, len(data), [data])
+    return forward.go(site, asked, work, step, room)
 
 
 def _write(content: RecordDict, name: str, target: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from usfmae.client import allowance, replay
+from usfmae.client import allowance, forward, replay
 from usfmae.client.jobs import Job
 from usfmae.client.rounds import recipe_of
 from usfmae.client.site import Site
@@ -21,17 +21,20 @@ from usfmae.core.protocol import TrainRequest
 logger = logging.getLogger(__name__)
 
 
-def model(site: Site, asked: TrainRequest, work: Job, ids: Mapping[str, str], fetch: Fetch) -> None:
+def model(
+    site: Site, asked: TrainRequest, work: Job, ids: Mapping[str, str], fetch: Fetch
+) -> forward.Inspection | None:
     """Fetch what a request brings: the base, the seed's decoder and the replay corpus where they come along.
 
-    `ids`: the request's records by name. PolicyError where one is missing or unfit; ResourceError where the disk is
-    too full.
+    `ids`: the request's records by name. Returns what was seen of a base that was made here. PolicyError where a record
+    is missing or unfit; ResourceError where the disk is too full.
     """
     work.place.mkdir(parents=True, exist_ok=True)
-    wanted = {protocol.ENCODER: work.base}
+    wanted = {} if asked.step else {protocol.ENCODER: work.base}
     if asked.with_decoder:
         wanted[protocol.DECODER] = work.decoder
-    names = [*wanted, protocol.REPLAY] if asked.with_replay else list(wanted)
+    others = [(protocol.STEP, asked.step), (protocol.REPLAY, asked.with_replay)]
+    names = [*wanted, *(name for name, comes in others if comes)]
     absent = [name for name in names if name not in ids]
     if absent:
         raise PolicyError("request", f"has no record {absent[0]!r}", "refused")
@@ -42,6 +45,9 @@ def model(site: Site, asked: TrainRequest, work: Job, ids: Mapping[str, str], fe
             note(logger, "downloaded", record=name, bytes=size)
     if asked.with_replay:
         replay.receive(site, recipe_of(asked), ids[protocol.REPLAY], fetch, room)
+    if not asked.step or work.base.exists():
+        return None
+    return forward.receive(site, asked, work, ids[protocol.STEP], fetch, room)
 
 
 def receive(

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usfmae.core.errors import PolicyError
-from usfmae.core.tensors import square_sum
+from usfmae.core.tensors import TensorFile, square_sum, tensor_head
 
 LARGEST_VALUE = 1e4  # no trained weight of a normalised transformer comes near
 LONGEST_HEADER = 2**24  # bytes
@@ -29,39 +29,64 @@ CLOSE = 1e-4  # of unit length: rows nearer than this are one
 MOST_ALIKE = 0.01  # share of rows that may be dead or copies of others; one row always may
 
 
+class Inspection:
+    """What was seen of weights, tensor by tensor in the order of names: their hash, and norms by name."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self.norms: dict[str, float] = {}
+
+    def add(self, name: str, tensor: NDArray[np.float32]) -> None:
+        """PolicyError where values or rows are none that training makes."""
+        self._digest.update(tensor_head(name, str(tensor.dtype), tensor.shape))
+        self._digest.update(tensor.reshape(-1).view(np.uint8).data)
+        self.norms[name] = _sound(name, tensor)
+
+    def id(self) -> str:
+        """Their tensors_id."""
+        return self._digest.hexdigest()
+
+
+def read(file: Path) -> Inspection:
+    """Look at a safetensors file of fp32 weights; PolicyError where it is unreadable or looks wrong."""
+    seen = Inspection()
+    for name, tensor in tensors(file):
+        seen.add(name, tensor)
+    return seen
+
+
 def inspect(
-    file: Path, base: str, parent: Mapping[str, float] | None = None, max_norm_ratio: float = 3.0
+    file: Path,
+    base: str,
+    parent: Mapping[str, float] | None = None,
+    max_norm_ratio: float = 3.0,
+    seen: Inspection | None = None,
 ) -> dict[str, float]:
     """Norms by tensor of a safetensors file of fp32 weights. PolicyError where it is not the base, or looks wrong.
 
-    `base` is the tensors_id the coordinator signed; `parent` the norms of the last base accepted in this campaign.
+    `base` is the tensors_id the coordinator signed; `parent` the norms of the last base accepted in this campaign;
+    `seen` what was seen of the file as it was written.
     """
-    digest = hashlib.sha256()
-    norms: dict[str, float] = {}
-    for name, tensor in tensors(file):
-        shape = ",".join(map(str, tensor.shape))
-        digest.update(f"{name}\0{tensor.dtype}\0{shape}\0".encode())
-        digest.update(tensor.reshape(-1).view(np.uint8).data)
-        norms[name] = _sound(name, tensor)
-    if digest.hexdigest() != base:
+    seen = seen or read(file)
+    if seen.id() != base:
         raise PolicyError("incoming encoder", "is not the one the coordinator signed (hash)", "refused")
-    _compare(norms, parent, max_norm_ratio)
-    return norms
+    _compare(seen.norms, parent, max_norm_ratio)
+    return seen.norms
 
 
-def inspect_decoder(file: Path) -> None:
-    """PolicyError where the seed's decoder holds values or rows that training does not make."""
-    for name, tensor in tensors(file):
-        _sound(name, tensor)
+def inspect_decoder(file: Path, signed: str) -> None:
+    """PolicyError where the seed's decoder is not the `signed` one, or holds what training does not make."""
+    if read(file).id() != signed:
+        raise PolicyError("the seed's decoder", "is not the one the coordinator signed (hash)", "refused")
 
 
 def same_shapes(file: Path, parent: Path) -> None:
     """PolicyError where a tensor has another shape than in the encoder accepted before."""
-    before = {name: tensor.shape for name, tensor in tensors(parent)}
-    for name, tensor in tensors(file):
-        if name in before and tensor.shape != before[name]:
-            was = f"shape went from {before[name]} to {tensor.shape}"
-            raise PolicyError(f"incoming tensor {name!r:.80}", was, "refused; ask the coordinator")
+    with TensorFile(file) as now, TensorFile(parent) as before:
+        for name, shape in now.shapes.items():
+            if shape != before.shapes.get(name, shape):
+                was = f"shape went from {before.shapes[name]} to {shape}"
+                raise PolicyError(f"incoming tensor {name!r:.80}", was, "refused; ask the coordinator")
 
 
 def tensors(file: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:

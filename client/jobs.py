@@ -145,6 +145,15 @@ def finished(site: Site, campaign: str) -> list[tuple[int, Job]]:
     return [(number, work) for number, _, work in sorted(found, key=lambda entry: entry[:2])]
 
 
+def spent(site: Site, campaign: str, name: str, kept: Path) -> Path | None:
+    """The file of this name in the oldest round of a campaign that was trained here, where it is not `kept`.
+
+    Two rounds on nobody reads an encoder or a residual again: a repeated request is answered from the outbox.
+    """
+    found = [work.place / name for _, work in finished(site, campaign) if (work.place / name).exists()]
+    return found[0] if found and found[0] != kept else None
+
+
 def unfinished(site: Site) -> Job | None:
     """The job a former agent left: it goes on although its request may have died with the server."""
     places = [p.parent for p in (site.root / "jobs").glob("*/request.json")]

@@ -8,21 +8,14 @@ checks every one of these names against the installed Flower.
 
 from __future__ import annotations
 
-import os
-
-os.environ.update(
-    FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1"
-)
-
 import base64
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePrivateKey
@@ -35,6 +28,7 @@ from flwr.proto.node_pb2 import Node
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Proto
 
+from usfmae.client.messages import Reply, Request
 from usfmae.client.trouble import GoneError, UnknownKeyError, UnreachableError, explained, refused
 from usfmae.core import objects
 from usfmae.core.errors import ConfigError
@@ -56,24 +50,6 @@ PATHS = {
 }
 
 R = TypeVar("R", bound=Proto)
-
-
-@dataclass(frozen=True)
-class Request:
-    """A message that waits for an answer: its metadata as it came, and the id of its root object."""
-
-    metadata: bytes  # serialised flwr Metadata
-    id: str
-
-    @property
-    def run(self) -> int:
-        return int(wire.Metadata.FromString(self.metadata).run_id)
-
-    @property
-    def expires(self) -> float:
-        """Unix time after which the aggregator takes no answer to it."""
-        about = wire.Metadata.FromString(self.metadata)
-        return float(about.created_at + about.ttl)
 
 
 def tls_context(ca: Path | None) -> ssl.SSLContext:
@@ -241,75 +217,5 @@ class Fleet:
             self.clock_offset = parsedate_to_datetime(date).timestamp() - time.time()
 
 
-# --- records and replies ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Reply:
-    metadata: wire.Metadata
-    parcel: objects.Parcel
-    seconds: float = 0.0
-
-
-def reply_metadata(request: Request, created: float) -> bytes:
-    """Metadata of the answer to a request. Kept on disk: the same bytes make the same id, so an upload goes on."""
-    asked = wire.Metadata.FromString(request.metadata)
-    about = wire.Metadata(
-        run_id=asked.run_id,
-        src_node_id=asked.dst_node_id,
-        dst_node_id=asked.src_node_id,
-        reply_to_message_id=request.id,
-        group_id=asked.group_id,
-        ttl=asked.created_at + asked.ttl - created,
-        message_type=asked.message_type,
-        created_at=created,
-    )
-    if asked.HasField("dst_task_id"):
-        about.src_task_id = asked.dst_task_id
-    if asked.HasField("src_task_id"):
-        about.dst_task_id = asked.src_task_id
-    return about.SerializeToString(deterministic=True)
-
-
-def reply(
-    metadata: bytes,
-    config: Mapping[str, Mapping[str, Any]],
-    arrays: Mapping[str, objects.Arrays],
-    seconds: float = 0.0,
-) -> Reply:
-    """A message of scalar records and arrays that are read from disk as they are sent."""
-    about = wire.Metadata.FromString(metadata)
-    body = wire.Message(metadata=about).SerializeToString(deterministic=True)
-    bodies = {name: config_body(record) for name, record in config.items()}
-    parcel = objects.parcel(body, bodies, arrays)
-    about.message_id = parcel.tree.id
-    return Reply(about, parcel, seconds)
-
-
 def _tree(tree: objects.Tree) -> wire.ObjectTree:
     return wire.ObjectTree(object_id=tree.id, children=[_tree(child) for child in tree.children])
-
-
-_FIELDS: tuple[tuple[type, str], ...] = ((bool, "bool"), (int, "sint64"), (float, "double"), (str, "string"))
-
-
-def config_body(record: Mapping[str, str | int | float | bool]) -> bytes:
-    """Body of a ConfigRecord of scalars."""
-    items = []
-    for key, value in record.items():
-        field = next(name for kind, name in _FIELDS if isinstance(value, kind))
-        item = records.ConfigRecordValue()
-        setattr(item, field, value)
-        items.append(records.ConfigRecord.Item(key=key, value=item))
-    return records.ConfigRecord(items=items).SerializeToString()
-
-
-def config_record(content: bytes) -> dict[str, Any]:
-    """Scalars of a ConfigRecord object; lists and bytes come as None and fail the protocol's type check."""
-    found = records.ConfigRecord.FromString(bytes(objects.expect(content, "ConfigRecord").body))
-    values = {}
-    for item in found.items:
-        field = item.value.WhichOneof("value")
-        plain = field in ("double", "sint64", "uint64", "bool", "string")
-        values[item.key] = getattr(item.value, field) if plain else None
-    return values

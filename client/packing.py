@@ -8,14 +8,16 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from usfmae.client import outbox
+import numpy as np
+
+from usfmae.client import jobs, outbox
 from usfmae.client.jobs import Job
 from usfmae.core import update
-from usfmae.core.files import replacing
+from usfmae.core.files import rewriting
 from usfmae.core.tensors import TensorFile, Writer
 from usfmae.core.update import Floats
 
@@ -30,21 +32,22 @@ def pack(work: Job, before: Job | None, encoder: Iterable[tuple[str, Floats]], e
     """
     with contextlib.ExitStack() as stack:
         base = stack.enter_context(TensorFile(work.base))
-        old = before.place / RESIDUAL if before else None
-        residual = stack.enter_context(TensorFile(old)) if old and old.exists() else None
         sizes = {name: (update.packed_size(math.prod(shape), encoding),) for name, shape in base.shapes.items()}
-        out = _writer(stack, work.place / outbox.UPDATE, sizes, "U8", {"shapes": json.dumps(base.shapes)})
+        out = _writer(stack, work.place / outbox.UPDATE, sizes, {"shapes": json.dumps(base.shapes)})
         lossy = encoding != "fp32"
-        kept = _writer(stack, work.place / RESIDUAL, base.shapes, "F32", {}) if lossy else None
+        residual = _residual(stack, before, sizes)
+        spent = jobs.spent(work.site, before.asked["campaign"], RESIDUAL, before.place / RESIDUAL) if before else None
+        kept = _writer(stack, work.place / RESIDUAL, sizes, {}, spent) if lossy else None
         content, square = update.PayloadHash(), 0.0
         for name, trained in encoder:
-            left = residual.tensor(name) if residual else None
+            zeros = np.zeros(trained.shape, np.float32)
+            left = update.stepped(residual.raw(name), zeros, encoding).reshape(zeros.shape) if residual else None
             data, error, norm = update.pack_tensor(name, base.tensor(name), trained, encoding, left)
             content.add(name, data)
             square += norm**2
             out.add(name, data)
             if kept is not None and error is not None:
-                kept.add(name, error)
+                kept.add(name, update.finer(error.reshape(-1), data, encoding))
         for writer in (out, kept):
             if writer is not None:
                 writer.finish()
@@ -52,6 +55,16 @@ def pack(work: Job, before: Job | None, encoder: Iterable[tuple[str, Floats]], e
     return {"content": content.id(), "encoding": encoding, "tensors": len(sizes), "bytes": total, "norm": square**0.5}
 
 
-def _writer(stack: contextlib.ExitStack, path: Path, shapes: Any, dtype: str, metadata: dict[str, str]) -> Writer:
-    file = stack.enter_context(stack.enter_context(replacing(path)).open("wb"))
-    return Writer(file, shapes, metadata, dtype, hashed=False)
+def _residual(stack: contextlib.ExitStack, before: Job | None, sizes: Mapping[str, tuple[int]]) -> TensorFile | None:
+    """What the round before could not express; None without one, or where it was packed in another encoding."""
+    path = before.place / RESIDUAL if before else None
+    if path is None or not path.exists():
+        return None
+    file = stack.enter_context(TensorFile(path))
+    return file if file.shapes == dict(sizes) else None
+
+
+def _writer(
+    stack: contextlib.ExitStack, path: Path, sizes: Any, metadata: dict[str, str], spent: Path | None = None
+) -> Writer:
+    return Writer(stack.enter_context(rewriting(path, spent)), sizes, metadata, "U8", hashed=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from usfmae.client.node import Request, reply_metadata
+from usfmae.client.messages import Request, reply_metadata
 from usfmae.client.site import Site, read_json, write_json
 from usfmae.core.flow import content_id
 

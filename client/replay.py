@@ -10,13 +10,14 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from usfmae.client import pieces
 from usfmae.client.site import Site
-from usfmae.core import objects, protocol
+from usfmae.core import objects
 from usfmae.core.config import TrainSettings
 from usfmae.core.continual import replay
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import FOLDER
-from usfmae.core.errors import CorpusError, PolicyError, ResourceError
+from usfmae.core.errors import CorpusError, PolicyError
 
 NEEDED = "need-replay"  # what a site answers that has no copy and would take one
 OFF = "no-replay"  # what a site answers that has none and wants none
@@ -60,21 +61,15 @@ def lacking(site: Site, recipe: TrainSettings) -> str:
 def receive(site: Site, recipe: TrainSettings, record: str, fetch: objects.Fetch, room: Room) -> None:
     """Fetch the corpus in the ArrayRecord `record`, chunk by chunk, unless it is here already.
 
-    An interrupted call goes on after the last whole file. PolicyError where it is not what the coordinator signed, or
+    An interrupted call goes on after the last chunk. PolicyError where it is not what the coordinator signed, or
     the site wants none of its size; `room` is asked before anything is written.
     """
     if not lacking(site, recipe):
         return
     found = {n: objects.tensor(fetch(id_)) for n, id_ in objects.references(fetch(record), "ArrayRecord").items()}
-    total = 0
+    begun = _begin(site, found, sum(pieces.length(name, about) for name, about in found.items()), room)
     for name, about in found.items():
-        if about.encoding != protocol.RAW or len(about.shape) != 1:
-            raise PolicyError(f"replay file {name!r:.80}", "is not an array of bytes", "refused")
-        total += about.shape[0]
-    begun = _begin(site, found, total, room)
-    for name, about in found.items():
-        bodies = (objects.expect(fetch(id_), "ArrayChunk").body for id_ in about.chunks)
-        _write(begun / name, about.shape[0], bodies)
+        pieces.receive(begun / name, about, fetch)
     _install(site, recipe, begun)
 
 
@@ -83,7 +78,7 @@ def put(site: Site, recipe: TrainSettings, files: Mapping[str, bytes], room: Roo
     if lacking(site, recipe):
         begun = _begin(site, files, sum(map(len, files.values())), room)
         for name, content in files.items():
-            _write(begun / name, len(content), [content])
+            pieces.write(begun / name, len(content), [content])
         _install(site, recipe, begun)
 
 
@@ -99,25 +94,6 @@ def _begin(site: Site, names: Iterable[str], total: int, room: Room) -> Path:
     begun = site.root / "replay.part" / FOLDER
     begun.mkdir(parents=True, exist_ok=True)
     return begun
-
-
-def _write(target: Path, size: int, pieces: Iterable[memoryview | bytes]) -> None:
-    """One file; there only when it is whole."""
-    if target.exists() and target.stat().st_size == size:
-        return
-    part, written = target.with_name(target.name + ".part"), 0
-    try:
-        with part.open("wb") as file:
-            for piece in pieces:
-                written += len(piece)
-                if written > size:
-                    break
-                file.write(piece)
-        if written != size:
-            raise PolicyError(f"replay file {target.name}", f"has other than its {size} bytes", "refused")
-        part.replace(target)
-    except OSError as error:
-        raise ResourceError(f"writing {target}", error.strerror or str(error), "free space on the disk") from None
 
 
 def _install(site: Site, recipe: TrainSettings, begun: Path) -> None:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from usfmae.client import allowance, incoming, jobs, outbox, replay
+from usfmae.client import allowance, forward, incoming, jobs, outbox, replay
 from usfmae.client.site import Site, read_json
 from usfmae.core import protocol
 from usfmae.core.config import TrainSettings
@@ -43,6 +43,8 @@ def unwilling(site: Site, asked: TrainRequest) -> str:
     recipe = recipe_of(asked)
     if asked.min_new and jobs.new_images(site, recipe) < asked.min_new:
         return "no-new-images"
+    if forward.lacking(site, asked):
+        return forward.NEEDED
     lacking = replay.lacking(site, recipe)
     if lacking and not (asked.with_replay and lacking == replay.NEEDED):
         return lacking
@@ -58,21 +60,27 @@ def recipe_of(asked: TrainRequest) -> TrainSettings:
         raise PolicyError("recipe", str(error).splitlines()[0], "update this program") from None
 
 
-def accept(site: Site, work: jobs.Job, asked: TrainRequest) -> None:
-    """Inspect what came and make the job ready to train. PolicyError, and all of it gone, where it is unfit."""
+def accept(site: Site, work: jobs.Job, asked: TrainRequest, seen: incoming.Inspection | None = None) -> None:
+    """Inspect what came and make the job ready to train. PolicyError, and all of it gone, where it is unfit.
+
+    `seen`: what was seen of the base as it was written.
+    """
     before = jobs.previous(site, asked)
     try:
-        norms = incoming.inspect(work.base, asked.base, jobs.parent_norms(site, asked), site.settings.max_norm_ratio)
+        norms = incoming.inspect(
+            work.base, asked.base, jobs.parent_norms(site, asked), site.settings.max_norm_ratio, seen
+        )
         if before and before.base.exists():
             incoming.same_shapes(work.base, before.base)
         if work.decoder.exists():
-            incoming.inspect_decoder(work.decoder)
+            incoming.inspect_decoder(work.decoder, asked.decoder)
     except PolicyError:
         work.base.unlink(missing_ok=True)
         work.decoder.unlink(missing_ok=True)
         raise
     jobs.prepare(work, asked, norms)
-    site.note("base.accepted", campaign=asked.campaign, round=asked.round, base=asked.base)
+    way = "step" if asked.step else "whole"
+    site.note("base.accepted", campaign=asked.campaign, round=asked.round, base=asked.base, way=way)
 
 
 def stage(site: Site, work: jobs.Job, asked: TrainRequest) -> None:
@@ -95,6 +103,11 @@ def signed_update(site: Site, asked: TrainRequest) -> TrainReply:
     """The record of a released update, signed now."""
     entry = read_json(outbox.folder(site, outbox.key(asked)) / "entry.json") or {}
     return protocol.sign(protocol.from_record(TrainReply, entry["record"]), site.signing_key)
+
+
+def refusal(error: PolicyError) -> str:
+    """What goes out where a request came to nothing here."""
+    return forward.NEEDED if isinstance(error, forward.LostError) else f"refused: {error.what} {error.why}"[:200]
 
 
 def declined(site: Site, record: Mapping[str, Any], why: str) -> TrainReply:

@@ -17,6 +17,7 @@ from pathlib import Path
 from usfmae.client import allowance
 from usfmae.client.jobs import Job
 from usfmae.client.site import Site, read_json, write_json
+from usfmae.core import allocator
 from usfmae.core.errors import ResourceError
 from usfmae.core.log import note
 
@@ -103,7 +104,7 @@ class Workers:
             command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={len(gpus)}", "-m"]
         command += ["usfmae.client.trainer", str(self.site.root.absolute()), name]
         command += [] if len(gpus) > 1 else [str(settings.warm)]
-        environment = {**os.environ, **allowance.visible(gpus)}
+        environment = {**os.environ, **allocator.environment(), **allowance.visible(gpus)}
         if settings.threads:
             environment["OMP_NUM_THREADS"] = str(settings.threads)
         with worker_log(self.site).open("ab") as log:

@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from usfmae.core.errors import ResourceError
 
@@ -28,6 +29,19 @@ def replacing(path: Path) -> Iterator[Path]:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def rewriting(path: Path, spent: Path | None) -> Iterator[BinaryIO]:
+    """As `replacing`, opened: written over `spent`, a large file that nobody needs any more, where there is one.
+
+    Pages that are in memory already cost a fraction of new ones. Who writes cuts the file to its length.
+    """
+    with replacing(path) as partial:
+        if spent is not None and spent.exists():
+            spent.replace(partial)
+        with partial.open("r+b" if partial.exists() else "wb") as file:
+            yield file
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -4,10 +4,11 @@ A round is one request and one reply. Both travel as a record of scalars (str, i
 byte strings. Neither side ever sends code, paths, names or identifiers of scans. The reply's signature covers
 (campaign, round, base, content, images), never the transport's run or message id, which change on a resubmission.
 
-    request  aggregator -> site   record + encoder tensors (+ decoder tensors where `with_decoder`,
+    request  aggregator -> site   record + encoder tensors, or the packed step to them from the encoder `step` names
+                                  (+ decoder tensors where `with_decoder`,
                                   + the public corpus' files where `with_replay`)
     reply    site -> aggregator   record + packed delta of the encoder (see update.py)
-    decline  site -> aggregator   record with `declined` set: no images, paused, need-decoder, need-replay, refused
+    decline  site -> aggregator   record with `declined` set: no images, paused, need-..., refused
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from usfmae.core.errors import PolicyError
 
-VERSION = 1
+VERSION = 2
 
 # Names of the records inside a message.
 RECORD = "usfmae"  # the scalars of a TrainRequest, TrainReply
 ENCODER = "encoder"  # request: fp32 tensors of the base encoder
+STEP = "step"  # request: what leads to the base from the encoder before it, packed as an update
 DECODER = "decoder"  # request: fp32 tensors of the seed's decoder
 REPLAY = "replay"  # request: files of the public corpus as arrays of bytes, by name
 UPDATE = "update"  # reply: the packed delta
@@ -39,7 +41,7 @@ UPDATE = "update"  # reply: the packed delta
 RAW = "usfmae.raw"
 
 # The fields a signature covers.
-HASHED_REQUEST = ("campaign", "round", "base", "recipe", "global_step", "steps")
+HASHED_REQUEST = ("campaign", "round", "base", "decoder", "recipe", "global_step", "steps")
 SIGNED_REPLY = ("campaign", "round", "base", "content", "images")
 
 # What a record may hold for a field of each type; a whole number is a valid float.
@@ -54,11 +56,13 @@ class TrainRequest:
 
     campaign: str
     round: int
-    base: str  # tensors_id of the encoder that comes with this request
+    base: str  # tensors_id of the encoder to start from, however it comes
     global_step: int  # optimizer steps taken by the federation before this round; places the learning rate
     steps: int  # local optimizer steps asked for
     recipe: str  # canonical JSON: {"model": ModelSettings, "train": TrainSettings}
+    decoder: str = ""  # tensors_id of the seed's decoder
     encoding: str = "int8"  # how the delta should be packed: int8, bf16, fp32
+    step: str = ""  # tensors_id of the encoder from which STEP leads to the base; "" where ENCODER comes
     with_decoder: bool = False  # the seed's decoder comes along (a site's first round in a campaign)
     with_replay: bool = False  # the public corpus comes along (the site said it has none)
     min_new: int = 0  # a site with fewer images it never trained on declines; 0 asks every site
@@ -81,8 +85,8 @@ class TrainReply:
     loss_before: float = 0.0  # held-out masked loss at this site, base encoder
     loss_after: float = 0.0  # the same after local training
     seconds: float = 0.0  # training time
-    # Why there is no update: "no-images", "no-new-images", "paused", "need-decoder", "need-replay", "no-replay",
-    # "refused: ..."
+    # Why there is no update: "no-images", "no-new-images", "paused", "need-base", "need-decoder", "need-replay",
+    # "no-replay", "refused: ..."
     declined: str = ""
     site: str = ""  # fingerprint of the site's public key
     signature: str = ""  # the site's Ed25519 signature over SIGNED_REPLY, base64

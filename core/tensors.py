@@ -128,6 +128,7 @@ class Writer:
         """Put the hash where UNKNOWN stands in the metadata, and return it."""
         content = self._digest.hexdigest()
         self._metadata = {key: text.replace(UNKNOWN, content) for key, text in self._metadata.items()}
+        self._file.truncate()
         self._file.seek(0)
         self._file.write(self._header())
         self._file.flush()

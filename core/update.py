@@ -7,7 +7,8 @@ Three encodings, one byte string a tensor, little-endian, C order, n values:
     fp32   (n, uint32): bits of the trained value XOR bits of the base value: lossless
 
 The lossy encodings feed their error back (Karimireddy et al. 2019, arXiv:1901.09847): what a round could not express
-is kept at the site as a residual and added to the next round's difference. Everything here is NumPy and deterministic.
+is kept at the site as a residual and added to the next round's difference. On disk it is packed like the difference, so
+that the two together hold it twice as finely. Everything here is NumPy and deterministic.
 """
 
 from __future__ import annotations
@@ -116,8 +117,47 @@ def pack_tensor(
     if residual is not None:
         wanted += residual.reshape(-1)
     # What is wanted turns, in place, into what is left: the error.
-    data, square = _pack_int8(wanted) if encoding == "int8" else _pack_bf16(wanted, encoding)
+    data, square = express(wanted, encoding)
     return data, wanted.reshape(base.shape), math.sqrt(square)
+
+
+def express(wanted: Floats, encoding: str) -> tuple[bytes, float]:
+    """Values (n,) packed, and the sum of squares of what the bytes express, which is subtracted from them in place.
+
+    Lossy encodings only: PolicyError for any other.
+    """
+    return _pack_int8(wanted) if encoding == "int8" else _pack_bf16(wanted, encoding)
+
+
+def finer(error: Floats, data: bytes, encoding: str) -> bytes:
+    """What `express` left out beside `data`, packed as well: int8 codes of 1/254 of the scales in `data`.
+
+    `error` is worked on in place. What even this leaves out is below 1/64,000 of the largest difference in a block.
+    """
+    if encoding != "int8":
+        return _pack_bf16(error, encoding)[0]
+    scales: Floats = np.frombuffer(data, np.float32, blocks(error.size)) / np.float32(254)
+    return _pack_int8(error, scales)[0]
+
+
+def stepped(data: bytes | memoryview, base: Floats, encoding: str) -> Floats:
+    """`base` plus a packed difference, flat: multiplied and added in float32, so that every machine gets these bits.
+
+    Lossy encodings only. ValueError where the bytes are not packed_size(base.size, encoding) long.
+    """
+    old = np.ascontiguousarray(base, "<f4").reshape(-1)
+    if len(data) != packed_size(old.size, encoding):
+        raise ValueError(f"{len(data)} bytes, expected {packed_size(old.size, encoding)} for {old.size} values")
+    if encoding != "int8":
+        return old + (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    scales, codes = _split_int8(data, old.size)
+    new = np.empty(old.size, np.float32)
+    for start in range(0, len(codes), STRIDE):
+        where = slice(start * BLOCK, (start + STRIDE) * BLOCK)
+        rows = codes[start : start + STRIDE].astype(np.float32)
+        rows *= scales[start : start + STRIDE, None]
+        np.add(old[where], rows.reshape(-1)[: old[where].size], out=new[where])
+    return new
 
 
 def ranges(count: int, encoding: str, start: int, stop: int) -> list[tuple[int, int]]:
@@ -211,15 +251,21 @@ def _square_sums(codes: NDArray[np.int8]) -> NDArray[np.float64]:
     return sums
 
 
-def _pack_int8(wanted: Floats) -> tuple[bytes, float]:
-    """Bytes and the sum of squares of what they express, which is subtracted from `wanted` (n,) in place."""
+def _pack_int8(wanted: Floats, given: Floats | None = None) -> tuple[bytes, float]:
+    """Bytes and the sum of squares of what they express, which is subtracted from `wanted` (n,) in place.
+
+    Scales are `given`, or those of the largest values.
+    """
     count, square = wanted.size, 0.0
     scales, codes = np.empty(blocks(count), "<f4"), np.empty((blocks(count), BLOCK), np.int8)
     for start in range(0, len(codes), STRIDE):
         piece = wanted[start * BLOCK : (start + STRIDE) * BLOCK]
         rows = np.zeros((blocks(piece.size), BLOCK), np.float32)
         rows.reshape(-1)[: piece.size] = piece
-        scale = np.maximum(rows.max(axis=1), -rows.min(axis=1)) / np.float32(127)
+        if given is None:
+            scale = np.maximum(rows.max(axis=1), -rows.min(axis=1)) / np.float32(127)
+        else:
+            scale = given[start : start + STRIDE]
         rows /= np.where(scale > 0, scale, np.float32(1))[:, None]
         np.clip(np.rint(rows, out=rows), -127, 127, out=rows)
         scales[start : start + STRIDE], codes[start : start + STRIDE] = scale, rows

@@ -7,6 +7,7 @@ sites and for thirty-two.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,7 @@ from usfmae.core import update
 from usfmae.core.files import replacing
 from usfmae.core.tensors import TensorFile, Writer
 from usfmae.core.update import Floats
+from usfmae.server import step
 from usfmae.server.merging.base import MergingRule, Values
 
 PIECE = 512 * update.BLOCK  # values of one site in memory at a time, at most
@@ -109,11 +111,13 @@ def merge(
     target: Path,
     metadata: Mapping[str, str],
     memory: Mapping[str, tuple[Path | None, Path]] | None = None,
+    places: step.Places | None = None,
 ) -> str:
     """Write the next encoder and return its hash.
 
     `memory` gives, for each name the rule remembers, the file of the round before (None in the first) and the file to
-    write. All files appear by rename, the encoder last. ResourceError where the disk is full: nothing has changed then.
+    write; with `places` the encoder is the base plus a packed step, which is written there. All files appear by rename,
+    the encoder last. ResourceError where the disk is full: nothing has changed then.
     """
     with contextlib.ExitStack() as stack:
         out = Writer(_create(stack, target), base.shapes, metadata, "F32")
@@ -121,14 +125,21 @@ def merge(
         for name, (before, after) in (memory or {}).items():
             old[name] = stack.enter_context(TensorFile(before)) if before else None
             new[name] = Writer(_create(stack, after), base.shapes, {}, "F64")
+        sizes = {name: math.prod(shape) for name, shape in base.shapes.items()}
+        down = stack.enter_context(step.writing(places, sizes.values(), encoding)) if places else None
         for name, pieces in tensors(base, updates, encoding):
             out.begin(name)
             held = {key: file.tensor(name).reshape(-1) if file else None for key, file in old.items()}
-            work = partial(_merged, rule=rule, weights=np.asarray(weights), encoding=encoding, held=held)
-            for values, kept in side_by_side(work, pieces):
+            left = down.before(sizes[name]) if down else None
+            work = partial(_next, rule=rule, weights=np.asarray(weights), encoding=encoding, held=held, left=left)
+            for values, kept, made in side_by_side(work, pieces):
                 out.write(values)
                 for key, remembered in kept.items():
                     new[key].write(remembered)
+                if down and made:
+                    down.write(made)
+            if down:
+                down.end()
         for writer in new.values():
             writer.finish()
         return out.finish()
@@ -146,6 +157,25 @@ def _merged(
         for key, values in held.items()
     }
     return rule.merge(piece.base.astype(np.float64), trained, weights, kept), kept
+
+
+def _next(
+    piece: Piece,
+    rule: MergingRule,
+    weights: Values,
+    encoding: str,
+    held: Mapping[str, Values | None],
+    left: Callable[[slice], bytes] | None,
+) -> tuple[Values | Floats, dict[str, Values], step.Stepped | None]:
+    """What is written of a piece, what the rule remembers of it, and the step that leads there, where one is packed.
+
+    `left` reads what the step before left out.
+    """
+    values, kept = _merged(piece, rule, weights, encoding, held)
+    if left is None:
+        return values, kept, None
+    made = step.stepped(values, piece.base, left(piece.where), encoding)
+    return made.values, kept, made
 
 
 def _create(stack: contextlib.ExitStack, path: Path):  # type: ignore[no-untyped-def]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from usfmae.core import audit
+from usfmae.core import allocator, audit
 from usfmae.core.errors import PolicyError, ResourceError
 from usfmae.core.files import write_atomic
 from usfmae.core.log import note
@@ -31,6 +31,7 @@ class Stopped(Exception):  # noqa: N818 - not an error
 def serve(home: Home, rounds: int, overrides: Iterable[str] = ()) -> None:
     """Run the federation until `rounds` are committed (0: until stopped)."""
     settings = home.settings(overrides)
+    allocator.keep()
     with _alone(home.lock):
         from usfmae.core.keys import Ed25519PrivateKey, read_private
         from usfmae.server.gateway import Gateway

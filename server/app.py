@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Message
 from flwr.serverapp import Grid, ServerApp
 
 from usfmae.core.continual import replay as replays
-from usfmae.core.protocol import DECODER, ENCODER, RAW, RECORD, REPLAY, UPDATE, to_record
+from usfmae.core.protocol import DECODER, ENCODER, RAW, RECORD, REPLAY, STEP, UPDATE, to_record
 from usfmae.core.tensors import TensorFile
 from usfmae.server.admission import Arrived
 from usfmae.server.ledger import Site
@@ -42,12 +42,16 @@ class FlowerWire:
         if node is None:
             return ""
         record = ConfigRecord({**to_record(task.request)})
-        content = RecordDict({RECORD: record, ENCODER: self._record(task.encoder)})
+        content = RecordDict({RECORD: record})
+        if task.step:
+            content[STEP] = self._file(task.step)
+        else:
+            content[ENCODER] = self._record(task.encoder)
         if task.decoder:
             content[DECODER] = self._record(task.decoder)
         if task.replay:
             content[REPLAY] = self._files(task.replay)
-        self._drop_others(task.encoder)
+        self._drop_others((task.encoder, task.step))
         message = Message(content, node, MessageType.TRAIN, ttl=task.ttl, group_id=str(task.request.round))
         return next(iter(self.grid.push_messages([message])), "") or ""
 
@@ -72,14 +76,21 @@ class FlowerWire:
                 )
         return self.arrays[file]
 
+    def _file(self, file: Path) -> ArrayRecord:
+        if file not in self.arrays:
+            data = file.read_bytes()
+            self.arrays[file] = ArrayRecord({STEP: Array("uint8", (len(data),), RAW, data)})
+        return self.arrays[file]
+
     def _files(self, folder: Path) -> ArrayRecord:
         if folder not in self.arrays:
             found = {name: path.read_bytes() for name, path in replays.files(folder).items()}
             self.arrays[folder] = ArrayRecord({n: Array("uint8", (len(d),), RAW, d) for n, d in found.items()})
         return self.arrays[folder]
 
-    def _drop_others(self, encoder: Path) -> None:
-        for file in [known for known in self.arrays if known.name.startswith("round-") and known != encoder]:
+    def _drop_others(self, kept: tuple[Path | None, ...]) -> None:
+        rounds = [known for known in self.arrays if known.name.startswith(("round-", "step-"))]
+        for file in [known for known in rounds if known not in kept]:
             del self.arrays[file]
 
 

@@ -22,7 +22,7 @@ from usfmae.core.continual.panel import Reading
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.files import write_atomic
 from usfmae.core.log import note
-from usfmae.server import campaign
+from usfmae.server import campaign, step
 from usfmae.server.home import Home
 from usfmae.server.ledger import Ledger, Round
 from usfmae.server.merging import rule_for
@@ -106,6 +106,7 @@ class Gate:
     def _store(self, number: int, tensors: Tensors, **more: str) -> str:
         """Replace the round's encoder, keeping what its metadata says of it; atomic."""
         path = self.home.checkpoint(number)
+        step.forget(self.home, number)
         return save(path, tensors, {**load(path).metadata, **more}).trail.id
 
     # judging

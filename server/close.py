@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from usfmae.core import audit
 from usfmae.core.config.coordinator import CoordinatorSettings
+from usfmae.core.files import write_atomic
 from usfmae.core.log import note
 from usfmae.core.tensors import TensorFile, square_sum
-from usfmae.server import aggregate, spool
+from usfmae.server import aggregate, spool, step
 from usfmae.server.admission import ADMITTED, compare
 from usfmae.server.home import Home
 from usfmae.server.ledger import Ledger, Round, Verdict
@@ -42,7 +43,8 @@ def finish(
 ) -> str:
     """Judge the round's updates beside each other, merge the admitted ones, hold them to the budget, and commit.
 
-    Returns the encoder's hash, or "" where the comparison left fewer than the quorum: the round goes on then.
+    Returns the encoder's hash, or "" where the comparison left fewer than the quorum: the round goes on then, until
+    another site answers or its deadline has passed.
     """
     active = {site for site, known in ledger.sites().items() if known.state == "active"}
     verdicts = _without_revoked(ledger.verdicts(current.number), active)
@@ -67,6 +69,23 @@ def finish(
     names = [verdict.site for verdict in admitted]
     audit.append(home.audit, "aggregator", "round", round=current.number, base=current.base, result=result, sites=names)
     return result
+
+
+def void(home: Home, ledger: Ledger, current: Round, why: str) -> str:
+    """End a round that came to nothing: its encoder is the base, its steps do not count, and the next can open.
+
+    What the merging rule remembers, and what the steps left out, stays what it was. Returns the encoder's hash.
+    """
+    number = current.number
+    for file in home.checkpoints.glob(f"memory-*-{number - 1:05d}.*"):
+        write_atomic(file.with_name(file.name.replace(f"{number - 1:05d}", f"{number:05d}")), file.read_bytes())
+    home.step(number).unlink(missing_ok=True)
+    write_atomic(home.checkpoint(number), home.checkpoint(number - 1).read_bytes())
+    summary = {"sites": 0, "images": 0, "bytes": 0, "void": why}
+    ledger.commit_round(number, current.base, summary, [], steps=0)
+    audit.append(home.audit, "aggregator", "round", "refused", round=number, base=current.base, void=why)
+    note(logger, "round void", level=logging.ERROR, round=number, reason=why)
+    return current.base
 
 
 def _weighted(verdicts: Sequence[Verdict], cap: float) -> list[Verdict]:
@@ -155,7 +174,8 @@ def _merge(
     with _opened([spool.path(home, current.number, verdict.site) for verdict in admitted]) as files:
         weights = [verdict.weight or 0.0 for verdict in admitted]
         target = home.checkpoint(current.number)
-        return aggregate.merge(base, files, weights, settings.rounds.encoding, rule, target, metadata, memory)
+        places = step.places(home, settings, current.number)
+        return aggregate.merge(base, files, weights, settings.rounds.encoding, rule, target, metadata, memory, places)
 
 
 @contextlib.contextmanager
@@ -181,9 +201,12 @@ def _summary(admitted: Sequence[Verdict]) -> dict[str, float | int]:
 
 
 def prune(home: Home, keep: int, number: int) -> None:
-    """Remove old rounds' checkpoints (never the seed's) and what the merging rule remembered of older rounds."""
-    for file in home.checkpoints.glob("memory-*"):
-        if int(file.stem.rsplit("-", 1)[1]) < number:
+    """Remove old rounds' checkpoints (never the seed's), steps, and what was remembered of older rounds.
+
+    The last round's step and what it left out stay: the next one's are written over them.
+    """
+    for file in [*home.checkpoints.glob("memory-*"), *home.checkpoints.glob("step-*")]:
+        if int(file.stem.rsplit("-", 1)[1]) < (number - 1 if file.suffix == ".bin" else number):
             file.unlink()
     if keep:
         for old in range(1, number - keep + 1):

@@ -24,7 +24,7 @@ from flwr.superlink.servicer.fleet import fleet_handlers as handlers
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Proto
 
-from usfmae.server.porch import CALLER, FLEET, Receive, Scope, Send
+from usfmae.server.porch import CALLER, FLEET, Receive, Refused, Scope, Send
 
 logger = logging.getLogger(__name__)
 
@@ -78,17 +78,19 @@ class Fleet:
         try:
             request = parse.FromString(body)
             if not self._is_callers(request, key):
-                return _refusal(401, {"detail": "Invalid SuperNode authentication"})
+                raise Refused(401, "Invalid SuperNode authentication")
             return 200, b"application/protobuf", handle(request, self.state).SerializeToString()
+        except Refused:
+            raise
         except DecodeError:
-            return _refusal(400, {"detail": "not a message of this call"})
+            raise Refused(400, "not a message of this call") from None
         except FlowerError as error:
             about = API_ERROR_MAP[error.code]
             logger.info("%s: %s", name, error.message)
             return _refusal(about.http_status_code, error.to_json(about.public_message))
         except Exception as error:  # whatever a hostile message may raise
             logger.error("%s: %s: %s", name, type(error).__name__, error)
-            return _refusal(500, {"detail": "Internal server error"})
+            raise Refused(500, f"{name}: {type(error).__name__}") from None
 
     def _is_callers(self, request: Any, key: bytes) -> bool:
         if isinstance(request, fleet.ActivateNodeRequest):

@@ -11,14 +11,15 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from usfmae.core.config.coordinator import NetworkSettings
 from usfmae.core.errors import NetworkError
+from usfmae.server.door import Door, Refuse, Server
 from usfmae.server.fleet import Fleet
 from usfmae.server.link import Link
 from usfmae.server.porch import Porch
@@ -30,6 +31,8 @@ HEADER_SECONDS = 20.0
 class _Protocol(H11Protocol):
     """uvicorn's HTTP/1.1 with a limit on the time that headers may take, of the first request and of any other."""
 
+    door: ClassVar[Door]
+    on_refused: ClassVar[Refuse]
     waiting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -39,6 +42,18 @@ class _Protocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._watch()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        if self.client:
+            self.door.leave(self.client)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refused(400, "not HTTP")
+        super().send_400_response(msg)
+
+    def _refused(self, status: int, why: str) -> None:
+        type(self).on_refused(status, why, self.client[0] if self.client else "?")
 
     def _watch(self) -> None:
         """Start the clock where no request is being served, stop it where one is."""
@@ -53,6 +68,7 @@ class _Protocol(H11Protocol):
         self.waiting = None
         idle = self.timeout_keep_alive_task is not None  # between two requests: uvicorn's own clock runs
         if (self.cycle is None or self.cycle.response_complete) and not idle and not self.transport.is_closing():
+            self._refused(408, f"headers took longer than {HEADER_SECONDS:.0f} s")
             self.transport.abort()  # close() would wait for the caller's goodbye
 
 
@@ -65,27 +81,35 @@ class Gateway:
         settings: NetworkSettings,
         certificate: Path,
         key: Path,
-        on_refused: Callable[[int, str, str], None] = lambda status, why, client: None,
+        on_refused: Refuse = lambda status, why, client: None,
     ) -> None:
         self.link, self.settings = link, settings
         self.socket = _listen(settings.host, settings.port)
         self.port: int = self.socket.getsockname()[1]
-        fleet = Fleet(link.state, link.waits)
-        porch = Porch(fleet, link.knows, int(settings.body_mib * 2**20), settings.body_seconds, on_refused)
+        door = Door(settings.connections, settings.connections_from_one, on_refused)
+        porch = Porch(
+            Fleet(link.state, link.waits),
+            link.knows,
+            int(settings.body_mib * 2**20),
+            settings.body_seconds,
+            on_refused,
+            door.prove,
+        )
         config = uvicorn.Config(
             porch,
-            http=_Protocol,
+            http=type("Protocol", (_Protocol,), {"door": door, "on_refused": staticmethod(on_refused)}),
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # the caller is who holds the connection, whatever it says
             timeout_keep_alive=75,
-            limit_concurrency=settings.connections,
+            limit_concurrency=2 * settings.connections,  # as many hospitals as strangers
             ssl_certfile=str(certificate),
             ssl_keyfile=str(key),
         )
-        self.server = uvicorn.Server(config)
+        self.server = Server(config, door)
         self.thread = threading.Thread(target=self.server.run, args=([self.socket],), name="gateway", daemon=True)
         self.stopped = threading.Event()
 

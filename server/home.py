@@ -90,6 +90,14 @@ class Home:
         """The encoder after this round; round 0 is the seed's."""
         return self.checkpoints / f"round-{number:05d}.safetensors"
 
+    def step(self, number: int) -> Path:
+        """The packed step that led to this round's encoder from the one before."""
+        return self.checkpoints / f"step-{number:05d}.bin"
+
+    def left(self, number: int) -> Path:
+        """What this round's step left out, packed as well."""
+        return self.checkpoints / f"memory-left-{number:05d}.bin"
+
     def memory(self, name: str, number: int) -> Path:
         """What the merging rule remembers under this name after a round."""
         return self.checkpoints / f"memory-{name}-{number:05d}.safetensors"

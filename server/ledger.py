@@ -223,14 +223,20 @@ class Ledger:
             )
         return found
 
-    def commit_round(self, number: int, result: str, summary: Mapping[str, Any], final: list[Verdict]) -> None:
-        """The round's end: verdicts and result in one transaction, after the checkpoint is on disk."""
+    def commit_round(
+        self, number: int, result: str, summary: Mapping[str, Any], final: list[Verdict], steps: int | None = None
+    ) -> None:
+        """The round's end: verdicts and result in one transaction, after the checkpoint is on disk.
+
+        `steps`, where they are others than the round was opened with.
+        """
         with self._write() as db:
             for verdict in final:
                 _store(db, verdict)
             db.execute(
-                "UPDATE rounds SET state = 'committed', committed = ?, result = ?, summary = ? WHERE number = ?",
-                (time.time(), result, json.dumps(summary, sort_keys=True), number),
+                "UPDATE rounds SET state = 'committed', committed = ?, result = ?, summary = ?,"
+                " steps = coalesce(?, steps) WHERE number = ?",
+                (time.time(), result, json.dumps(summary, sort_keys=True), steps, number),
             )
 
     def give_up_round(self) -> None:

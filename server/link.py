@@ -28,7 +28,7 @@ from flwr.superlink.federation import NoOpFederationManager
 from usfmae.core import objects
 from usfmae.core.log import note
 from usfmae.server.ledger import Site
-from usfmae.server.porch import CALLER
+from usfmae.server.porch import CALLER, Refused
 from usfmae.server.transit import Offer, TransitStore
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class State(InMemoryLinkState):
     ) -> tuple[bool, list[str]]:
         root, caller = object_tree.object_id, CALLER.get()
         if caller and self.get_node_id_by_public_key(caller) != message.metadata.src_node_id:
-            return False, []
+            raise Refused(403, "a reply in another site's place")
         if root != message.metadata.message_id or root in cast(TransitStore, self.object_store).offers:
             return False, []
         return super().store_message_and_object_tree(message, object_tree, session_id)

@@ -55,7 +55,11 @@ class Refused(Exception):  # noqa: N818 - an answer, not an error
 
 
 class Porch:
-    """An ASGI application around another. `enrolled` says whether a public key (PEM) belongs to an active site."""
+    """An ASGI application around another, which may raise Refused as well, before it answers.
+
+    `enrolled` says whether a public key (PEM) belongs to an active site; `on_proved` hears of each connection on which
+    a call has proved one.
+    """
 
     def __init__(
         self,
@@ -64,8 +68,9 @@ class Porch:
         body_limit: int,
         body_seconds: float,
         on_refused: Callable[[int, str, str], None] = lambda status, why, client: None,
+        on_proved: Callable[[tuple[str, int]], None] = lambda client: None,
     ) -> None:
-        self.inner, self.enrolled, self.on_refused = inner, enrolled, on_refused
+        self.inner, self.enrolled, self.on_refused, self.on_proved = inner, enrolled, on_refused, on_proved
         self.body_limit, self.body_seconds = body_limit, body_seconds
         self.proved: dict[bytes, tuple[str, bytes]] = {}  # key -> the last time it signed, and the signature
 
@@ -77,11 +82,10 @@ class Porch:
             return
         try:
             body = await self._admit(scope, receive)
+            await self.inner(scope, _once(body, receive), send)
         except Refused as refusal:
             self.on_refused(refusal.status, refusal.why, (scope.get("client") or ("?",))[0])
             await _answer(send, refusal.status, {"detail": refusal.why})
-            return
-        await self.inner(scope, _once(body, receive), send)
 
     async def _admit(self, scope: Scope, receive: Receive) -> bytes:
         # raw_path as well: an encoded slash or dot must not turn into an allowed path later on.
@@ -91,6 +95,8 @@ class Porch:
             raise Refused(405, "POST only")
         headers = {name.lower(): value for name, value in scope["headers"]}
         CALLER.set(self._known(headers))
+        if scope.get("client"):
+            self.on_proved(tuple(scope["client"]))
         declared = headers.get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self.body_limit:
             raise Refused(413, f"a request holds at most {self.body_limit} bytes")

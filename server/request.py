@@ -15,15 +15,16 @@ from usfmae.server.weights import recipe_text
 
 
 def train_request(
-    settings: CoordinatorSettings, current: Round, running: Campaign, key: Ed25519PrivateKey
+    settings: CoordinatorSettings, current: Round, running: Campaign, decoder: str, key: Ed25519PrivateKey
 ) -> TrainRequest:
-    """The round's request, the same for every site but for what comes along with it."""
+    """The round's request, the same for every site but for what comes along; `decoder`: hash of the seed's."""
     pull = settings.merge.proximal if settings.merge.rule == "fedprox" else 0.0
     placed = {"steps": running.end_step, "origin": running.origin, "proximal": pull, **replayed(settings)}
     request = TrainRequest(
         campaign=running.id,
         round=current.number,
         base=current.base,
+        decoder=decoder,
         global_step=current.global_step,
         steps=current.steps,
         recipe=recipe_text(settings.model, settings.train.model_copy(update=placed)),

@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 TICK = 0.1  # seconds between two looks for replies
 SEEN_EVERY = 10.0  # seconds between two notes of who is connected
 ASK_AGAIN = 5.0  # seconds before a site whose reply was lost is asked again
+QUORUM_REFUSED = "quorum refused"  # why a round is void
 DECLINE_HOLDS = 60.0  # seconds before a site that declined is asked again
 
 
@@ -62,13 +63,17 @@ class Loop:
         self.not_before: dict[str, float] = {}  # site -> time before which it is not asked again
         self.late: dict[str, tuple[str, TrainRequest]] = {}  # messages of closed rounds still out
         self.without_replay: set[str] = set()  # sites that have said they hold no copy of the replay corpus
+        self.without_base: set[str] = set()  # sites that have said they do not hold the encoder before the round's
         self.noted = 0.0
         self.gate: Gate | None = None  # opened by `run`
+        self.decoder = ""  # hash of the seed's, read by `run`
 
     def run(self, rounds: int) -> None:
         """Go on until this many rounds are committed; 0 for ever."""
         running = campaign.resume(self.ledger, self.settings, rounds)
         self.gate = self._gate()
+        with TensorFile(self.home.decoder) as decoder:
+            self.decoder = decoder.id()
         while (not rounds or self._committed() < rounds) and campaign.goes_on(self.ledger, running):
             try:
                 self.one_round(running)
@@ -85,14 +90,18 @@ class Loop:
             last = self.ledger.last_round()
             step = last.global_step + last.steps if last else 0
             current = self.ledger.open_round(number, content, step, self.settings.rounds.steps)
-            request = train_request(self.settings, current, running, self.key)
+            request = train_request(self.settings, current, running, self.decoder, self.key)
             note(logger, "round open", round=number, base=content[:12])
             result = ""
             while not result:
-                self._collect(current, request, base)
+                refused = self._collect(current, request, base)
                 self.transport.release()
-                result = close.finish(self.home, self.ledger, self.settings, current, base, self.gate)
+                if refused:
+                    result = close.void(self.home, self.ledger, current, refused)
+                else:
+                    result = close.finish(self.home, self.ledger, self.settings, current, base, self.gate)
             self._let_go()
+        self.without_base.clear()
         note(logger, "round committed", round=number, result=result[:12])
         spool.clear(self.home, number)
         close.prune(self.home, self.settings.keep, number)
@@ -113,7 +122,8 @@ class Loop:
 
     # collecting
 
-    def _collect(self, current: Round, request: TrainRequest, base: TensorFile) -> None:
+    def _collect(self, current: Round, request: TrainRequest, base: TensorFile) -> str:
+        """Ask and judge until the round may be merged; returns why it never can be, else ""."""
         spool.forget_unnoted(self.home, self.ledger, current.number)
         self._forget_damaged(current.number)
         while True:
@@ -127,7 +137,9 @@ class Loop:
                 self._take(answer, sites, base)
             self._take_late()
             if self._may_close(current, set(sites), here):
-                break
+                return ""
+            if self._hopeless(current, set(sites)):
+                return QUORUM_REFUSED
             self._ask_decliners(current, verdicts)
             self.wait(TICK)
 
@@ -144,12 +156,13 @@ class Loop:
             site.site, 0
         ):
             return
-        ships = site.site in self.without_replay
-        asked = dataclasses.replace(request, with_decoder=not site.has_decoder, with_replay=ships)
+        ships, before = site.site in self.without_replay, self._holds(site.site, request.round)
+        asked = dataclasses.replace(request, step=before, with_decoder=not site.has_decoder, with_replay=ships)
         task = Task(
             site.site,
             asked,
             self.home.checkpoint(request.round - 1),
+            self.home.step(request.round - 1) if before else None,
             None if site.has_decoder else self.home.decoder,
             self.settings.continual.replay if ships else None,
             max(request.deadline - self.clock(), 600.0),
@@ -158,6 +171,14 @@ class Loop:
         if message:
             self.asked[message] = (site.site, asked)
             note(logger, "asked", round=request.round, site=site.name)
+
+    def _holds(self, site: str, number: int) -> str:
+        """Hash of the encoder before the round's, where the site has it and a step leads on; else ""."""
+        last = self.ledger.last_round()
+        if last is None or site in self.without_base or not self.home.step(number - 1).exists():
+            return ""
+        answered = self.ledger.verdicts(last.number).get(site)
+        return last.base if answered and answered.verdict != DECLINED else ""
 
     def _take(self, answer: Answer, sites: Mapping[str, Site], base: TensorFile) -> None:
         """Judge one answer, spool what is admitted, note the verdict; a reply that was lost is asked for again."""
@@ -188,6 +209,9 @@ class Loop:
             return
         if reply.declined == "need-replay" and not request.with_replay and replayed(self.settings):
             self.without_replay.add(site.site)
+            return
+        if reply.declined == "need-base" and request.step:
+            self.without_base.add(site.site)
             return
         self.without_replay.discard(site.site)
         if reply.declined:
@@ -271,6 +295,13 @@ class Loop:
             or age > self.settings.rounds.deadline
             or (not missing & here and age > self.settings.rounds.patience)
         )
+
+    def _hopeless(self, current: Round, active: set[str]) -> bool:
+        """The deadline has passed, and the gate refused so many that those who may still answer are no quorum."""
+        verdicts = self.ledger.verdicts(current.number)
+        refused = {s for s, v in verdicts.items() if v.verdict not in (ADMITTED, DECLINED) and s in active}
+        late = self.clock() - current.opened > self.settings.rounds.deadline
+        return late and bool(refused) and len(active - refused) < self.settings.rounds.quorum
 
     def _note_seen(self, here: set[str]) -> None:
         if here and self.clock() - self.noted > SEEN_EVERY:

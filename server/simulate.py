@@ -22,7 +22,7 @@ from usfmae.core.checkpoint import decoder_of, encoder_of, recipe_of
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import Packed, write_shard
 from usfmae.core.enrolment import Enrolment
-from usfmae.core.errors import PolicyError
+from usfmae.core.errors import ConfigError, PolicyError
 from usfmae.core.files import replacing
 from usfmae.core.flow import content_id
 from usfmae.core.keys import Ed25519PrivateKey, read_private
@@ -213,7 +213,13 @@ def run(
     trainer: Trainer = masked_autoencoder,
     committed: Callable[[int], None] = lambda number: None,
 ) -> None:
-    """Rounds over virtual hospitals until `rounds` are committed; a second call goes on."""
+    """Rounds over virtual hospitals until `rounds` are committed; a second call goes on.
+
+    ConfigError where the settings ask for what virtual hospitals do not do.
+    """
+    settings = home.settings()
+    if settings.continual.replay and settings.continual.replay_share:
+        raise ConfigError("continual.replay", "is not simulated: virtual hospitals mix in nothing", "leave it out")
     ledger = Ledger(home.ledger)
     hospitals = InProcess(populate(home, sites, images, trainer), home.decoder)
     key = read_private(home.signing_key, Ed25519PrivateKey)
@@ -222,6 +228,6 @@ def run(
         if not hospitals.waiting:  # everyone has answered, and the round does not close: nothing would ever change
             raise PolicyError("round", "has fewer admitted hospitals than its quorum", "see the verdicts in 'status'")
 
-    loop = Loop(home, ledger, home.settings(), hospitals, key, wait=wait, committed=committed)
+    loop = Loop(home, ledger, settings, hospitals, key, wait=wait, committed=committed)
     loop.run(rounds)
     ledger.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from usfmae.core import audit, enrolment, keys, rotation
-from usfmae.core.errors import PolicyError
+from usfmae.core.errors import PolicyError, UsfmaeError
 from usfmae.core.protocol import fingerprint
 from usfmae.server.home import Home
 from usfmae.server.ledger import Ledger
@@ -16,8 +16,12 @@ from usfmae.server.ledger import Ledger
 
 def add(home: Home, file: Path) -> dict[str, Any]:
     """Enrol the site of an enrol.json; a running aggregator lets it in at once."""
-    found = enrolment.load(file)
-    Ledger(home.ledger).add_site(found)
+    try:
+        found = enrolment.load(file)
+        Ledger(home.ledger).add_site(found)
+    except UsfmaeError as error:
+        audit.append(home.audit, "coordinator", "site-add", "refused", why=f"{error.what}: {error.why}"[:200])
+        raise
     audit.append(home.audit, "coordinator", "site-add", site=found.site, name=found.name, capacity=found.capacity)
     return {"site": found.site, "name": found.name, "capacity": found.capacity, "state": "active"}
 

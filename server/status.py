@@ -34,7 +34,7 @@ def status(home: Home) -> dict[str, Any]:
         "rounds": [
             {
                 "round": r.number,
-                "state": r.state,
+                "state": f"void: {r.summary['void']}" if r.summary and "void" in r.summary else r.state,
                 "base": r.base,
                 "result": r.result,
                 "seconds": round(r.committed - r.opened, 3) if r.committed else None,

@@ -22,6 +22,7 @@ class Task:
     site: str
     request: TrainRequest
     encoder: Path
+    step: Path | None = None  # what leads to the encoder, where the site has the one before
     decoder: Path | None = None
     replay: Path | None = None  # folder of the public corpus, where the site has no copy
     ttl: float = 600.0  # seconds for which an answer is wanted

@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 
 from usfmae.core import objects
 from usfmae.core.continual import replay as replays
-from usfmae.core.protocol import DECODER, ENCODER, RAW, RECORD, REPLAY, UPDATE, to_record
+from usfmae.core.protocol import DECODER, ENCODER, RAW, RECORD, REPLAY, STEP, UPDATE, to_record
 from usfmae.core.tensors import TensorFile
 from usfmae.server.admission import Arrived
 from usfmae.server.ledger import Site
@@ -41,7 +41,7 @@ class GatewayWire:
         node = self.nodes.get(task.site)
         if node is None:
             return ""
-        arrays = {ENCODER: self._offered(task.encoder)}
+        arrays = {STEP: self._file(task.step)} if task.step else {ENCODER: self._offered(task.encoder)}
         if task.decoder:
             arrays[DECODER] = self._offered(task.decoder)
         if task.replay:
@@ -63,6 +63,11 @@ class GatewayWire:
         if file not in self.arrays:
             tensors = TensorFile(file)  # stays open as long as a site may ask for a piece of it
             self.arrays[file] = objects.array_record({name: _part(tensors, name) for name in tensors.shapes})
+        return self.arrays[file]
+
+    def _file(self, file: Path) -> objects.Arrays:
+        if file not in self.arrays:
+            self.arrays[file] = objects.array_record({STEP: _bytes(file)})
         return self.arrays[file]
 
     def _files(self, folder: Path) -> objects.Arrays:

@@ -26,7 +26,9 @@ class NetworkSettings(Options):
     body_seconds: float = Field(60.0, gt=0)
     """Seconds a request may take to arrive completely; slower ones are dropped (slow loris)."""
     connections: int = Field(512, ge=8)
-    """Connections at the same time; more are told to come later."""
+    """Connections at the same time that have not proved a key; of more, the one that waited longest is closed."""
+    connections_from_one: int = Field(64, ge=4)
+    """The same for one address; hospitals behind one proxy count only until their first call has proved their key."""
 
 
 class RoundSettings(Options):

@@ -108,11 +108,14 @@ class Aggregator:
         tensors = fresh(MODEL, seed=seed).state_dict()
         public: dict[str, bytes] = changes.pop("replay", {})  # type: ignore[assignment]
         encoder: dict[str, torch.Tensor] = changes.pop("encoder", None) or encoder_of(tensors)  # type: ignore[assignment]
+        start, packed = changes.pop("step_from", ("", b""))  # type: ignore[misc]
+        step = changes.pop("global_step", step)  # type: ignore[assignment]
         signer: Ed25519PrivateKey = changes.pop("signer", self.coordinator)  # type: ignore[assignment]
         request = TrainRequest(
             campaign="demo",
             round=number,
             base=tensors_id(encoder),
+            decoder=tensors_id(decoder_of(tensors)),
             global_step=step,
             steps=3,
             recipe=recipe_text(MODEL, TRAIN),
@@ -121,11 +124,16 @@ class Aggregator:
         content = RecordDict(
             {
                 protocol.RECORD: ConfigRecord(
-                    protocol.to_record(replace(request, with_decoder=with_decoder, with_replay=bool(public)))
-                ),
-                protocol.ENCODER: ArrayRecord({k: Array(v.numpy()) for k, v in encoder.items()}),
+                    protocol.to_record(
+                        replace(request, step=start, with_decoder=with_decoder, with_replay=bool(public))
+                    )
+                )
             }
         )
+        if start:
+            content[protocol.STEP] = ArrayRecord({protocol.STEP: Array("uint8", (len(packed),), protocol.RAW, packed)})
+        else:
+            content[protocol.ENCODER] = ArrayRecord({k: Array(v.numpy()) for k, v in encoder.items()})
         if with_decoder:
             content[protocol.DECODER] = ArrayRecord({k: Array(v.numpy()) for k, v in decoder_of(tensors).items()})
         if public:

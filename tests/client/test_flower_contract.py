@@ -22,7 +22,7 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.superlink.routers.fleet.router import router
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from usfmae.client import download, node, trouble
+from usfmae.client import download, messages, node, trouble
 from usfmae.core import objects
 from usfmae.core.keys import public_pem
 
@@ -84,7 +84,7 @@ def test_a_message_made_by_flower_is_read_whole(tmp_path: Path) -> None:
     store = stored(sent)
     ids = objects.records(sent.object_id, store.__getitem__)
     assert set(ids) == {"usfmae", "encoder"}
-    assert node.config_record(store[ids["usfmae"]]) == dict(sent.content["usfmae"])  # type: ignore[arg-type]
+    assert messages.config_record(store[ids["usfmae"]]) == dict(sent.content["usfmae"])  # type: ignore[arg-type]
     from safetensors.numpy import load_file
 
     download.receive(ids["encoder"], store.__getitem__, tmp_path / "e.safetensors", 1e9)
@@ -96,14 +96,15 @@ def test_a_message_made_by_flower_is_read_whole(tmp_path: Path) -> None:
 def test_a_reply_made_here_has_the_ids_flower_gives_it_and_inflates_to_the_same() -> None:
     asked = message()
     asked.metadata.__dict__["_message_id"] = asked.object_id
-    request = node.Request(message_to_proto(asked).metadata.SerializeToString(deterministic=True), asked.object_id)
+    request = messages.Request(message_to_proto(asked).metadata.SerializeToString(deterministic=True), asked.object_id)
     data = {"w": bytes(range(256)) * 30000, "b": b"\0" * (2 * objects.CHUNK), "empty": b""}
     parts = {
         name: objects.Part("int8", (len(raw),), "usfmae.raw", len(raw), lambda a, b, raw=raw: raw[a:b])
         for name, raw in data.items()
     }
     record = {"campaign": "demo", "round": 4, "loss": 0.25, "ok": True}
-    made = node.reply(node.reply_metadata(request, 1001.0), {"usfmae": record}, {"update": objects.array_record(parts)})
+    about = messages.reply_metadata(request, 1001.0)
+    made = messages.reply(about, {"usfmae": record}, {"update": objects.array_record(parts)})
 
     arrays = {name: Array("int8", (len(raw),), "usfmae.raw", raw) for name, raw in data.items()}
     content = RecordDict({"usfmae": ConfigRecord(record), "update": ArrayRecord(arrays)})
@@ -121,9 +122,9 @@ def test_a_reply_made_here_has_the_ids_flower_gives_it_and_inflates_to_the_same(
 def test_reply_metadata_is_what_flower_expects_of_a_reply() -> None:
     asked = message()
     asked.metadata.__dict__["_message_id"] = asked.object_id
-    request = node.Request(message_to_proto(asked).metadata.SerializeToString(), asked.object_id)
-    sent = node.reply(node.reply_metadata(request, 1010.5), {"usfmae": {"round": 1}}, {})
-    bare = node.wire.Message(metadata=sent.metadata, content=node.records.RecordDict())
+    request = messages.Request(message_to_proto(asked).metadata.SerializeToString(), asked.object_id)
+    sent = messages.reply(messages.reply_metadata(request, 1010.5), {"usfmae": {"round": 1}}, {})
+    bare = node.wire.Message(metadata=sent.metadata, content=messages.records.RecordDict())
     read = message_from_proto(bare)
     assert remove_content_from_message(read).metadata == read.metadata
     assert read.metadata.reply_to_message_id == asked.object_id

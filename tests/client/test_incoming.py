@@ -80,11 +80,14 @@ def test_a_tensor_of_another_shape_than_its_parent_is_refused(encoder: dict[str,
 
 def test_the_seeds_decoder_is_looked_at_too(tmp_path: Path) -> None:
     decoder = {name: tensor.clone() for name, tensor in decoder_of(fresh(MODEL, seed=3).state_dict()).items()}
-    incoming.inspect_decoder(saved(decoder, tmp_path)[0])
+    file, signed = saved(decoder, tmp_path)
+    incoming.inspect_decoder(file, signed)
+    with pytest.raises(PolicyError, match="not the one the coordinator signed"):
+        incoming.inspect_decoder(file, "0" * 64)
     name = next(n for n, t in decoder.items() if t.ndim == 2 and len(t) >= 8)
     decoder[name][:] = decoder[name][0]
     with pytest.raises(PolicyError, match="copies of others"):
-        incoming.inspect_decoder(saved(decoder, tmp_path)[0])
+        incoming.inspect_decoder(*saved(decoder, tmp_path))
 
 
 @pytest.mark.parametrize("factor", [1.0, 3.7, -1.0, 1e-4])

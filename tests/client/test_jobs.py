@@ -122,3 +122,13 @@ def test_stop_forces_a_worker_that_does_not_listen(site: Site, work: jobs.Job, m
         time.sleep(0.02)
     found.stop(work, 0.3)
     assert process is not None and process.wait(5) == -9
+
+
+def test_a_worker_runs_on_the_allocator_that_training_is_fast_with(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    from usfmae.client import workers
+
+    started: list[dict[str, str]] = []
+    monkeypatch.setattr(workers.allocator, "environment", lambda: {"LD_PRELOAD": "libjemalloc.so.2"})
+    monkeypatch.setattr(workers.subprocess, "Popen", lambda command, env, **_: started.append(env))
+    workers.Workers(site).warm_up()
+    assert [environment["LD_PRELOAD"] for environment in started] == ["libjemalloc.so.2"]

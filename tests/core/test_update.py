@@ -48,6 +48,20 @@ def test_lossy_encodings_hold_their_size_and_error(encoding, bytes_per_value, bo
 
 
 @pytest.mark.parametrize("encoding", ["int8", "bf16"])
+def test_what_is_left_out_packs_as_well_and_the_two_hold_it_twice_as_finely(encoding):
+    wanted = np.random.default_rng(3).normal(0, 0.01, 256 * 300 + 17).astype(np.float32)
+    error = wanted.copy()
+    data, _ = update.express(error, encoding)
+    rest = update.finer(error.copy(), data, encoding)
+    assert len(rest) == len(data)
+    zeros = np.zeros(wanted.size, np.float32)
+    once = update.unpack(data, zeros, encoding)
+    twice = once + update.unpack(rest, zeros, encoding)
+    assert np.abs(twice - wanted).max() < np.abs(once - wanted).max() / 100
+    assert np.array_equal(update.stepped(data, zeros, encoding), once.astype(np.float32))
+
+
+@pytest.mark.parametrize("encoding", ["int8", "bf16"])
 def test_error_feedback_adds_up_to_the_whole_difference(encoding):
     base = tensors(1)
     residual: dict[str, np.ndarray] = {}

@@ -22,11 +22,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from safetensors.numpy import load_file
 
 from tests.e2e import tables
-from usfmae.client import download, node
+from usfmae.client import download, forward, messages, node, pieces
 from usfmae.core import audit, keys, objects, protocol, update
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.enrolment import Enrolment
 from usfmae.core.protocol import RAW, TrainReply, TrainRequest
+from usfmae.core.tensors import TensorFile
 from usfmae.server.aggregator import Refusals
 from usfmae.server.create import create
 from usfmae.server.gateway import Gateway
@@ -85,19 +86,31 @@ class Hospital:
                 continue
             self.answer(fleet, request)
 
-    def answer(self, fleet: node.Fleet, request: node.Request) -> None:
+    def answer(self, fleet: node.Fleet, request: messages.Request) -> None:
         self.push(fleet, request, self.take(fleet, request))
 
-    def take(self, fleet: node.Fleet, request: node.Request) -> Draft:
+    def take(self, fleet: node.Fleet, request: messages.Request) -> Draft:
         """Download the base and train."""
         fetch = lambda id_: fleet.fetch(request.run, id_)  # noqa: E731
         ids = objects.records(request.id, fetch)
-        asked = protocol.from_record(TrainRequest, node.config_record(fetch(ids[protocol.RECORD])))
+        asked = protocol.from_record(TrainRequest, messages.config_record(fetch(ids[protocol.RECORD])))
         file = self.scratch / f"{asked.round}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
-        download.receive(ids[protocol.ENCODER], fetch, file, 1e9)
+        if asked.step:
+            self._step(asked, ids[protocol.STEP], fetch, file)
+        else:
+            download.receive(ids[protocol.ENCODER], fetch, file, 1e9)
         fleet.confirm(request)
         return self.draft(asked, load_file(file))
+
+    def _step(self, asked: TrainRequest, record: str, fetch: objects.Fetch, file: Path) -> None:
+        """The base from that of the round before and the step that leads on."""
+        packed = file.with_suffix(".step")
+        about = objects.tensor(fetch(objects.references(fetch(record), "ArrayRecord")[protocol.STEP]))
+        pieces.receive(packed, about, fetch)
+        before = file.with_name(f"{asked.round - 1}.safetensors")
+        with TensorFile(before) as old, packed.open("rb") as step, file.open("wb") as out:
+            assert forward.write(old, step, asked.encoding, out).id() == asked.base
 
     def draft(self, asked: TrainRequest, base: Tensors) -> Draft:
         payload = update.pack(base, trained(base, self.seed), asked.encoding).payload
@@ -115,12 +128,12 @@ class Hospital:
         reply = draft.forge(protocol.sign(TrainReply(**fields), self.key))
         return {**protocol.to_record(reply), **draft.extra}
 
-    def push(self, fleet: node.Fleet, request: node.Request, draft: Draft) -> None:
+    def push(self, fleet: node.Fleet, request: messages.Request, draft: Draft) -> None:
         record = self.signed(draft)
         draft.tamper(draft.payload)
         arrays = objects.array_record({name: self._part(draft, name) for name in draft.payload})
-        metadata = node.reply_metadata(request, time.time())
-        self.sent = fleet.push(node.reply(metadata, {protocol.RECORD: record}, {protocol.UPDATE: arrays}, 1.0))
+        metadata = messages.reply_metadata(request, time.time())
+        self.sent = fleet.push(messages.reply(metadata, {protocol.RECORD: record}, {protocol.UPDATE: arrays}, 1.0))
 
     def _part(self, draft: Draft, name: str) -> objects.Part:
         data = draft.payload[name]
@@ -207,7 +220,7 @@ class Stage:
         audit.verify(self.home.audit)
 
 
-def request_of(fleet: node.Fleet) -> node.Request:
+def request_of(fleet: node.Fleet) -> messages.Request:
     fleet.activate(60)
     end = time.monotonic() + 60
     while time.monotonic() < end:

@@ -11,7 +11,7 @@ import pytest
 from flwr.proto import message_pb2 as wire
 
 from tests.e2e.arena import Draft, Hospital, Stage, request_of, row
-from usfmae.client import node
+from usfmae.client import messages
 from usfmae.core import objects
 from usfmae.core.protocol import RAW, RECORD, UPDATE
 from usfmae.server.admission import ADMITTED
@@ -46,7 +46,7 @@ ATTACKS = {
 }
 
 
-def crafted(liar: Hospital, request: node.Request, draft: Draft, form: Form) -> node.Reply:
+def crafted(liar: Hospital, request: messages.Request, draft: Draft, form: Form) -> messages.Reply:
     make: dict[str, Callable[[], bytes]] = {}
 
     def made(kind: str, children: list[objects.Tree], body: bytes) -> objects.Tree:
@@ -60,12 +60,12 @@ def crafted(liar: Hospital, request: node.Request, draft: Draft, form: Form) -> 
         about = {"dtype": draft.asked.encoding, "shape": draft.shapes[name], "stype": RAW, "arraychunk_ids": [0]}
         arrays[name] = made("Array", [made(form.chunk, [], data)], form.array(about))
     update = made("ArrayRecord", list(arrays.values()), form.names({n: t.id for n, t in arrays.items()}))
-    record = made("ConfigRecord", [], form.record(node.config_body(liar.signed(draft))))
+    record = made("ConfigRecord", [], form.record(messages.config_body(liar.signed(draft))))
     content = made("RecordDict", [record, update], form.content({RECORD: record.id, UPDATE: update.id}))
-    about = wire.Metadata.FromString(node.reply_metadata(request, time.time()))
+    about = wire.Metadata.FromString(messages.reply_metadata(request, time.time()))
     root = made("Message", [content], form.message(wire.Message(metadata=about).SerializeToString()))
     about.message_id = root.id
-    return node.Reply(about, objects.Parcel(root, make))
+    return messages.Reply(about, objects.Parcel(root, make))
 
 
 @pytest.fixture(scope="module")

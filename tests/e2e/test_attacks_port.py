@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import time
@@ -16,7 +17,7 @@ from usfmae.client import node, trouble
 from usfmae.core import audit, keys
 from usfmae.core.enrolment import Enrolment, checked
 from usfmae.core.errors import ConfigError
-from usfmae.server import gateway, porch
+from usfmae.server import door, gateway, porch, sites
 
 pytestmark = pytest.mark.attacks
 
@@ -114,8 +115,11 @@ def test_a_body_beyond_the_limit_is_refused_unread(stage):
 
 
 def line_to(stage: Stage) -> ssl.SSLSocket:
+    return line_over(stage, socket.create_connection(("127.0.0.1", stage.port), 10))
+
+
+def line_over(stage: Stage, plain: socket.socket) -> ssl.SSLSocket:
     context = ssl.create_default_context(cafile=str(stage.home.ca))
-    plain = socket.create_connection(("127.0.0.1", stage.port), 10)
     return context.wrap_socket(plain, server_hostname="127.0.0.1")
 
 
@@ -149,8 +153,43 @@ def test_headers_that_drip_end_the_connection(stage, monkeypatch, first):
             dropped = False
         except OSError:
             dropped = True
-    row("headers that drip" + (", second request" if first else ""), "closed" if dropped else "HELD")
-    assert dropped
+    audited = stage.audited(actor="porch", code=408, why="headers took longer than 1 s")
+    row("headers that drip" + (", second request" if first else ""), "closed" if dropped else "HELD", audited)
+    assert (dropped, audited) == (True, True)
+
+
+def test_bytes_that_are_no_http_are_answered_once(stage):
+    with line_to(stage) as line:
+        line.sendall(np.random.default_rng(1).bytes(5000) + b"\r\n\r\n")
+        status = int(line.recv(1000).split(b" ")[1])
+    audited = stage.audited(actor="porch", code=400, why="not HTTP")
+    row("random bytes to the parser", status, audited)
+    assert (status, audited) == (400, True)
+
+
+@pytest.mark.parametrize("after_tls", [False, True])
+def test_silent_connections_do_not_keep_a_hospital_out(tmp_path, after_tls):
+    """Three hundred from the hospitals' own address, before TLS or after it; rounds go on meanwhile."""
+    silent: list[socket.socket] = []
+    with Stage(tmp_path, rounds=3) as stage:
+        place = stage.gateway.server.door
+        place.most_from_one = 32
+        try:
+            for _ in range(300):
+                plain = socket.create_connection(("127.0.0.1", stage.port), 10)
+                silent.append(line_over(stage, plain) if after_tls else plain)
+            strangers, before = len(place.strangers), stage.ledger.last_round()
+            stage.done()
+            newcomer = stage.honest[0].connect(stage.home, stage.port)
+            newcomer.node_id = stage.link.online()[keys.public_pem(stage.honest[0].node_key).encode()]
+            newcomer.heartbeat(60)
+        finally:
+            for line in silent:
+                line.close()
+        audited = stage.audited(actor="porch", code=429, why=door.FULL)
+    row(f"300 silent connections {'after' if after_tls else 'before'} TLS", "closed", audited)
+    assert audited and strangers <= 32
+    assert before is None or before.number < 3, "the rounds were over before the crowd had come"
 
 
 def test_calls_that_are_not_flower_s_language_do_no_harm(stage):
@@ -164,12 +203,20 @@ def test_calls_that_are_not_flower_s_language_do_no_harm(stage):
             statuses.add(call(stage, path, body, headers))
     assert statuses <= {200, 400, 401, 403, 404, 409, 415, 422, 500}
     stage.liars[1].connect(stage.home, stage.port).activate(60)  # and it goes on serving
-    row("random bytes on every path", "/".join(map(str, sorted(statuses))))
+    audited = stage.audited(actor="porch", code=400, why="not a message of this call")
+    row("random bytes on every path", "/".join(map(str, sorted(statuses))), audited)
+    assert audited
 
 
-def test_names_that_walk_the_file_system_are_not_enrolled(stage):
+def test_names_that_walk_the_file_system_are_not_enrolled(stage, tmp_path):
     pem = keys.public_pem(keys.new_node_key()), keys.public_pem(keys.new_signing_key())
     for name in ("../../etc", "a/b", "", "..\\x", "x" * 100, "\0", "a\u202eb", "."):
         with pytest.raises(ConfigError):
             checked(Enrolment(name, *pem, 10), "enrol.json")
-    row("path traversal in a site's name", "exit 3")
+        file = tmp_path / "enrol.json"
+        file.write_text(json.dumps({"name": name, "node_key": pem[0], "signing_key": pem[1], "capacity": 10}))
+        with pytest.raises(ConfigError):
+            sites.add(stage.home, file)
+    audited = stage.audited(actor="coordinator", event="site-add", status="refused")
+    row("path traversal in a site's name", "exit 3", audited)
+    assert audited

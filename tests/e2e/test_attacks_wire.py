@@ -13,7 +13,7 @@ from flwr.proto import message_pb2 as wire
 from safetensors.numpy import load_file
 
 from tests.e2e.arena import Draft, Hospital, Stage, request_of, row
-from usfmae.client import node
+from usfmae.client import messages, node, trouble
 from usfmae.core import objects, protocol
 from usfmae.core.protocol import RAW, TrainRequest
 from usfmae.server.admission import ADMITTED
@@ -96,10 +96,10 @@ def test_a_chunk_that_is_named_4000_times_is_not_unfolded(tmp_path, honest_alone
         assert (got, audited, result) == ("wrong-size", True, honest_alone)
 
 
-def asked(fleet: node.Fleet, request: node.Request) -> TrainRequest:
+def asked(fleet: node.Fleet, request: messages.Request) -> TrainRequest:
     fetch = lambda id_: fleet.fetch(request.run, id_)  # noqa: E731
     ids = objects.records(request.id, fetch)
-    return protocol.from_record(TrainRequest, node.config_record(fetch(ids[protocol.RECORD])))
+    return protocol.from_record(TrainRequest, messages.config_record(fetch(ids[protocol.RECORD])))
 
 
 def test_a_tree_of_too_many_objects_is_not_taken(tmp_path, honest_alone):
@@ -109,10 +109,10 @@ def test_a_tree_of_too_many_objects_is_not_taken(tmp_path, honest_alone):
             fleet = liar.connect(stage.home, stage.port)
             request = request_of(fleet)
             parcel = make()
-            about = wire.Metadata.FromString(node.reply_metadata(request, time.time()))
+            about = wire.Metadata.FromString(messages.reply_metadata(request, time.time()))
             about.message_id = parcel.tree.id
             with contextlib.suppress(node.UnreachableError):
-                fleet.push(node.Reply(about, parcel))
+                fleet.push(messages.Reply(about, parcel))
         result = stage.done()
         verdicts = [stage.ledger.verdicts(1)[liar.site] for liar in stage.liars]
         for name, verdict in zip(("30,000 tiny objects", "a tree of 2^60 ways"), verdicts, strict=True):
@@ -165,7 +165,7 @@ def test_nobody_answers_in_another_site_s_place(tmp_path, honest_alone):
         victim, hold, taken = stage.honest[0], threading.Event(), []
         answer = victim.answer
 
-        def slowly(fleet: node.Fleet, request: node.Request) -> None:
+        def slowly(fleet: node.Fleet, request: messages.Request) -> None:
             taken.append((request, asked(fleet, request)))
             hold.wait(60)
             answer(fleet, request)
@@ -175,10 +175,12 @@ def test_nobody_answers_in_another_site_s_place(tmp_path, honest_alone):
         fleet.activate(60)
         while not taken:
             time.sleep(0.05)
-        stage.mallory.push(fleet, taken[0][0], Draft(taken[0][1], {}, {"w": b"x"}, {}, {}))
+        with pytest.raises(trouble.GoneError):
+            stage.mallory.push(fleet, taken[0][0], Draft(taken[0][1], {}, {"w": b"x"}, {}, {}))
         hold.set()
         stage.ledger.revoke_site("liar-0")
         result = stage.done()
         got, sent = stage.ledger.verdicts(1)[victim.site].verdict, stage.mallory.sent
-        row("a reply in another site's place", "not taken" if not sent else "TAKEN", None, result == honest_alone)
-        assert (got, sent, result) == (ADMITTED, 0, honest_alone)
+        audited = stage.audited(actor="porch", code=403, why="a reply in another site's place")
+        row("a reply in another site's place", 403 if not sent else "TAKEN", audited, result == honest_alone)
+        assert (got, sent, audited, result) == (ADMITTED, 0, True, honest_alone)

@@ -11,7 +11,7 @@ from flwr.proto.node_pb2 import Node
 
 from usfmae.server.fleet import HOLD, Fleet
 from usfmae.server.link import Link
-from usfmae.server.porch import CALLER, FLEET
+from usfmae.server.porch import CALLER, FLEET, Refused
 
 
 @pytest.fixture
@@ -35,7 +35,10 @@ def call(app: Fleet, name: str, body: bytes, key: bytes = b"key", hold: bytes = 
         CALLER.set(key)
         await app({"path": FLEET + name, "headers": [(HOLD, hold)] if hold else []}, receive, send)
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    except Refused as refusal:  # the porch answers, and has it audited
+        return refusal.status, refusal.why.encode()
     return sent[0]["status"], sent[1]["body"]
 
 

@@ -143,6 +143,35 @@ def test_without_a_quorum_a_round_stays_open_beyond_its_deadline(federation):
     assert made.ledger.last_round() is None
 
 
+def test_a_round_whose_quorum_the_gate_refused_is_void_after_its_deadline_and_the_next_opens(federation, monkeypatch):
+    from usfmae.server.status import status
+
+    made = federation(2, **{"merge.rule": "fedavgm", "rounds.deadline": 100.0})
+    made.run(1)
+    liar, real, now = made.hospitals[1], made.hospitals[1].trainer, [0.0]
+    start = made.ledger.last_round().committed
+
+    def lying(place, request, encoder, decoder):
+        told = real(place, request, encoder, decoder)
+        return dataclasses.replace(told, images=10**9) if request.round == 2 else told
+
+    liar.trainer = lying
+    velocity = made.home.memory("velocity", 1).read_bytes()
+    loop = made.loop(clock=lambda: start + now[0], wait=lambda s: now.__setitem__(0, now[0] + 1))
+    loop.run(2)
+    assert now[0] >= 99, "until its deadline another site may still come and answer"
+    assert made.verdicts(2)[1] == "example-count"
+    first, second = made.ledger.rounds()
+    assert (second.result, second.steps) == (first.result, 0)
+    assert made.home.memory("velocity", 2).read_bytes() == velocity
+    assert [r["state"] for r in status(made.home)["rounds"]] == ["committed", "void: quorum refused"]
+    assert any(e.get("void") == "quorum refused" for e in audit.entries(made.home.audit))
+    loop.run(3)
+    third = made.ledger.last_round()
+    assert (third.number, third.base) == (3, first.result) and third.result != first.result
+    assert third.global_step == second.global_step, "what came to nothing places no learning rate"
+
+
 def test_a_site_that_is_not_connected_is_waited_for_as_long_as_patience_says(federation):
     made = federation(2, **{"rounds.quorum": 1, "rounds.patience": 0})
     away = made.hospitals[1].site
@@ -246,8 +275,12 @@ def test_old_checkpoints_go_where_keep_says_so(federation):
     made.run(3)
     assert sorted(file.name for file in made.home.checkpoints.iterdir()) == [
         "decoder.safetensors",
+        "memory-left-00002.bin",
+        "memory-left-00003.bin",
         "round-00000.safetensors",
         "round-00003.safetensors",
+        "step-00002.bin",
+        "step-00003.bin",
     ]
 
 

@@ -1,0 +1,49 @@
+"""What goes back to the aggregator for a request: the released update, or a signed no."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from usfmae.client import messages, outbox, rounds
+from usfmae.client.line import Line
+from usfmae.client.pending import Pending
+from usfmae.client.site import Site
+from usfmae.core import objects, protocol
+from usfmae.core.log import note
+from usfmae.core.protocol import TrainReply, TrainRequest
+from usfmae.core.tensors import TensorFile
+
+logger = logging.getLogger(__name__)
+
+
+class Sender:
+    """Uploads replies; a request that has its answer is done with."""
+
+    def __init__(self, site: Site, line: Line) -> None:
+        self.site, self.line = site, line
+
+    def update(self, pending: Pending, asked: TrainRequest) -> None:
+        """The update that was made for this request, signed now."""
+        place, signed = outbox.folder(self.site, outbox.key(asked)), rounds.signed_update(self.site, asked)
+        with TensorFile(place / outbox.UPDATE) as file:
+            arrays = {protocol.UPDATE: objects.array_record(outbox.parts(file, signed.encoding))}
+            sent = self._send(pending, signed, arrays)
+        if sent:
+            outbox.mark_sent(self.site, place, sent)
+            note(logger, "update sent", id=place.name, bytes=sent)
+
+    def decline(self, pending: Pending, why: str) -> None:
+        """Tell the aggregator that there will be no update for this request."""
+        self._send(pending, rounds.declined(self.site, pending.record or {}, why), {})
+        self.site.note("request.declined", "declined", message=pending.request.id[:12], why=why)
+        note(logger, "declined", why=why)
+
+    def _send(self, pending: Pending, reply: TrainReply, arrays: Mapping[str, objects.Arrays]) -> int:
+        """Upload a reply; a repeated call goes on where an interrupted one stopped. Returns the bytes sent."""
+        message = messages.reply(
+            pending.reply_metadata(), {protocol.RECORD: protocol.to_record(reply)}, arrays, reply.seconds
+        )
+        sent = self.line.patiently(lambda: self.line.fleet.push(message))
+        pending.drop()
+        return sent
