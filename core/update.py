@@ -254,7 +254,7 @@ def _square_sums(codes: NDArray[np.int8]) -> NDArray[np.float64]:
 def _pack_int8(wanted: Floats, given: Floats | None = None) -> tuple[bytes, float]:
     """Bytes and the sum of squares of what they express, which is subtracted from `wanted` (n,) in place.
 
-    Scales are `given`, or those of the largest values.
+    Scales are `given`, and the sum is not wanted, or those of the largest values.
     """
     count, square = wanted.size, 0.0
     scales, codes = np.empty(blocks(count), "<f4"), np.empty((blocks(count), BLOCK), np.int8)
@@ -269,8 +269,8 @@ def _pack_int8(wanted: Floats, given: Floats | None = None) -> tuple[bytes, floa
         rows /= np.where(scale > 0, scale, np.float32(1))[:, None]
         np.clip(np.rint(rows, out=rows), -127, 127, out=rows)
         scales[start : start + STRIDE], codes[start : start + STRIDE] = scale, rows
-        # Exact: 256 squares of codes stay below 2^24.
-        square += float(np.square(scale, dtype=np.float64) @ np.einsum("bi,bi->b", rows, rows))
+        if given is None:  # exact: 256 squares of codes stay below 2^24
+            square += float(np.square(scale, dtype=np.float64) @ np.einsum("bi,bi->b", rows, rows))
         rows *= scale[:, None]
         piece -= rows.reshape(-1)[: piece.size]
     return scales.tobytes() + codes.reshape(-1)[:count].tobytes(), square

@@ -60,11 +60,11 @@ def forget(home: Home, number: int) -> None:
 
 def stepped(wanted: Exact, base: Floats, left: bytes, encoding: str) -> Stepped:
     """The encoder nearest to `wanted` (n,) that a packed step from `base` reaches; `left` by the last one, or empty."""
+    change = (wanted - base).astype(np.float32)
     if left:
-        wanted = wanted + update.unpack(left, base, encoding)
-    packed, _ = update.express((wanted - base).astype(np.float32), encoding)
-    values = update.stepped(packed, base, encoding)
-    return Stepped(values, packed, update.finer((wanted - values).astype(np.float32), packed, encoding))
+        change = update.stepped(left, change, encoding)
+    packed, _ = update.express(change, encoding)  # of the change, what the step leaves out remains
+    return Stepped(update.stepped(packed, base, encoding), packed, update.finer(change, packed, encoding))
 
 
 class Packed:
