@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup, escape
@@ -18,9 +19,8 @@ def line_chart(
     values = [v for line in series.values() for v in line if v is not None]
     if not values:
         return Markup("<p>no values</p>")
-    low, high = min(values), max(values)
-    span = (high - low) or abs(high) or 1.0
-    low, high = low - 0.08 * span, high + 0.08 * span
+    marks = round_marks(min(values), max(values))
+    low, high = marks[0], marks[-1]
 
     def x(i: int) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (i / max(1, len(labels) - 1))
@@ -29,10 +29,9 @@ def line_chart(
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (v - low) / (high - low))
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_title)}" class="chart">']
-    for step in range(5):
-        v = low + (high - low) * step / 4
+    for v in marks:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y(v) + 4:.1f}" text-anchor="end">{v:.3g}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y(v) + 4:.1f}" text-anchor="end">{v:g}</text>')
     every = max(1, len(labels) // 8)
     for i in range(0, len(labels), every):
         parts.append(f'<text x="{x(i):.1f}" y="{HEIGHT - 16}" text-anchor="middle">{escape(labels[i])}</text>')
@@ -43,6 +42,15 @@ def line_chart(
     for number, (name, line) in enumerate(series.items()):
         parts += _line(name, [(x(i), y(v)) for i, v in enumerate(line) if v is not None], number)
     return Markup("".join([*parts, "</svg>"]))
+
+
+def round_marks(low: float, high: float) -> list[float]:
+    """Round numbers in equal steps of 1, 2 or 5 times a power of ten, from one below `low` to one above `high`."""
+    span = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / 5))
+    step = next(factor * power for factor in (1, 2, 5, 10) if span <= 6 * factor * power)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
 
 
 def _line(name: str, points: Sequence[tuple[float, float]], number: int) -> list[str]:
