@@ -112,6 +112,7 @@ def reproduce(
 
 def _show(plan: Plan, as_json: bool) -> None:
     from usfmae.core.bench.plan import estimated, steps_of
+    from usfmae.core.web.looks import duration
 
     steps = steps_of(plan)
     device, hours = estimated(plan, steps)
@@ -127,8 +128,8 @@ def _show(plan: Plan, as_json: bool) -> None:
         )
         return
     for step, h in zip(steps, hours, strict=True):
-        click.echo(f"{step['step']:<52} {h:>9.2f} h  {step['what']}")
-    click.echo(f"{'in all, without reading scans':<52} {sum(hours):>9.2f} h  on {device}")
+        click.echo(f"{step['step']:<52} {duration(3600 * h) if h else '':>9}  {step['what']}")
+    click.echo(f"{'in all, without reading scans and the audit':<52} {duration(3600 * sum(hours)):>9}  on {device}")
     absent = Counter(a.kind for a in plan.absent)
     if absent:
         click.echo(f"missing: {', '.join(f'{n} {kind}(s)' for kind, n in absent.items())}; see --json", err=True)
