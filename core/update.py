@@ -260,8 +260,11 @@ def _pack_int8(wanted: Floats, given: Floats | None = None) -> tuple[bytes, floa
     scales, codes = np.empty(blocks(count), "<f4"), np.empty((blocks(count), BLOCK), np.int8)
     for start in range(0, len(codes), STRIDE):
         piece = wanted[start * BLOCK : (start + STRIDE) * BLOCK]
-        rows = np.zeros((blocks(piece.size), BLOCK), np.float32)
-        rows.reshape(-1)[: piece.size] = piece
+        if piece.size % BLOCK:
+            rows = np.zeros((blocks(piece.size), BLOCK), np.float32)
+            rows.reshape(-1)[: piece.size] = piece
+        else:
+            rows = piece.reshape(-1, BLOCK).copy()
         if given is None:
             scale = np.maximum(rows.max(axis=1), -rows.min(axis=1)) / np.float32(127)
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from usfmae.core.errors import PolicyError
 from usfmae.core.keys import public_signing_key
 from usfmae.core.protocol import RAW, TrainReply, TrainRequest, from_record, verify
 from usfmae.core.tensors import TensorFile
+from usfmae.server.aggregate import side_by_side
 from usfmae.server.ledger import Site
 
 ADMITTED = "admitted"
@@ -92,24 +93,34 @@ def examine(
     if reply.encoding != asked.encoding:
         raise Refusal("wrong-encoding", f"{reply.encoding[:20]!r} instead of {asked.encoding!r}")
     _check_tensors(arrays, base.shapes, asked.encoding)
-    content, square = update.PayloadHash(), 0.0
-    unsound: Refusal | None = None
-    for name, shape in base.shapes.items():
-        size = update.packed_size(math.prod(shape), asked.encoding)
-        data = arrays[name].read(size)
-        if len(data) != size:
-            raise Refusal("wrong-size", f"{name!r} does not have {size} bytes")
-        content.add(name, data)
-        keep(name, data)
+    content = update.PayloadHash()
+
+    def taken() -> Iterator[tuple[str, bytes]]:
+        for name, shape in base.shapes.items():
+            size = update.packed_size(math.prod(shape), asked.encoding)
+            data = arrays[name].read(size)
+            if len(data) != size:
+                raise Refusal("wrong-size", f"{name!r} does not have {size} bytes")
+            content.add(name, data)
+            keep(name, data)
+            yield name, data
+
+    def square(tensor: tuple[str, bytes]) -> float | Refusal:
+        name, data = tensor
         try:
-            square += update.square_norm(data, base.tensor(name), asked.encoding)
+            return update.square_norm(data, base.tensor(name), asked.encoding)
         except ValueError:
-            unsound = unsound or Refusal("not-finite", f"{name!r} holds NaN, infinity or more than float32 holds")
+            return Refusal("not-finite", f"{name!r} holds NaN, infinity or more than float32 holds")
+
+    squares = list(side_by_side(square, taken()))
     if content.id() != reply.content:
         raise Refusal("tampered", "the bytes are not those that were signed")
-    if unsound:
-        raise unsound
-    return math.sqrt(square)
+    total = 0.0
+    for found in squares:
+        if isinstance(found, Refusal):
+            raise found
+        total += found
+    return math.sqrt(total)
 
 
 def _check_tensors(arrays: Mapping[str, Arrived], shapes: Mapping[str, tuple[int, ...]], encoding: str) -> None:

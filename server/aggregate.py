@@ -31,6 +31,7 @@ TOGETHER = 2**21  # values of all sites in memory at a time, for each thread
 THREADS = 2
 _POOL = ThreadPoolExecutor(THREADS, "merge")
 
+P = TypeVar("P")
 T = TypeVar("T")
 
 
@@ -91,7 +92,7 @@ def gram(base: TensorFile, updates: Sequence[TensorFile], encoding: str) -> NDAr
     return total
 
 
-def side_by_side(work: Callable[[Piece], T], pieces: Iterable[Piece]) -> Iterator[T]:
+def side_by_side(work: Callable[[P], T], pieces: Iterable[P]) -> Iterator[T]:
     """Results in the order of the pieces; two or three are worked on at the same time, since NumPy lets threads run."""
     waiting: deque[Future[T]] = deque()
     for piece in pieces:

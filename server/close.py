@@ -118,7 +118,7 @@ def _compared(
     if len(norms) >= 2:
         with _opened([spool.path(home, current.number, site) for site in norms]) as files:
             directions = aggregate.gram(base, files, settings.rounds.encoding)
-    size = math.sqrt(sum(square_sum(base.tensor(name)) for name in base.shapes))
+    size = math.sqrt(sum(aggregate.side_by_side(lambda name: square_sum(base.tensor(name)), base.shapes)))
     refused = compare(norms, ledger.norms(current.number), size, directions, settings.gate)
     for site, refusal in refused.items():
         verdicts[site] = dataclasses.replace(verdicts[site], verdict=refusal.code, detail=refusal.detail)

@@ -26,6 +26,7 @@ PHASES = ("idle", "download", "training", "upload", "merging", "checkpoint write
 PROCESSES = ("aggregator", "agent", "worker")
 CELLS = [(phase, process) for phase in PHASES for process in PROCESSES] + [
     ("request half sent", "aggregator"),
+    ("half way to the base", "agent"),
     ("spooled, not noted", "aggregator"),
     ("one of two noted", "aggregator"),
     ("written, not committed", "aggregator"),

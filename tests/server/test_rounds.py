@@ -12,6 +12,8 @@ from usfmae.core.tensors import TensorFile
 from usfmae.server import aggregate, close, rounds, spool
 from usfmae.server.transport import Answer
 
+from .conftest import TINY
+
 
 class Crash(BaseException):
     """kill -9, as far as one process can play it: nothing after it runs."""
@@ -317,3 +319,18 @@ def test_the_replay_corpus_goes_to_sites_that_have_none_and_to_nobody_twice(fede
     assert made.verdicts(1) == made.verdicts(2) == ["admitted"] * 3
     sent = [(number, site) for number, site, replay in asked if replay]
     assert sorted(sent) == sorted((1, h.site) for h in made.hospitals[1:])
+
+
+def test_a_simulation_says_that_it_mixes_in_no_replay_corpus(tmp_path):
+    from usfmae.core.corpus.shard import write_shard
+    from usfmae.core.errors import ConfigError
+    from usfmae.server import simulate
+    from usfmae.server.create import create
+    from usfmae.server.home import Home
+
+    write_shard(tmp_path / "public", "all", list(simulate.tissue(7, 4, 16)))
+    chosen = [f"continual.replay={tmp_path / 'public'}", "continual.replay_share=0.25"]
+    chosen += [f"model.{key}={value}" for key, value in TINY.items()]
+    create(tmp_path / "home", "unit", "", 0, None, chosen)
+    with pytest.raises(ConfigError, match="not simulated"):
+        simulate.run(Home(tmp_path / "home"), 2, 1, 4)

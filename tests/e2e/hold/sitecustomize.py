@@ -17,9 +17,10 @@ AGGREGATOR, AGENT, WORKER = "usfmae.server", "usfmae.client.cli", "usfmae.client
 # name -> (program, function, before or after it, the arguments that count, how many such calls to let pass)
 POINTS = {
     "idle": (AGGREGATOR, "usfmae.server.ledger:Ledger.open_round", "after", lambda a, wanted: str(a[1]) == wanted, 0),
-    "request half sent": (AGGREGATOR, "usfmae.server.transit:TransitStore.get", "before", None, 10),
-    "download": (AGENT, "usfmae.client.node:Fleet._call", "before", lambda a, _: a[1] == "pull-object", 10),
-    "training": (WORKER, "usfmae.core.train:update", "before", None, 6),
+    "request half sent": (AGGREGATOR, "usfmae.server.transit:TransitStore.get", "before", None, 8),
+    "download": (AGENT, "usfmae.client.node:Fleet._call", "before", lambda a, _: a[1] == "pull-object", 5),
+    "half way to the base": (AGENT, "usfmae.core.update:stepped", "before", None, 5),
+    "training": (WORKER, "usfmae.core.step:Stepper.step", "before", None, 6),
     "training checkpoint": (WORKER, "usfmae.core.state:State.save", "before", None, 0),
     "packed, result not written": (
         WORKER,
