@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from usfmae.core.errors import PolicyError, ResourceError, SourceError
-from usfmae.core.files import disk_full, full_disk_said, is_full
+from usfmae.core.files import disk_full, full_disk_said
 from usfmae.core.flow import content_id
 
 START = "0" * 64
@@ -100,17 +100,15 @@ def _note_head(log: Path, head: str) -> None:
 
 def _add_line(file: BinaryIO, line: bytes) -> None:
     """The whole line or nothing: what a full disk or a power cut tears was never acknowledged, and is taken back."""
-    end, path = file.seek(0, os.SEEK_END), Path(file.name)
-    torn = None
+    end, torn = file.seek(0, os.SEEK_END), None
     try:
         os.write(file.fileno(), line[:-1])
         os.write(file.fileno(), line[-1:])
         os.fsync(file.fileno())
         if file.seek(0, os.SEEK_END) != end + len(line):
-            torn = disk_full(path)
-    except OSError as error:
-        other = ResourceError(f"audit log {path}", error.strerror or str(error), "look at its disk")
-        torn = disk_full(path) if is_full(error) else other
+            torn = disk_full(Path(file.name))
+    except OSError as error:  # `append` knows a full disk by its text
+        torn = ResourceError(f"audit log {file.name}", error.strerror or str(error), "look at its disk")
     if torn:
         os.ftruncate(file.fileno(), end)
         raise torn

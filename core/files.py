@@ -62,7 +62,7 @@ def full_disk_said(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if is_full(error):
+        if _is_full(error):
             raise disk_full(path) from None
         raise
 
@@ -71,12 +71,12 @@ def disk_full(path: Path) -> ResourceError:
     return ResourceError(f"disk of {path.parent}", "is full", "free space and run the same again")
 
 
-def is_full(error: BaseException | None) -> bool:
+def _is_full(error: BaseException | None) -> bool:
     """Libraries wrap the operating system's error: its text remains, or it is the context of theirs."""
     if error is None:
         return False
     told = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-    return told or is_full(error.__context__)
+    return told or _is_full(error.__context__)
 
 
 def _flush(path: Path) -> None:

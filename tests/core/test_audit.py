@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import resource
 import signal
@@ -125,12 +126,18 @@ def test_a_really_full_disk_is_said_as_elsewhere_and_takes_nothing_from_the_log(
     with pytest.raises(ResourceError, match=rf"disk of {small_disk} - is full - free space"):
         audit.append(log, "site", "sent", text="x" * 4096)
     assert log.stat().st_size == size
-    with pytest.raises(ResourceError, match="is full"):
-        for number in range(10_000):  # a new log needs a place of its own
-            audit.append(small_disk / f"{number}" / "audit.jsonl", "site", "sent", text="x" * 4096)
     filling.unlink()
     audit.append(log, "site", "sent", bytes=6)
     assert audit.verify(log, head) == 6
+
+
+def test_a_disk_without_room_for_a_new_log_is_said_likewise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(ResourceError, match=rf"disk of {tmp_path} - is full - free space"):
+        audit.append(tmp_path / "audit.jsonl", "site", "sent")
 
 
 def test_a_line_torn_by_a_crash_is_taken_back_and_said(tmp_path: Path) -> None:
