@@ -7,19 +7,17 @@ for what is no DICOM.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import functools
 import logging
-import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from usfmae.client.sources.dimse import Reader
 from usfmae.client.sources.spool import Spool
 from usfmae.core import log
 from usfmae.core.config.sources import CstoreSettings
@@ -27,7 +25,9 @@ from usfmae.core.errors import ConfigError, ResourceError
 
 logger = logging.getLogger(__name__)
 
-PIECE = 1 << 18  # bytes read from a socket at once; pynetdicom reads 4 KiB
+_config.LOG_HANDLER_LEVEL = (
+    "none"  # a description of every message, UIDs included, made whether somebody reads it or not
+)
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 
 # As stored by scanners and archives; the listener takes any of them and converts none (PS3.5 section 10).
@@ -60,7 +60,7 @@ def listen(settings: CstoreSettings, spool: Spool) -> Listener:
     handlers: list[Any] = [
         (evt.EVT_C_STORE, _store, [spool, listener]),
         (evt.EVT_REJECTED, _rejected, [listener]),
-        (evt.EVT_CONN_OPEN, _make_prompt),
+        (evt.EVT_CONN_OPEN, _attend, [spool, listener]),
     ]
     try:
         server = entity.start_server(
@@ -109,12 +109,17 @@ def _tls(settings: CstoreSettings) -> ssl.SSLContext | None:
 
 
 def _store(event: evt.Event, spool: Spool, listener: Listener) -> int:
+    """A request in an unusual form, which `dimse.Reader` left to pynetdicom."""
     try:
         content = event.encoded_dataset()  # preamble, file meta and the data set, byte for byte as sent
     except Exception as error:  # a hostile sender may put anything on the wire
         listener.counts["refused"] += 1
         log.note(logger, "instance not understood", logging.WARNING, error=type(error).__name__)
         return CANNOT_UNDERSTAND
+    return _keep(content, spool, listener)
+
+
+def _keep(content: bytes, spool: Spool, listener: Listener) -> int:
     try:
         kept = spool.add(content)
     except ResourceError as error:
@@ -132,28 +137,9 @@ class _Contexts(list[Any]):
         return [copy.copy(context) for context in self]
 
 
-def _make_prompt(event: evt.Event) -> None:
-    """Have the association's socket read in large pieces and acknowledge them at once."""
-    link = event.assoc.dul.socket
-    if link is not None and link.socket is not None:
-        link.recv = functools.partial(_received, link.socket)  # type: ignore[method-assign]
-
-
-def _received(link: socket.socket, count: int) -> bytearray:
-    """`count` bytes, fewer where the sender has gone.
-
-    Senders that write a PDU's header and body apart (DCMTK does) wait for the TCP acknowledgement between the two
-    (Nagle's algorithm); Linux delays it by 40 ms: 20 instances a second instead of hundreds.
-    """
-    content = bytearray()
-    while len(content) < count:
-        piece = link.recv(min(count - len(content), PIECE))
-        if not piece:
-            break
-        content += piece
-        with contextlib.suppress(OSError, AttributeError):  # the sender has gone; another system than Linux
-            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-    return content
+def _attend(event: evt.Event, spool: Spool, listener: Listener) -> None:
+    """Have the association's requests taken where they arrive."""
+    Reader(event.assoc, lambda content: _keep(content, spool, listener))
 
 
 def _rejected(event: evt.Event, listener: Listener) -> None:
