@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from usfmae.core.report.chart import line_chart
 from usfmae.core.report.page import write_page
+from usfmae.core.web.chart import REPORT, line_chart
 from usfmae.core.web.looks import duration, size, stamp
 
 READINGS = {
@@ -32,8 +32,8 @@ def write_campaign(path: Path, found: Mapping[str, Any]) -> None:
         "campaign.html",
         found=found,
         done=done,
-        chart=line_chart(losses, labels, "held-out masked loss at the sites", "round") if done else "",
-        panel=[line_chart(lines, labels, text, "round") for text, lines in readings if lines],
+        chart=line_chart(losses, labels, "held-out masked loss at the sites", "round", REPORT) if done else "",
+        panel=[(text, line_chart(lines, labels, text, "round", REPORT)) for text, lines in readings if lines],
         cosine=_lowest_cosine,
         percent=lambda value: "–" if value is None else f"{value:+.1%}",
         size=size,

@@ -11,8 +11,8 @@ import cv2
 from usfmae.core.checkpoint import read_metadata
 from usfmae.core.config import CleanSettings, ReadSettings
 from usfmae.core.flow import CleanImage, Frame, Quarantined
-from usfmae.core.report.chart import line_chart
 from usfmae.core.report.page import overlaid, picture, write_page
+from usfmae.core.web.chart import REPORT, line_chart
 
 if TYPE_CHECKING:
     from usfmae.core.demo.story import Demo
@@ -53,9 +53,9 @@ def _losses(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _chart(summary: dict[str, Any]) -> str:
-    labels = [f"round {n}" for n in range(1, summary["rounds"] + 1)] + ["merged"]
+    labels = [*range(1, summary["rounds"] + 1), "merged"]
     lines = {name: [*summary["round_losses"][name], summary["final_loss"][name]] for name in summary["sites"]}
-    return line_chart(lines, labels, y_title="held-out masked loss")
+    return line_chart(lines, labels, "held-out masked loss", "round", REPORT)
 
 
 def _png(path: Path) -> Any:

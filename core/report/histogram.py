@@ -24,7 +24,7 @@ def histogram(values: Sequence[float], low: float, high: float, title: str) -> M
     return Markup(
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}: {middle}" class="chart">'
         f'<text x="0" y="10">{escape(title)}</text>{"".join(bars)}'
-        f'<line class="grid" x1="0" x2="{WIDTH}" y1="{BASE}" y2="{BASE}"/>'
+        f'<line class="grid-line" x1="0" x2="{WIDTH}" y1="{BASE}" y2="{BASE}"/>'
         f'<text x="0" y="{BASE + 14}">{low:g}</text>'
         f'<text x="{WIDTH / 2}" y="{BASE + 14}" text-anchor="middle">{middle}</text>'
         f'<text x="{WIDTH}" y="{BASE + 14}" text-anchor="end">{high:g}</text></svg>'

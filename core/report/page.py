@@ -8,16 +8,20 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from usfmae.core import __version__
 from usfmae.core.errors import ResourceError
 from usfmae.core.files import write_atomic
 from usfmae.core.flow import Mask, Pixels
+from usfmae.core.web.looks import STATIC
 
 _ENVIRONMENT = Environment(
-    loader=PackageLoader("usfmae.core.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    loader=ChoiceLoader([PackageLoader("usfmae.core.report"), FileSystemLoader(STATIC)]),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
 )
 
 

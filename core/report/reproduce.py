@@ -7,8 +7,8 @@ from typing import Any
 
 from usfmae.core.bench.paper import SHOWN, Published, shown, table_2
 from usfmae.core.journal import read as read_log
-from usfmae.core.report.chart import COLOURS, line_chart
 from usfmae.core.report.page import write_page
+from usfmae.core.web.chart import REPORT, line_chart
 
 NAMES = {"bus-bra": "BUS-BRA", "mmotu-2d": "MMOTU-2D", "gist514": "GIST514-DB"}
 
@@ -87,8 +87,7 @@ def _task(name: str, result: dict[str, Any]) -> dict[str, Any]:
         **task,
         "title": NAMES[name],
         "tables": [(title, listed) for title, listed in tables if any(row["here"] for row in listed)],
-        "legend": list(zip(lines, COLOURS, strict=False)),  # beside the chart on a phone, where its own scrolls away
-        "curve": line_chart(lines, fractions, "balanced accuracy, %", "labelled training patients"),
+        "curve": line_chart(lines, fractions, "balanced accuracy, % by share of labelled patients", size=REPORT),
         "tests": [
             {**t, "second": _name(t["second"])}
             for t in result["paired"]
@@ -120,4 +119,4 @@ def _losses(pretrain: dict[str, Any]) -> str:
             nearest = min(range(len(chosen)), key=lambda i: abs(chosen[i]["step"] - line["step"]))
             held[nearest] = line["held_out_loss"]
     lines = {"training": [s["loss"] for s in chosen], "held out": held}
-    return line_chart(lines, [str(s["step"]) for s in chosen], "masked loss", "step")
+    return line_chart(lines, [str(s["step"]) for s in chosen], "masked loss", "step", REPORT)

@@ -1,4 +1,7 @@
-"""A line chart as SVG under a strict content policy: colours come from classes, long series are thinned."""
+"""A line chart as SVG, for pages and reports: no script, its colours from static/chart.css, long series thinned.
+
+Colour-blind people and print tell lines apart by their dashes. The legend is a list below, so that it wraps on a phone.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +10,50 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 400, 190, 46, 8, 8, 24
+PAGE, REPORT = (400, 190), (560, 240)  # width and height, in units of which text is 12 high
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 24
 POINTS = 160  # more than a screen tells apart
+DOTTED = 16  # lines of so few values show each as a dot
 COLOURS = 8
+LABELS = 6
+
+Point = tuple[float, float]
 
 
-def line_chart(series: Mapping[str, Sequence[float | None]], labels: Sequence[int], title: str) -> Markup:
-    """One line per name over the same labels (round numbers); None leaves a gap; empty without a value."""
+def line_chart(
+    series: Mapping[str, Sequence[float | None]],
+    labels: Sequence[object],
+    title: str,
+    x_title: str = "",
+    size: tuple[int, int] = PAGE,
+) -> Markup:
+    """One line per name over equally spaced labels; a line goes on where a value is None; empty without a value.
+
+    `title` is what a screen reader says; `x_title` stands before the labels.
+    """
     keep = _thinned(len(labels))
     values = [v for line in series.values() for v in (line[i] for i in keep) if v is not None]
     if not values:
         return Markup("")
-    low, high = _padded(min(values), max(values))
+    (width, height), marks = size, round_marks(min(values), max(values))
+    low, high = marks[0], marks[-1]
 
-    def at(i: int, value: float) -> str:
-        x = LEFT + (WIDTH - LEFT - RIGHT) * (i / max(1, len(labels) - 1))
-        return f"{x:.1f},{TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - low) / (high - low)):.1f}"
+    def at(i: int, value: float) -> Point:
+        x = LEFT + (width - LEFT - RIGHT) * (i / max(1, len(labels) - 1))
+        return x, TOP + (height - TOP - BOTTOM) * (1 - (value - low) / (high - low))
 
-    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
-    parts += _scale(low, high)
-    for i in sorted({0, len(labels) // 2, len(labels) - 1}):
-        x = at(i, low).split(",")[0]
-        anchor = "start" if i == 0 and len(labels) > 1 else "end" if i == len(labels) - 1 > 0 else "middle"
-        parts.append(f'<text x="{x}" y="{HEIGHT - 6}" text-anchor="{anchor}">round {labels[i]}</text>')
+    parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
+    for value in marks:
+        y = at(0, value)[1]
+        parts.append(f'<line class="grid-line" x1="{LEFT}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    for number, i in enumerate(_labelled(len(labels))):
+        anchor = "end" if i == len(labels) - 1 > 0 else "start" if i == 0 and len(labels) > 1 else "middle"
+        text = f"{x_title} {labels[i]}" if not number else labels[i]
+        parts.append(f'<text x="{at(i, low)[0]:.1f}" y="{height - 6}" text-anchor="{anchor}">{escape(text)}</text>')
     for number, line in enumerate(series.values()):
-        parts += _line([[at(i, v) for i, v in run] for run in _runs(line, keep)], _look(number))
-    legend = [f'<li><i class="{_look(number)}"></i>{escape(name)}</li>' for number, name in enumerate(series)]
+        parts += _line([at(i, v) for i in keep if (v := line[i]) is not None], _look(number))
+    legend = [f"<li>{_sample(_look(number))}{escape(name)}</li>" for number, name in enumerate(series)]
     return Markup("".join([*parts, "</svg>", '<ul class="legend">', *legend, "</ul>"]))
 
 
@@ -43,43 +64,32 @@ def _thinned(count: int) -> list[int]:
     return sorted({round(i * (count - 1) / (POINTS - 1)) for i in range(POINTS)})
 
 
-def _padded(low: float, high: float) -> tuple[float, float]:
-    space = 0.08 * ((high - low) or abs(high) or 1.0)
-    return low - space, high + space
+def _labelled(count: int) -> list[int]:
+    """Indices that get a label, evenly spaced with the first and the last."""
+    shown = min(count, LABELS)
+    return sorted({round(i * (count - 1) / max(1, shown - 1)) for i in range(shown)})
 
 
-def _scale(low: float, high: float) -> list[str]:
-    parts = []
-    digits = max(0, 2 - math.floor(math.log10(high - low)))
-    for step in range(5):
-        value = low + (high - low) * step / 4
-        y = TOP + (HEIGHT - TOP - BOTTOM) * (1 - step / 4)
-        parts.append(f'<line class="grid-line" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{value:.{digits}f}</text>')
-    return parts
-
-
-def _runs(line: Sequence[float | None], keep: Sequence[int]) -> list[list[tuple[int, float]]]:
-    """The drawn points, parted where a value is missing."""
-    runs: list[list[tuple[int, float]]] = [[]]
-    for i in keep:
-        value = line[i]
-        if value is None:
-            runs.append([])
-        else:
-            runs[-1].append((i, value))
-    return [run for run in runs if run]
+def round_marks(low: float, high: float) -> list[float]:
+    """Round numbers in equal steps of 1, 2 or 5 times a power of ten, from one below `low` to one above `high`."""
+    span = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / 5))
+    step = next(factor * power for factor in (1, 2, 5, 10) if span <= 6 * factor * power)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
 
 
 def _look(number: int) -> str:
-    """Class of a line; dashed where the colours begin again."""
+    """Classes of a line: eight colours, paler where they begin again."""
     return f"s{number % COLOURS}" + (" again" if number >= COLOURS else "")
 
 
-def _line(runs: list[list[str]], look: str) -> list[str]:
-    parts = [f'<polyline class="line {look}" points="{" ".join(run)}"/>' for run in runs if len(run) > 1]
-    for run in runs:
-        if len(run) == 1:  # a line of one point would not show
-            x, y = run[0].split(",")
-            parts.append(f'<circle class="line {look}" cx="{x}" cy="{y}" r="2.5"/>')
+def _sample(look: str) -> str:
+    return f'<svg viewBox="0 0 24 8" aria-hidden="true"><line class="line {look}" x2="24" y1="4" y2="4"/></svg>'
+
+
+def _line(points: Sequence[Point], look: str) -> list[str]:
+    parts = [f'<polyline class="line {look}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>']
+    if len(points) <= DOTTED:  # and a line of one point would not show at all
+        parts += [f'<circle class="line {look}" cx="{x:.1f}" cy="{y:.1f}" r="2"/>' for x, y in points]
     return parts

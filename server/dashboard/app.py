@@ -53,9 +53,9 @@ class Page:
 
     async def overview(self, request: Request) -> Response:
         found = await asyncio.to_thread(view.overview, self.home, self.history)
-        losses = line_chart(*found.losses(), "held-out loss by round")
-        organs = line_chart(*found.organs("loss"), "panel loss by organ and round")
-        forgetting = line_chart(*found.organs("forgetting"), "forgetting by organ and round")
+        losses = line_chart(*found.losses(), "held-out loss by round", "round")
+        organs = line_chart(*found.organs("loss"), "panel loss by organ and round", "round")
+        forgetting = line_chart(*found.organs("forgetting"), "forgetting by organ and round", "round")
         charts = [
             (title, text, chart)
             for title, text, chart in (
