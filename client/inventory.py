@@ -26,13 +26,18 @@ def sources(site: Site) -> list[Path]:
     return list(site.settings.sources)
 
 
+def preparation(site: Site) -> Settings:
+    """The settings this site's scans are read and cleaned with."""
+    own = site.settings
+    return Settings(read=own.read, clean=own.clean, model=ModelSettings(image_size=own.image_size))
+
+
 def take_in(site: Site, workers: int = 1, progress: Progress | None = None) -> PrepareSummary:
     """Clean what is new in the sources into the corpus, and note the counts in the audit log."""
     allowance.check_disk(site)
-    settings = Settings(
-        read=site.settings.read, clean=site.settings.clean, model=ModelSettings(image_size=site.settings.image_size)
+    summary = prepare(
+        sources(site), site.corpus, preparation(site), secret=site.secret, workers=workers, progress=progress
     )
-    summary = prepare(sources(site), site.corpus, settings, secret=site.secret, workers=workers, progress=progress)
     counts = ("scans", "frames", "kept", "quarantined", "refused", "failed", "duplicates")
     site.note("corpus.prepared", **{name: getattr(summary, name) for name in counts})
     write_json(site.root / "prepared.json", {**summary.as_dict(), "time": time.time()})

@@ -118,7 +118,7 @@ def _show(asked: dict[str, Any], answers: Any) -> None:
     values = asked["scan"]
     scan = Scan(**{**values, "path": Path(values["path"]), "trail": Trail(values["trail"])})
     frame = _frame(scan, int(asked["index"]), ReadSettings.model_validate(asked["read"]))
-    send(answers, {"event": "before"}, _png(frame.pixels))
+    send(answers, {"event": "before"}, png(frame.pixels))
     frame = replace(frame, regions=())  # where header and picture disagree, a person looks at the picture
     try:
         found = clean(frame, trusting(CleanSettings.model_validate(asked["clean"])))
@@ -129,7 +129,7 @@ def _show(asked: dict[str, Any], answers: Any) -> None:
             send(answers, {"event": "end", "why": meaning(found.reason) or found.reason})
             return
         found = found.image
-    send(answers, {"event": "after"}, _png(found.pixels))
+    send(answers, {"event": "after"}, png(found.pixels))
     packed = square(found, int(asked["size"]), scan.group)
     send(answers, {"event": "packed", "shape": list(packed.pixels.shape)}, packed.pixels.tobytes())
 
@@ -143,7 +143,8 @@ def _frame(scan: Scan, index: int, settings: ReadSettings) -> Frame:
     raise SourceError("this scan", f"has no frame {index}", "drop it")
 
 
-def _png(pixels: Pixels) -> bytes:
+def png(pixels: Pixels) -> bytes:
+    """A picture (H, W) or (H, W, 3) as a PNG file."""
     from PIL import Image
 
     out = BytesIO()

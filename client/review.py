@@ -13,8 +13,6 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +20,11 @@ from typing import Any, Literal
 import numpy as np
 
 from usfmae.client.look import Looked, image_id, look
+from usfmae.client.origin import scan_of
 from usfmae.client.site import Site
 from usfmae.core.corpus.shard import Packed, write_shard
-from usfmae.core.errors import SourceError, UsageError
-from usfmae.core.flow import Scan, Trail, content_id
-from usfmae.core.prepare.ledger import Ledger
-from usfmae.core.read import Unreadable
-from usfmae.core.read.discover import Candidate, is_archive, member_candidates, members, walk
+from usfmae.core.errors import UsageError
+from usfmae.core.flow import content_id
 
 Decision = Literal["released", "dropped"]
 WHOLE = -1  # index of an entry that is a whole scan
@@ -130,7 +126,7 @@ def picture(site: Site, held: Held) -> Looked:
     """The frame before and after. SourceError where the source no longer has it or it cannot be decoded."""
     settings = site.settings
     index = 0 if held.index == WHOLE else held.index
-    return look(_scan(site, held), index, settings.read, settings.clean, settings.image_size)
+    return look(scan_of(site, held.scan), index, settings.read, settings.clean, settings.image_size)
 
 
 def release(site: Site, held: Held, by: str = "") -> None:
@@ -142,7 +138,7 @@ def release(site: Site, held: Held, by: str = "") -> None:
     if not looked.packed:
         raise UsageError("this frame", f"gives nothing to keep ({looked.why_not})", "drop it")
     pixels = np.frombuffer(looked.packed, np.uint8).reshape(looked.shape)
-    item = Packed(pixels, image_id(held.scan, held.index), _scan(site, held).group)
+    item = Packed(pixels, image_id(held.scan, held.index), scan_of(site, held.scan).group)
     write_shard(site.corpus, f"released-{held.id}", [item])
     _decide(site, held, "released", by)
 
@@ -175,27 +171,6 @@ def _person() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return "unknown"
-
-
-def _scan(site: Site, held: Held) -> Scan:
-    """Where the scan lies: the sources are walked, none but archives is opened. SourceError where it is gone."""
-    places = Ledger(site.corpus).places()
-    folders = [*site.settings.sources, site.root / "spool"]
-    for candidate in _files(walk([f for f in folders if f.exists()], skip=(site.corpus,)), places, site):
-        entry = places.get(candidate.place(site.secret), {})
-        if entry.get("id") == held.scan and entry.get("kind"):
-            return Scan(candidate.path, entry["kind"], Trail(held.scan), candidate.member, entry.get("group", ""))
-    raise SourceError("this scan", "is not in the sources any more, or was never readable", "drop it")
-
-
-def _files(found: Iterable[Candidate], places: Mapping[str, Any], site: Site) -> Iterator[Candidate]:
-    """Files, and members of archives: what the ledger does not know by its place may be one."""
-    for candidate in found:
-        if candidate.place(site.secret) in places or candidate.broken or not is_archive(candidate):
-            yield candidate
-            continue
-        with suppress(Unreadable):
-            yield from member_candidates(candidate, members(candidate.path, site.settings.read))
 
 
 def find(intake: Intake, id_: str) -> Held:

@@ -7,7 +7,6 @@ picture is ever stored.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,9 +17,10 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from usfmae.client import allowance, outbox, review
+from usfmae.client import allowance, kept, outbox, review
 from usfmae.client.look import Looked
 from usfmae.client.page import view
+from usfmae.client.page.darkroom import Darkroom
 from usfmae.client.site import Site
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.report.reasons import meaning
@@ -29,7 +29,7 @@ from usfmae.core.web.door import Door, Visit
 from usfmae.core.web.guard import Guard
 from usfmae.core.web.session import Sessions
 
-PICTURES = 8  # frames held in memory between a page and its two pictures
+SHOWN = 24  # kept frames on a page
 BY = "page"  # who decides, in the audit log: whoever holds the token
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -39,8 +39,7 @@ class Page:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.intake, self.shelf = review.Intake(), outbox.Shelf(site)
-        self.looked: OrderedDict[str, Looked] = OrderedDict()
-        self.looking = asyncio.Lock()
+        self.album, self.darkroom = kept.Album(), Darkroom()
         self.templates = looks.environment("usfmae.client.page")
         self.templates.filters["meaning"] = meaning
 
@@ -97,9 +96,43 @@ class Page:
     async def picture(self, request: Request) -> Response:
         looked = await self._look(self._held(request))
         content = looked.before if request.path_params["which"] == "before" else looked.after
-        if not content:
-            raise HTTPException(404, "there is no such picture")
-        return Response(content, media_type="image/png", headers={"Cache-Control": "no-store"})
+        return _picture(content)
+
+    async def kept_images(self, request: Request) -> Response:
+        number = request.query_params.get("page", "1")
+        page = max(1, int(number)) if number.isdecimal() and len(number) < 9 else 1
+        await asyncio.to_thread(self.album.refresh, self.site.corpus)
+        shown = self.album.slice((page - 1) * SHOWN, SHOWN)
+        pages = max(1, -(-self.album.total // SHOWN))
+        return self.show(request, "kept.html", shown=shown, total=self.album.total, page=page, pages=pages)
+
+    async def kept_frame(self, request: Request) -> Response:
+        one = self._kept(request)
+        trouble = ""
+        try:
+            await self._origin(one)
+        except UsfmaeError as error:
+            trouble = str(error)
+        return self.show(request, "kept_frame.html", one=one, trouble=trouble, beside=self.album.beside(one))
+
+    async def kept_picture(self, request: Request) -> Response:
+        one, which = self._kept(request), request.path_params["which"]
+        if which == "image":
+            return _picture(await asyncio.to_thread(kept.image, self.site, one))
+        found = await self._origin(one)
+        pictures = await self.darkroom.get(f"{one} pictures", lambda: kept.pictures(self.site, found))
+        return _picture(pictures.get(which, b""))
+
+    def _kept(self, request: Request) -> kept.Kept:
+        self.album.refresh(self.site.corpus)
+        try:
+            return self.album.find(request.path_params["shard"], request.path_params["row"])
+        except UsfmaeError as error:
+            raise HTTPException(404, str(error)) from None
+
+    async def _origin(self, one: kept.Kept) -> kept.Origin:
+        intake = await asyncio.to_thread(self.intake.refresh, self.site.corpus)
+        return await self.darkroom.get(f"{one}", lambda: kept.origin(self.site, one, intake))
 
     def _held(self, request: Request) -> review.Held:
         self.intake.refresh(self.site.corpus)
@@ -109,14 +142,8 @@ class Page:
             raise HTTPException(404, str(error)) from None
 
     async def _look(self, held: review.Held) -> Looked:
-        """The frame's pictures; decoded once for a page and its two pictures, one at a time."""
-        async with self.looking:
-            if held.id not in self.looked:
-                self.looked[held.id] = await asyncio.to_thread(review.picture, self.site, held)
-            self.looked.move_to_end(held.id)
-            while len(self.looked) > PICTURES:
-                self.looked.popitem(last=False)
-            return self.looked[held.id]
+        """The frame's pictures; decoded once for a page and its two pictures."""
+        return await self.darkroom.get(held.id, lambda: review.picture(self.site, held))
 
     async def left(self, request: Request, notice: str = "", bad: bool = False) -> Response:
         entries = await asyncio.to_thread(self.shelf.entries)
@@ -163,6 +190,13 @@ class Page:
         return self.show(request, "problem.html", status, text=text)
 
 
+def _picture(content: bytes) -> Response:
+    """A PNG no browser keeps."""
+    if not content:
+        raise HTTPException(404, "there is no such picture")
+    return Response(content, media_type="image/png", headers={"Cache-Control": "no-store"})
+
+
 def application(site: Site, names: tuple[str, ...] = ()) -> Guard:
     """The page of one site, behind its guard and its door: nothing of it is shown without a session."""
     page = Page(site)
@@ -172,6 +206,9 @@ def application(site: Site, names: tuple[str, ...] = ()) -> Guard:
         Route("/quarantine/{id}", page.entry),
         Route("/quarantine/{id}/decide", page.own_form(page.decide), methods=["POST"]),
         Route("/quarantine/{id}/{which}.png", page.picture),
+        Route("/kept", page.kept_images),
+        Route("/kept/{shard}/{row:int}", page.kept_frame),
+        Route("/kept/{shard}/{row:int}/{which}.png", page.kept_picture),
         Route("/outbox", page.left),
         Route("/outbox/{id}", page.own_form(page.approve), methods=["POST"]),
         Route("/audit", page.audit),

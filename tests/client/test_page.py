@@ -41,7 +41,7 @@ def site(tmp_path: Path) -> Site:
 @pytest.fixture
 def page(site: Site, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     monkeypatch.setattr(review, "picture", lambda site, held: Looked(PNG, PNG + b"2", bytes(64), (8, 8)))
-    monkeypatch.setattr(review, "_scan", lambda site, held: type("Found", (), {"group": "g"})())
+    monkeypatch.setattr(review, "scan_of", lambda site, id_: type("Found", (), {"group": "g"})())
     return TestClient(application(site), base_url="http://127.0.0.1")
 
 
