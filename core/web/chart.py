@@ -49,7 +49,7 @@ def line_chart(
         parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
     for number, i in enumerate(_labelled(len(labels))):
         anchor = "end" if i == len(labels) - 1 > 0 else "start" if i == 0 and len(labels) > 1 else "middle"
-        text = f"{x_title} {labels[i]}" if not number else labels[i]
+        text = f"{x_title} {labels[i]}".strip() if not number else str(labels[i])
         parts.append(f'<text x="{at(i, low)[0]:.1f}" y="{height - 6}" text-anchor="{anchor}">{escape(text)}</text>')
     for number, line in enumerate(series.values()):
         parts += _line([at(i, v) for i in keep if (v := line[i]) is not None], _look(number))
