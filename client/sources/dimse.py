@@ -62,7 +62,8 @@ class Reader:
         """In place of `DULServiceProvider._read_pdu_data`: called when something came, returns once nothing does."""
         watch = self.association._reactor_checkpoint
         try:
-            watch.clear()  # pynetdicom's other thread of this association rests instead of polling
+            if not isinstance(self._socket(), ssl.SSLSocket):  # part of a TLS record may keep `recv` waiting for ever
+                watch.clear()  # pynetdicom's other thread of this association rests instead of polling
             while self._takes_one() and self._comes_soon():
                 self.association.dul._idle_timer.restart()
         finally:
@@ -92,7 +93,7 @@ class Reader:
         (Nagle's algorithm); Linux delays it by 40 ms: 20 instances a second instead of hundreds.
         """
         while len(self.ahead) < count <= HEADER + LONGEST_PDU:
-            if not self._comes_soon():
+            if self.ahead and not self._comes_soon():
                 self.association._reactor_checkpoint.set()  # half a PDU and then silence: pynetdicom watches the clock
             try:
                 link = self._socket()

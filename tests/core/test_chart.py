@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-from usfmae.core.web.chart import POINTS, REPORT, line_chart, round_marks
+import pytest
+
+from usfmae.core.web.chart import BOTTOM, PAGE, POINTS, REPORT, TOP, line_chart, round_marks
 
 
 def lines(svg: str) -> list[int]:
@@ -32,8 +34,23 @@ def test_hundreds_of_rounds_are_thinned_and_keep_their_ends() -> None:
     assert ">round 1<" in svg and ">500<" in svg
 
 
-def test_the_marks_are_round_enclose_the_values_and_tell_close_ones_apart() -> None:
-    for values in ([0.3121, 0.3124], [3, 71], [-0.02, 0.3], [5, 5], [0, 0], [1e-7, 2e-7]):
-        marks = round_marks(min(values), max(values))
-        assert marks[0] <= min(values) <= max(values) <= marks[-1] and 2 <= len(marks) <= 8
-        assert len({f"{mark:g}" for mark in marks}) == len(marks)
+@pytest.mark.parametrize(
+    ("low", "high", "marks"),
+    [
+        (47.5, 61.7, [45, 50, 55, 60, 65]),
+        (1e-5, 3e-5, [1e-5, 1.5e-5, 2e-5, 2.5e-5, 3e-5]),
+        (0.07, 2.9, [0, 0.5, 1, 1.5, 2, 2.5, 3]),
+        (-0.3, 0.2, [-0.3, -0.2, -0.1, 0, 0.1, 0.2]),
+        (5.0, 5.0, [5, 6]),
+        (0.0, 0.0, [0, 0.2]),
+    ],
+)
+def test_marks_are_round_and_enclose_the_values(low: float, high: float, marks: list[float]) -> None:
+    assert round_marks(low, high) == pytest.approx(marks)
+
+
+def test_a_line_stays_between_its_marks() -> None:
+    svg = line_chart({"a": [0.07, None, 2.9]}, [1, 2, 3], "loss")
+    heights = [float(y) for y in re.findall(r'<circle [^>]*cy="([\d.]+)"', svg)]
+    assert len(heights) == 2 and all(TOP <= y <= PAGE[1] - BOTTOM for y in heights)
+    assert heights[0] > heights[1]
