@@ -5,3 +5,4 @@ import os
 os.environ.update(
     FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1"
 )
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy works beside the network here, not on every core

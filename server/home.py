@@ -64,7 +64,7 @@ class Home:
 
     @property
     def spool(self) -> Path:
-        """Replies of the open round, as admitted; emptied when the round is committed."""
+        """Replies of the open round, as admitted; the last round's stay until they are written over."""
         return self.root / "spool"
 
     @property

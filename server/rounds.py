@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TICK = 0.1  # seconds between two looks for replies
+TICK = 0.05  # seconds between two looks for replies
 SEEN_EVERY = 10.0  # seconds between two notes of who is connected
 ASK_AGAIN = 5.0  # seconds before a site whose reply was lost is asked again
 QUORUM_REFUSED = "quorum refused"  # why a round is void

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from usfmae.core.errors import CheckpointError
-from usfmae.core.files import replacing
+from usfmae.core.files import rewriting
 from usfmae.core.tensors import TensorFile, Writer
 from usfmae.core.update import PayloadHash
 from usfmae.server.home import Home
@@ -24,9 +24,10 @@ def path(home: Home, number: int, site: str) -> Path:
 def storing(home: Home, number: int, site: str, sizes: Mapping[str, int]) -> Iterator[Callable[[str, bytes], None]]:
     """Write an update atomically, tensor by tensor in the order of names, each as large as `sizes` says.
 
-    Nothing is kept where the block is left by an exception. ResourceError where the disk is full.
+    It is written over the site's update of the round before. Nothing is kept where the block is left by an exception.
+    ResourceError where the disk is full.
     """
-    with replacing(path(home, number, site)) as partial, partial.open("wb") as file:
+    with rewriting(path(home, number, site), path(home, number - 1, site)) as file:
         writer = Writer(file, {name: (size,) for name, size in sizes.items()}, {}, "U8", hashed=False)
         yield writer.add
         writer.finish()
@@ -54,7 +55,7 @@ def damaged(home: Home, verdict: Verdict) -> bool:
 
 
 def clear(home: Home, number: int) -> None:
-    """Remove the spool of this round and of those before it."""
+    """Remove the spool of the rounds before this one; this one's is written over in the next."""
     for directory in home.spool.glob("round-*") if home.spool.exists() else ():
-        if directory.name <= f"round-{number:05d}":
+        if directory.name < f"round-{number:05d}":
             shutil.rmtree(directory, ignore_errors=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ from usfmae.core.errors import PolicyError
 from usfmae.core.objects import Fetch
 
 OBJECTS_LIMIT = 20_000  # objects in one message; an encoder of 150 tensors has about 400
+
+LARGE, SPARE = 2**20, 64  # bytes of a file that is worth keeping when it was delivered, and how many are kept
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class TransitStore(InMemoryObjectStore):
         self.spent: dict[str, int] = {}  # root -> bytes received so far
         self.touched: dict[str, float] = {}  # root -> monotonic time of its last object
         self.refused: dict[str, str] = {}  # root -> why no more of it is taken
+        self.spare: deque[Path] = deque()  # files that were delivered
 
     # what goes out
 
@@ -120,7 +123,7 @@ class TransitStore(InMemoryObjectStore):
                 return
             self._charge(object_id, len(object_content))
         try:
-            (self.directory / object_id).write_bytes(object_content)
+            self._write(self.directory / object_id, object_content)
         except OSError:  # a full disk: what was not kept does not count
             self._charge(object_id, -len(object_content))
             (self.directory / object_id).unlink(missing_ok=True)
@@ -130,6 +133,21 @@ class TransitStore(InMemoryObjectStore):
                 self.store[object_id].is_available = True
             else:
                 (self.directory / object_id).unlink(missing_ok=True)
+
+    def _write(self, file: Path, content: bytes) -> None:
+        """Over a file that was delivered, where there is one: pages in memory cost a fraction of new ones."""
+        spare = self.spare.pop() if len(content) >= LARGE and self.spare else None
+        if spare:
+            spare.replace(file)
+        with file.open("r+b" if spare else "wb") as stream:
+            stream.write(content)
+            stream.truncate()
+
+    def _remove(self, name: str) -> None:
+        file = self.directory / name
+        if len(self.spare) < SPARE and file.exists() and file.stat().st_size >= LARGE:
+            self.spare.append(file.replace(self.directory / f"spare-{time.monotonic_ns()}"))
+        file.unlink(missing_ok=True)
 
     def _charge(self, object_id: str, size: int) -> None:
         root = self.roots.get(object_id)
@@ -176,6 +194,6 @@ class TransitStore(InMemoryObjectStore):
                 if self.held[name] <= 0:
                     del self.held[name], self.store[name]
                     self.roots.pop(name, None)
-                    (self.directory / name).unlink(missing_ok=True)
+                    self._remove(name)
             for book in (self.spent, self.touched, self.refused):
                 book.pop(object_id, None)

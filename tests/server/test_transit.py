@@ -178,16 +178,27 @@ def test_a_full_disk_does_not_count_against_the_site(tmp_path, monkeypatch):
     root, content = obj("ArrayChunk", [], bytes(CHUNK))
     store.preregister(1, ObjectTree(object_id=root))
 
-    def full(self: Path, data: bytes) -> int:
+    def full(self: TransitStore, file: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as m:
-        m.setattr(Path, "write_bytes", full)
+        m.setattr(TransitStore, "_write", full)
         for _ in range(10):
             with pytest.raises(OSError, match="No space"):
                 store.put(root, content)
     store.put(root, content)
     assert store.complete(root) and not store.refused
+
+
+def test_a_delivered_file_is_written_over_by_the_next_and_holds_that_alone(tmp_path):
+    store = TransitStore(tmp_path / "transit", 2**24)
+    for size in (2**21, 2**20 + 5, 3 * 2**20, 10):
+        root, content = obj("ArrayChunk", [], bytes([size % 251]) * size)
+        store.preregister(1, ObjectTree(object_id=root))
+        store.put(root, content)
+        assert store.fetcher(root)(root) == content
+        store.delete(root)
+    assert len(list(store.directory.iterdir())) == 1
 
 
 def _names(tree: ObjectTree) -> list[str]:
