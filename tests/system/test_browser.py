@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from usfmae.client import allowance, inventory, review
+from usfmae.client.kept import Album
 from usfmae.client.page.app import application as site_page
 from usfmae.client.page.serve import serving
 from usfmae.client.site import Site, create
@@ -238,3 +239,25 @@ def test_a_person_pauses_and_decides_on_the_quarantine(chromium: Any, site: Site
         picture(page, "site-phone")
         assert page.complaints == []
     assert review.decisions(site)[held[0].id]["decision"] == "released"
+
+
+@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+def test_kept_frames_are_shown_without_scripts_before_changed_and_after(
+    chromium: Any, site: Site, size: dict[str, int]
+) -> None:
+    with serving(site_page(site), "127.0.0.1", 0) as port:
+        page = opened(chromium, size, scripts=False)
+        page.goto(f"http://127.0.0.1:{port}/kept")
+        page.fill("#token", (site.root / "keys" / "page.token").read_text().strip())
+        page.click("main >> text=Open")
+        page.wait_for_load_state("networkidle")
+        shown = page.locator(".album img").count()
+        assert shown == sum(1 for _ in Album().refresh(site.corpus).slice(0, 24)) > 0
+        picture(page, "kept" if size == DESK else "kept-phone")
+        page.locator(".album a").first.click()
+        page.wait_for_load_state("networkidle")
+        boxes = [box.bounding_box() for box in page.locator(".developed img").all()]
+        assert len(boxes) == 4 and all(50 < box["width"] < size["width"] and box["height"] > 50 for box in boxes)
+        assert page.locator("body").bounding_box()["width"] <= size["width"]
+        picture(page, "kept-frame" if size == DESK else "kept-frame-phone")
+        assert page.complaints == []

@@ -22,7 +22,7 @@ from pydicom.uid import (
 
 from usfmae.core.config import ReadSettings
 from usfmae.core.flow import Frame, Quarantined
-from usfmae.core.read import Refused, Unreadable, discover, identify, read
+from usfmae.core.read import Unreadable, discover, identify, read
 from usfmae.core.read.discover import Candidate, Identified
 
 from .conftest import SECRET, speckle
@@ -195,58 +195,6 @@ def test_frames_are_decoded_one_at_a_time(make_dicom: MakeDicom, monkeypatch: py
     assert len(decoded) == 1
     assert len(list(reading)) == 3
     assert len(decoded) == 4
-
-
-@pytest.mark.parametrize(
-    ("elements", "reason"),
-    [
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.33"}, "structured-report"),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.104.1"}, "encapsulated-document"),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.11.1"}, "presentation-state"),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "secondary-capture"),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4"}, "secondary-capture"),
-        ({"Modality": "CT"}, "modality"),
-    ],
-)
-def test_what_is_no_ultrasound_picture_is_refused_by_rule(
-    make_dicom: MakeDicom, elements: dict[str, str], reason: str
-) -> None:
-    found = identify(Candidate(make_dicom(colour_clip(1), **elements)), SECRET, ALL)
-    assert isinstance(found, Refused)
-    assert found.reason == reason
-
-
-WHEEL = Path(pydicom.__file__).parent / "data" / "test_files"
-FOREIGN = {
-    "test-SR.dcm": "structured-report",
-    "reportsi.dcm": "structured-report",
-    "CT_small.dcm": "modality",
-    "MR_small_RLE.dcm": "modality",
-    "SC_rgb_jpeg.dcm": "secondary-capture",
-    "rtplan.dcm": "radiotherapy-object",
-    "rtdose_1frame.dcm": "radiotherapy-object",
-    "liver_1frame.dcm": "derived-object",
-    "waveform_ecg.dcm": "waveform",
-    "dicomdirtests/DICOMDIR-implicit": "dicomdir",
-}
-
-
-@pytest.mark.parametrize(("name", "reason"), FOREIGN.items())
-def test_real_objects_of_other_kinds_are_refused(name: str, reason: str) -> None:
-    found = identify(Candidate(WHEEL / name), SECRET, ALL)
-    assert isinstance(found, Refused)
-    assert found.reason == reason
-
-
-def test_a_real_dicomdir_leads_to_the_files_of_its_file_set() -> None:
-    """All of them CT and MR: each is looked at and refused, none is an accident."""
-    from usfmae.core.read import walk
-
-    files = list(walk([WHEEL / "dicomdirtests" / "DICOMDIR"]))
-    ends = [identify(candidate, SECRET, ALL) for candidate in files]
-    reasons = [end.reason for end in ends if isinstance(end, Refused)]
-    assert reasons.count("modality") == 81
-    assert not [end for end in ends if isinstance(end, (Identified, Quarantined))]
 
 
 def test_header_words_and_regions_reach_the_cleaner_but_not_the_frame_as_text(make_dicom: MakeDicom) -> None:
