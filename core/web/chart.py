@@ -91,5 +91,5 @@ def _sample(look: str) -> str:
 def _line(points: Sequence[Point], look: str) -> list[str]:
     parts = [f'<polyline class="line {look}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>']
     if len(points) <= DOTTED:  # and a line of one point would not show at all
-        parts += [f'<circle class="line {look}" cx="{x:.1f}" cy="{y:.1f}" r="1"/>' for x, y in points]
+        parts += [f'<circle class="line {look}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points]
     return parts
