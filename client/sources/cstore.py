@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -96,7 +97,7 @@ def _tls(settings: CstoreSettings) -> ssl.SSLContext | None:
         if settings.certificate or settings.key:
             raise ConfigError("cstore.certificate", "certificate and key go together", "give both or neither")
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = _Unhurried(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         context.load_cert_chain(settings.certificate, settings.key)
@@ -106,6 +107,13 @@ def _tls(settings: CstoreSettings) -> ssl.SSLContext | None:
     except (OSError, ssl.SSLError) as error:
         raise ConfigError("cstore.certificate", str(error), "give PEM files this account may read") from None
     return context
+
+
+class _Unhurried(ssl.SSLContext):
+    """Shakes hands when an association's own thread first reads: who connects and says nothing keeps nobody waiting."""
+
+    def wrap_socket(self, sock: socket.socket, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
+        return super().wrap_socket(sock, *args, **{**kwargs, "do_handshake_on_connect": False})
 
 
 def _store(event: evt.Event, spool: Spool, listener: Listener) -> int:

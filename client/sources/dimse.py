@@ -8,6 +8,7 @@ other PDU is left to pynetdicom, which reads it as if nothing had happened.
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import ssl
@@ -54,6 +55,8 @@ class Reader:
         self.request: Request | None = None
         self.data: list[bytes] = []
         self.ahead = bytearray()  # read from the socket, and not yet by pynetdicom
+        self.gone = False
+        self._socket().settimeout(association.network_timeout)  # half a PDU, or half a TLS record, and then nothing
         self.leave = association.dul._read_pdu_data
         association.dul._read_pdu_data = self.read  # type: ignore[method-assign]
         association.dul.socket.recv = self.receive  # type: ignore[union-attr, method-assign]
@@ -62,8 +65,7 @@ class Reader:
         """In place of `DULServiceProvider._read_pdu_data`: called when something came, returns once nothing does."""
         watch = self.association._reactor_checkpoint
         try:
-            if not isinstance(self._socket(), ssl.SSLSocket):  # part of a TLS record may keep `recv` waiting for ever
-                watch.clear()  # pynetdicom's other thread of this association rests instead of polling
+            watch.clear()  # pynetdicom's other thread of this association rests instead of polling
             while self._takes_one() and self._comes_soon():
                 self.association.dul._idle_timer.restart()
         finally:
@@ -87,22 +89,18 @@ class Reader:
         return False
 
     def _read_ahead(self, count: int) -> bool:
-        """False where the sender has gone before `count` bytes were there, or announces too many.
+        """False where the sender goes, or falls silent, before `count` bytes are there, or announces too many.
 
         Senders that write a PDU's header and body apart (DCMTK does) wait for the TCP acknowledgement between the two
         (Nagle's algorithm); Linux delays it by 40 ms: 20 instances a second instead of hundreds.
         """
-        while len(self.ahead) < count <= HEADER + LONGEST_PDU:
-            if self.ahead and not self._comes_soon():
-                self.association._reactor_checkpoint.set()  # half a PDU and then silence: pynetdicom watches the clock
-            try:
+        while len(self.ahead) < count <= HEADER + LONGEST_PDU and not self.gone:
+            piece = b""
+            with contextlib.suppress(OSError, AttributeError):  # broken, silent, closed by the other thread
                 link = self._socket()
                 piece = link.recv(min(count - len(self.ahead), PIECE))
                 link.setsockopt(socket.IPPROTO_TCP, QUICKACK, 1)
-            except (OSError, AttributeError):  # broken, or closed by the association's other thread
-                return False
-            if not piece:
-                return False
+            self.gone = not piece
             self.ahead += piece
         return len(self.ahead) >= count
 

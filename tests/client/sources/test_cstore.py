@@ -7,9 +7,14 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import JPEGBaseline8Bit, UltrasoundImageStorage, generate_uid
@@ -168,3 +173,44 @@ def test_tls_with_a_certificate_of_the_sender(spool: Spool, tmp_path: Path) -> N
     finally:
         running.stop()
     assert len(spool.files()) == 1
+
+
+def test_who_says_nothing_on_the_tls_port_keeps_nobody_waiting(spool: Spool, tmp_path: Path) -> None:
+    """No word, and half a word, of the TLS handshake; each ends when it has been silent for too long."""
+    ours = _certificate(tmp_path, "listener")
+    settings = CstoreSettings(port=_free(), allow=("PACS1",), certificate=ours[0], key=ours[1], idle_seconds=1)
+    running = listen(settings, spool)
+    try:
+        silent = [socket.create_connection(("127.0.0.1", running.port), timeout=10) for _ in range(2)]
+        silent[1].sendall(b"\x16\x03\x01\x02\x00\x01")
+        trusted = ssl.create_default_context(cafile=str(ours[0]))
+        trusted.check_hostname = False
+        link = call(running.port, tls=trusted)
+        assert link.is_established and link.send_c_store(instance()).Status == 0x0000
+        link.release()
+        assert [half.recv(100) for half in silent] == [b"", b""], "a silent connection is kept for ever"
+    finally:
+        running.stop()
+
+
+def test_an_expired_certificate_of_a_sender_is_refused(spool: Spool, tmp_path: Path) -> None:
+    ours = _certificate(tmp_path, "listener")
+    theirs = tmp_path / "old.pem", tmp_path / "old.key"
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "pacs")])
+    start = datetime.now(UTC) - timedelta(days=30)
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    made = made.serial_number(1).not_valid_before(start).not_valid_after(start + timedelta(days=29))
+    theirs[0].write_bytes(made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    theirs[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    settings = CstoreSettings(port=_free(), allow=("PACS1",), certificate=ours[0], key=ours[1], client_ca=theirs[0])
+    running = listen(settings, spool)
+    try:
+        trusted = ssl.create_default_context(cafile=str(ours[0]))
+        trusted.check_hostname = False
+        trusted.load_cert_chain(*theirs)
+        link = call(running.port, tls=trusted)
+        assert not link.is_established or link.send_c_store(instance()).get("Status") is None
+    finally:
+        running.stop()
+    assert spool.files() == []
