@@ -41,7 +41,7 @@ from usfmae.server.ledger import Ledger, Verdict
 
 ORGANS = ("abdomen", "breast", "fetus", "heart", "kidney", "liver", "lung", "nerve", "ovary", "thyroid")
 COORDINATOR = ("/", "/sites", "/rounds", "/rounds/250", "/lineage")
-SITE = ("/", "/quarantine", "/outbox", "/audit")
+SITE = ("/", "/kept", "/kept?page=900", "/kept/000003.gray/7/image.png", "/quarantine", "/outbox", "/audit")
 
 
 def coordinator(root: Path, sites: int, rounds: int) -> Home:

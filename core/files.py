@@ -23,9 +23,9 @@ def replacing(path: Path) -> Iterator[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
-            _flush(partial)
+            flush(partial)
             partial.replace(path)
-            _flush(path.parent)
+            flush(path.parent)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -79,7 +79,8 @@ def _is_full(error: BaseException | None) -> bool:
     return told or _is_full(error.__context__)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """A file's bytes, or a folder's names, on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from usfmae.core.errors import ResourceError
+from usfmae.core.files import flush
 from usfmae.core.flow import secret_id
 
 SPOOL = "spool"  # folder of a site's directory; `prepare` reads it like any source
@@ -85,9 +86,9 @@ class Spool:
 
     def _flush(self, file: Path) -> None:
         """The file's bytes and its name on disk."""
-        folder = self._flushing.submit(_sync, file.parent)
+        folder = self._flushing.submit(flush, file.parent)
         try:
-            _sync(file)
+            flush(file)
         finally:
             folder.result()
 
@@ -95,7 +96,7 @@ class Spool:
         with self._lock:
             if folder not in self._made:
                 folder.mkdir(exist_ok=True, mode=0o700)
-                _sync(self.directory)
+                flush(self.directory)
                 self._made.add(folder)
 
     def files(self) -> list[Path]:
@@ -124,12 +125,3 @@ def _write(partial: Path, content: bytes) -> None:
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "wb") as file:
         file.write(content)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
