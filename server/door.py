@@ -42,10 +42,11 @@ class Door:
             self._close(next(iter(self.strangers)))
         self.strangers[peer] = connection
 
-    def prove(self, peer: Peer) -> None:
-        """A call on this connection has proved a key."""
+    def prove(self, peer: Peer) -> bool:
+        """A call on this connection has proved a key. False where it was closed: nobody would hear the answer."""
         if self.strangers.pop(peer, None) is not None:
             self.known.add(peer)
+        return peer in self.known
 
     def leave(self, peer: Peer) -> None:
         self.strangers.pop(peer, None)

@@ -58,7 +58,7 @@ class Porch:
     """An ASGI application around another, which may raise Refused as well, before it answers.
 
     `enrolled` says whether a public key (PEM) belongs to an active site; `on_proved` hears of each connection on which
-    a call has proved one.
+    a call has proved one, and says whether it is still there.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Porch:
         body_limit: int,
         body_seconds: float,
         on_refused: Callable[[int, str, str], None] = lambda status, why, client: None,
-        on_proved: Callable[[tuple[str, int]], None] = lambda client: None,
+        on_proved: Callable[[tuple[str, int]], bool] = lambda client: True,
     ) -> None:
         self.inner, self.enrolled, self.on_refused, self.on_proved = inner, enrolled, on_refused, on_proved
         self.body_limit, self.body_seconds = body_limit, body_seconds
@@ -95,8 +95,8 @@ class Porch:
             raise Refused(405, "POST only")
         headers = {name.lower(): value for name, value in scope["headers"]}
         CALLER.set(self._known(headers))
-        if scope.get("client"):
-            self.on_proved(tuple(scope["client"]))
+        if scope.get("client") and not self.on_proved(tuple(scope["client"])):
+            raise Refused(429, "closed before its first call was read")
         declared = headers.get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self.body_limit:
             raise Refused(413, f"a request holds at most {self.body_limit} bytes")

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from safetensors.numpy import load_file
 
 from tests.e2e import tables
-from usfmae.client import download, forward, messages, node, pieces
+from usfmae.client import download, forward, messages, node, pieces, trouble
 from usfmae.core import audit, keys, objects, protocol, update
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.enrolment import Enrolment
@@ -77,8 +77,12 @@ class Hospital:
         return node.Fleet(f"https://127.0.0.1:{port}", home.ca, self.node_key, timeout=20)
 
     def serve(self, home: Home, port: int, stop: threading.Event) -> None:
-        fleet = self.connect(home, port)
-        fleet.activate(60)
+        fleet, online = self.connect(home, port), False
+        while not online and not stop.is_set():
+            try:
+                online = bool(fleet.activate(60))
+            except trouble.UnreachableError:  # an agent tries again as well
+                stop.wait(0.2)
         while not stop.is_set():
             request = fleet.pull()
             if request is None:

@@ -1,0 +1,26 @@
+"""Who may stand at the public port without a key, and who goes when there are too many."""
+
+import socket
+
+from usfmae.server.door import FULL, Door
+
+
+def test_the_longest_waiting_stranger_goes_and_whoever_proved_a_key_stays():
+    refused: list[tuple[int, str, str]] = []
+    door = Door(4, 2, lambda *told: refused.append(told))
+    ends = [socket.socketpair() for _ in range(8)]
+    peers = [("10.0.0.1", n) for n in range(4)] + [(f"10.0.1.{n}", 9) for n in range(4)]
+    door.enter(peers[0], ends[0][0])
+    assert door.prove(peers[0])
+    for peer, (mine, _) in zip(peers[1:], ends[1:], strict=True):
+        door.enter(peer, mine)
+    assert refused == [(429, FULL, "10.0.0.1")] * 3, "one of its own address, then the longest waiting of all"
+    assert list(door.strangers) == peers[4:] and peers[0] in door.known
+    assert [theirs.recv(1) for _, theirs in ends[1:4]] == [b""] * 3
+    assert door.prove(peers[0]) and door.prove(peers[7])
+    assert not door.prove(peers[1]), "its call came too late: it must not be acted upon"
+    door.leave(peers[0])
+    assert not door.prove(peers[0])
+    for pair in ends:
+        for end in pair:
+            end.close()
