@@ -58,6 +58,7 @@ def opened(chromium: Any, size: dict[str, int], scripts: bool = True) -> Any:
     """A page; anything the browser complains about, and any request elsewhere, fails the test at its end."""
     context = chromium.new_context(viewport=size, java_script_enabled=scripts)
     page = context.new_page()
+    page.set_default_timeout(90_000)  # decoding a frame may take a minute of a busy machine
     page.complaints = []
     page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
     page.on(
