@@ -154,7 +154,7 @@ def child() -> None:
         return CleanImage(frame.pixels, np.zeros(frame.pixels.shape[:2], bool), frame.trail)
 
     clean.clean = untouched  # type: ignore[assignment]
-    clean.clean_clip = lambda frames, settings: (untouched(f, settings) for f in frames)  # type: ignore[assignment]
+    clean.clean_clip = lambda frames, settings, beat: (untouched(f, settings) for f in frames)  # type: ignore[assignment]
     process.main()
 
 

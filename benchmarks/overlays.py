@@ -19,12 +19,16 @@ Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Rng = np.random.Generator
 
-# Faces of the two halves differ, as the patients do.
+# Faces of the halves differ, as the patients do.
 FACES = {
     "tuning": ("DejaVuSans", "DejaVuSansMono-Bold", "LiberationSans-Regular", "FreeSerif", "Roboto-Medium", "FreeMono"),
     "scoring": (
         "LiberationSans-Bold", "LiberationMono-Regular", "Roboto-Regular", "OpenSans-Semibold", "Hack-Regular",
         "FreeSans", "DejaVuSansCondensed", "DejaVuSerif", "Carlito-Regular", "RobotoCondensed-Regular",
+    ),
+    "fresh": (
+        "LiberationSerif-Regular", "OpenSans-Regular", "RobotoCondensed-Bold", "FreeSansBold", "Hack-Bold",
+        "LiberationSansNarrow-Regular", "Carlito-Bold", "DejaVuSerifCondensed",
     ),
 }  # fmt: skip
 FAMILY = tuple(
@@ -102,7 +106,7 @@ def glyphs(rng: Rng, text: str, half: str, low: int, high: int) -> NDArray[np.fl
     return np.asarray(canvas, np.float32) / 255
 
 
-def _blend(pixels: Pixels, x: int, y: int, cover: NDArray[np.float32], colour: NDArray[np.float32]) -> None:
+def blend(pixels: Pixels, x: int, y: int, cover: NDArray[np.float32], colour: NDArray[np.float32]) -> None:
     h, w = cover.shape
     part = pixels[y : y + h, x : x + w].astype(np.float32)
     mixed = part * (1 - cover[:, :, None]) + colour * cover[:, :, None]
@@ -148,8 +152,8 @@ def add_string(picture: Painted, taken: Mask, rng: Rng, half: str, kind: str) ->
         if kind == "tissue" and colour @ (0.299, 0.587, 0.114) - below < 70:
             colour = np.array((255, 255, 255) if below < 185 else (0, 0, 0), np.float32)
         if kind == "tissue" and rng.random() < 0.2:  # a dark edge, as many devices draw
-            _blend(picture.pixels, x + 1, y + 1, cover, np.zeros(3, np.float32))
-    _blend(picture.pixels, x, y, cover, colour)
+            blend(picture.pixels, x + 1, y + 1, cover, np.zeros(3, np.float32))
+    blend(picture.pixels, x, y, cover, colour)
     taken[y : y + h, x : x + w] = True
     picture.strings.append(Text(text, (x, y, x + w, y + h), kind))
 
@@ -157,7 +161,7 @@ def add_string(picture: Painted, taken: Mask, rng: Rng, half: str, kind: str) ->
 def _drawn(picture: Painted, kind: str, layer: Pixels, colour: tuple[int, int, int]) -> None:
     """Blend a coverage layer 0..255 in one colour and book the visible part as ink of `kind`."""
     before = picture.pixels.copy()
-    _blend(picture.pixels, 0, 0, layer.astype(np.float32) / 255, np.array(colour, np.float32))
+    blend(picture.pixels, 0, 0, layer.astype(np.float32) / 255, np.array(colour, np.float32))
     visible = (np.abs(picture.pixels.astype(int) - before).max(2) > 24) & (layer > 100)
     picture.ink[kind] = picture.ink.get(kind, np.zeros(layer.shape, bool)) | visible
 
@@ -245,7 +249,7 @@ def screen(scan: Pixels, rng: Rng) -> Painted:
     scale = min(rng.uniform(0.62, 0.8) * rows / height, 0.72 * columns / width)
     scan = cv2.resize(scan, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
     h, w = scan.shape[:2]
-    y, x = int(rng.integers(50, rows - h - 20)), int(rng.integers(90, columns - w - 90))
+    y, x = int(rng.integers(50, rows - h - 20)), int(rng.integers(90, max(91, columns - w - 90)))
     shape = _sector((h, w), rng) if rng.random() < 0.5 else np.ones((h, w), bool)
     clean, region = np.zeros((rows, columns, 3), np.uint8), np.zeros((rows, columns), bool)
     clean[y : y + h, x : x + w] = np.where(shape[:, :, None], scan, 0)

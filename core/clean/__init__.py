@@ -8,7 +8,7 @@ found once. The `paper` profile is the published pipeline as written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -37,17 +37,20 @@ def clean(frame: Frame | Pixels, settings: CleanSettings) -> CleanImage | Quaran
     return CleanImage(pixels, (pixels != frame.pixels).any(2), frame.trail)
 
 
-def clean_clip(frames: Iterable[Frame], settings: CleanSettings) -> Iterator[CleanImage | Quarantined]:
+def clean_clip(
+    frames: Iterable[Frame], settings: CleanSettings, beat: Callable[[], object] = lambda: None
+) -> Iterator[CleanImage | Quarantined]:
     """The frames of one clip, in order; one result for each.
 
     Frames that carry a time are taken for moments of one clip and share their static overlay; frames without one (the
-    stills of a study, the slices of a volume) are each cleaned alone.
+    stills of a study, the slices of a volume) are each cleaned alone. `beat` is called after each step of a clip's
+    common work, which answers nothing until all its frames are done.
     """
     from usfmae.core.clean.clip import safe_clip
 
     checked = (_checked(frame) for frame in frames)
     if settings.profile == "safe":
-        yield from safe_clip(checked, settings)
+        yield from safe_clip(checked, settings, beat)
     else:
         yield from (clean(frame, settings) for frame in checked)
 

@@ -7,13 +7,12 @@ middle and last frame as stills are. Where either finds something, every frame i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import cv2
 import numpy as np
 
 from usfmae.core.clean import text, verify
-from usfmae.core.clean.engines import text_probability
 from usfmae.core.clean.graphics import ridge
 from usfmae.core.clean.inpaint import inpainted_together
 from usfmae.core.clean.morphology import bounds, brightest_of, changed, masked
@@ -21,6 +20,8 @@ from usfmae.core.clean.safe import overlay, safe, scan_region
 from usfmae.core.clean.sheet import probability_within, windows_around
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.flow import CleanImage, Frame, Mask, Pixels, Quarantined
+
+Beat = Callable[[], object]
 
 _SHORTEST = 4  # frames; fewer show too little motion
 _MOTION = 2.0  # mean gray levels between the darkest and brightest value of the region's pixels
@@ -58,7 +59,7 @@ def appeared(crops: Sequence[Pixels], settings: CleanSettings) -> bool:
     sharpest = ridge(brightest_of(crops[0]))
     for crop in crops[1:]:
         cv2.max(sharpest, ridge(brightest_of(crop)), dst=sharpest)
-    probability = text_probability(cv2.merge([sharpest] * 3).astype(np.uint8), settings.precision)
+    probability = text.looked(cv2.merge([sharpest] * 3).astype(np.uint8), settings)
     return any(True for _ in text.boxes(probability, settings.text_threshold))
 
 
@@ -76,7 +77,7 @@ def _verified(crops: Sequence[Pixels], suspect: Mask, settings: CleanSettings, w
     return not appeared(crops, settings)
 
 
-def _together(frames: Sequence[Frame], settings: CleanSettings) -> list[CleanImage | Quarantined] | None:
+def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> list[CleanImage | Quarantined] | None:
     """The frames cleaned with one overlay mask, or None where they must be cleaned one by one."""
     darkest, brightest = extremes(frames)
     inside = scan_region(Frame(brightest, frames[0].trail, regions=frames[0].regions), settings)
@@ -86,12 +87,16 @@ def _together(frames: Sequence[Frame], settings: CleanSettings) -> list[CleanIma
     motion = cv2.absdiff(brightest[rows, columns], darkest[rows, columns])
     if motion.mean() < _MOTION:
         return None
+    beat()
     here = inside[rows, columns]
     still = overlay(np.ascontiguousarray(masked(darkest, inside)[rows, columns]), here, settings)
-    crops = [np.ascontiguousarray(masked(frame.pixels, inside)[rows, columns]) for frame in frames]
+    beat()
+    crops = [masked(np.ascontiguousarray(frame.pixels[rows, columns]), here) for frame in frames]
     crops = inpainted_together(crops, still.drawn, settings.inpaint_radius)
+    beat()
     if not _verified(crops, still.suspect, settings, frames[0].words):
         return None
+    beat()
     notes = {"region": round(float(inside.mean()), 4), "together": len(frames)}
     results: list[CleanImage | Quarantined] = []
     for frame, crop in zip(frames, crops, strict=True):
@@ -101,8 +106,8 @@ def _together(frames: Sequence[Frame], settings: CleanSettings) -> list[CleanIma
     return results
 
 
-def safe_clip(frames: Iterable[Frame], settings: CleanSettings) -> Iterator[CleanImage | Quarantined]:
+def safe_clip(frames: Iterable[Frame], settings: CleanSettings, beat: Beat) -> Iterator[CleanImage | Quarantined]:
     """One result for each frame, in order."""
     for run in windows(frames, settings.clip_window):
-        results = _together(run, settings) if len(run) >= _SHORTEST else None
+        results = _together(run, settings, beat) if len(run) >= _SHORTEST else None
         yield from results if results is not None else (safe(frame, settings) for frame in run)

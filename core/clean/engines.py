@@ -27,7 +27,7 @@ from usfmae.core.flow import Pixels
 Probability = NDArray[np.float32]
 
 _GRID = 32  # the detector takes multiples of this
-_ANCHOR_HEIGHT = 40
+_ANCHOR_HEIGHT = 24
 ANCHORS = 2 * _ANCHOR_HEIGHT  # rows that the known words add to a crop
 _DETECTOR, _RECOGNISER = "PP-OCRv6_det_small.onnx", "PP-OCRv6_rec_small.onnx"
 _DEBIAN_TESSDATA = Path("/usr/share/tesseract-ocr/5/tessdata")
@@ -65,9 +65,19 @@ def _fastest() -> str:
         return "f32"
 
 
+def _without_sigmoid(model: Any) -> Any:
+    """The detector up to its logits: OpenVINO's own sigmoid takes a twentieth of a pass, numpy's a third of that."""
+    sigmoid = model.output(0).get_node().input_value(0).get_node()
+    if sigmoid.get_type_name() != "Sigmoid":
+        raise ResourceError(f"text model {_DETECTOR}", "it does not end in a sigmoid", "pip install 'rapidocr>=3.8'")
+    return _openvino().Model([sigmoid.input_value(0)], model.get_parameters(), "detector")
+
+
 @lru_cache(maxsize=4)
 def _compiled(name: str, precision: str) -> Any:
-    core = _core()
+    core, model = _core(), _core().read_model(str(_model_path(name)))
+    if name == _DETECTOR:
+        model = _without_sigmoid(model)
     precision = _fastest() if precision == "auto" else precision
     hints = {
         "INFERENCE_NUM_THREADS": 1,  # preparation runs one process per core ...
@@ -75,7 +85,7 @@ def _compiled(name: str, precision: str) -> Any:
         "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
     }
-    return core.compile_model(core.read_model(str(_model_path(name))), "CPU", hints).create_infer_request()
+    return core.compile_model(model, "CPU", hints).create_infer_request()
 
 
 def _run(name: str, precision: str, batch: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -86,14 +96,14 @@ def _run(name: str, precision: str, batch: NDArray[np.float32]) -> NDArray[np.fl
 
 def _normalised(pixels: Pixels) -> NDArray[np.float32]:
     """(H, W, 3) RGB -> (1, 3, H, W) in -1..1, blue first as the networks were trained."""
-    return np.ascontiguousarray(pixels[:, :, ::-1].transpose(2, 0, 1)[None], np.float32) / 127.5 - 1.0
+    return cast(NDArray[np.float32], cv2.dnn.blobFromImage(pixels, 1 / 127.5, mean=(127.5,) * 3, swapRB=True))
 
 
 @lru_cache(maxsize=16)
 def _anchor(width: int) -> Pixels:
     strip = np.zeros((_ANCHOR_HEIGHT, width, 3), np.uint8)
-    for x, word in zip(range(8, max(9, width - 120), 260), cycle(("ANCHOR 12345", "SAMPLE 67890")), strict=False):
-        cv2.putText(strip, word, (x, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255), 2, cv2.LINE_AA)
+    for x, word in zip(range(8, max(9, width - 100), 140), cycle(("ANCHOR 12345", "SAMPLE 67890")), strict=False):
+        cv2.putText(strip, word, (x, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (255, 255, 255), 1, cv2.LINE_AA)
     return strip
 
 
@@ -101,7 +111,8 @@ def text_probability(pixels: Pixels, precision: str = "auto") -> Probability:
     """Probability of text at each pixel of an RGB crop, (H, W) float32.
 
     Known words are drawn on strips above and below the crop: with no real text in view the detector fires on speckle
-    (59 of 60 clean crops at threshold 0.3), with one strip on 1 of 60, with two on none.
+    (59 of 60 clean crops at threshold 0.3), with one strip on 1 of 60, with two on none. Strips of 24 rows do
+    as well as strips of 40 (no box on 40 crops, the same text found) at a seventh less time; strips of 16 do not.
     """
     height, width = pixels.shape[:2]
     padded_width = max(256, -(-width // _GRID) * _GRID)
@@ -110,7 +121,8 @@ def text_probability(pixels: Pixels, precision: str = "auto") -> Probability:
     canvas[:_ANCHOR_HEIGHT] = canvas[-_ANCHOR_HEIGHT:] = _anchor(padded_width)
     inside = np.s_[_ANCHOR_HEIGHT : _ANCHOR_HEIGHT + height, :width]
     canvas[inside] = pixels
-    return _run(_DETECTOR, precision, _normalised(canvas))[0, 0][inside].astype(np.float32)
+    logits = _run(_DETECTOR, precision, _normalised(canvas))[0, 0][inside]
+    return (1 / (1 + np.exp(-logits))).astype(np.float32, copy=False)
 
 
 @lru_cache(maxsize=1)

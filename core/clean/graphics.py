@@ -14,6 +14,7 @@ from usfmae.core.clean.morphology import brightest_of, dilated, largest_of
 from usfmae.core.flow import Mask, Pixels
 
 _STROKE = 7  # top-hat window: strokes narrower than this stand out
+_LINE = 5  # the same for ruled lines; echoes of some length are thicker
 _CONTRAST = 60  # gray levels of ink above what surrounds it
 _DOT_CONTRAST = 36
 _MAX_CALIPERS = 12
@@ -21,6 +22,14 @@ _MAX_DOTS = 500
 _SHORTEST_LINE = 7  # dots
 _FARTHEST = 14  # pixels between two dots of a line
 _BY_CHANCE = 0.1  # chains that scattered specks may form before a longer one is asked for
+
+_REACH = 7  # pixels around the centre of a cross
+_ROWS, _COLUMNS = np.mgrid[-_REACH : _REACH + 1, -_REACH : _REACH + 1]
+_SHAPES = (  # places on the arms, and what lies between them: + and x
+    (((-3, 0), (3, 0), (0, -3), (0, 3)), (abs(_ROWS) > 2) & (abs(_COLUMNS) > 2)),
+    (((-3, -3), (3, 3), (-3, 3), (3, -3)), (abs(_ROWS - _COLUMNS) > 4) & (abs(_ROWS + _COLUMNS) > 4)),
+)
+_AS_BRIGHT, _CROWDED = 0.6, 0.3
 
 Points = NDArray[np.float64]  # (N, 2) x, y
 
@@ -43,6 +52,19 @@ def _along(thin: Pixels, dx: int, dy: int, length: int) -> Pixels:
     return cv2.dilate(cv2.erode(thin, _line(dx, dy, length)), np.ones((3, 3), np.uint8)).astype(np.uint8)
 
 
+def _is_cross(thin: Pixels, x: int, y: int) -> bool:
+    """Whether four arms as bright as the centre leave it, with little between them: bright speckle is no such thing."""
+    around = cv2.getRectSubPix(thin, (2 * _REACH + 1, 2 * _REACH + 1), (x, y))
+    near = cv2.dilate(around, np.ones((3, 3), np.uint8))
+    top = int(near[_REACH, _REACH])
+    strong = around > max(_CONTRAST // 2, top // 2)
+    return any(
+        min(int(near[_REACH + row, _REACH + column]) for row, column in arms) > _AS_BRIGHT * top
+        and strong[between].mean() < _CROWDED
+        for arms, between in _SHAPES
+    )
+
+
 def crosses(thin: Pixels) -> Points:
     """Centres (N, 2) of + and x with arms of at least three pixels."""
     found = np.zeros(thin.shape, bool)
@@ -51,7 +73,8 @@ def crosses(thin: Pixels) -> Points:
         found |= both > _CONTRAST * 2 // 3
     _, _, stats, centres = cv2.connectedComponentsWithStats(found.astype(np.uint8))
     small = (stats[1:, cv2.CC_STAT_WIDTH] <= 9) & (stats[1:, cv2.CC_STAT_HEIGHT] <= 9)
-    return np.asarray(centres[1:][small][:_MAX_CALIPERS], np.float64)
+    alone = [c for c in centres[1:][small] if _is_cross(thin, *(int(v) for v in c.round()))]
+    return np.asarray(alone[:_MAX_CALIPERS], np.float64).reshape(-1, 2)
 
 
 def sharp_parts(bright: Pixels, thin: Pixels) -> Mask:
@@ -68,7 +91,7 @@ def sharp_parts(bright: Pixels, thin: Pixels) -> Mask:
     around = cv2.blur(bright * weight, (9, 9)) / np.maximum(1e-3, cv2.blur(weight, (9, 9)))
     outside = np.bincount(which, around[ys, xs], count) / area
     span = np.maximum(stats[:, cv2.CC_STAT_WIDTH], stats[:, cv2.CC_STAT_HEIGHT])
-    drawn = (flat > 0.55) & (top - outside > 90) & (top > 140) & (area >= 14) & (span >= 7)
+    drawn = (flat > 0.55) & (top - outside > 90) & (top > 170) & (area >= 14) & (span >= 7)
     drawn[0] = False
     return drawn[labels]
 
@@ -92,16 +115,17 @@ def dotted(points: Points, shape: tuple[int, int]) -> list[Points]:
     places = np.full((shape[0] + 2, shape[1] + 2), -1)
     for row, column in np.ndindex(3, 3):  # a dot may lie a pixel off
         places[points[:, 1].round().astype(int) + row, points[:, 0].round().astype(int) + column] = range(len(points))
-    gap = np.sqrt(((points[:, None] - points[None]) ** 2).sum(2))
-    first, last = np.nonzero((gap > 2.5) & (gap < _FARTHEST))
+    x, y = points.T
+    gap = (x[:, None] - x) ** 2 + (y[:, None] - y) ** 2
+    first, last = np.nonzero((gap > 2.5**2) & (gap < _FARTHEST**2))
     steps, hits, active = np.ones(len(first)), np.full(len(first), 2), np.ones(len(first), bool)
     while active.any():
         moved = np.zeros(len(first), bool)
         stride = (points[last] - points[first]) / steps[:, None]
         for skip in (1, 2):
-            x, y = (points[last] + skip * stride).round().astype(int).T + 1
-            inside = (x >= 0) & (y >= 0) & (x < places.shape[1]) & (y < places.shape[0])
-            found = np.where(inside, places[np.where(inside, y, 0), np.where(inside, x, 0)], -1)
+            column, row = (points[last] + skip * stride).round().astype(int).T + 1
+            inside = (column >= 0) & (row >= 0) & (column < places.shape[1]) & (row < places.shape[0])
+            found = np.where(inside, places[np.where(inside, row, 0), np.where(inside, column, 0)], -1)
             step = active & ~moved & (found >= 0) & (found != last)
             last, steps, hits = np.where(step, found, last), steps + skip * step, hits + step
             moved |= step
@@ -158,4 +182,4 @@ def graphics(pixels: Pixels) -> Mask:
         middle = labels[min(y, 11), min(x, 11)]
         if middle:
             found[window] |= labels == middle
-    return found | straight(bright, thin) | dotted_lines(thin)
+    return found | straight(bright, ridge(bright, _LINE)) | dotted_lines(thin)

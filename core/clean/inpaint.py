@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import cv2
 import numpy as np
 
-from usfmae.core.clean.morphology import bounds, masked
+from usfmae.core.clean.morphology import bounds
 from usfmae.core.flow import Mask, Pixels
 
 _RIM = 16  # pixels around the holes that are handed to the solver
-
-
-def is_gray(pixels: Pixels) -> bool:
-    """True where R = G = B everywhere."""
-    red, green, blue = cv2.split(pixels)
-    return not cv2.absdiff(red, green).any() and not cv2.absdiff(green, blue).any()
 
 
 def _solved(pixels: Pixels, holes: Pixels, radius: float) -> Pixels:
@@ -37,19 +32,20 @@ def inpainted_together(frames: Sequence[Pixels], mask: Mask, radius: float) -> l
     rows, columns = bounds(mask)
     window = np.s_[max(0, rows.start - _RIM) : rows.stop + _RIM, max(0, columns.start - _RIM) : columns.stop + _RIM]
     holes = mask[window].astype(np.uint8)
-    # What lies under the mask is never read, so coloured ink does not make a gray frame a coloured one.
-    gray = [i for i, frame in enumerate(frames) if is_gray(masked(np.ascontiguousarray(frame[window]), holes == 0))]
-    for i in sorted(set(range(len(frames))) - set(gray)):
-        results[i][window] = _solved(frames[i][window], holes, radius)
-    for start in range(0, len(gray), 3):
-        three = gray[start : start + 3]
-        merged = np.stack([frames[i][window][:, :, 0] for i in three], 2) if len(three) > 1 else None
-        if merged is None:
-            results[three[0]][window] = _solved(frames[three[0]][window][:, :, 0], holes, radius)[:, :, None]
-            continue
-        if merged.shape[2] == 2:
-            merged = np.concatenate([merged, merged[:, :, :1]], 2)
-        solved = _solved(merged, holes, radius)
-        for channel, i in enumerate(three):
-            results[i][window] = solved[:, :, channel, None]
+    around = cast(Pixels, cv2.bitwise_not(holes * 255))
+    gray: dict[int, Pixels] = {}
+    for i, frame in enumerate(frames):
+        red, green, blue = cv2.split(frame[window])
+        # What lies under the mask is never read, so coloured ink does not make a gray frame a coloured one.
+        apart = cv2.max(cv2.absdiff(red, green), cv2.absdiff(green, blue))
+        if cv2.countNonZero(cv2.bitwise_and(apart, around)):
+            results[i][window] = _solved(frame[window], holes, radius)
+        else:
+            gray[i] = cast(Pixels, red)
+    order = list(gray)
+    for three in (order[start : start + 3] for start in range(0, len(order), 3)):
+        channels = [gray[i] for i in three]
+        together = channels[0] if len(channels) == 1 else cast(Pixels, cv2.merge((channels * 2)[:3]))
+        for i, channel in zip(three, cv2.split(_solved(together, holes, radius)), strict=False):
+            results[i][window] = cv2.merge([channel] * 3)
     return results

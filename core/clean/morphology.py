@@ -30,7 +30,8 @@ def masked(pixels: Pixels, mask: Mask) -> Pixels:
 
 def changed(after: Pixels, before: Pixels) -> Mask:
     """Where two RGB pictures differ (H, W)."""
-    return brightest_of(cast(Pixels, cv2.absdiff(after, before))) > 0
+    nothing = np.zeros(3)
+    return cv2.inRange(cv2.absdiff(after, before), nothing, nothing) == 0
 
 
 def largest_of(labels: NDArray[Any], values: NDArray[Any], count: int) -> NDArray[np.float64]:
@@ -60,13 +61,21 @@ def closed(mask: Mask, radius: int) -> Mask:
     return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, _disc(radius)) > 0
 
 
-def components(mask: Mask, pad: int = 0) -> Iterator[tuple[tuple[slice, slice], Mask]]:
+def components(mask: Mask, pad: int = 0, smallest: float = 1) -> Iterator[tuple[tuple[slice, slice], Mask]]:
     """Each 8-connected part of a mask: the window around it (grown by `pad`) and the part within that window."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    seen = mask.astype(np.uint8)
+    left, top, width, height = cv2.boundingRect(seen)
+    if not width:
+        return
+    left, top, right, bottom = max(0, left - pad), max(0, top - pad), left + width + pad, top + height + pad
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(seen[top:bottom, left:right])
     for index in range(1, count):
-        x, y, w, h = (int(v) for v in stats[index, :4])
-        window = (slice(max(0, y - pad), y + h + pad), slice(max(0, x - pad), x + w + pad))
-        yield window, labels[window] == index
+        x, y, w, h, area = (int(v) for v in stats[index])
+        if area < smallest:
+            continue
+        rows, columns = slice(max(0, y - pad), y + h + pad), slice(max(0, x - pad), x + w + pad)
+        window = slice(top + rows.start, top + rows.stop), slice(left + columns.start, left + columns.stop)
+        yield window, labels[rows, columns] == index
 
 
 def bounds(mask: Mask) -> tuple[slice, slice]:

@@ -14,6 +14,8 @@ from usfmae.core.flow import Mask, Pixels, Region
 _DARK = 3  # gray levels above the background that still count as background
 _FAINT = 24  # noise of far fields and codecs stays below this
 _DIM = 60  # overlays are brighter than this, far fields darker
+_AROUND = 26
+_DRIFT, _JUMP = 6, 60  # gray levels within so many pixels
 _RECTANGLE = 0.9  # share of its box; a sector fills up to 0.8
 _TISSUE_KINDS = ("tissue", "color")
 
@@ -28,13 +30,23 @@ def _hull(mask: Mask) -> Mask:
 
 def background(gray: Pixels) -> int:
     """The gray level of the screen behind the scan: the commonest dark level, 0 on most devices."""
-    counts = np.bincount(gray.ravel(), minlength=256)[:64]
+    counts = cv2.calcHist([gray], [0], None, [64], [0, 64]).ravel()
     level = int(counts.argmax())
     return level if counts[level] > 0.05 * gray.size else 0
 
 
 def _density(mask: Mask, size: int) -> NDArray[np.float32]:
     return cv2.blur(mask.astype(np.float32), (size, size)).astype(np.float32)
+
+
+def smooth(gray: Pixels) -> Mask:
+    """Where levels drift softly (H, W), as in tissue that a codec has smeared: over `_AROUND` pixels they neither jump,
+    as at print, nor stand still, as on the ground of a banner."""
+    height, width = gray.shape
+    small = cv2.resize(gray, (-(-width // 2), -(-height // 2)), interpolation=cv2.INTER_NEAREST)
+    spread = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, np.ones((_AROUND // 2, _AROUND // 2), np.uint8))
+    soft = cv2.inRange(spread, _DRIFT, _JUMP)
+    return cv2.resize(soft, (width, height), interpolation=cv2.INTER_NEAREST) > 0
 
 
 def textured(gray: Pixels) -> tuple[Mask, Mask]:
@@ -47,6 +59,8 @@ def textured(gray: Pixels) -> tuple[Mask, Mask]:
     content = cv2.absdiff(gray, np.full_like(gray, background(gray))) > _DARK
     square = np.ones((3, 3), np.uint8)
     even = (cv2.morphologyEx(gray, cv2.MORPH_GRADIENT, square) <= 1) & (gray > 24)
+    if even.any():
+        even &= ~smooth(gray)
     sure = opened(_density(content & ~even, size) > 0.6, size * 2 // 3)
     near_bright = cv2.dilate(gray, np.ones((9, 9), np.uint8)) > _DIM
     return sure, _density(content & ~even & ~near_bright, size) > 0.25
@@ -56,15 +70,15 @@ def measured(gray: Pixels) -> Mask:
     """The region one gray frame (H, W) shows: its large textured parts with their far fields, filled to their hulls."""
     sure, dim = textured(gray)
     region = np.zeros(gray.shape, bool)
-    parts = [(window, part) for window, part in components(sure)]
+    parts = [(window, part, int(part.sum())) for window, part in components(sure)]
     if not parts:
         return region
-    largest = max(int(part.sum()) for _, part in parts)
+    largest = max(area for *_, area in parts)
     kept = np.zeros(gray.shape, bool)
-    for window, part in parts:
-        if part.sum() >= 0.03 * largest:
+    for window, part, area in parts:
+        if area >= 0.03 * largest:
             kept[window] |= part
-    for window, part in components(kept | dim):
+    for window, part in components(kept | dim, smallest=min(0.03 * largest, 0.003 * gray.size)):
         if (part & kept[window]).any() or part.sum() > (
             0.003 if gray[window][part].max() < _FAINT else 0.01
         ) * gray.size:

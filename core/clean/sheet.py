@@ -13,10 +13,11 @@ from usfmae.core.flow import Mask, Pixels
 
 Window = tuple[slice, slice]  # rows, columns
 
-_ABOVE, _BESIDE = 12, 32  # pixels of surroundings that the detector sees; a line of text goes on sideways
+_ABOVE, _BESIDE = 10, 24  # pixels of surroundings that the detector sees; a line of text goes on sideways
 _GAP = 8  # black between two windows
 _STEP = 64  # sheets come in few sizes: a new input shape costs the detector about one pass
-_WHOLE = 0.6  # share of the picture from which a sheet saves nothing
+_NARROWEST = 256  # what the detector takes at least
+_WHOLE = 0.9  # share of the picture from which a sheet saves nothing
 
 
 def windows_around(mask: Mask) -> list[Window]:
@@ -30,10 +31,16 @@ def _size(window: Window) -> tuple[int, int]:
 
 
 def packed(windows: Sequence[Window]) -> tuple[list[tuple[Window, Window]], tuple[int, int]]:
-    """Shelves, the tallest window first: each window with its place on the sheet, and the sheet's size."""
+    """Each window with its place on the sheet, and the sheet's size: of all widths the one with the smallest sheet."""
     area = sum((h + _GAP) * (w + _GAP) for h, w in map(_size, windows))
     widest = max(w for _, w in map(_size, windows))
-    width = -(-max(widest, round(area**0.5)) // _STEP) * _STEP
+    narrowest = max(_NARROWEST, -(-widest // _STEP) * _STEP)
+    widths = range(narrowest, max(narrowest, round(2 * area**0.5)) + 1, _STEP)
+    return min((_shelves(windows, width) for width in widths), key=lambda sheet: (sheet[1][0] + ANCHORS) * sheet[1][1])
+
+
+def _shelves(windows: Sequence[Window], width: int) -> tuple[list[tuple[Window, Window]], tuple[int, int]]:
+    """Shelf below shelf, the tallest window first."""
     places = []
     x = y = shelf = 0
     for window in sorted(windows, key=lambda window: -_size(window)[0]):
@@ -54,7 +61,7 @@ def probability_within(
     if not windows:
         return found
     places, (height, width) = packed(windows)
-    if height * width > _WHOLE * found.size:
+    if (height + ANCHORS) * width > _WHOLE * (pixels.shape[0] + ANCHORS) * pixels.shape[1]:
         return text_probability(view(pixels), precision)
     sheet = np.zeros((height, width, 3), np.uint8)
     for window, place in places:

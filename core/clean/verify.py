@@ -52,8 +52,10 @@ def apart_from_vessels(pixels: Pixels, boxes: Iterable[Box], flow: Mask, setting
 
 
 def _is_word(crop: Pixels, settings: CleanSettings) -> bool:
+    if is_text(crop, settings):  # five times quicker than the recogniser
+        return True
     line, confidence = recognise(crop, settings.precision)
-    return (len(letters(line)) >= 2 and confidence >= 0.7) or is_text(crop, settings)
+    return len(letters(line)) >= 2 and confidence >= 0.7
 
 
 def left(pixels: Pixels, probability: Probability, settings: CleanSettings, words: Sequence[str] = ()) -> Iterator[Box]:

@@ -32,8 +32,8 @@ class ReadSettings(Options):
     """Archives with more members are refused."""
     decode_seconds: float = Field(30.0, gt=0)
     """A scan whose next frame is not decoded within this time is given up."""
-    clean_seconds: float = Field(120.0, gt=0)
-    """A scan whose next frame is not cleaned within this time is given up."""
+    clean_seconds: float = Field(30.0, gt=0)
+    """A scan whose cleaning gives no sign of life for this time is given up; a clip gives several before its frames."""
     memory_mb: int = Field(4096, ge=512)
     """A worker that asks for more memory than this gives its scan up."""
     shard_images: int = Field(1024, ge=1)

@@ -30,7 +30,7 @@ def show(header: dict[str, Any], settings: Settings, secret: bytes, emit: Emit) 
             yield frame
 
     together = len(scans) > 1 or bool(header["clip"])
-    for number, result in enumerate(cleaned(remembered(), settings, together)):
+    for number, result in enumerate(cleaned(remembered(), settings, together, emit)):
         frame = recorded.pop(number, None)
         if frame is not None and (header["index"] >= 0 or isinstance(result, CleanImage)):
             _emit_pictures(frame, result, emit)

@@ -33,7 +33,7 @@ def run_unit(header: dict[str, Any], settings: Settings, secret: bytes, emit: Em
     scans = [OneScan(scan_of(values)) for values in header["scans"]]
     sent: list[tuple[OneScan, Frame]] = []
     together = len(scans) > 1 or bool(header["clip"])
-    for number, result in enumerate(cleaned(frames_of(scans, sent, settings, emit), settings, together)):
+    for number, result in enumerate(cleaned(frames_of(scans, sent, settings, emit), settings, together, emit)):
         owner, frame = sent[number]
         if isinstance(result, Quarantined):
             emit(event="quarantined", scan=owner.scan.trail.id, index=frame.index, reason=result.reason)
@@ -115,8 +115,13 @@ def frames_of(
     emit(event="cleaning", scan=scans[-1].scan.trail.id)
 
 
-def cleaned(frames: Iterator[Frame], settings: Settings, together: bool) -> Iterator[CleanImage | Quarantined]:
-    """One result per frame, in order. An unforeseen error keeps frames back; a missing program is no such error."""
+def cleaned(
+    frames: Iterator[Frame], settings: Settings, together: bool, emit: Emit
+) -> Iterator[CleanImage | Quarantined]:
+    """One result per frame, in order, and signs of life in between while a clip's frames are worked on together.
+
+    An unforeseen error keeps frames back; a missing program is no such error.
+    """
     from usfmae.core.clean import clean, clean_clip
 
     given: list[Trail] = []
@@ -129,7 +134,7 @@ def cleaned(frames: Iterator[Frame], settings: Settings, together: bool) -> Iter
     done = 0
     try:
         if together and settings.clean.profile == "safe":
-            results = clean_clip(counted(), settings.clean)
+            results = clean_clip(counted(), settings.clean, lambda: emit(event="cleaning"))
         else:
             results = (clean(frame, settings.clean) for frame in counted())
         for result in results:
@@ -144,4 +149,4 @@ def cleaned(frames: Iterator[Frame], settings: Settings, together: bool) -> Iter
         if together:  # what the static overlay was to be found on is not trusted singly either
             yield from (Quarantined(reason, frame.trail, type(error).__name__) for frame in frames)
         else:
-            yield from cleaned(frames, settings, together)
+            yield from cleaned(frames, settings, together, emit)

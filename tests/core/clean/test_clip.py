@@ -50,6 +50,13 @@ def test_a_static_name_goes_from_every_frame_in_one_look() -> None:
         assert "GARC" in recognise(frame[name])[0] and "GARC" not in recognise(result.pixels[name])[0]
 
 
+def test_the_common_work_of_a_clip_gives_signs_of_life_before_its_first_frame() -> None:
+    beats: list[int] = []
+    results = clean_clip(timed(moving(6, range(0))), SETTINGS, lambda: beats.append(0))
+    next(results)
+    assert len(beats) >= 4
+
+
 def test_a_name_in_the_middle_of_a_clip_only_is_found() -> None:
     frames = moving(5, range(1, 2))
     results = list(clean_clip(timed(frames), SETTINGS))

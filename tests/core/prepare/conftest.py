@@ -34,7 +34,19 @@ def quick(frame, settings):
     return CleanImage(frame.pixels, np.zeros(frame.pixels.shape[:2], bool), frame.trail)
 
 clean.clean = quick
-clean.clean_clip = lambda frames, settings: (quick(frame, settings) for frame in frames)
+
+def quick_clip(frames, settings, beat):
+    frames = list(frames)
+    width = frames[0].pixels.shape[1] if frames else 0
+    if width == 88:
+        time.sleep(600)
+    if width == 96:
+        for _ in range(8):
+            time.sleep(0.75)
+            beat()
+    return (quick(frame, settings) for frame in frames)
+
+clean.clean_clip = quick_clip
 original = raster.frames
 
 def frames(scan, settings, notes):
@@ -62,12 +74,12 @@ def still(path: Path, seed: int, width: int = 50) -> Path:
     return path
 
 
-def clip(path: Path, count: int, seed: int = 0) -> Path:
+def clip(path: Path, count: int, seed: int = 0, width: int = 64) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (width, 48))
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        writer.write(cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (64, 48)))
+        writer.write(cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (width, 48)))
     writer.release()
     return path
 

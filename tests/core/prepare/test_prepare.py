@@ -88,6 +88,15 @@ def test_a_file_that_hangs_crashes_or_hogs_memory_harms_no_other(tmp_path: Path,
 
 
 @pytest.mark.slow
+def test_a_clip_may_take_long_but_not_be_silent_for_long(tmp_path: Path, run: Run) -> None:
+    clip(tmp_path / "source" / "long.avi", 8, width=96)  # cleaned in 6 s with a sign of life in between
+    clip(tmp_path / "source" / "silent.avi", 8, width=88)
+    summary = run(tmp_path / "source", tmp_path / "corpus", clean_seconds=4)
+    assert (summary.scans, summary.quarantined, summary.reasons) == (2, 1, {"timeout": 1})
+    assert summary.kept > 0
+
+
+@pytest.mark.slow
 def test_what_cannot_be_opened_fails_and_is_tried_again(tmp_path: Path, run: Run) -> None:
     still(tmp_path / "source" / "shy.png", 0)
     still(tmp_path / "source" / "good.png", 1)
