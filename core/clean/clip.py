@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from usfmae.core.clean import text, verify
+from usfmae.core.clean.engines import text_probability
 from usfmae.core.clean.graphics import ridge
 from usfmae.core.clean.inpaint import inpainted_together
 from usfmae.core.clean.morphology import bounds, brightest_of, changed, masked
@@ -24,6 +25,7 @@ from usfmae.core.flow import CleanImage, Frame, Mask, Pixels, Quarantined
 Beat = Callable[[], object]
 
 _SHORTEST = 4  # frames; fewer show too little motion
+_REDUCED = 0.75
 _MOTION = 2.0  # mean gray levels between the darkest and brightest value of the region's pixels
 
 
@@ -59,7 +61,9 @@ def appeared(crops: Sequence[Pixels], settings: CleanSettings) -> bool:
     sharpest = ridge(brightest_of(crops[0]))
     for crop in crops[1:]:
         cv2.max(sharpest, ridge(brightest_of(crop)), dst=sharpest)
-    probability = text.looked(cv2.merge([sharpest] * 3).astype(np.uint8), settings)
+    # Print of normal contrast is found as well at three quarters of its size, at half the cost.
+    reduced = cv2.resize(cv2.merge([sharpest] * 3), None, fx=_REDUCED, fy=_REDUCED, interpolation=cv2.INTER_AREA)
+    probability = text_probability(reduced.astype(np.uint8), settings.precision)
     return any(True for _ in text.boxes(probability, settings.text_threshold))
 
 

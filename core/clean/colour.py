@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from usfmae.core.clean.morphology import dilated, largest_of
+from usfmae.core.clean.morphology import dilated, labelled, largest_of
 from usfmae.core.flow import Mask, Pixels
 
 _CHROMA = 40  # largest minus smallest channel
@@ -46,7 +46,7 @@ def split(pixels: Pixels) -> tuple[Mask, Mask]:
         return nothing, nothing
     # JPEG bleeds colour into a rim; only what is near the strongest colour around tells width and hue.
     strong = colour & (difference > 0.55 * cv2.dilate(difference, np.ones((7, 7), np.uint8)))
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(strong.astype(np.uint8))
+    count, labels, stats, _ = labelled(strong)
     area = stats[:, cv2.CC_STAT_AREA]
     distance = cv2.distanceTransform(strong.astype(np.uint8), cv2.DIST_L2, 3)
     depth = largest_of(labels, distance, count)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from usfmae.core.clean.morphology import brightest_of, dilated, largest_of
+from usfmae.core.clean.morphology import brightest_of, dilated, labelled, largest_of
 from usfmae.core.flow import Mask, Pixels
 
 _STROKE = 7  # top-hat window: strokes narrower than this stand out
@@ -71,7 +71,7 @@ def crosses(thin: Pixels) -> Points:
     for one, other in (((1, 0), (0, 1)), ((1, 1), (1, -1))):
         both = cv2.min(_along(thin, *one, 7), _along(thin, *other, 7))
         found |= both > _CONTRAST * 2 // 3
-    _, _, stats, centres = cv2.connectedComponentsWithStats(found.astype(np.uint8))
+    _, _, stats, centres = labelled(found)
     small = (stats[1:, cv2.CC_STAT_WIDTH] <= 9) & (stats[1:, cv2.CC_STAT_HEIGHT] <= 9)
     alone = [c for c in centres[1:][small] if _is_cross(thin, *(int(v) for v in c.round()))]
     return np.asarray(alone[:_MAX_CALIPERS], np.float64).reshape(-1, 2)
@@ -79,7 +79,7 @@ def crosses(thin: Pixels) -> Points:
 
 def sharp_parts(bright: Pixels, thin: Pixels) -> Mask:
     """Flat, sharp, bright parts (H, W)."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats((thin > _CONTRAST).astype(np.uint8))
+    count, labels, stats, _ = labelled(thin > _CONTRAST)
     ys, xs = np.nonzero(labels)
     which, level = labels[ys, xs], bright[ys, xs].astype(np.float64)
     top = largest_of(labels, bright, count)

@@ -61,6 +61,17 @@ def closed(mask: Mask, radius: int) -> Mask:
     return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, _disc(radius)) > 0
 
 
+def labelled(mask: Mask) -> tuple[int, NDArray[np.int32], NDArray[np.int32], NDArray[np.float64]]:
+    """The 8-connected parts of a mask: how many with the background, labels (H, W), statistics and centres of each.
+
+    By the block algorithm (Grana et al. 2010): OpenCV's default takes three times as long with statistics.
+    """
+    return cast(
+        tuple[int, NDArray[np.int32], NDArray[np.int32], NDArray[np.float64]],
+        cv2.connectedComponentsWithStatsWithAlgorithm(mask.astype(np.uint8), 8, cv2.CV_32S, cv2.CCL_GRANA),
+    )
+
+
 def components(mask: Mask, pad: int = 0, smallest: float = 1) -> Iterator[tuple[tuple[slice, slice], Mask]]:
     """Each 8-connected part of a mask: the window around it (grown by `pad`) and the part within that window."""
     seen = mask.astype(np.uint8)
@@ -68,7 +79,7 @@ def components(mask: Mask, pad: int = 0, smallest: float = 1) -> Iterator[tuple[
     if not width:
         return
     left, top, right, bottom = max(0, left - pad), max(0, top - pad), left + width + pad, top + height + pad
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(seen[top:bottom, left:right])
+    count, labels, stats, _ = labelled(mask[top:bottom, left:right])
     for index in range(1, count):
         x, y, w, h, area = (int(v) for v in stats[index])
         if area < smallest:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import cast
 
 import cv2
 import numpy as np
 
 from usfmae.core.clean.engines import Probability, text_probability
 from usfmae.core.clean.morphology import brightest_of, components, dilated
-from usfmae.core.clean.sheet import probability_within, windows_around
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.flow import Mask, Pixels
 
@@ -19,9 +17,6 @@ _PAGE = 0.1  # share of a crop above which text is doubted: five lines over tiss
 _LINE = 2.0  # a line of text is so many times longer than high
 _GOES_ON = 1.0  # heights by which a suspected text may go on at its ends
 _SMALLEST_FAINT = 60  # pixels of a suspected text
-_GLANCE = 0.75
-_SURE = 0.7  # probability at a glance that needs no second look
-_SMALL = 240  # pixels
 _PAD = 40  # pixels around a component in which its box grows
 _UNCLIP = 1.6  # the detector finds shrunken text; its authors grow it by this factor of area / perimeter
 
@@ -66,30 +61,15 @@ def probability_of(pixels: Pixels, inside: Mask, view: View, settings: CleanSett
     speckle within filled corners. What looks like a page is therefore looked at in more ways, and only what is text in
     all of them is text.
     """
-    probability = looked(view(pixels), settings)
+    probability = text_probability(view(pixels), settings.precision)
     if inside.all() or not _is_page(probability, settings):
         return probability
     full = filled(pixels, inside)
     for picture in (view(full), brightest(full), evened(pixels)):
-        probability = np.minimum(probability, looked(picture, settings))
+        probability = np.minimum(probability, text_probability(picture, settings.precision))
         if not _is_page(probability, settings):
             break
     return probability
-
-
-def looked(pixels: Pixels, settings: CleanSettings) -> Probability:
-    """Text probability (H, W) of an RGB crop: a glance at `_GLANCE` of its size, and what that leaves in doubt again at
-    full size. Small pictures are seen whole at once."""
-    height, width = pixels.shape[:2]
-    if min(height, width) < _SMALL:
-        return text_probability(pixels, settings.precision)
-    reduced = cv2.resize(pixels, None, fx=_GLANCE, fy=_GLANCE, interpolation=cv2.INTER_AREA).astype(np.uint8)
-    seen = cv2.resize(text_probability(reduced, settings.precision), (width, height), interpolation=cv2.INTER_LINEAR)
-    doubted = np.zeros((height, width), bool)
-    for window, part in components(seen > settings.faint_threshold):
-        doubted[window] |= part & (seen[window][part].max() < _SURE)
-    closer = probability_within(pixels, windows_around(doubted), lambda window: window, settings.precision)
-    return cast(Probability, cv2.max(seen, closer))
 
 
 def _is_page(probability: Probability, settings: CleanSettings) -> bool:

@@ -11,6 +11,7 @@ import pytest
 PROGRAM = """
 import os, threading, numpy
 from usfmae.core.clean.engines import text_probability
+text_probability(numpy.zeros((640, 640, 3), numpy.uint8))  # compiling pins for a moment
 main, seen, over = threading.get_native_id(), set(), threading.Event()
 def look():
     while not over.wait(0.001):
