@@ -96,7 +96,7 @@ def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> l
     still = overlay(np.ascontiguousarray(masked(darkest, inside)[rows, columns]), here, settings)
     beat()
     crops = [masked(np.ascontiguousarray(frame.pixels[rows, columns]), here) for frame in frames]
-    crops = inpainted_together(crops, still.drawn, settings.inpaint_radius)
+    crops = inpainted_together(crops, still.drawn & here, settings.inpaint_radius)
     beat()
     if not _verified(crops, still.suspect, settings, frames[0].words):
         return None
@@ -105,7 +105,7 @@ def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> l
     results: list[CleanImage | Quarantined] = []
     for frame, crop in zip(frames, crops, strict=True):
         pixels = np.zeros_like(frame.pixels)
-        pixels[rows, columns] = masked(crop, here)
+        pixels[rows, columns] = crop  # black outside the region, as it was before the ink was filled
         results.append(CleanImage(pixels, changed(pixels, frame.pixels), frame.trail, notes))
     return results
 

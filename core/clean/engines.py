@@ -30,8 +30,7 @@ Probability = NDArray[np.float32]
 _GRID = 32  # the detector takes multiples of this
 _ANCHOR_HEIGHT = 24
 ANCHORS = 2 * _ANCHOR_HEIGHT  # rows that the known words add to a crop
-_OFTEN, _OWN_SHAPES = 8, 3  # uses from which a shape of the detector's input is compiled for; how many are
-_LARGEST = 300_000  # pixels of such a shape; each takes some 80 MiB
+_OFTEN, _LARGEST = 8, 300_000  # uses and pixels of the one shape that the detector is compiled for on its own
 _DETECTOR, _RECOGNISER = "PP-OCRv6_det_small.onnx", "PP-OCRv6_rec_small.onnx"
 _DEBIAN_TESSDATA = Path("/usr/share/tesseract-ocr/5/tessdata")
 
@@ -100,15 +99,13 @@ def _frequent() -> Counter[tuple[int, ...]]:
 
 
 def _own(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape where it is one of the first few that came often and is not too large, else none.
+    """The shape where it is the first that came often and is not too large, else none.
 
     Compiled for one shape the detector takes a sixth less, and there is no cost of going from shape to shape: clips and
-    the stills of one device gain that; compiling costs a dozen such gains and some memory.
+    the stills of one device gain that. Compiling costs a dozen such gains and each shape some 65 MiB, hence one only.
     """
     seen = _frequent()
-    if shape[2] * shape[3] > _LARGEST:
-        return ()
-    if seen[shape] < _OFTEN and sum(uses >= _OFTEN for uses in seen.values()) < _OWN_SHAPES:
+    if max(seen.values(), default=0) < _OFTEN and shape[2] * shape[3] <= _LARGEST:
         seen[shape] += 1
     return shape if seen[shape] >= _OFTEN else ()
 

@@ -23,13 +23,15 @@ _SHORTEST_LINE = 7  # dots
 _FARTHEST = 14  # pixels between two dots of a line
 _BY_CHANCE = 0.1  # chains that scattered specks may form before a longer one is asked for
 
-_REACH = 7  # pixels around the centre of a cross
-_ROWS, _COLUMNS = np.mgrid[-_REACH : _REACH + 1, -_REACH : _REACH + 1]
-_SHAPES = (  # places on the arms, and what lies between them: + and x
-    (((-3, 0), (3, 0), (0, -3), (0, 3)), (abs(_ROWS) > 2) & (abs(_COLUMNS) > 2)),
-    (((-3, -3), (3, 3), (-3, 3), (3, -3)), (abs(_ROWS - _COLUMNS) > 4) & (abs(_ROWS + _COLUMNS) > 4)),
-)
-_AS_BRIGHT, _CROWDED = 0.6, 0.3
+_REACH = 4  # pixels around the centre of a cross
+_STRAIGHT = (
+    (-4, 0),
+    (4, 0),
+    (0, -4),
+    (0, 4),
+)  # rows and columns from the centre: on the arms of + and between those of x
+_OBLIQUE = ((-3, -3), (3, 3), (-3, 3), (3, -3))  # the other way round, as far from the centre
+_AS_BRIGHT, _GAP = 0.6, 0.5
 
 Points = NDArray[np.float64]  # (N, 2) x, y
 
@@ -53,16 +55,15 @@ def _along(thin: Pixels, dx: int, dy: int, length: int) -> Pixels:
 
 
 def _is_cross(thin: Pixels, x: int, y: int) -> bool:
-    """Whether four arms as bright as the centre leave it, with little between them: bright speckle is no such thing."""
+    """Whether four arms as bright as the centre leave it, with gaps between them: a bright grain has none."""
     around = cv2.getRectSubPix(thin, (2 * _REACH + 1, 2 * _REACH + 1), (x, y))
     near = cv2.dilate(around, np.ones((3, 3), np.uint8))
-    top = int(near[_REACH, _REACH])
-    strong = around > max(_CONTRAST // 2, top // 2)
-    return any(
-        min(int(near[_REACH + row, _REACH + column]) for row, column in arms) > _AS_BRIGHT * top
-        and strong[between].mean() < _CROWDED
-        for arms, between in _SHAPES
-    )
+    for arms, gaps in ((_STRAIGHT, _OBLIQUE), (_OBLIQUE, _STRAIGHT)):
+        weakest = min(int(near[_REACH + row, _REACH + column]) for row, column in arms)
+        between = sum(int(around[_REACH + row, _REACH + column]) for row, column in gaps) / 4
+        if weakest > _AS_BRIGHT * int(near[_REACH, _REACH]) and between < _GAP * weakest:
+            return True
+    return False
 
 
 def crosses(thin: Pixels) -> Points:

@@ -15,7 +15,7 @@ _DARK = 3  # gray levels above the background that still count as background
 _FAINT = 24  # noise of far fields and codecs stays below this
 _DIM = 60  # overlays are brighter than this, far fields darker
 _AROUND = 26
-_DRIFT, _JUMP = 6, 60  # gray levels within so many pixels
+_DRIFT, _JUMP = 6, 24  # gray levels within so many pixels; a banner of more than 24 jumps from the black beside it
 _RECTANGLE = 0.9  # share of its box; a sector fills up to 0.8
 _TISSUE_KINDS = ("tissue", "color")
 

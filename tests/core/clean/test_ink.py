@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from usfmae.core.clean.colour import split
-from usfmae.core.clean.graphics import graphics, shortest_line
+from usfmae.core.clean.graphics import crosses, graphics, ridge, shortest_line
 from usfmae.core.clean.inpaint import inpainted, inpainted_together
 from usfmae.core.flow import Pixels
 
@@ -92,3 +92,12 @@ def test_where_specks_are_many_a_dotted_line_must_be_longer_than_chance_makes_th
     assert shortest_line(30, 60) == 7  # a line of dots on smooth tissue, few others near
     assert shortest_line(500, 9000) > 12  # coarse speckle: seven in a row stand everywhere
     assert shortest_line(5, 0) == 7
+
+
+def test_a_bright_grain_is_no_caliper() -> None:
+    gray = np.full((120, 120), 40, np.uint8)
+    cv2.ellipse(gray, (40, 60), (4, 3), 20, 0, 360, 230, -1)
+    gray = cv2.GaussianBlur(gray, (0, 0), 1.2)
+    cv2.line(gray, (82, 60), (98, 60), 255, 1)
+    cv2.line(gray, (90, 52), (90, 68), 255, 1)
+    assert crosses(ridge(gray)).round().astype(int).tolist() == [[90, 60]]
