@@ -241,8 +241,7 @@ def _timed(work: Any) -> float:
 
 def _turns(run: Any, safe: CleanSettings, paper: CleanSettings) -> tuple[float, float]:
     """Seconds of the safe and the paper profile on the same input, in turns; medians."""
-    for _ in range(4):
-        run(safe)  # compile for every shape first, and for those that come often once more, as in a long run
+    run(safe)  # compile for every shape first, as in a long run
     pairs = [(_timed(lambda: run(safe)), _timed(lambda: run(safe)), _timed(lambda: run(paper))) for _ in range(2)]
     return statistics.median([t for one, two, _ in pairs for t in (one, two)]), statistics.median(
         [p for *_, p in pairs]

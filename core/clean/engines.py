@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import sys
-from collections import Counter
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import cycle
@@ -30,7 +29,6 @@ Probability = NDArray[np.float32]
 _GRID = 32  # the detector takes multiples of this
 _ANCHOR_HEIGHT = 24
 ANCHORS = 2 * _ANCHOR_HEIGHT  # rows that the known words add to a crop
-_OFTEN, _LARGEST = 8, 300_000  # uses and pixels of the one shape that the detector is compiled for on its own
 _DETECTOR, _RECOGNISER = "PP-OCRv6_det_small.onnx", "PP-OCRv6_rec_small.onnx"
 _DEBIAN_TESSDATA = Path("/usr/share/tesseract-ocr/5/tessdata")
 
@@ -75,14 +73,11 @@ def _without_sigmoid(model: Any) -> Any:
     return _openvino().Model([sigmoid.input_value(0)], model.get_parameters(), "detector")
 
 
-@lru_cache(maxsize=8)
-def _compiled(name: str, precision: str, shape: tuple[int, ...] = ()) -> Any:
-    """A request to run a network on inputs of one shape, or of any."""
+@lru_cache(maxsize=4)
+def _compiled(name: str, precision: str) -> Any:
     core, model = _core(), _core().read_model(str(_model_path(name)))
     if name == _DETECTOR:
         model = _without_sigmoid(model)
-    if shape:
-        model.reshape(list(shape))
     precision = _fastest() if precision == "auto" else precision
     hints = {
         "INFERENCE_NUM_THREADS": 1,  # preparation runs one process per core ...
@@ -93,25 +88,8 @@ def _compiled(name: str, precision: str, shape: tuple[int, ...] = ()) -> Any:
     return core.compile_model(model, "CPU", hints).create_infer_request()
 
 
-@lru_cache(maxsize=1)
-def _frequent() -> Counter[tuple[int, ...]]:
-    return Counter()
-
-
-def _own(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape where it is the first that came often and is not too large, else none.
-
-    Compiled for one shape the detector takes a sixth less, and there is no cost of going from shape to shape: clips and
-    the stills of one device gain that. Compiling costs a dozen such gains and each shape some 65 MiB, hence one only.
-    """
-    seen = _frequent()
-    if max(seen.values(), default=0) < _OFTEN and shape[2] * shape[3] <= _LARGEST:
-        seen[shape] += 1
-    return shape if seen[shape] >= _OFTEN else ()
-
-
 def _run(name: str, precision: str, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-    request = _compiled(name, precision, _own(batch.shape) if name == _DETECTOR else ())
+    request = _compiled(name, precision)
     request.infer([batch])
     return np.array(request.get_output_tensor(0).data)
 

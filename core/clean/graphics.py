@@ -32,6 +32,9 @@ _STRAIGHT = (
 )  # rows and columns from the centre: on the arms of + and between those of x
 _OBLIQUE = ((-3, -3), (3, 3), (-3, 3), (3, -3))  # the other way round, as far from the centre
 _AS_BRIGHT, _GAP = 0.6, 0.5
+_LONGEST = 11  # pixels of an arm
+_ROWS, _COLUMNS = abs(np.mgrid[-_LONGEST : _LONGEST + 1, -_LONGEST : _LONGEST + 1])
+_PLUS, _TIMES = (_ROWS <= 2) | (_COLUMNS <= 2), abs(_ROWS - _COLUMNS) <= 3
 
 Points = NDArray[np.float64]  # (N, 2) x, y
 
@@ -54,16 +57,19 @@ def _along(thin: Pixels, dx: int, dy: int, length: int) -> Pixels:
     return cv2.dilate(cv2.erode(thin, _line(dx, dy, length)), np.ones((3, 3), np.uint8)).astype(np.uint8)
 
 
-def _is_cross(thin: Pixels, x: int, y: int) -> bool:
-    """Whether four arms as bright as the centre leave it, with gaps between them: a bright grain has none."""
+def _arms(thin: Pixels, x: int, y: int) -> Mask | None:
+    """The arms (23, 23) of the + or x centred here, or None where it is neither.
+
+    Four arms as bright as the centre leave it, with gaps between them: a bright grain has none.
+    """
     around = cv2.getRectSubPix(thin, (2 * _REACH + 1, 2 * _REACH + 1), (x, y))
     near = cv2.dilate(around, np.ones((3, 3), np.uint8))
-    for arms, gaps in ((_STRAIGHT, _OBLIQUE), (_OBLIQUE, _STRAIGHT)):
+    for arms, gaps, lines in ((_STRAIGHT, _OBLIQUE, _PLUS), (_OBLIQUE, _STRAIGHT, _TIMES)):
         weakest = min(int(near[_REACH + row, _REACH + column]) for row, column in arms)
         between = sum(int(around[_REACH + row, _REACH + column]) for row, column in gaps) / 4
         if weakest > _AS_BRIGHT * int(near[_REACH, _REACH]) and between < _GAP * weakest:
-            return True
-    return False
+            return lines
+    return None
 
 
 def crosses(thin: Pixels) -> Points:
@@ -74,7 +80,7 @@ def crosses(thin: Pixels) -> Points:
         found |= both > _CONTRAST * 2 // 3
     _, _, stats, centres = labelled(found)
     small = (stats[1:, cv2.CC_STAT_WIDTH] <= 9) & (stats[1:, cv2.CC_STAT_HEIGHT] <= 9)
-    alone = [c for c in centres[1:][small] if _is_cross(thin, *(int(v) for v in c.round()))]
+    alone = [c for c in centres[1:][small] if _arms(thin, *(int(v) for v in c.round())) is not None]
     return np.asarray(alone[:_MAX_CALIPERS], np.float64).reshape(-1, 2)
 
 
@@ -176,11 +182,14 @@ def graphics(pixels: Pixels) -> Mask:
     bright = brightest_of(pixels)
     thin = ridge(bright, _STROKE if min(bright.shape) >= 240 else _STROKE - 2)
     found = sharp_parts(bright, thin)
-    arms = thin > _CONTRAST // 2
+    strong = thin > _CONTRAST // 2
     for x, y in crosses(thin).round().astype(int):
-        window = np.s_[max(0, y - 11) : y + 12, max(0, x - 11) : x + 12]
-        _, labels = cv2.connectedComponents(arms[window].astype(np.uint8))
-        middle = labels[min(y, 11), min(x, 11)]
-        if middle:
-            found[window] |= labels == middle
+        lines = _arms(thin, int(x), int(y))
+        top, left = max(0, y - _LONGEST), max(0, x - _LONGEST)
+        window = np.s_[top : y + _LONGEST + 1, left : x + _LONGEST + 1]
+        _, labels = cv2.connectedComponents(strong[window].astype(np.uint8))
+        if lines is not None and (middle := labels[y - top, x - left]):
+            rows, columns = labels.shape
+            lines = lines[top - y + _LONGEST :, left - x + _LONGEST :][:rows, :columns]
+            found[window] |= (labels == middle) & lines
     return found | straight(bright, ridge(bright, _LINE)) | dotted_lines(thin)
