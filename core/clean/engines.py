@@ -27,8 +27,9 @@ from usfmae.core.flow import Pixels
 Probability = NDArray[np.float32]
 
 _GRID = 32  # the detector takes multiples of this
-_ANCHOR_HEIGHT = 24
-ANCHORS = 2 * _ANCHOR_HEIGHT  # rows that the known words add to a crop
+_STRIP, _STRIP_OF_SMALL = 24, 40  # rows of known words beside a crop, and beside one narrower than _NARROW
+_NARROW = 256
+ANCHORS = 2 * _STRIP  # rows that the known words add to a crop
 _DETECTOR, _RECOGNISER = "PP-OCRv6_det_small.onnx", "PP-OCRv6_rec_small.onnx"
 _DEBIAN_TESSDATA = Path("/usr/share/tesseract-ocr/5/tessdata")
 
@@ -100,10 +101,22 @@ def _normalised(pixels: Pixels) -> NDArray[np.float32]:
 
 
 @lru_cache(maxsize=16)
-def _anchor(width: int) -> Pixels:
-    strip = np.zeros((_ANCHOR_HEIGHT, width, 3), np.uint8)
-    for x, word in zip(range(8, max(9, width - 100), 140), cycle(("ANCHOR 12345", "SAMPLE 67890")), strict=False):
-        cv2.putText(strip, word, (x, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (255, 255, 255), 1, cv2.LINE_AA)
+def _anchor(width: int, height: int) -> Pixels:
+    """Known words (height, width, 3), nearer to the upper edge."""
+    strip = np.zeros((height, width, 3), np.uint8)
+    for x, word in zip(
+        range(8, max(9, width - 4 * height), 6 * height), cycle(("ANCHOR 12345", "SAMPLE 67890")), strict=False
+    ):
+        cv2.putText(
+            strip,
+            word,
+            (x, 3 * height // 5),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            height / 45,
+            (255, 255, 255),
+            height // 20,
+            cv2.LINE_AA,
+        )
     return strip
 
 
@@ -112,14 +125,17 @@ def text_probability(pixels: Pixels, precision: str = "auto") -> Probability:
 
     Known words are drawn on strips above and below the crop: with no real text in view the detector fires on speckle
     (59 of 60 clean crops at threshold 0.3), with one strip on 1 of 60, with two on none. Strips of 24 rows do
-    as well as strips of 40 (no box on 40 crops, the same text found) at a seventh less time; strips of 16 do not.
+    as well as strips of 40 (no box on 80 crops, the same text found) at a seventh less time, except on the coarse
+    grain of small pictures; strips of 16 do not.
     """
     height, width = pixels.shape[:2]
-    padded_width = max(256, -(-width // _GRID) * _GRID)
-    padded_height = -(-(height + ANCHORS) // _GRID) * _GRID
+    strip = _STRIP if width >= _NARROW else _STRIP_OF_SMALL
+    padded_width = max(_NARROW, -(-width // _GRID) * _GRID)
+    padded_height = -(-(height + 2 * strip) // _GRID) * _GRID
     canvas = np.zeros((padded_height, padded_width, 3), np.uint8)
-    canvas[:_ANCHOR_HEIGHT] = canvas[-_ANCHOR_HEIGHT:] = _anchor(padded_width)
-    inside = np.s_[_ANCHOR_HEIGHT : _ANCHOR_HEIGHT + height, :width]
+    words = _anchor(padded_width, strip)
+    canvas[:strip], canvas[-strip:] = words, np.roll(words, strip // 4, axis=0)  # both away from the crop
+    inside = np.s_[strip : strip + height, :width]
     canvas[inside] = pixels
     logits = _run(_DETECTOR, precision, _normalised(canvas))[0, 0][inside]
     return (1 / (1 + np.exp(-logits))).astype(np.float32, copy=False)

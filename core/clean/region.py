@@ -8,14 +8,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from usfmae.core.clean.morphology import bounds, components, dilated, opened
+from usfmae.core.clean.morphology import bounds, components, dilated, labelled, opened
 from usfmae.core.flow import Mask, Pixels, Region
 
 _DARK = 3  # gray levels above the background that still count as background
 _FAINT = 24  # noise of far fields and codecs stays below this
 _DIM = 60  # overlays are brighter than this, far fields darker
-_AROUND = 26
-_DRIFT, _JUMP = 6, 24  # gray levels within so many pixels; a banner of more than 24 jumps from the black beside it
+_BLOCK = 300  # pixels; the blocks of codecs are smaller
+_ONE_LEVEL = 2.0  # variance of levels
 _RECTANGLE = 0.9  # share of its box; a sector fills up to 0.8
 _TISSUE_KINDS = ("tissue", "color")
 
@@ -39,14 +39,17 @@ def _density(mask: Mask, size: int) -> NDArray[np.float32]:
     return cv2.blur(mask.astype(np.float32), (size, size)).astype(np.float32)
 
 
-def smooth(gray: Pixels) -> Mask:
-    """Where levels drift softly (H, W), as in tissue that a codec has smeared: over `_AROUND` pixels they neither jump,
-    as at print, nor stand still, as on the ground of a banner."""
-    height, width = gray.shape
-    small = cv2.resize(gray, (-(-width // 2), -(-height // 2)), interpolation=cv2.INTER_NEAREST)
-    spread = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, np.ones((_AROUND // 2, _AROUND // 2), np.uint8))
-    soft = cv2.inRange(spread, _DRIFT, _JUMP)
-    return cv2.resize(soft, (width, height), interpolation=cv2.INTER_NEAREST) > 0
+def ground(even: Mask, gray: Pixels) -> Mask:
+    """Of what is even the ground of bars and banners (H, W): large parts of one level. Tissue that a codec has smeared
+    is even too, but in small blocks or with a drift of levels."""
+    count, labels, stats, _ = labelled(even)
+    which, levels = labels[even], gray[even].astype(np.float64)
+    area = np.maximum(1, stats[:, cv2.CC_STAT_AREA])
+    mean = np.bincount(which, levels, count) / area
+    spread = np.bincount(which, levels**2, count) / area - mean**2
+    flat = (area >= _BLOCK) & (spread <= _ONE_LEVEL)
+    flat[0] = False
+    return flat[labels]
 
 
 def textured(gray: Pixels) -> tuple[Mask, Mask]:
@@ -60,7 +63,7 @@ def textured(gray: Pixels) -> tuple[Mask, Mask]:
     square = np.ones((3, 3), np.uint8)
     even = (cv2.morphologyEx(gray, cv2.MORPH_GRADIENT, square) <= 1) & (gray > 24)
     if even.any():
-        even &= ~smooth(gray)
+        even = ground(even, gray)
     dense = (_density(content & ~even, size) > 0.6)[::2, ::2]
     sure = cv2.resize(opened(dense, size // 3).view(np.uint8), gray.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
     near_bright = cv2.dilate(gray, np.ones((9, 9), np.uint8)) > _DIM
