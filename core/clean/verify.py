@@ -13,6 +13,7 @@ from usfmae.core.clean.text import THICKEST, Box, grown, is_blob
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.flow import Mask, Pixels
 
+_VESSEL = 0.15  # share of flow in a box; a name beside a vessel has less, a vessel taken for text more
 _LIKE = 0.6  # share of letters in common from which a reading is taken for a word of the header
 
 
@@ -42,11 +43,11 @@ def sparse_words(crop: Pixels) -> Mask:
 
 
 def apart_from_vessels(pixels: Pixels, boxes: Iterable[Box], flow: Mask, settings: CleanSettings) -> Mask:
-    """Text boxes as a mask (H, W) without those that are colour flow: largely filled by it, and neither engine reads
-    a word there."""
+    """Text boxes as a mask (H, W) without those that are colour flow: some of it is in the box, and neither engine
+    reads a word there."""
     kept = np.zeros(flow.shape, bool)
     for window, box in boxes:
-        if (flow[window] & box).sum() < 0.3 * box.sum() or _is_word(pixels[window][bounds(box)], settings):
+        if (flow[window] & box).sum() < _VESSEL * box.sum() or _is_word(pixels[window][bounds(box)], settings):
             kept[window] |= box
     return kept
 
