@@ -91,6 +91,7 @@ def _rounds(db: sqlite3.Connection, after: int) -> list[dict[str, Any]]:
     )
     for one in found:
         one["summary"] = json.loads(one["summary"]) if one["summary"] else {}
+        one["void"] = one["summary"].get("void")  # why the round came to nothing
         one["panel"] = panel_of(one["summary"])
         one["seconds"] = one["committed"] - one["opened"] if one["committed"] else None
     return found

@@ -204,6 +204,14 @@ def test_the_open_round_tells_who_is_where_trouble_first(home: Home, page: TestC
     assert "site-00: norm" in page.get("/").text
 
 
+def test_a_round_that_came_to_nothing_is_not_shown_as_committed(home: Home, page: TestClient) -> None:
+    ledger = Ledger(home.ledger)
+    ledger.commit_round(3, "a" * 64, {"void": "quorum refused"}, [], steps=0)
+    ledger.close()
+    for path in ("/rounds", "/rounds/3"):
+        assert "void: quorum refused" in page.get(path).text
+
+
 def test_lineage_shows_releases_and_where_a_campaign_began_anew(home: Home, page: TestClient) -> None:
     with Ledger(home.ledger)._write() as db:
         for number, base, result in ((1, "0", "1"), (2, "1", "2"), (3, "1", "3")):
