@@ -24,7 +24,7 @@ POINTS = {
     "training checkpoint": (WORKER, "usfmae.core.state:State.save", "before", None, 0),
     "packed, result not written": (
         WORKER,
-        "usfmae.core.files:_flush",
+        "usfmae.core.files:flush",
         "before",
         lambda a, _: a[0].name.startswith(".result.json"),
         0,
@@ -36,7 +36,7 @@ POINTS = {
     "merging": (AGGREGATOR, "usfmae.server.merging.fedavg:Rule.merge", "before", None, 20),
     "checkpoint write": (
         AGGREGATOR,
-        "usfmae.core.files:_flush",
+        "usfmae.core.files:flush",
         "before",
         lambda a, _: a[0].name.startswith(".round-"),
         0,
