@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -20,6 +21,8 @@ from usfmae.core.flow import Scan
 from usfmae.core.prepare.wire import Inbox, Message, send
 from usfmae.core.read.discover import Candidate
 
+# Libraries keep what every size of picture once needed: a process of this size starts anew before the next unit.
+RENEW_MIB = 768
 START_SECONDS = 120.0  # to import the libraries on a busy machine
 THREADS = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # One thread a library, as there is a process per core; and quiet.
@@ -91,6 +94,11 @@ class Worker:
                 if pipe:
                     pipe.close()
             self.process = None
+
+    def _renew(self) -> None:
+        """End a process that has grown; the next request starts another."""
+        if self.process is not None and _resident_mib(self.process.pid) > RENEW_MIB:
+            self.close()
 
     def _start(self) -> None:
         quiet = None if os.environ.get("USFMAE_DEBUG") else subprocess.DEVNULL
@@ -195,6 +203,7 @@ class Worker:
         while scans:
             try:
                 results, images = self._attempt(Unit(tuple(scans), unit.clip))
+                self._renew()
                 return condemned + results, images
             except _CulpritError as error:
                 crashes += error.reason == "crashed"
@@ -261,6 +270,15 @@ class _CulpritError(Exception):
     def __init__(self, scan: str, reason: str) -> None:
         self.scan, self.reason = scan, reason
         super().__init__(reason)
+
+
+def _resident_mib(pid: int) -> float:
+    """Resident memory of a process; 0 where the system does not tell."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _plain(scan: Scan) -> dict[str, Any]:

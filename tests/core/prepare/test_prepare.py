@@ -17,7 +17,7 @@ from pydicom.data import get_testdata_file
 
 from usfmae.core.config import Settings
 from usfmae.core.errors import ResourceError, SourceError, TryLaterError, UsageError
-from usfmae.core.prepare import PrepareSummary, prepare
+from usfmae.core.prepare import PrepareSummary, prepare, worker
 
 from .conftest import SECRET, clip, content, read_only, still
 
@@ -63,6 +63,21 @@ def test_workers_and_place_do_not_change_a_byte_of_the_shards(tmp_path: Path, ru
     run(tmp_path / "b", tmp_path / "two", workers=3, shard_images=4)
     assert content(tmp_path / "one" / "shards") == content(tmp_path / "two" / "shards")
     assert len(content(tmp_path / "one" / "shards")) >= 4
+
+
+def test_a_process_that_has_grown_starts_anew_and_changes_no_byte(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        still(tmp_path / "source" / f"{number}.png", number)
+    run(tmp_path / "source", tmp_path / "one")
+    starts = []
+    start = worker.Worker._start
+    monkeypatch.setattr(worker.Worker, "_start", lambda self: (starts.append(1), start(self)))
+    monkeypatch.setattr(worker, "RENEW_MIB", 1)
+    run(tmp_path / "source", tmp_path / "two")
+    assert len(starts) == 3
+    assert content(tmp_path / "one" / "shards") == content(tmp_path / "two" / "shards")
 
 
 def test_new_scans_are_added_without_touching_the_old(tmp_path: Path, run: Run) -> None:
