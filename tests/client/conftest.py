@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from usfmae.client import node
+from usfmae.client.agent import Agent
 from usfmae.client.site import Site, create
 from usfmae.core import keys, protocol
 from usfmae.core.checkpoint import decoder_of, encoder_of, recipe_text, tensors_id
@@ -27,6 +28,8 @@ from usfmae.core.config.site import SiteSettings
 from usfmae.core.corpus.shard import Packed, write_shard
 from usfmae.core.model import fresh
 from usfmae.core.protocol import TrainRequest
+
+from .at_work import connected
 
 if TYPE_CHECKING:
     from .network import Port
@@ -254,3 +257,9 @@ def port(aggregator: Aggregator, tmp_path: Path) -> Iterator[Port]:
     made = Port(aggregator, tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture
+def agent(site: Site, aggregator: Aggregator) -> Agent:
+    aggregator.enrol(site)
+    return connected(site, aggregator)

@@ -94,6 +94,7 @@ def test_a_site_added_in_the_round_takes_part_in_it(cases, running):
     running.wait("the new site's training", lambda: running.trainings(LATE) == 1)
     taken.unlink()
     judge(running, "a site is added", wanted, running.names, began)
+    assert LATE in running.admitted(1)
 
 
 def test_a_site_revoked_in_the_round_has_no_part_in_it(cases, running):

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from usfmae.core import keys
 from usfmae.core.keys import Ed25519PrivateKey, read_private
-from usfmae.core.protocol import TrainRequest
+from usfmae.core.protocol import TrainReply, TrainRequest, sign, to_record
 from usfmae.server.create import create
 from usfmae.server.home import Home
 from usfmae.server.ledger import Ledger
@@ -78,6 +78,20 @@ class Federation:
         """Verdicts in the order the hospitals were made in."""
         found = self.ledger.verdicts(number)
         return [found[h.site].verdict if h.site in found else "-" for h in self.hospitals]
+
+    def declining(self, reason: str, when: Callable[[TrainRequest], bool]) -> list[bool]:
+        """The first hospital declines the requests that `when` picks; the list grows by its answer to each request."""
+        real, asked = self.hospitals[0].answer, []
+
+        def answer(request: TrainRequest, encoder: Any, decoder: Any) -> Any:
+            asked.append(when(request))
+            if not asked[-1]:
+                return real(request, encoder, decoder)
+            reply = TrainReply(request.campaign, request.round, request.base, declined=reason)
+            return to_record(sign(reply, self.hospitals[0].key)), {}
+
+        self.hospitals[0].answer = answer  # type: ignore[method-assign]
+        return asked
 
 
 @pytest.fixture

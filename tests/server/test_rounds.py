@@ -7,12 +7,8 @@ import pytest
 
 from usfmae.core import audit
 from usfmae.core.errors import ResourceError
-from usfmae.core.protocol import TrainReply, sign, to_record
 from usfmae.core.tensors import TensorFile
 from usfmae.server import aggregate, close, rounds, spool
-from usfmae.server.transport import Answer
-
-from .conftest import TINY
 
 
 class Crash(BaseException):
@@ -225,41 +221,6 @@ def test_a_late_reply_is_noted_and_not_merged(federation):
     assert [r["verdict"] for r in made.ledger.refusals()] == ["late"]
 
 
-def test_a_site_that_lost_its_decoder_gets_it_again(federation):
-    made = federation(1)
-    made.run(1)
-    real, asked = made.hospitals[0].answer, []
-
-    def forgetful(request, encoder, decoder):
-        asked.append(request.with_decoder)
-        if not request.with_decoder:
-            reply = TrainReply(request.campaign, request.round, request.base, declined="need-decoder")
-            return to_record(sign(reply, made.hospitals[0].key)), {}
-        return real(request, encoder, decoder)
-
-    made.hospitals[0].answer = forgetful
-    made.run(2)
-    assert asked == [False, True]
-
-
-def test_a_lost_upload_is_asked_for_again(federation):
-    made = federation(2)
-    real, lost = made.wire.answers, [1]
-
-    def losing(messages):
-        for answer in real(messages):
-            if lost[0]:
-                lost[0] = 0
-                yield Answer(answer.message, error="the upload stalled")
-            else:
-                yield answer
-
-    made.wire.answers = losing
-    now = [0.0]
-    made.loop(clock=lambda: now[0], wait=lambda s: now.__setitem__(0, now[0] + 1)).run(1)
-    assert made.verdicts(1) == ["admitted", "admitted"]
-
-
 def test_the_audit_log_and_status_tell_what_happened(federation):
     from usfmae.server.status import status
 
@@ -284,53 +245,3 @@ def test_old_checkpoints_go_where_keep_says_so(federation):
         "step-00002.bin",
         "step-00003.bin",
     ]
-
-
-def test_the_replay_corpus_goes_to_sites_that_have_none_and_to_nobody_twice(federation, tmp_path):
-    from usfmae.core.corpus.shard import write_shard
-    from usfmae.server.simulate import tissue
-
-    write_shard(tmp_path / "public", "all", list(tissue(7, 4, 16)))
-    chosen = {"continual.replay": str(tmp_path / "public"), "continual.replay_share": 0.25}
-    made = federation(3, **chosen)
-    holders, asked = {made.hospitals[0].site}, []
-    ask, answers = made.wire.ask, made.wire.answers
-
-    def noting(task):
-        asked.append((task.request.round, task.site, task.replay))
-        assert task.request.with_replay == bool(task.replay)
-        if task.replay:
-            holders.add(task.site)
-        return ask(task)
-
-    def missing(messages):
-        for answer in answers(messages):
-            site, request = next((s, r) for m, (s, r) in loop.asked.items() if m == answer.message)
-            if site in holders:
-                yield answer
-            else:
-                reply = TrainReply(request.campaign, request.round, request.base, declined="need-replay", site=site)
-                key = next(h.key for h in made.hospitals if h.site == site)
-                yield Answer(answer.message, to_record(sign(reply, key)))
-
-    made.wire.ask, made.wire.answers = noting, missing
-    loop = made.loop()
-    loop.run(2)
-    assert made.verdicts(1) == made.verdicts(2) == ["admitted"] * 3
-    sent = [(number, site) for number, site, replay in asked if replay]
-    assert sorted(sent) == sorted((1, h.site) for h in made.hospitals[1:])
-
-
-def test_a_simulation_says_that_it_mixes_in_no_replay_corpus(tmp_path):
-    from usfmae.core.corpus.shard import write_shard
-    from usfmae.core.errors import ConfigError
-    from usfmae.server import simulate
-    from usfmae.server.create import create
-    from usfmae.server.home import Home
-
-    write_shard(tmp_path / "public", "all", list(simulate.tissue(7, 4, 16)))
-    chosen = [f"continual.replay={tmp_path / 'public'}", "continual.replay_share=0.25"]
-    chosen += [f"model.{key}={value}" for key, value in TINY.items()]
-    create(tmp_path / "home", "unit", "", 0, None, chosen)
-    with pytest.raises(ConfigError, match="not simulated"):
-        simulate.run(Home(tmp_path / "home"), 2, 1, 4)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from usfmae.core import update
-from usfmae.core.protocol import TrainReply, sign, to_record
 from usfmae.server.simulate import Trained
 
 
@@ -76,16 +75,7 @@ def test_the_step_goes_to_who_answered_the_round_before_and_the_whole_to_the_oth
 def test_a_site_without_the_start_gets_the_whole_encoder(federation):
     made = federation(1)
     made.run(1)
-    real, asked = made.hospitals[0].answer, []
-
-    def forgetful(request, encoder, decoder):
-        asked.append(bool(request.step))
-        if request.step:
-            reply = TrainReply(request.campaign, request.round, request.base, declined="need-base")
-            return to_record(sign(reply, made.hospitals[0].key)), {}
-        return real(request, encoder, decoder)
-
-    made.hospitals[0].answer = forgetful
+    asked = made.declining("need-base", lambda request: bool(request.step))
     made.run(2)
     assert asked == [True, False]
     assert made.verdicts(2) == ["admitted"]

@@ -84,6 +84,10 @@ def clip(path: Path, count: int, seed: int = 0, width: int = 64) -> Path:
     return path
 
 
+def pixels(corpus: Path) -> np.ndarray:
+    return np.concatenate([np.load(p) for p in sorted((corpus / "shards").glob("*.gray.npy"))])
+
+
 @pytest.fixture
 def quick_process(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path_factory.mktemp("process") / "process.py"

@@ -17,15 +17,11 @@ from pydicom.data import get_testdata_file
 
 from usfmae.core.config import Settings
 from usfmae.core.errors import ResourceError, SourceError, TryLaterError, UsageError
-from usfmae.core.prepare import PrepareSummary, prepare, worker
+from usfmae.core.prepare import PrepareSummary, prepare
 
-from .conftest import SECRET, clip, content, read_only, still
+from .conftest import SECRET, clip, content, pixels, read_only, still
 
 Run = Callable[..., PrepareSummary]
-
-
-def pixels(corpus: Path) -> np.ndarray:
-    return np.concatenate([np.load(p) for p in sorted((corpus / "shards").glob("*.gray.npy"))])
 
 
 def test_counts_add_up_and_a_second_run_changes_nothing(tmp_path: Path, run: Run) -> None:
@@ -65,21 +61,6 @@ def test_workers_and_place_do_not_change_a_byte_of_the_shards(tmp_path: Path, ru
     assert len(content(tmp_path / "one" / "shards")) >= 4
 
 
-def test_a_process_that_has_grown_starts_anew_and_changes_no_byte(
-    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number in range(3):
-        still(tmp_path / "source" / f"{number}.png", number)
-    run(tmp_path / "source", tmp_path / "one")
-    starts = []
-    start = worker.Worker._start
-    monkeypatch.setattr(worker.Worker, "_start", lambda self: (starts.append(1), start(self)))
-    monkeypatch.setattr(worker, "RENEW_MIB", 1)
-    run(tmp_path / "source", tmp_path / "two")
-    assert len(starts) == 3
-    assert content(tmp_path / "one" / "shards") == content(tmp_path / "two" / "shards")
-
-
 def test_new_scans_are_added_without_touching_the_old(tmp_path: Path, run: Run) -> None:
     still(tmp_path / "source" / "0.png", 0)
     run(tmp_path / "source", tmp_path / "corpus")
@@ -89,37 +70,6 @@ def test_new_scans_are_added_without_touching_the_old(tmp_path: Path, run: Run) 
     assert (summary.scans, summary.kept) == (2, 2)
     new = content(tmp_path / "corpus" / "shards")
     assert {name: new[name] for name in old} == old
-    assert len(pixels(tmp_path / "corpus")) == 2
-
-
-@pytest.mark.slow
-def test_a_file_that_hangs_crashes_or_hogs_memory_harms_no_other(tmp_path: Path, run: Run) -> None:
-    source = tmp_path / "source"
-    for number, name in enumerate(("a", "crash", "good", "hang", "hog", "z")):
-        still(source / f"{name}.png", number)
-    summary = run(source, tmp_path / "corpus", decode_seconds=3, memory_mb=1024)
-    assert summary.reasons == {"crashed": 1, "timeout": 1, "too-much-memory": 1}
-    assert (summary.scans, summary.kept, summary.quarantined, summary.failed) == (6, 3, 3, 0)
-
-
-@pytest.mark.slow
-def test_a_clip_may_take_long_but_not_be_silent_for_long(tmp_path: Path, run: Run) -> None:
-    clip(tmp_path / "source" / "long.avi", 8, width=96)  # cleaned in 6 s with a sign of life in between
-    clip(tmp_path / "source" / "silent.avi", 8, width=88)
-    summary = run(tmp_path / "source", tmp_path / "corpus", clean_seconds=4)
-    assert (summary.scans, summary.quarantined, summary.reasons) == (2, 1, {"timeout": 1})
-    assert summary.kept > 0
-
-
-@pytest.mark.slow
-def test_what_cannot_be_opened_fails_and_is_tried_again(tmp_path: Path, run: Run) -> None:
-    still(tmp_path / "source" / "shy.png", 0)
-    still(tmp_path / "source" / "good.png", 1)
-    first = run(tmp_path / "source", tmp_path / "corpus")
-    assert (first.kept, first.failed, first.reasons) == (1, 1, {"os-13": 1})
-    (tmp_path / "source" / "allowed").touch()
-    second = run(tmp_path / "source", tmp_path / "corpus")
-    assert (second.kept, second.failed) == (2, 0)
     assert len(pixels(tmp_path / "corpus")) == 2
 
 
@@ -285,19 +235,6 @@ def test_two_runs_into_one_corpus_do_not_meet(tmp_path: Path, run: Run) -> None:
     with Ledger(tmp_path / "corpus").working(), pytest.raises(TryLaterError, match="another run"):
         run(tmp_path / "source", tmp_path / "corpus")
     assert run(tmp_path / "source", tmp_path / "corpus").kept == 1
-
-
-def test_a_bug_in_cleaning_keeps_the_frame_back_and_no_other(tmp_path: Path, run: Run) -> None:
-    for number, width in enumerate((50, 66, 51)):
-        still(tmp_path / "source" / f"{number}.png", number, width)
-    summary = run(tmp_path / "source", tmp_path / "corpus")
-    assert (summary.kept, summary.reasons) == (2, {"cleaning-failed": 1})
-
-
-def test_a_missing_program_is_the_machines_fault_not_the_scans(tmp_path: Path, run: Run) -> None:
-    still(tmp_path / "source" / "0.png", 0, width=77)
-    with pytest.raises(ResourceError, match=r"tesseract.*not installed.*apt-get"):
-        run(tmp_path / "source", tmp_path / "corpus")
 
 
 def test_a_shard_that_was_removed_is_made_again(tmp_path: Path, run: Run) -> None:
