@@ -18,8 +18,8 @@ from usfmae.core.errors import NetworkError
 from usfmae.core.model import fresh
 from usfmae.core.protocol import TrainRequest
 
+from .at_work import connected, events, replies, turns
 from .conftest import MODEL, Aggregator
-from .test_agent import connected, events, replies, turns
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import Packed, write_shard
 from usfmae.core.errors import CorpusError, PolicyError
 
+from .at_work import connected, events, replies, turns
 from .conftest import MODEL, TRAIN, Aggregator
-from .test_agent import connected, events, replies, turns
 
 
 @pytest.fixture
