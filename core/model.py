@@ -111,7 +111,7 @@ class MaskedAutoencoder(nn.Module):
 
         latent = self._encode(patches, order[:, :visible])  # (B, 1 + V, D)
         prediction = self._decode(latent, order, full)  # (B, L or M, P), in that order
-        target = self._target(take(patches, order[:, visible:]))  # (B, M, P)
+        target = self.target(take(patches, order[:, visible:]))  # (B, M, P)
         loss = F.mse_loss(prediction[:, -target.shape[1] :].float(), target)
 
         restore = order.argsort(dim=1)
@@ -157,7 +157,8 @@ class MaskedAutoencoder(nn.Module):
         x = self.decoder_blocks[-1](x, order.shape[1] if full else masked)
         return self.decoder_pred(self.decoder_norm(x))
 
-    def _target(self, patches: Tensor) -> Tensor:
+    def target(self, patches: Tensor) -> Tensor:
+        """What is to be predicted for patches (..., P): they themselves, or normalised each by its own pixels."""
         if not self.norm_pix:
             return patches
         mean, variance = patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)

@@ -6,7 +6,7 @@ how its learning rate of 1e-3 is "scaled by batch 64": 1e-3 * 64 / 256 is the re
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# What a trial of the benchmarks changes of `tiny`: an encoder that learns in two minutes what a probe of frozen
+# features can show, where `tiny` itself learns hardly more than brightness (docs/benchmarks.md).
+TRIAL: dict[str, dict[str, Any]] = {
+    "model": {
+        "image_size": 64,
+        "patch_size": 8,
+        "width": 128,
+        "heads": 4,
+        "decoder_width": 64,
+        "decoder_depth": 1,
+    },
+    "train": {"mask_ratio": 0.75, "norm_pix": True, "steps": 1000},
+}
+
 
 def preset(name: str) -> tuple[ModelSettings, TrainSettings]:
     """Settings of a preset. Raises UsageError for an unknown name."""
@@ -49,13 +63,21 @@ def preset(name: str) -> tuple[ModelSettings, TrainSettings]:
     return settings.model, settings.train
 
 
-def configure(name: str | None, file: Path | None = None, overrides: Iterable[str] = ()) -> Settings:
+def configure(
+    name: str | None,
+    file: Path | None = None,
+    overrides: Iterable[str] = (),
+    beneath: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Settings:
     """Settings from a preset, a YAML file, the environment and overrides; later ones win, key by key.
 
-    Without a name the file's or environment's `train.preset` counts, else `paper`.
+    Without a name the file's or environment's `train.preset` counts, else `paper`. `beneath`: a command's own changes
+    of the preset, which all else overrides.
     """
     chosen, origins = load(Settings, file, overrides)
     values = _values(name or chosen.train.preset)
+    for section, changed in (beneath or {}).items():
+        values[section] |= changed
     for key in origins:
         value: Any = chosen.model_dump()
         for part in key.split("."):

@@ -31,7 +31,7 @@ from usfmae.core.model import MaskedAutoencoder
 from usfmae.core.processes import ranks
 from usfmae.core.report.reconstructions import panel
 from usfmae.core.start import Start, architecture, build, read
-from usfmae.core.train import StepRecord, TrainResult, evaluate, pixel_variance, train
+from usfmae.core.train import StepRecord, TrainResult, evaluate, target_variance, train
 
 RESULT = "checkpoint.safetensors"
 PANEL_ROWS = 8
@@ -161,7 +161,7 @@ class _Work:
     def _variance(self) -> float | None:
         if not len(self.held):
             return None
-        return pixel_variance(self.corpus, self.held, self.settings, self.model.settings.image_size)
+        return target_variance(self.model, self.corpus, self.held, self.settings)
 
     def go(self, out: Path, device: str, on_step: OnStep | None) -> PretrainSummary:
         """Train from the last checkpoint in `out`, or from the start, to the end."""

@@ -89,7 +89,7 @@ def backward(runner: nn.Module, batch: Prepared, settings: TrainSettings, device
         for start in starts:
             rows = slice(start, start + settings.micro_batch)
             images = normalise(batch.pixels[rows], settings, device)
-            noise = torch.from_numpy(batch.noise[rows]).to(device, non_blocking=True)
+            noise = torch.from_numpy(batch.noise[rows]).to(device)
             last = start == starts[-1]
             with contextlib.nullcontext() if last or world == 1 else runner.no_sync():  # type: ignore[operator]
                 loss = runner(images, noise, full=False)[0] * (len(images) * world / settings.batch_size)
@@ -117,7 +117,7 @@ def pull(anchor: Sequence[tuple[Tensor, Tensor]], proximal: float) -> None:
 
 def normalise(pixels: Pixels, settings: TrainSettings, device: torch.device) -> Tensor:
     """(B, S, S, C) uint8 -> (B, 3, S, S) float on the device; gray becomes three equal channels first."""
-    images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device, non_blocking=True)
+    images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
     images = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).float()
     return images.div_(255).sub_(_channels(settings.mean, device)).div_(_channels(settings.std, device))
 

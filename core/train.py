@@ -144,13 +144,14 @@ def evaluate(model: MaskedAutoencoder, corpus: Corpus, positions: Positions, set
     return total / max(1, len(positions))
 
 
-def pixel_variance(corpus: Corpus, positions: Positions, settings: TrainSettings, size: int) -> float:
-    """Variance of the normalised pixels about each channel's mean: the masked loss of the best constant."""
-    cpu = torch.device("cpu")
+@torch.no_grad()
+def target_variance(model: MaskedAutoencoder, corpus: Corpus, positions: Positions, settings: TrainSettings) -> float:
+    """Variance of what is to be predicted about each channel's mean: the masked loss of the best constant."""
     count, mean, square = 0, torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    for rows in chunks(positions, 64):
-        images = normalise(plain(corpus.fetch(rows).pixels, size), settings, cpu).double()
-        mean, square = mean + images.mean((2, 3)).sum(0), square + images.square().mean((2, 3)).sum(0)
+    for rows in chunks(positions, settings.micro_batch):
+        images = normalise(plain(corpus.fetch(rows).pixels, model.settings.image_size), settings, device_of(model))
+        target = model.target(model.patchify(images)).double().unflatten(-1, (-1, 3)).cpu()  # (B, L, P / 3, 3)
+        mean, square = mean + target.mean((1, 2)).sum(0), square + target.square().mean((1, 2)).sum(0)
         count += len(rows)
     return float((square / count - (mean / count) ** 2).mean())
 

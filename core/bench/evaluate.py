@@ -14,7 +14,8 @@ import numpy as np
 from usfmae.core.bench.base import Task
 from usfmae.core.bench.encoders import Encoder
 from usfmae.core.bench.features import Progress, features, squares
-from usfmae.core.bench.finetune import Run, finetune
+from usfmae.core.bench.finetune import finetune
+from usfmae.core.bench.fit import Run
 from usfmae.core.bench.metrics import Predictions, compare, score
 from usfmae.core.bench.probe import probe
 from usfmae.core.config.bench import BenchSettings

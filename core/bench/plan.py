@@ -77,44 +77,29 @@ def make(
     `baselines`: models to compare with; none means all whose weights are on disk. Raises CheckpointError where the
     weights of a named one are not. `limit`: scans of each data set at most.
     """
-    found = check_all(corpus(corpus_name, licence), root, settings.bench.accept_layouts)
+    found = tuple(check_all(corpus(corpus_name, licence), root, settings.bench.accept_layouts))
+    _no_broken_set(found, root)
+    tasks, absent = _tasks(root, settings)
+    if not any(f.status in USABLE for f in found):
+        lacks = f"holds no data set of the corpus {corpus_name}"
+        raise SourceError(f"root {root}", lacks, "see 'usfmae datasets list'")
+    lacking = (f.dataset for f in found if f.status == "missing")
+    absent += [Absent("data set", f"{d.name}, {d.images:,} images", d.link) for d in lacking]
+    models, without = _models(weights, baselines)
+    tuned = tuple(m for m in models if m != "pixels") if finetuning else ()
+    missing_here = (*absent, *without)
+    plan = Plan(root, settings, corpus_name, licence, found, tasks, models, tuned, missing_here, weights, limit)
+    _no_shared_files(plan)
+    return plan
+
+
+def _no_broken_set(found: Sequence[Found], root: Path) -> None:
+    """Raises SourceError naming the first data sets that are there and cannot be read."""
     broken = [f for f in found if f.status in ("damaged", "mismatch", "packed", "unverified")]
     if broken:
         named = "; ".join(f"{f.dataset.id} is {f.status}: {f.detail}" for f in broken[:3])
-        raise SourceError(
-            f"{len(broken)} data set(s) below {root}",
-            named,
-            "mend or remove their folders; see 'usfmae datasets check'",
-        )
-    tasks, absent = _tasks(root, settings)
-    if not any(f.status in USABLE for f in found):
-        raise SourceError(
-            f"root {root}", f"holds no data set of the corpus {corpus_name}", "see 'usfmae datasets list'"
-        )
-    absent += [
-        Absent("data set", f"{f.dataset.name}, {f.dataset.images:,} images", f.dataset.link)
-        for f in found
-        if f.status == "missing"
-    ]
-    for spec in baselines:
-        if reason := missing(spec, weights):
-            raise CheckpointError(f"baseline {spec}", reason, "or leave it out")
-    models, without = _models(weights, baselines)
-    plan = Plan(
-        root,
-        settings,
-        corpus_name,
-        licence,
-        tuple(found),
-        tasks,
-        models,
-        tuple(m for m in models if m != "pixels") if finetuning else (),
-        (*absent, *without),
-        weights,
-        limit,
-    )
-    _no_shared_files(plan)
-    return plan
+        what = f"{len(broken)} data set(s) below {root}"
+        raise SourceError(what, named, "mend or remove their folders; see 'usfmae datasets check'")
 
 
 def _tasks(root: Path, settings: Settings) -> tuple[dict[str, base.Task], list[Absent]]:
@@ -132,8 +117,11 @@ def _tasks(root: Path, settings: Settings) -> tuple[dict[str, base.Task], list[A
 
 
 def _models(weights: Path | None, baselines: Sequence[str]) -> tuple[tuple[str, ...], list[Absent]]:
-    """Models that can be run here, and those that cannot."""
+    """Models that can be run here, and those that cannot. Raises CheckpointError for a named one that cannot."""
     own = ("pretrained", "random")
+    for spec in baselines:
+        if reason := missing(spec, weights):
+            raise CheckpointError(f"baseline {spec}", reason, "or leave it out")
     if baselines:
         return (*own, *baselines), []
     wanted = ("pixels", "efficientnet-lite0", *BASELINES, f"ultrasam:{(weights or Path('weights')) / 'UltraSam.pth'}")

@@ -54,6 +54,7 @@ def reproduce(plan: Plan, out: Path, told: Told, workers: int = 1, watched: Watc
     probes = _probes(plan, steps, out, pretrained, benches)
     result = {
         "preset": plan.settings.train.preset,
+        "recipe": _model_recipe(plan.settings),
         "corpus": {**_choice(plan), "datasets": sets, "images": sum(found["images"] for found in sets)},
         "leaks": leaks,
         "pretrain": pretrained,

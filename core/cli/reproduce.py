@@ -33,7 +33,7 @@ TINY_LIMIT = 20  # scans of each data set: the whole path in minutes
     type=click.Choice(["paper", "official-notebook", "tiny"]),
     default="paper",
     show_default=True,
-    help="Recipe of the pretraining.",
+    help="Recipe of the pretraining; tiny tries the whole path in minutes, with a smaller encoder still.",
 )
 @click.option(
     "--corpus", type=click.Choice(CORPORA), default="strict42", show_default=True, help="Data sets to pretrain on."
@@ -84,11 +84,12 @@ def reproduce(
     from usfmae.core.bench.reproduce import reproduce as run
     from usfmae.core.corpus.openus46 import CorpusName, LicenceFilter
     from usfmae.core.prepare.progress import shown_progress
-    from usfmae.core.presets import configure
+    from usfmae.core.presets import TRIAL, configure
     from usfmae.core.report.reproduce import write_report
 
     tiny = preset == "tiny"
-    settings = configure(preset, config_file, (f"clean.profile={profile}", *overrides))
+    changed = TRIAL if tiny else None
+    settings = configure(preset, config_file, (f"clean.profile={profile}", *overrides), changed)
     wanted = finetune if finetune is not None else not tiny
     most = (limit if limit is not None else TINY_LIMIT if tiny else 0) or None
     plan = make(

@@ -46,13 +46,16 @@ def same_files(task: str, benchmark: Iterable[tuple[str, Entry]], scans: Iterabl
     by_size: dict[int, list[tuple[str, Entry]]] = defaultdict(list)
     for id_, entry in benchmark:
         by_size[entry.size].append((id_, entry))
-    hashes: dict[str, str] = {}
+    known: dict[int, dict[str, str]] = {}  # size -> hash -> image
     found = []
     for dataset, scan in scans:
-        for id_, entry in by_size.get(scan.size, ()):
-            known = hashes.setdefault(id_, _sha256(entry))
-            if _sha256(scan) == known:
-                found.append(Leak(task, id_, dataset, scan.name, -1))
+        if scan.size not in by_size:
+            continue
+        if scan.size not in known:
+            known[scan.size] = {_sha256(entry): id_ for id_, entry in by_size[scan.size]}
+        image = known[scan.size].get(_sha256(scan))
+        if image is not None:
+            found.append(Leak(task, image, dataset, scan.name, -1))
     return found
 
 

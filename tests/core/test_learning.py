@@ -24,7 +24,7 @@ from usfmae.core.flow import CleanImage, Trail
 from usfmae.core.model import MaskedAutoencoder, fresh
 from usfmae.core.presets import preset
 from usfmae.core.step import normalise
-from usfmae.core.train import fixed_noise, pixel_variance, train
+from usfmae.core.train import fixed_noise, target_variance, train
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -76,7 +76,7 @@ def error(
             prediction = model(model.unpatchify(spoil(patches, mask[..., None])), noise)[1]
     wrong = (prediction.float() - patches).square().mean(-1)
     masked = float((wrong * mask).sum() / mask.sum())
-    return masked / pixel_variance(corpus, held, TRAIN, MODEL.image_size)
+    return masked / target_variance(model, corpus, held, TRAIN)
 
 
 def test_the_masked_error_falls_below_half_of_the_variance(

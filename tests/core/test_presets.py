@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from usfmae.core.errors import ConfigError, UsageError
-from usfmae.core.presets import configure, preset
+from usfmae.core.presets import TRIAL, configure, preset
 
 TABLE: dict[str, tuple[Any, Any]] = {  # key: (paper, official-notebook)
     "init_required": (False, True),
@@ -73,6 +73,15 @@ def test_later_sources_win_key_by_key(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (settings.train.lr, settings.train.augment.rotation, settings.train.clip) == (0.001, 10, 3)
     assert settings.train.augment.crop == "torchvision"
     assert configure("tiny", file).train.preset == "tiny"
+
+
+def test_a_trial_changes_the_preset_and_gives_way_to_all_else(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("model: {width: 96}\n")
+    tried = configure("tiny", file, ["train.steps=5"], TRIAL)
+    assert (tried.model.width, tried.train.steps) == (96, 5)
+    assert (tried.model.image_size, tried.train.mask_ratio, tried.model.depth) == (64, 0.75, 4)
+    assert configure("tiny").train.mask_ratio == 0.25  # the preset itself stays as it is
 
 
 def test_unknown_presets_and_keys_are_refused() -> None:

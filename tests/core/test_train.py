@@ -24,7 +24,7 @@ from usfmae.core.train import (
     TrainResult,
     evaluate,
     learning_rate,
-    pixel_variance,
+    target_variance,
     train,
 )
 
@@ -242,10 +242,13 @@ def test_held_out_loss_is_deterministic_and_does_not_depend_on_order_or_batch(co
     assert loss == pytest.approx(evaluate(model, corpus, np.arange(20), settings.model_copy(update={"micro_batch": 3})))
 
 
-def test_pixel_variance_is_the_error_of_the_best_constant(corpus: Corpus) -> None:
+def test_target_variance_is_the_error_of_the_best_constant(corpus: Corpus) -> None:
     pixels = corpus.fetch(np.arange(20)).pixels.astype(np.float64) / 255
     wanted = np.mean([(pixels / std).var() for std in SETTINGS.std])
-    assert pixel_variance(corpus, np.arange(20), SETTINGS, 32) == pytest.approx(wanted, rel=1e-5)
+    assert target_variance(new(), corpus, np.arange(20), SETTINGS) == pytest.approx(wanted, rel=1e-5)
+    # Of patches that are each brought to mean 0 and variance 1 there is no more to say than 1, whatever the images.
+    normalised = fresh(MODEL, 0.25, norm_pix=True)
+    assert target_variance(normalised, corpus, np.arange(20), SETTINGS) == pytest.approx(1, abs=0.02)
 
 
 def test_the_rate_rises_linearly_from_zero_and_falls_by_half_a_cosine() -> None:

@@ -10,7 +10,8 @@ import pytest
 from usfmae.core.bench import encoders
 from usfmae.core.bench.base import load, only
 from usfmae.core.bench.features import squares
-from usfmae.core.bench.finetune import Run, _worth, finetune, grid
+from usfmae.core.bench.finetune import finetune, grid
+from usfmae.core.bench.fit import Run, worth
 from usfmae.core.bench.metrics import measures
 from usfmae.core.config.bench import FinetuneSettings
 
@@ -62,9 +63,9 @@ def test_of_equal_accuracy_the_smaller_cross_entropy_counts(folder_task: Path) -
     positions = np.arange(len(task.examples))
     sure, unsure = (np.where(np.eye(2)[task.labels] > 0, p, 1 - p) for p in (0.9, 0.6))
     majority = [np.tile([p, 1 - p], (len(positions), 1)) for p in (0.9, 0.6)]
-    assert _worth(task, positions, sure) > _worth(task, positions, unsure) > _worth(task, positions, majority[1])
+    assert worth(task, positions, sure) > worth(task, positions, unsure) > worth(task, positions, majority[1])
     # A network that names one class only still gets better: training must not stop there.
-    assert _worth(task, positions, majority[1]) > _worth(task, positions, majority[0])
+    assert worth(task, positions, majority[1]) > worth(task, positions, majority[0])
 
 
 def test_a_run_cut_in_the_middle_of_writing_is_trained_again(

@@ -54,6 +54,12 @@ def speckle(seed: int) -> np.ndarray:
     return cv2.normalize(smooth, None, 20, 200, cv2.NORM_MINMAX).astype(np.uint8)
 
 
+def called(root: Path, out: Path, *more: str, small: tuple[str, ...] = SMALL) -> list[str]:
+    """Arguments of a small `usfmae reproduce`."""
+    settings = [x for s in small for x in ("--set", s)]
+    return ["reproduce", "--root", str(root), "--out", str(out), "--preset", "tiny", "--workers", "1", *more, *settings]
+
+
 @pytest.fixture
 def root(tmp_path: Path, bus_bra: Path) -> Path:
     """BUS-BRA and ten images in STU-Hospital's layout."""
@@ -141,19 +147,8 @@ def test_a_limit_spreads_over_a_data_set_and_shrinks_the_plan(root: Path) -> Non
 
 def test_dry_run_lists_every_step_with_hours_and_writes_nothing(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = [
-        "reproduce",
-        "--root",
-        str(root),
-        "--out",
-        str(out),
-        "--preset",
-        "tiny",
-        "--dry-run",
-        "--json",
-        "--finetune",
-    ]
-    done = CliRunner().invoke(group, [*arguments, *(x for s in SMALL for x in ("--set", s))], catch_exceptions=False)
+    arguments = called(root, out, "--dry-run", "--json", "--finetune")
+    done = CliRunner().invoke(group, arguments, catch_exceptions=False)
     plan = json.loads(done.stdout)
     names = [step["step"] for step in plan["steps"]]
     assert names[:3] == ["corpus stu_hospital", "leaks", "pretrain"] and "finetune bus-bra pretrained" in names
@@ -163,24 +158,13 @@ def test_dry_run_lists_every_step_with_hours_and_writes_nothing(root: Path, tmp_
 @pytest.mark.slow
 def test_from_folders_to_report_and_the_second_call_does_nothing(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = [
-        "reproduce",
-        "--root",
-        str(root),
-        "--out",
-        str(out),
-        "--preset",
-        "tiny",
-        "--finetune",
-        "--workers",
-        "1",
-    ]
-    arguments += [x for s in SMALL for x in ("--set", s)]
+    arguments = called(root, out, "--finetune")
     first = CliRunner().invoke(group, arguments, catch_exceptions=False)
     report = json.loads((out / "report.json").read_text())
     assert report["corpus"]["images"] == 10 and report["leaks"]["leaks"] == []
     assert "probe bus-bra pretrained: begins" in first.stderr
     page = (out / "report.html").read_text()
+    assert "75 % masked, patches normalised" in page and "32 pixels in patches of 8" in page
     assert "81.6" in page and "UltraSam" in page and "partial copy of BUS-BRA" in page and "EchoNet-Dynamic" in page
     second = CliRunner().invoke(group, arguments, catch_exceptions=False)
     assert "begins" not in second.stderr and "pretrain: done before" in second.stderr
@@ -190,10 +174,9 @@ def test_from_folders_to_report_and_the_second_call_does_nothing(root: Path, tmp
 @pytest.mark.slow
 def test_killed_in_the_middle_of_pretraining_it_goes_on_there(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    options = [*SMALL, "train.steps=300", "train.checkpoint_steps=10"]
+    options = (*SMALL, "train.steps=300", "train.checkpoint_steps=10")
     code = "from usfmae.core.cli import main; main()"
-    command = [sys.executable, "-c", code, "reproduce", "--root", str(root), "--out", str(out), "--preset", "tiny"]
-    command += ["--workers", "1", "--baseline", "pixels", *(x for s in options for x in ("--set", s))]
+    command = [sys.executable, "-c", code, *called(root, out, "--baseline", "pixels", small=options)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as cut:
         assert cut.stderr
         told = next(line for line in cut.stderr if line.startswith("pretrain: step"))
@@ -215,20 +198,7 @@ def test_a_disguised_benchmark_image_stops_the_run_before_training(root: Path, t
     cv2.imwrite(str(root / "bus_bra" / "Images" / "bus_0001-l.png"), hidden)
     cv2.imwrite(str(root / "stu_hospital" / "Hospital" / "Test_Image_50.png"), np.ascontiguousarray(hidden[:, ::-1]))
     out = tmp_path / "out"
-    arguments = [
-        "reproduce",
-        "--root",
-        str(root),
-        "--out",
-        str(out),
-        "--preset",
-        "tiny",
-        "--workers",
-        "1",
-        "--baseline",
-        "pixels",
-    ]
-    arguments += [x for s in SMALL for x in ("--set", s)]
+    arguments = called(root, out, "--baseline", "pixels")
     with pytest.raises(SourceError, match="bus_0001-l"):
         CliRunner().invoke(group, arguments, catch_exceptions=False, standalone_mode=False)
     assert not list(out.glob("pretrain-*"))

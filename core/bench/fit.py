@@ -1,0 +1,182 @@
+"""One fine-tuning: encoder and linear head on one split, stopped by the validation part.
+
+AdamW, linear warm-up and cosine, cross-entropy on pooled features. The test part is read once, at the end.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from usfmae.core.bench.base import Positions, Split, Task
+from usfmae.core.bench.encoders import Encoder
+from usfmae.core.bench.features import device
+from usfmae.core.bench.metrics import Predictions, measures
+from usfmae.core.config import AugmentSettings
+from usfmae.core.config.bench import FinetuneSettings
+from usfmae.core.corpus.augment import augment, draws, plain
+from usfmae.core.device import autocast, out_of_memory
+from usfmae.core.errors import ResourceError
+from usfmae.core.flow import Pixels
+
+Floats = NDArray[np.float64]
+TEST_BATCH = 64
+RAN_AWAY = 1e9
+CLIP = 1.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One point of the grid."""
+
+    lr: float
+    weight_decay: float
+    batch: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: what it was, how it went, and its probabilities for the test part (T, K)."""
+
+    split: str
+    choice: Choice
+    seed: int
+    validation: float  # best balanced accuracy on the validation part; -1 where the loss ran away
+    validation_loss: float  # cross-entropy there, at that epoch; RAN_AWAY likewise
+    epochs: int
+    best_epoch: int
+    seconds: float
+    probabilities: Floats
+
+
+class Training:
+    """A training that is about to begin. `encoder` is trained in place; pixels: (N, S, S, C) uint8 of the task."""
+
+    def __init__(
+        self,
+        task: Task,
+        split: Split,
+        encoder: Encoder,
+        pixels: Pixels,
+        settings: FinetuneSettings,
+        choice: Choice,
+        seed: int,
+    ) -> None:
+        self.task, self.split, self.encoder, self.pixels = task, split, encoder, pixels
+        self.settings, self.choice, self.seed = settings, choice, seed
+        torch.manual_seed(seed)
+        self.device = device()
+        head = nn.Linear(encoder.width, len(task.classes))
+        self.model = nn.Sequential(encoder.module.train(), head).to(self.device)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=choice.lr, weight_decay=choice.weight_decay)
+
+    def run(self) -> Run:
+        """Train; the weights of the best validation epoch give the test probabilities.
+
+        Raises ResourceError where memory is full.
+        """
+        try:
+            return self._run()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            full = f"memory, with batches of {self.choice.batch}"
+            raise ResourceError(full, "is full", "set bench.finetune.batch_sizes lower") from None
+
+    def _run(self) -> Run:
+        began = time.perf_counter()
+        best, best_epoch, epoch, kept = (-1.0, -RAN_AWAY), 0, 0, None
+        while epoch < self.settings.epochs and epoch - best_epoch < self.settings.patience:
+            epoch += 1
+            if not math.isfinite(self._epoch(epoch)):
+                break
+            found = worth(self.task, self.split.validation, self.probabilities(self.split.validation))
+            if found > best:
+                best, best_epoch = found, epoch
+                kept = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        if kept is not None:
+            self.model.load_state_dict(kept)
+            said = self.probabilities(self.split.test)
+        else:  # the loss ran away before the first validation: the run says nothing
+            said = np.full((len(self.split.test), len(self.task.classes)), 1 / len(self.task.classes))
+        seconds = time.perf_counter() - began
+        return Run(self.split.name, self.choice, self.seed, best[0], -best[1], epoch, best_epoch, seconds, said)
+
+    def _epoch(self, epoch: int) -> float:
+        """One pass over the training part; the last batch's loss."""
+        batches = math.ceil(len(self.split.train) / self.choice.batch)
+        self.model.train()
+        loss = torch.zeros(())
+        for step, (images, labels) in enumerate(self._batches(epoch), start=(epoch - 1) * batches):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.choice.lr * rate(step, self.settings.epochs * batches, self.settings.warmup)
+            loss = F.cross_entropy(self._logits(images), labels.to(self.device))
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+            self.optimizer.step()
+        return float(loss.detach())
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """(B, S, S, C) uint8 -> (B, K) fp32."""
+        with autocast(self.device, self.settings.precision):
+            logits: Tensor = self.model(self.encoder.prepare(images.to(self.device)))
+        return logits.float()
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shuffled, augmented batches of one epoch; the next is made while the model works on this one."""
+        asked, size = self.settings, self.choice.batch
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.split.train)
+        wanted = AugmentSettings(
+            rotation=asked.rotation, flips=asked.flips, zoom_min=asked.zoom_min, zoom_max=asked.zoom_max
+        )
+
+        def make(start: int) -> tuple[Tensor, Tensor]:
+            rows = order[start : start + size]
+            chosen = draws(len(rows), self.pixels.shape[1], wanted, self.seed, epoch * 1_000_003 + start)
+            images = augment(self.pixels[rows], chosen, self.encoder.size, wanted)
+            return torch.from_numpy(images), torch.from_numpy(self.task.labels[rows])
+
+        with ThreadPoolExecutor(1) as pool:
+            following = pool.submit(make, 0)
+            for start in range(size, len(order) + size, size):
+                batch = following.result()
+                if start < len(order):
+                    following = pool.submit(make, start)
+                yield batch
+
+    @torch.inference_mode()
+    def probabilities(self, positions: Positions) -> Floats:
+        """(T, K) for the images at `positions`, without augmentation."""
+        self.model.eval()
+        parts = []
+        for start in range(0, len(positions), TEST_BATCH):
+            rows = plain(self.pixels[positions[start : start + TEST_BATCH]], self.encoder.size)
+            parts.append(self._logits(torch.from_numpy(rows)).softmax(dim=1).double().cpu().numpy())
+        return np.concatenate(parts)
+
+
+def worth(task: Task, positions: Positions, said: Floats) -> tuple[float, float]:
+    """Balanced accuracy, then the smaller cross-entropy: while a rare class is never named yet, only that moves."""
+    labels = task.labels[positions]
+    found = Predictions(labels, said, ("",) * len(said), (), ())
+    likelihood = np.log(np.maximum(said[np.arange(len(said)), labels], 1e-12)).mean()
+    return float(measures(found)["balanced_accuracy"]), float(likelihood)
+
+
+def rate(step: int, total: int, warmup: float) -> float:
+    """Linear warm-up, then half a cosine to 0."""
+    warm = warmup * total
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, total - warm)))
