@@ -117,6 +117,7 @@ def _content(site: Site, reply: TrainReply) -> RecordDict:
         asked = TrainRequest(reply.campaign, reply.round, reply.base, 0, 0, "")
         place = outbox.folder(site, outbox.key(asked))
         with TensorFile(place / outbox.UPDATE) as file:
+            outbox.check(file, reply.content)
             parts = outbox.parts(file, reply.encoding)
             arrays = {n: Array(p.dtype, p.shape, p.encoding, p.read(0, p.size)) for n, p in parts.items()}
         content[protocol.UPDATE] = ArrayRecord(arrays)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from usfmae.core.errors import PolicyError
+from usfmae.core.errors import PolicyError, ResourceError
 from usfmae.core.tensors import TensorFile, square_sum, tensor_head
 
 LARGEST_VALUE = 1e4  # no trained weight of a normalised transformer comes near
@@ -99,7 +99,9 @@ def tensors(file: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
                 start, stop = about[name]["data_offsets"]
                 stream.seek(8 + length + start)
                 yield name, np.fromfile(stream, "<f4", (stop - start) // 4).reshape(about[name]["shape"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:  # our own disk's fault, and its path is nobody else's business
+        raise ResourceError(f"reading {file}", error.strerror or str(error), "look at the disk") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise PolicyError("incoming encoder", f"is unreadable: {error}", "refused") from None
 
 

@@ -11,8 +11,10 @@ from typing import Any
 
 from flwr.proto import message_pb2 as wire
 from flwr.proto import recorddict_pb2 as records
+from google.protobuf.message import DecodeError
 
 from usfmae.core import objects
+from usfmae.core.errors import PolicyError
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,14 @@ def config_body(record: Mapping[str, str | int | float | bool]) -> bytes:
 
 
 def config_record(content: bytes) -> dict[str, Any]:
-    """Scalars of a ConfigRecord object; lists and bytes come as None and fail the protocol's type check."""
-    found = records.ConfigRecord.FromString(bytes(objects.expect(content, "ConfigRecord").body))
+    """Scalars of a ConfigRecord object; lists and bytes come as None and fail the protocol's type check.
+
+    PolicyError where it is none.
+    """
+    try:
+        found = records.ConfigRecord.FromString(bytes(objects.expect(content, "ConfigRecord").body))
+    except DecodeError:
+        raise PolicyError("message object ConfigRecord", "is malformed", "refused") from None
     values = {}
     for item in found.items:
         field = item.value.WhichOneof("value")

@@ -9,6 +9,7 @@ checks every one of these names against the installed Flower.
 from __future__ import annotations
 
 import base64
+import contextlib
 import ssl
 import time
 from collections.abc import Mapping
@@ -213,8 +214,8 @@ class Fleet:
             raise explained(error, self.server) from None
 
     def _note_clock(self, date: str | None) -> None:
-        if date:
-            self.clock_offset = parsedate_to_datetime(date).timestamp() - time.time()
+        with contextlib.suppress(ValueError, TypeError, OverflowError):  # whatever stands there, also a proxy's
+            self.clock_offset = parsedate_to_datetime(date or "").timestamp() - time.time()
 
 
 def _tree(tree: objects.Tree) -> wire.ObjectTree:

@@ -23,11 +23,12 @@ from typing import Any, Literal
 
 from usfmae.client.site import Site, read_json, write_json
 from usfmae.core import objects
-from usfmae.core.errors import UsageError
+from usfmae.core.errors import PolicyError, UsageError
 from usfmae.core.files import replacing, write_atomic
 from usfmae.core.flow import content_id
 from usfmae.core.protocol import RAW, TrainReply, TrainRequest
 from usfmae.core.tensors import TensorFile
+from usfmae.core.update import PayloadHash
 
 State = Literal["waiting", "released", "rejected", "sent"]
 UPDATE = "update.safetensors"
@@ -145,6 +146,15 @@ def mark_sent(site: Site, place: Path, size: int) -> None:
     if not (place / "sent.json").exists():
         write_json(place / "sent.json", {"time": time.time(), "bytes": size})
     site.note("outbox.sent", id=place.name, content=record.get("content", ""), bytes=size, to=site.settings.server)
+
+
+def check(file: TensorFile, content: str) -> None:
+    """PolicyError where an update on disk is not the one whose hash was staged, and perhaps approved."""
+    found = PayloadHash()
+    for name in file.shapes:
+        found.add(name, file.raw(name))
+    if found.id() != content:
+        raise PolicyError("update in the outbox", "is not the one that was staged (hash)", "look at the disk")
 
 
 # --- the packed delta: a safetensors file of uint8 rows; the tensors' shapes stand in its metadata -------------------

@@ -27,6 +27,7 @@ class Sender:
         """The update that was made for this request, signed now."""
         place, signed = outbox.folder(self.site, outbox.key(asked)), rounds.signed_update(self.site, asked)
         with TensorFile(place / outbox.UPDATE) as file:
+            outbox.check(file, signed.content)
             arrays = {protocol.UPDATE: objects.array_record(outbox.parts(file, signed.encoding))}
             sent = self._send(pending, signed, arrays)
         if sent:

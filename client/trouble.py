@@ -7,6 +7,7 @@ import json
 import httpx
 
 from usfmae.core.errors import NetworkError
+from usfmae.core.log import printable
 
 EARLIEST, LATEST = -4.0, 300.0  # seconds the server's clock may be before or after ours; its window is -5..305
 
@@ -60,10 +61,9 @@ def unknown(server: str, why: str) -> UnknownKeyError:
 def _detail(body: bytes) -> str:
     """The reason the server gives, short and printable."""
     try:
-        text = str(json.loads(body)["detail"])
-    except (ValueError, KeyError, TypeError):
+        return printable(str(json.loads(body)["detail"]), 120)
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
-    return "".join(c for c in text[:120] if c.isprintable())
 
 
 def untrusted(reason: str) -> str:

@@ -27,6 +27,11 @@ def scrub(text: str) -> str:
     return text
 
 
+def printable(text: str, most: int = 200) -> str:
+    """The beginning of what somebody else wrote, in one line and without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text[:most])
+
+
 class _Lines(logging.Formatter):
     def __init__(self, as_json: bool) -> None:
         super().__init__()
@@ -34,14 +39,14 @@ class _Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = getattr(record, "fields", {})
-        message = scrub(record.getMessage())
+        message = printable(scrub(record.getMessage()), 10_000)
         stamp = self.formatTime(record, "%Y-%m-%dT%H:%M:%S")
         if record.exc_info:
             fields = {**fields, "exception": self.formatException(record.exc_info)}
         if self.as_json:
             line = {"time": stamp, "level": record.levelname.lower(), "event": message, **fields}
             return scrub(json.dumps(line, default=str))
-        extra = " ".join(f"{k}={v}" for k, v in fields.items())
+        extra = " ".join(f"{k}={v if k == 'exception' else printable(str(v), 10_000)}" for k, v in fields.items())
         return scrub(f"{stamp} {record.levelname.lower():7s} {message} {extra}".rstrip())
 
 

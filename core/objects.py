@@ -21,6 +21,7 @@ from usfmae.core.errors import PolicyError
 CHUNK = 5 * 1024 * 1024  # bytes of an ArrayChunk's body
 LARGEST = 8 * 1024 * 1024  # bytes of any one object
 MOST_TENSORS = 10_000
+LONGEST_ABOUT = 4096  # bytes of a tensor's description: enough for 800 chunks, 4 GB
 
 Fetch = Callable[[str], bytes]  # object id -> the object's bytes, its hash already checked
 
@@ -89,7 +90,7 @@ def references(content: bytes, kind: str) -> dict[str, str]:
 def tensor(content: bytes) -> Tensor:
     """An Array's own description, without its bytes."""
     found = expect(content, "Array")
-    about = _json(found)
+    about = _json(found, LONGEST_ABOUT)
     try:
         chunks = tuple(found.children[i] for i in about["arraychunk_ids"])
         shape = tuple(int(n) for n in about["shape"])
@@ -108,9 +109,9 @@ def records(root: str, fetch: Fetch) -> dict[str, str]:
     return references(fetch(message.children[0]), "RecordDict")
 
 
-def _json(found: Object) -> dict[str, Any]:
+def _json(found: Object, longest: int = LARGEST) -> dict[str, Any]:
     try:
-        value = json.loads(bytes(found.body))
+        value = json.loads(bytes(found.body)) if len(found.body) <= longest else None
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict) or len(value) > MOST_TENSORS:

@@ -34,3 +34,18 @@ def test_fields_and_tracebacks_are_scrubbed_too(capsys: pytest.CaptureFixture[st
         root.handlers[:], root.level = before
     said = capsys.readouterr().err
     assert "read" in said and "DOE" not in said and "b.dcm" not in said
+
+
+def test_what_a_peer_wrote_is_one_line_and_no_command_to_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        log.setup(False)
+        logging.getLogger("x").warning("refused: %s", "no\n2026-01-01 info round committed")
+        log.note(logging.getLogger("x"), "verdict", detail="\x1b[2Jgone\r\nforged")
+    finally:
+        root.handlers[:], root.level = before
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 2 and "\x1b" not in said
