@@ -1,7 +1,7 @@
 """An append-only log in which each line carries the hash of the one before: any edit, loss or swap shows.
 
-The last line's hash stands beside the log as well (`audit.head`): a log that was cut at its end shows too. Who can
-write here can forge both; a hash noted elsewhere (`verify --head`) finds that.
+The last line's hash stands beside the log as well (`audit.head`): a log that was cut at its end shows too, also when
+more was written since. Who can write here can forge both; a hash noted elsewhere (`verify --head`) finds that.
 
 One JSON object a line: `time` (UTC), `actor`, `event`, `status`, the event's own fields, `previous`, `hash`.
 No identifiers of patients, paths of scans or UIDs go in.
@@ -68,12 +68,15 @@ def append(log: Path, actor: str, event: str, status: str = "ok", **fields: Any)
             **({"torn_bytes_before": torn} if torn else {}),
         }
         try:
-            entry["previous"] = json.loads(last)["hash"] if last else START
-        except (ValueError, KeyError):
+            before = json.loads(last) if last else {"hash": START, "previous": START}
+            entry["previous"] = before["hash"]
+            if missing := _missing(log, (before["hash"], before["previous"])):
+                entry["missing_before"] = missing
+        except (ValueError, KeyError, TypeError):
             raise SourceError(
                 f"audit log {log}",
                 "its last line is damaged",
-                "keep the file for review; move it aside to go on",
+                f"keep it and {head_file(log).name} for review; move both aside to go on",
             ) from None
         entry["hash"] = _hash(entry)
         _add_line(file, (json.dumps(entry, sort_keys=True) + "\n").encode())
@@ -88,6 +91,15 @@ def _opened(log: Path) -> BinaryIO:
 
 def head_file(log: Path) -> Path:
     return log.with_suffix(".head")
+
+
+def _missing(log: Path, last: tuple[str, str]) -> str:
+    """The hash noted beside the log, where the log holds it no more; `last`: hashes of its last two lines."""
+    beside = head_file(log)
+    head = beside.read_text() if beside.exists() else ""
+    if not head or head in last or any(entry["hash"] == head for entry in entries(log)):
+        return ""
+    return head
 
 
 def _note_head(log: Path, head: str) -> None:
@@ -138,6 +150,10 @@ def verify(log: Path, head: str | None = None) -> int:
                 sound = False
             if not sound:
                 raise PolicyError(f"audit log {log} line {count}", "the hash chain is broken", "it was edited")
+            if missing := entry.get("missing_before"):
+                raise PolicyError(
+                    f"audit log {log} line {count}", f"entry {missing} before it is missing", "it was cut"
+                )
             previous = entry["hash"]
             seen_head = seen_head or previous == head
     if not seen_head:

@@ -52,6 +52,25 @@ def test_a_cut_log_is_found_without_a_word_from_outside(tmp_path: Path, left: in
         audit.verify(log)
 
 
+@pytest.mark.parametrize("left", [0, 3])
+def test_a_cut_is_found_also_when_more_was_written_since(tmp_path: Path, left: int) -> None:
+    log, _ = _filled(tmp_path)
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:left]))
+    for _ in range(3):
+        audit.append(log, "site", "sent")
+    with pytest.raises(PolicyError, match=f"line {left + 1} - entry .* missing"):
+        audit.verify(log)
+
+
+def test_a_head_that_fell_behind_on_a_full_disk_is_no_cut(tmp_path: Path) -> None:
+    log, _ = _filled(tmp_path)
+    older = audit.head_file(log).read_text()
+    for _ in range(4):
+        audit.append(log, "site", "sent")
+        audit.head_file(log).write_text(older)
+    assert audit.verify(log) == 9
+
+
 def test_a_log_whose_head_was_taken_away_too_is_found(tmp_path: Path) -> None:
     log, _ = _filled(tmp_path)
     audit.head_file(log).unlink()
