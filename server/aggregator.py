@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import resource
 import signal
 import threading
 import time
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 LINGER = 3.0  # seconds the port stays open after the last round, so that sites hear the end of it
 AUDIT_REFUSALS_EVERY = 60.0  # seconds; refused calls are counted between two audit entries
+MOST_KINDS = 50  # of refused calls, each with an entry of its own; others are counted together
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -32,6 +34,7 @@ def serve(home: Home, rounds: int, overrides: Iterable[str] = ()) -> None:
     """Run the federation until `rounds` are committed (0: until stopped)."""
     settings = home.settings(overrides)
     allocator.keep()
+    _allow_files(8 * settings.network.connections)
     with _alone(home.lock):
         from usfmae.core.keys import Ed25519PrivateKey, read_private
         from usfmae.server.gateway import Gateway
@@ -61,6 +64,13 @@ def serve(home: Home, rounds: int, overrides: Iterable[str] = ()) -> None:
                 refusals.write()
                 audit.append(home.audit, "aggregator", "stop")
                 home.address.unlink(missing_ok=True)
+
+
+def _allow_files(wanted: int) -> None:
+    """Connections and files that may be open at once, where the system lets us have more than its usual 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def _linger(link: object) -> None:
@@ -111,12 +121,16 @@ class Refusals:
 
     def count(self, status: int, why: str, client: str) -> None:
         with self.lock:
-            known = (status, why, client)
-            if len(self.counts) < 1000:
-                self.counts[known] = self.counts.get(known, 0) + 1
+            self._add((status, why, client), 1)
             due = time.monotonic() - self.written > AUDIT_REFUSALS_EVERY or not self.written
         if due:
             self.write()
+
+    def _add(self, kind: tuple[int, str, str], times: int) -> None:
+        """A caller may choose some of what stands here, so kinds are few: each costs a flush to disk."""
+        if kind not in self.counts and len(self.counts) >= MOST_KINDS:
+            kind = (kind[0], "and others", "several")
+        self.counts[kind] = self.counts.get(kind, 0) + times
 
     def write(self) -> None:
         with self.lock:
@@ -128,5 +142,5 @@ class Refusals:
                 audit.append(self.log, "porch", "call", "refused", code=status, why=why, client=client, times=times)
             except ResourceError:  # a full disk: counted on, and written later; the caller gets its answer
                 with self.lock:
-                    self.counts[known] = self.counts.get(known, 0) + times
+                    self._add(known, times)
             note(logger, "call refused", level=logging.WARNING, code=status, why=why, client=client, times=times)

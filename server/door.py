@@ -2,7 +2,8 @@
 
 A connection counts as a stranger's until a call on it has passed the porch. Strangers are few, in all and from one
 address; where there are too many, the one that has waited longest goes, so that a hospital which proves its key at once
-gets in through any crowd that only stands there. Connections are counted before TLS begins.
+gets in through any crowd that only stands there. Connections are counted before TLS begins. Whoever has proved a key
+holds few as well, so that no hospital takes the places of all the others.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any
 import uvicorn
 
 HANDSHAKE_SECONDS = 20.0  # for TLS
+MOST_OF_ONE_KEY = 16  # connections; an agent has two
 FULL = "too many connections without a key"
+FULL_OF_ONE = "too many connections with one key"
 
 logger = logging.getLogger(__name__)
 
@@ -31,31 +34,36 @@ class Door:
     def __init__(self, most: int, most_from_one: int, on_refused: Refuse) -> None:
         self.most, self.most_from_one, self.on_refused = most, most_from_one, on_refused
         self.strangers: dict[Peer, socket.socket] = {}  # the longest waiting first
-        self.known: set[Peer] = set()
+        self.known: dict[Peer, tuple[bytes, socket.socket]] = {}  # the key that was proved first; the oldest first
 
     def enter(self, peer: Peer, connection: socket.socket) -> None:
         """A new connection; an older stranger's is closed where there are too many."""
         same = [other for other in self.strangers if other[0] == peer[0]]
         if len(same) >= self.most_from_one:
-            self._close(same[0])
+            self._close(same[0], self.strangers.pop(same[0]), FULL)
         elif len(self.strangers) >= self.most:
-            self._close(next(iter(self.strangers)))
+            longest = next(iter(self.strangers))
+            self._close(longest, self.strangers.pop(longest), FULL)
         self.strangers[peer] = connection
 
-    def prove(self, peer: Peer) -> bool:
+    def prove(self, peer: Peer, key: bytes) -> bool:
         """A call on this connection has proved a key. False where it was closed: nobody would hear the answer."""
-        if self.strangers.pop(peer, None) is not None:
-            self.known.add(peer)
+        connection = self.strangers.pop(peer, None)
+        if connection is not None:
+            same = [other for other, (known, _) in self.known.items() if known == key]
+            if len(same) >= MOST_OF_ONE_KEY:
+                self._close(same[0], self.known.pop(same[0])[1], FULL_OF_ONE)
+            self.known[peer] = key, connection
         return peer in self.known
 
     def leave(self, peer: Peer) -> None:
         self.strangers.pop(peer, None)
-        self.known.discard(peer)
+        self.known.pop(peer, None)
 
-    def _close(self, peer: Peer) -> None:
+    def _close(self, peer: Peer, connection: socket.socket, why: str) -> None:
         with contextlib.suppress(OSError):  # gone by itself
-            self.strangers.pop(peer).shutdown(socket.SHUT_RDWR)
-        self.on_refused(429, FULL, peer[0])
+            connection.shutdown(socket.SHUT_RDWR)
+        self.on_refused(429, why, peer[0])
 
 
 class Server(uvicorn.Server):

@@ -26,7 +26,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
 
 from usfmae.core import objects
-from usfmae.core.log import note
+from usfmae.core.log import note, printable
 from usfmae.server.ledger import Site
 from usfmae.server.porch import CALLER, Refused
 from usfmae.server.transit import Offer, TransitStore
@@ -60,15 +60,28 @@ class Reply:
 class State(InMemoryLinkState):
     """Flower's link state takes a site's word for who it is and what its reply is called; this one looks."""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.answers: dict[str, str] = {}  # request -> root of its reply, also when Flower has let both expire
+
     def store_message_and_object_tree(
         self, message: Message, object_tree: ObjectTree, session_id: str
     ) -> tuple[bool, list[str]]:
         root, caller = object_tree.object_id, CALLER.get()
         if caller and self.get_node_id_by_public_key(caller) != message.metadata.src_node_id:
             raise Refused(403, "a reply in another site's place")
-        if root != message.metadata.message_id or root in cast(TransitStore, self.object_store).offers:
-            return False, []
-        return super().store_message_and_object_tree(message, object_tree, session_id)
+        taken, missing = False, []
+        if root == message.metadata.message_id and root not in cast(TransitStore, self.object_store).offers:
+            taken, missing = super().store_message_and_object_tree(message, object_tree, session_id)
+        if taken:
+            self.answers[message.metadata.reply_to_message_id] = root
+        if not missing:  # nothing will come in this session: Flower would remember it for ever
+            self._cleanup_push_session(session_id, cleanup_messages=False)
+        return taken, missing
+
+    def end_session(self, root: str) -> None:
+        """No more of this reply is wanted."""
+        self._cleanup_push_session(self._object_push_session_by_root.get(root, ""), cleanup_messages=False)
 
 
 class Link:
@@ -173,6 +186,7 @@ class Link:
         """Flower's own errors: the node is gone, the message expired."""
         for message in self.state.get_message_res({message_id}, self.run_id):
             if message.has_error():
+                self.store.delete(message.metadata.message_id)  # Flower wrote its error like a reply
                 return _without(message_id, message.error)
             # The reply came between two looks: next time.
             self.state.message_res_store[message.metadata.message_id].metadata.delivered_at = ""
@@ -180,7 +194,8 @@ class Link:
 
     def forget(self, message_id: str) -> None:
         """A request and its reply, as far as there is one, with all their objects."""
-        reply_id = self.state.message_ins_id_to_message_res_id.get(message_id, "")
+        reply_id = self.state.answers.pop(message_id, "")
+        self.state.end_session(reply_id)
         self.state.delete_messages({message_id})
         self.store.delete(reply_id)
         self.store.delete(message_id)
@@ -197,7 +212,7 @@ def _body(item: Message | ConfigRecord) -> bytes:
 
 def _without(message_id: str, error: Error) -> Reply:
     nothing: dict[str, bytes] = {}
-    return Reply(message_id, {}, nothing.__getitem__, str(error.reason), error.code not in PASSING)
+    return Reply(message_id, {}, nothing.__getitem__, printable(str(error.reason)), error.code not in PASSING)
 
 
 @lru_cache(maxsize=4096)

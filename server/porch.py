@@ -68,7 +68,7 @@ class Porch:
         body_limit: int,
         body_seconds: float,
         on_refused: Callable[[int, str, str], None] = lambda status, why, client: None,
-        on_proved: Callable[[tuple[str, int]], bool] = lambda client: True,
+        on_proved: Callable[[tuple[str, int], bytes], bool] = lambda client, key: True,
     ) -> None:
         self.inner, self.enrolled, self.on_refused, self.on_proved = inner, enrolled, on_refused, on_proved
         self.body_limit, self.body_seconds = body_limit, body_seconds
@@ -94,8 +94,9 @@ class Porch:
         if scope["method"] != "POST":
             raise Refused(405, "POST only")
         headers = {name.lower(): value for name, value in scope["headers"]}
-        CALLER.set(self._known(headers))
-        if scope.get("client") and not self.on_proved(tuple(scope["client"])):
+        key = self._known(headers)
+        CALLER.set(key)
+        if scope.get("client") and not self.on_proved(tuple(scope["client"]), key):
             raise Refused(429, "closed before its first call was read")
         declared = headers.get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self.body_limit:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from usfmae.core import audit, update
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError, ResourceError
-from usfmae.core.log import note
+from usfmae.core.log import note, printable
 from usfmae.core.protocol import TrainRequest
 from usfmae.core.tensors import TensorFile
 from usfmae.server import campaign, close, spool
@@ -197,7 +197,7 @@ class Loop:
         except Refusal as refusal:
             self._verdict(Verdict(request.round, site_id, refusal.code, refusal.detail), site)
         except PolicyError as error:  # found as its bytes were read
-            self._verdict(Verdict(request.round, site_id, "bad-message", str(error)[:200]), site)
+            self._verdict(Verdict(request.round, site_id, "bad-message", str(error)), site)
         except ResourceError as error:
             note(logger, "reply not stored, asking again", site=site.name, reason=str(error))
             self.not_before[site_id] = self.clock() + ASK_AGAIN
@@ -215,7 +215,7 @@ class Loop:
             return
         self.without_replay.discard(site.site)
         if reply.declined:
-            self._verdict(Verdict(request.round, site.site, DECLINED, reply.declined[:200]), site)
+            self._verdict(Verdict(request.round, site.site, DECLINED, reply.declined), site)
             return
         if self.ledger.seen_content(site.site, reply.content, request.round):
             raise Refusal("replayed", "the same update was admitted in another round")
@@ -240,6 +240,7 @@ class Loop:
         self._verdict(verdict, site)
 
     def _verdict(self, verdict: Verdict, site: Site) -> None:
+        verdict = dataclasses.replace(verdict, detail=printable(verdict.detail))
         self.ledger.record(verdict)
         status = "ok" if verdict.verdict in (ADMITTED, DECLINED) else "refused"
         audit.append(

@@ -26,6 +26,7 @@ from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectSto
 
 from usfmae.core.errors import PolicyError
 from usfmae.core.objects import Fetch
+from usfmae.server.porch import CALLER
 
 OBJECTS_LIMIT = 20_000  # objects in one message; an encoder of 150 tensors has about 400
 
@@ -52,7 +53,7 @@ class TransitStore(InMemoryObjectStore):
         self.offers: dict[str, Offer] = {}  # root of a request -> what a site may fetch of it
         self.replies: dict[str, list[str]] = {}  # root of a reply -> the objects it was announced with
         self.held: Counter[str] = Counter()  # object -> replies that hold it
-        self.roots: dict[str, str] = {}  # object of a reply on its way -> its root
+        self.roots: dict[tuple[bytes, str], str] = {}  # who sends, object of a reply on its way -> the reply's root
         self.spent: dict[str, int] = {}  # root -> bytes received so far
         self.touched: dict[str, float] = {}  # root -> monotonic time of its last object
         self.refused: dict[str, str] = {}  # root -> why no more of it is taken
@@ -91,7 +92,7 @@ class TransitStore(InMemoryObjectStore):
                     return []
                 self._hold(run_id, root, names)
             missing = [name for name in self.replies[root] if not self.store[name].is_available]
-            self.roots.update(dict.fromkeys(missing, root))
+            self.roots.update({(CALLER.get(), name): root for name in missing})
             return missing
 
     def _names(self, tree: ObjectTree) -> list[str] | None:
@@ -112,12 +113,15 @@ class TransitStore(InMemoryObjectStore):
                 self.store[name] = ObjectEntry(b"", False, [], 0, {run_id})
 
     def put(self, object_id: str, object_content: bytes) -> None:
-        """Store one object. ValueError where it is not what it says, or its message grows beyond the limit."""
+        """Store one object. ValueError where it is not what it says, or its message grows beyond the limit.
+
+        It counts for the message in which this caller announced it: another one's may name the same object.
+        """
         if get_object_id(object_content) != object_id:
             raise ValueError(f"object {object_id} does not match its content")
         validate_object_content(content=object_content)
         with self.lock_store:
-            if object_id not in self.store:
+            if object_id not in self.store or (CALLER.get(), object_id) not in self.roots:
                 raise NoObjectInStoreError(f"object {object_id} was not announced")
             if self.store[object_id].is_available:
                 return
@@ -150,8 +154,8 @@ class TransitStore(InMemoryObjectStore):
         file.unlink(missing_ok=True)
 
     def _charge(self, object_id: str, size: int) -> None:
-        root = self.roots.get(object_id)
-        if root is None:
+        root = self.roots.get((CALLER.get(), object_id))
+        if root is None:  # its message was forgotten meanwhile
             return
         self.touched[root] = time.monotonic()
         if root in self.refused or self.spent[root] + size > self.reply_limit:
@@ -193,7 +197,7 @@ class TransitStore(InMemoryObjectStore):
                 self.held[name] -= 1
                 if self.held[name] <= 0:
                     del self.held[name], self.store[name]
-                    self.roots.pop(name, None)
                     self._remove(name)
+            self.roots = {known: root for known, root in self.roots.items() if root != object_id}
             for book in (self.spent, self.touched, self.refused):
                 book.pop(object_id, None)

@@ -53,6 +53,7 @@ def test_flower_is_the_pinned_one():
         ("start_session", ["run_id"]),
         ("get_message_res", ["message_ids", "run_id"]),
         ("delete_messages", ["message_ins_ids"]),
+        ("_cleanup_push_session", ["session_id", "cleanup_messages"]),
     ],
 )
 def test_link_state_has_the_calls_the_gateway_makes(name, arguments):
@@ -63,6 +64,7 @@ def test_link_state_has_the_calls_the_gateway_makes(name, arguments):
 def test_link_state_keeps_its_books_where_the_gateway_looks(tmp_path):
     link = Link(tmp_path, 10**6)
     assert link.state.message_ins_id_to_message_res_id == {} == link.state.message_res_store
+    assert link.state._object_push_sessions == {} == link.state._object_push_session_by_root
     assert link.state.nodes == {} and link.state.get_run_info(run_ids=[link.run_id])[0].status.status == "running"
 
 
