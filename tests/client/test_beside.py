@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.ports import free_port
 from usfmae.client import inventory, review
 from usfmae.client.beside import spool_of, watched
 from usfmae.client.look import image_id, trusting
@@ -113,8 +114,8 @@ def test_setting_doubts_aside_changes_nothing_else() -> None:
     assert changed == {"smallest_region"}
 
 
-def test_metrics_and_page_answer_while_the_block_runs(make_site: Callable[..., Site], free_port: int) -> None:
-    site = make_site(metrics={"port": free_port})
+def test_metrics_and_page_answer_while_the_block_runs(make_site: Callable[..., Site]) -> None:
+    site = make_site(metrics={"port": free_port()})
     with watched(site) as ports:
         text = urllib.request.urlopen(f"http://127.0.0.1:{ports['metrics']}/metrics", timeout=5).read().decode()
     assert "usfmae_site_images 16.0" in text
@@ -122,23 +123,12 @@ def test_metrics_and_page_answer_while_the_block_runs(make_site: Callable[..., S
         urllib.request.urlopen(f"http://127.0.0.1:{ports['metrics']}/metrics", timeout=1)
 
 
-def test_a_taken_port_and_a_missing_allow_list_stop_the_start(make_site: Callable[..., Site], free_port: int) -> None:
+def test_a_taken_port_and_a_missing_allow_list_stop_the_start(make_site: Callable[..., Site]) -> None:
     import socket
 
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", free_port))
-        taken.listen()
-        site = make_site("a", page={"port": free_port})
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        site = make_site("a", page={"port": taken.getsockname()[1]})
         with pytest.raises(ResourceError, match=r"page\.port"), watched(site):
             pass
-    with pytest.raises(ConfigError, match=r"cstore\.allow"), watched(make_site("b", cstore={"port": free_port})):
+    with pytest.raises(ConfigError, match=r"cstore\.allow"), watched(make_site("b", cstore={"port": free_port()})):
         pass
-
-
-@pytest.fixture
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.ports import free_port
 
 MODEL = {
     "image_size": 32,
@@ -30,12 +31,6 @@ MODEL = {
 OUTSIDE = "10.99.7.1"  # the aggregator's address where a test puts it in a network namespace of its own
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 HOLD = Path(__file__).parent / "hold"  # what stops a program at an exact point: see there
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def blobs(seed: int, count: int, size: int = 32) -> np.ndarray:

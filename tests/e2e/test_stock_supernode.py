@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from tests.e2e import tables
-from tests.e2e.federation import ENVIRONMENT, Federation, Program, free_port
+from tests.e2e.federation import ENVIRONMENT, Federation, Program
+from tests.ports import free_port
 from usfmae.core import audit
 
 pytestmark = [pytest.mark.e2e, pytest.mark.attacks]

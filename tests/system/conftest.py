@@ -16,11 +16,7 @@ from pathlib import Path
 
 import pytest
 
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+from tests.ports import free_port
 
 
 def needs(program: str, package: str) -> str:
@@ -138,6 +134,7 @@ def tiny(folder: Path, count: int) -> None:
 LISTENER = """
 import sys, time
 from pathlib import Path
+from tests.ports import free_port
 from usfmae.client.sources.cstore import listen
 from usfmae.client.sources.spool import Spool
 from usfmae.core.config.sources import CstoreSettings

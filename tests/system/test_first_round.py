@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import end, free_port
+from tests.ports import free_port
+
+from .conftest import end
 
 pytestmark = pytest.mark.system
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
+from tests.ports import free_port
 from usfmae.client.sources.cstore import listen
 from usfmae.client.sources.spool import PARTIAL, Spool
 from usfmae.core.config.sources import CstoreSettings
 
-from .conftest import free_port, tiny
+from .conftest import tiny
 
 pytestmark = pytest.mark.system
 

@@ -13,12 +13,13 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import UltrasoundImageStorage
 
+from tests.ports import free_port
 from usfmae.client.sources.cstore import listen
 from usfmae.client.sources.dicomweb import pull
 from usfmae.client.sources.spool import Spool
 from usfmae.core.config.sources import CstoreSettings, DicomwebSettings
 
-from .conftest import Orthanc, free_port, tiny
+from .conftest import Orthanc, tiny
 
 pytestmark = pytest.mark.system
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.ports import free_port
 from usfmae.core import metrics
 
-from .conftest import answers, end, free_port, needs, wait_for
+from .conftest import answers, end, needs, wait_for
 
 pytestmark = pytest.mark.system
 

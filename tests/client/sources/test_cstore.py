@@ -28,6 +28,7 @@ from usfmae.core.config.sources import CstoreSettings
 from usfmae.core.errors import ConfigError, ResourceError
 
 SECRET = b"s" * 32
+IDLE = 3  # seconds: long enough for six associations on a busy machine
 
 
 def instance() -> Dataset:
@@ -46,15 +47,16 @@ def spool(tmp_path: Path) -> Spool:
 
 @pytest.fixture
 def listener(spool: Spool) -> Iterator[Listener]:
-    running = listen(CstoreSettings(port=_free(), allow=("PACS1",), associations=6, idle_seconds=1), spool)
+    running = listen(CstoreSettings(allow=("PACS1",), associations=6, idle_seconds=60), spool)
     yield running
     running.stop()
 
 
-def _free() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+@pytest.fixture
+def impatient(spool: Spool) -> Iterator[Listener]:
+    running = listen(CstoreSettings(allow=("PACS1",), associations=6, idle_seconds=IDLE), spool)
+    yield running
+    running.stop()
 
 
 def call(port: int, calling: str = "PACS1", called: str = "USFMAE", tls: ssl.SSLContext | None = None) -> Association:
@@ -95,30 +97,30 @@ def test_below_the_floor_the_sender_hears_out_of_resources(listener: Listener, s
     assert len(spool.files()) == 1
 
 
-def test_half_an_association_ends_and_others_go_on(listener: Listener, spool: Spool) -> None:
+def test_half_an_association_ends_and_others_go_on(impatient: Listener, spool: Spool) -> None:
     for words in (b"", b"\x01\x00\x00\x00\x00\xff", b"GET / HTTP/1.1\r\n\r\n", b"\x04" + b"\xff" * 64):
-        with socket.create_connection(("127.0.0.1", listener.port), timeout=5) as half:
+        with socket.create_connection(("127.0.0.1", impatient.port), timeout=5) as half:
             half.sendall(words)
-    link = call(listener.port)
-    silent = call(listener.port)
-    assert silent.is_established
+    link = call(impatient.port)
     assert link.send_c_store(instance()).Status == 0x0000
     link.abort()  # without a release
-    deadline = time.monotonic() + 10
+    silent = call(impatient.port)
+    assert silent.is_established
+    deadline = time.monotonic() + 60
     while silent.is_established and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not silent.is_established, "a silent association holds its place for ever"
     assert len(spool.files()) == 1
 
 
-def test_a_sender_that_falls_silent_within_a_message_gives_its_place_back(listener: Listener, spool: Spool) -> None:
-    links = [call(listener.port) for _ in range(6)]
+def test_a_sender_that_falls_silent_within_a_message_gives_its_place_back(impatient: Listener, spool: Spool) -> None:
+    links = [call(impatient.port) for _ in range(6)]
     for link in links:
         raw = link.dul.socket.socket  # type: ignore[union-attr]
         raw.sendall(b"\x04\x00\x00\x01\x00\x00 a PDU of 64 KiB, and no more than this of it")  # type: ignore[union-attr]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        fresh = call(listener.port)
+        fresh = call(impatient.port)
         if fresh.is_established:
             break
         time.sleep(0.2)
@@ -136,7 +138,7 @@ def test_more_associations_than_allowed_wait(listener: Listener) -> None:
 
 def test_nobody_may_send_without_an_allow_list(spool: Spool) -> None:
     with pytest.raises(ConfigError, match=r"cstore\.allow"):
-        listen(CstoreSettings(port=_free()), spool)
+        listen(CstoreSettings(), spool)
 
 
 def test_a_taken_port_is_one_clear_error(listener: Listener, spool: Spool) -> None:
@@ -158,7 +160,7 @@ def _certificate(folder: Path, name: str) -> tuple[Path, Path]:
 
 def test_tls_with_a_certificate_of_the_sender(spool: Spool, tmp_path: Path) -> None:
     ours, theirs = _certificate(tmp_path, "listener"), _certificate(tmp_path, "pacs")
-    settings = CstoreSettings(port=_free(), allow=("PACS1",), certificate=ours[0], key=ours[1], client_ca=theirs[0])
+    settings = CstoreSettings(allow=("PACS1",), certificate=ours[0], key=ours[1], client_ca=theirs[0])
     running = listen(settings, spool)
     try:
         assert not call(running.port).is_established, "plain DICOM on the TLS port"
@@ -178,10 +180,10 @@ def test_tls_with_a_certificate_of_the_sender(spool: Spool, tmp_path: Path) -> N
 def test_who_says_nothing_on_the_tls_port_keeps_nobody_waiting(spool: Spool, tmp_path: Path) -> None:
     """No word, and half a word, of the TLS handshake; each ends when it has been silent for too long."""
     ours = _certificate(tmp_path, "listener")
-    settings = CstoreSettings(port=_free(), allow=("PACS1",), certificate=ours[0], key=ours[1], idle_seconds=1)
+    settings = CstoreSettings(allow=("PACS1",), certificate=ours[0], key=ours[1], idle_seconds=IDLE)
     running = listen(settings, spool)
     try:
-        silent = [socket.create_connection(("127.0.0.1", running.port), timeout=10) for _ in range(2)]
+        silent = [socket.create_connection(("127.0.0.1", running.port), timeout=60) for _ in range(2)]
         silent[1].sendall(b"\x16\x03\x01\x02\x00\x01")
         trusted = ssl.create_default_context(cafile=str(ours[0]))
         trusted.check_hostname = False
@@ -203,7 +205,7 @@ def test_an_expired_certificate_of_a_sender_is_refused(spool: Spool, tmp_path: P
     made = made.serial_number(1).not_valid_before(start).not_valid_after(start + timedelta(days=29))
     theirs[0].write_bytes(made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
     theirs[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    settings = CstoreSettings(port=_free(), allow=("PACS1",), certificate=ours[0], key=ours[1], client_ca=theirs[0])
+    settings = CstoreSettings(allow=("PACS1",), certificate=ours[0], key=ours[1], client_ca=theirs[0])
     running = listen(settings, spool)
     try:
         trusted = ssl.create_default_context(cafile=str(ours[0]))

@@ -18,8 +18,6 @@ from usfmae.core.bench.metrics import (
     view,
 )
 
-RNG = np.random.default_rng(0)
-
 
 def predictions(labels: np.ndarray, probabilities: np.ndarray, positive: int | None = None, groups=None) -> Predictions:
     n = len(labels)
@@ -28,7 +26,8 @@ def predictions(labels: np.ndarray, probabilities: np.ndarray, positive: int | N
 
 
 def random_predictions(n: int = 200, classes: int = 4, positive: int | None = None) -> Predictions:
-    return predictions(RNG.integers(0, classes, n), RNG.dirichlet(np.ones(classes), n), positive)
+    random = np.random.default_rng([n, classes])  # the same whichever tests ran before
+    return predictions(random.integers(0, classes, n), random.dirichlet(np.ones(classes), n), positive)
 
 
 def from_confusion(tp: int, fn: int, fp: int, tn: int) -> Predictions:
@@ -81,8 +80,9 @@ def test_bootstrap_draws_whole_patients() -> None:
 
 
 def test_intervals_widen_when_images_share_patients() -> None:
-    labels = RNG.integers(0, 2, 40).repeat(10)
-    probabilities = RNG.dirichlet(np.ones(2), 40).repeat(10, axis=0)
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 40).repeat(10)
+    probabilities = random.dirichlet(np.ones(2), 40).repeat(10, axis=0)
     alone = score(predictions(labels, probabilities, 1))["auroc"]
     together = score(predictions(labels, probabilities, 1, tuple(str(i // 10) for i in range(400))))["auroc"]
     assert together["value"] == alone["value"]
@@ -110,9 +110,10 @@ def test_calibration_is_zero_for_honest_and_large_for_boastful_confidence() -> N
 
 
 def test_paired_test_sees_a_real_difference_and_none_between_twins() -> None:
-    labels = RNG.integers(0, 2, 400)
-    good = predictions(labels, np.eye(2)[np.where(RNG.random(400) < 0.9, labels, 1 - labels)], 1)
-    poor = predictions(labels, np.eye(2)[np.where(RNG.random(400) < 0.6, labels, 1 - labels)], 1)
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 400)
+    good = predictions(labels, np.eye(2)[np.where(random.random(400) < 0.9, labels, 1 - labels)], 1)
+    poor = predictions(labels, np.eye(2)[np.where(random.random(400) < 0.6, labels, 1 - labels)], 1)
     found = compare(good, poor, "ultrasam.f1")
     assert found["low"] > 0 and found["p_bootstrap"] < 0.01 and found["p_mcnemar"] < 0.01
     same = compare(good, good, "ultrasam.f1")

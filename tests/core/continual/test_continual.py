@@ -69,7 +69,7 @@ def test_new_images_make_up_their_share_but_are_not_repeated_for_ever() -> None:
 
 
 def test_interpolation_is_exact_at_both_ends() -> None:
-    old, new = {"w": torch.randn(7)}, {"w": torch.randn(7)}
+    old, new = {"w": torch.arange(7.0)}, {"w": torch.linspace(3, -2, 7)}
     assert torch.equal(averaging.interpolate(old, new, 0)["w"], old["w"])
     assert torch.equal(averaging.interpolate(old, new, 1)["w"], new["w"])
     assert torch.allclose(averaging.interpolate(old, new, 0.25)["w"], 0.75 * old["w"] + 0.25 * new["w"])

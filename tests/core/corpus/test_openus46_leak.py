@@ -14,7 +14,6 @@ from usfmae.core.corpus.openus46_leak import enforce, same_files, same_pictures
 from usfmae.core.corpus.shard import Packed, write_shard
 from usfmae.core.errors import SourceError
 
-RNG = np.random.default_rng(0)
 SIZE = 64
 
 
