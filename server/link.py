@@ -70,7 +70,8 @@ class State(InMemoryLinkState):
         root, caller = object_tree.object_id, CALLER.get()
         if caller and self.get_node_id_by_public_key(caller) != message.metadata.src_node_id:
             raise Refused(403, "a reply in another site's place")
-        taken, missing = False, []
+        taken: bool = False
+        missing: list[str] = []
         if root == message.metadata.message_id and root not in cast(TransitStore, self.object_store).offers:
             taken, missing = super().store_message_and_object_tree(message, object_tree, session_id)
         if taken:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 from collections.abc import Callable
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.ports import free_port
 from usfmae.client.cli.doctor import doctor
 from usfmae.client.doctor import Doctor, Finding
 from usfmae.client.site import Site
@@ -103,9 +103,7 @@ def test_a_folder_deep_in_a_source_that_cannot_be_read(near: Site, monkeypatch: 
 
 
 def test_a_port_that_is_closed_and_a_name_that_does_not_exist(near: Site) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        number = free.getsockname()[1]
-    closed = found(near, server=f"https://127.0.0.1:{number}")
+    closed = found(near, server=f"https://127.0.0.1:{free_port()}")
     assert closed["tls"].status == "FAIL" and "firewall" in closed["tls"].fix
     nowhere = found(near, server="https://no-such-host.invalid:1")
     assert nowhere["dns"].status == "FAIL" and nowhere["tls"].status == "SKIP"
