@@ -86,15 +86,25 @@ class Sender:
     def __init__(self, associations: int) -> None:
         self.associations = associations
         self.acknowledged: set[Path] = set()
+        self.said: list[str] = []
 
     def send(self, port: int, files: list[Path]) -> float:
-        return in_parallel(lambda part: self._one(port, part), parted(files, self.associations))
+        self.said.clear()
+        seconds = in_parallel(lambda part: self._one(port, part), parted(files, self.associations))
+        self.hear()
+        return seconds
 
     def _one(self, port: int, files: list[Path]) -> None:
         command = ["storescu", "-v", "-nh", "-aet", "PACS1", "-aec", "USFMAE", "127.0.0.1", str(port), *map(str, files)]
-        done = subprocess.run(command, capture_output=True, text=True, env=PROMPT)
+        with tempfile.TemporaryFile("w+") as said:  # read when the clock has stopped
+            subprocess.run(command, stdout=said, stderr=subprocess.STDOUT, env=PROMPT)
+            said.seek(0)
+            self.said.append(said.read())
+
+    def hear(self) -> None:
+        """Learn from what the senders said which instances were acknowledged."""
         sending = None
-        for line in (done.stdout + done.stderr).splitlines():
+        for line in "\n".join(self.said).splitlines():
             if found := re.search(r"Sending file: (.+)", line):
                 sending = Path(found[1])
             elif "Received Store Response (Success)" in line and sending:

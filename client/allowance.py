@@ -52,7 +52,7 @@ def check(site: Site, now: datetime | None = None) -> None:
 
 def check_disk(site: Site, needed: float = 0.0) -> None:
     """ResourceError where `needed` bytes would leave less than the site's floor free."""
-    floor = site.settings.disk_floor_gb * 1e9
+    floor = site.floor_bytes
     free = shutil.disk_usage(site.root).free
     if free - needed < floor:
         raise ResourceError(

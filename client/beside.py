@@ -77,7 +77,7 @@ def _page(site: Site) -> Iterator[int]:
 
 
 def spool_of(site: Site) -> Spool:
-    return Spool(site.root / SPOOL, site.secret, floor_bytes=int(site.settings.disk_floor_gb * 1e9))
+    return Spool(site.root / SPOOL, site.secret, floor_bytes=site.floor_bytes)
 
 
 @contextlib.contextmanager

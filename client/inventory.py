@@ -46,7 +46,10 @@ def take_in(site: Site, workers: int = 1, progress: Progress | None = None) -> P
 
 
 def empty_spool(site: Site) -> int:
-    """Delete received files that are done with: packed, refused, dropped. Those that wait for a person stay."""
+    """Received files that are done with (packed, refused, dropped) go; those that wait for a person stay.
+
+    With `intake.keep_days` they are set aside first, for the page to show. Returns how many were done with.
+    """
     if not (site.root / SPOOL).is_dir():
         return 0
     ledger = Ledger(site.corpus)
@@ -60,8 +63,9 @@ def empty_spool(site: Site) -> int:
         return entry.get("outcome") != "scan" or getattr(results.get(entry["id"]), "outcome", "failed") != "failed"
 
     candidates = [(c.path, c.place(site.secret)) for c in walk([site.root / SPOOL])]
-    spool = Spool(site.root / SPOOL, site.secret)
-    count = spool.drop(path for path, place in candidates if done(path, place))
+    spool, days = Spool(site.root / SPOOL, site.secret, floor_bytes=site.floor_bytes), site.settings.intake.keep_days
+    count = spool.drop((path for path, place in candidates if done(path, place)), keep=days > 0)
+    spool.expire(days)
     if count:
         site.note("spool.emptied", files=count)
     return count

@@ -107,12 +107,13 @@ class Origin:
 
 
 def origin(site: Site, kept: Kept, intake: Intake) -> Origin:
-    """SourceError where the scan is not in the sources any more, as what came over the network is not."""
+    """SourceError where the scan is not in the sources any more, nor kept for a while after it came."""
     scan, frame = _frame(site, kept, intake)
     together = next((ids for _, units in Ledger(site.corpus).plans() for ids in units if scan in ids), [scan])
     known = located(site, set(together))
     if scan not in known:
-        raise SourceError("the recorded frame", "is not in the sources any more", "nothing: the image is kept")
+        gone = "is not in the sources any more; what the PACS sent is deleted once cleaned"
+        raise SourceError("the recorded frame", gone, "set intake.keep_days to keep what comes for a while")
     return Origin(unit_of(together, known), scan, frame)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from usfmae.client.site import Site
-from usfmae.client.sources.spool import SPOOL
+from usfmae.client.sources.spool import SPOOL, cleaned
 from usfmae.core.errors import SourceError
 from usfmae.core.flow import Scan, Trail
 from usfmae.core.prepare.ledger import Ledger
@@ -20,14 +21,31 @@ def located(site: Site, scans: Collection[str]) -> dict[str, Known]:
     """Scan id -> the scan, of those that are still there and could be read."""
     places = Ledger(site.corpus).places()
     folders = [folder for folder in (*site.settings.sources, site.root / SPOOL) if folder.exists()]
-    found: dict[str, Known] = {}
+    found = _set_aside(site, scans, places)
+    if len(found) == len(scans):
+        return found
     for candidate in _files(walk(folders, skip=(site.corpus,)), places, site):
         entry = places.get(candidate.place(site.secret), {})
         if entry.get("id") in scans and entry.get("kind"):
-            scan = Scan(candidate.path, entry["kind"], Trail(entry["id"]), candidate.member, entry.get("group", ""))
-            found.setdefault(entry["id"], Known(scan, entry.get("planned", 1), entry.get("study", "")))
+            found.setdefault(entry["id"], _known(entry, candidate.path, candidate.member))
             if len(found) == len(scans):
                 break
+    return found
+
+
+def _known(entry: Mapping[str, Any], path: Path, member: str = "") -> Known:
+    scan = Scan(path, entry["kind"], Trail(entry["id"]), member, entry.get("group", ""))
+    return Known(scan, entry.get("planned", 1), entry.get("study", ""))
+
+
+def _set_aside(site: Site, scans: Collection[str], places: Mapping[str, Any]) -> dict[str, Known]:
+    """What came over the network and is kept for a while after its cleaning."""
+    found: dict[str, Known] = {}
+    for entry in places.values():
+        if entry.get("id") in scans and entry.get("kind") and entry["id"] not in found:
+            path = cleaned(site.root / SPOOL, entry["id"])
+            if path.exists():
+                found[entry["id"]] = _known(entry, path)
     return found
 
 

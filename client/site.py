@@ -69,6 +69,11 @@ class Site:
         return self.root / "corpus"
 
     @property
+    def floor_bytes(self) -> int:
+        """Intake and training stop while less than this is free."""
+        return int(self.settings.disk_floor_gb * 1e9)
+
+    @property
     def pause_mark(self) -> Path:
         return self.root / "paused"
 

@@ -44,7 +44,7 @@ def overview(site: Site, intake: review.Intake, shelf: outbox.Shelf | None = Non
         "spool": spool_files(site),
         "sources": len(site.settings.sources),
         "free": shutil.disk_usage(site.root).free,
-        "floor": site.settings.disk_floor_gb * 1e9,
+        "floor": site.floor_bytes,
         "release": site.settings.release,
         "quiet": allowance.quiet_until(site.settings.quiet, datetime.now()),
     }

@@ -1,24 +1,19 @@
 """A C-STORE listener: the PACS or the scanner sends, the spool keeps (DICOM PS3.4 Annex B, PS3.7 section 9.1.1).
 
-Instances are written as they arrive, never decoded here. "Success" is answered when the file is on disk; anything
-else makes the sender keep the instance: 0xA700 (out of resources) below the disk floor, 0xC000 (cannot understand)
-for what is no DICOM.
+Instances are written as they arrive, never decoded here. Anything but "success" makes the sender keep the instance:
+0xA700 (out of resources) below the disk floor.
 """
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Callable
+import threading
 from dataclasses import dataclass, field
-from typing import Any
 
-from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
-
-from usfmae.client.sources.dimse import Reader
+from usfmae.client.sources.association import Association
 from usfmae.client.sources.spool import Spool
 from usfmae.core import log
 from usfmae.core.config.sources import CstoreSettings
@@ -26,70 +21,100 @@ from usfmae.core.errors import ConfigError, ResourceError
 
 logger = logging.getLogger(__name__)
 
-_config.LOG_HANDLER_LEVEL = (
-    "none"  # a description of every message, UIDs included, made whether somebody reads it or not
-)
-SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
-
-# As stored by scanners and archives; the listener takes any of them and converts none (PS3.5 section 10).
-TRANSFER_SYNTAXES = [
-    "1.2.840.10008.1.2.1",  # explicit little endian
-    "1.2.840.10008.1.2",  # implicit little endian
-    "1.2.840.10008.1.2.2",  # explicit big endian
-    "1.2.840.10008.1.2.1.99",  # deflated
-    "1.2.840.10008.1.2.5",  # RLE
-    *(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91, 100, 101, 102, 103, 104, 105, 106, 107)),
-    *(f"1.2.840.10008.1.2.4.{n}" for n in (108, 201, 202, 203)),
-]
+UNASKED = 32  # connections beyond the associations allowed: who has not asked yet, or is about to hear "try later"
+ENDING = 5.0  # seconds that a stopping listener waits for what has arrived to be on disk
 
 
 @dataclass
 class Listener:
-    """A running listener: what it took in, and how to end it."""
+    """Takes connections in a thread, each association in one of its own, until `stop`."""
 
-    port: int
-    stop: Callable[[], None]
+    settings: CstoreSettings
+    spool: Spool
+    server: socket.socket
+    tls: ssl.SSLContext | None
     counts: dict[str, int] = field(default_factory=lambda: {"stored": 0, "repeated": 0, "refused": 0, "rejected": 0})
+    open: dict[threading.Thread, socket.socket] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.port = int(self.server.getsockname()[1])
+        self.places = threading.BoundedSemaphore(self.settings.associations)
+        threading.Thread(target=self._accept, name="cstore", daemon=True).start()
+
+    def stop(self) -> None:
+        """End the associations; what was acknowledged is on disk afterwards."""
+        with contextlib.suppress(OSError):
+            self.server.shutdown(socket.SHUT_RDWR)
+        self.server.close()
+        with self.lock:
+            left = list(self.open.items())
+        for thread, link in left:
+            with contextlib.suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
+            thread.join(ENDING)
+
+    def count(self, what: str) -> None:
+        with self.lock:
+            self.counts[what] += 1
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                link, _ = self.server.accept()
+                link.settimeout(self.settings.idle_seconds)
+                link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self.tls:  # shaken hands in the association's thread: who connects and says nothing delays nobody
+                    link = self.tls.wrap_socket(link, server_side=True, do_handshake_on_connect=False)
+            except OSError:
+                if self.server.fileno() < 0:  # stopped
+                    return
+                continue
+            thread = threading.Thread(target=self._attend, args=(link,), name="association", daemon=True)
+            with self.lock:
+                crowded = len(self.open) >= self.settings.associations + UNASKED
+                if not crowded:
+                    self.open[thread] = link
+            if crowded:
+                link.close()
+            else:
+                thread.start()
+
+    def _attend(self, link: socket.socket) -> None:
+        taken = False
+
+        def has_place() -> bool:
+            nonlocal taken
+            taken = self.places.acquire(blocking=False)
+            return taken
+
+        try:
+            with link:
+                if isinstance(link, ssl.SSLSocket):
+                    link.do_handshake()
+                Association(link, self.settings, self.spool, self.count).run(has_place)
+        except OSError as error:  # a handshake that failed
+            log.note(logger, "connection ended early", logging.WARNING, why=type(error).__name__)
+        finally:
+            if taken:
+                self.places.release()
+            with self.lock:
+                self.open.pop(threading.current_thread(), None)
 
 
 def listen(settings: CstoreSettings, spool: Spool) -> Listener:
     """Listen in threads until `stop()`. ConfigError without an allow-list; ResourceError where the port is taken."""
     if not settings.allow:
         raise ConfigError("cstore.allow", "is empty, so nobody could send", "list the AE titles of your senders")
-    entity = _entity(settings)
-    listener = Listener(settings.port, lambda: None)
-    handlers: list[Any] = [
-        (evt.EVT_C_STORE, _store, [spool, listener]),
-        (evt.EVT_REJECTED, _rejected, [listener]),
-        (evt.EVT_CONN_OPEN, _attend, [spool, listener]),
-    ]
+    tls = _tls(settings)
     try:
-        server = entity.start_server(
-            (settings.host, settings.port), block=False, evt_handlers=handlers, ssl_context=_tls(settings)
-        )
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        server = socket.create_server((settings.host, settings.port), family=family, backlog=128)
     except OSError as error:
         where = f"C-STORE listener {settings.host}:{settings.port}"
         raise ResourceError(where, error.strerror or str(error), "set cstore.port and cstore.host") from None
-    assert server is not None
-    server.contexts = _Contexts(server.contexts)
-    listener.port = int(server.server_address[1])
-    listener.stop = server.shutdown
-    log.note(logger, "listening for C-STORE", port=listener.port, tls=settings.certificate is not None)
-    return listener
-
-
-def _entity(settings: CstoreSettings) -> AE:
-    entity = AE(ae_title=settings.ae_title)
-    entity.require_called_aet = True
-    entity.require_calling_aet = list(settings.allow)
-    entity.maximum_associations = settings.associations
-    entity.network_timeout = settings.idle_seconds
-    entity.acse_timeout = entity.dimse_timeout = settings.idle_seconds
-    entity.maximum_pdu_size = 1 << 18
-    for context in AllStoragePresentationContexts:
-        entity.add_supported_context(context.abstract_syntax, TRANSFER_SYNTAXES)  # type: ignore[arg-type]
-    entity.add_supported_context(Verification)
-    return entity
+    log.note(logger, "listening for C-STORE", port=server.getsockname()[1], tls=tls is not None)
+    return Listener(settings, spool, server, tls)
 
 
 def _tls(settings: CstoreSettings) -> ssl.SSLContext | None:
@@ -97,7 +122,7 @@ def _tls(settings: CstoreSettings) -> ssl.SSLContext | None:
         if settings.certificate or settings.key:
             raise ConfigError("cstore.certificate", "certificate and key go together", "give both or neither")
         return None
-    context = _Unhurried(ssl.PROTOCOL_TLS_SERVER)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         context.load_cert_chain(settings.certificate, settings.key)
@@ -107,49 +132,3 @@ def _tls(settings: CstoreSettings) -> ssl.SSLContext | None:
     except (OSError, ssl.SSLError) as error:
         raise ConfigError("cstore.certificate", str(error), "give PEM files this account may read") from None
     return context
-
-
-class _Unhurried(ssl.SSLContext):
-    """Shakes hands when an association's own thread first reads: who connects and says nothing keeps nobody waiting."""
-
-    def wrap_socket(self, sock: socket.socket, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
-        return super().wrap_socket(sock, *args, **{**kwargs, "do_handshake_on_connect": False})
-
-
-def _store(event: evt.Event, spool: Spool, listener: Listener) -> int:
-    """A request in an unusual form, which `dimse.Reader` left to pynetdicom."""
-    try:
-        content = event.encoded_dataset()  # preamble, file meta and the data set, byte for byte as sent
-    except Exception as error:  # a hostile sender may put anything on the wire
-        listener.counts["refused"] += 1
-        log.note(logger, "instance not understood", logging.WARNING, error=type(error).__name__)
-        return CANNOT_UNDERSTAND
-    return _keep(content, spool, listener)
-
-
-def _keep(content: bytes, spool: Spool, listener: Listener) -> int:
-    try:
-        kept = spool.add(content)
-    except ResourceError as error:
-        listener.counts["refused"] += 1
-        log.note(logger, "instance refused", logging.WARNING, why=error.why)
-        return OUT_OF_RESOURCES
-    listener.counts["stored" if kept else "repeated"] += 1
-    return SUCCESS
-
-
-class _Contexts(list[Any]):
-    """What we accept. Each association gets its own copy; pynetdicom's deep one takes a tenth of a second."""
-
-    def __deepcopy__(self, memo: object) -> list[Any]:
-        return [copy.copy(context) for context in self]
-
-
-def _attend(event: evt.Event, spool: Spool, listener: Listener) -> None:
-    """Have the association's requests taken where they arrive."""
-    Reader(event.assoc, lambda content: _keep(content, spool, listener))
-
-
-def _rejected(event: evt.Event, listener: Listener) -> None:
-    listener.counts["rejected"] += 1
-    log.note(logger, "association rejected", logging.WARNING, caller=event.assoc.requestor.ae_title[:16])

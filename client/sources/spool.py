@@ -1,30 +1,30 @@
 """Where instances that came over the network lie until they are cleaned: files in the site's own directory.
 
-A file is complete and on disk before the sender hears "stored", so neither a killed process nor a power cut loses
-anything. Its name is an HMAC of its bytes: no UID on disk, and the same instance sent twice is one file.
-
-What costs is the disk's flush, not Python: file and folder are flushed at the same time, which the file system turns
-into one commit, and so are the files of associations that send at the same time (benchmarks/intake.py).
+A file gets its name when it is complete, before the sender hears "stored": a killed process loses nothing. `settle`
+puts all that was kept on disk, in one commit however many files these are; then a power cut loses nothing either.
+A file's name is an HMAC of its bytes: no UID on disk, and the same instance sent twice is one file.
 """
 
 from __future__ import annotations
 
+import contextlib
+import filecmp
+import hashlib
+import itertools
 import os
-import shutil
-import threading
+import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from usfmae.core.errors import ResourceError
-from usfmae.core.files import flush
+from usfmae.core.files import flush_disk
 from usfmae.core.flow import secret_id
 
 SPOOL = "spool"  # folder of a site's directory; `prepare` reads it like any source
 PARTIAL = "spool.partial"  # beside it: files being written, which `prepare` must not see
+CLEANED = "spool.cleaned"  # beside it: what was cleaned and is kept for a while, for the page to show
 NAME_DIGITS = 32
-FLUSHES = 32  # folders flushed at the same time
 
 
 @dataclass
@@ -35,10 +35,8 @@ class Spool:
     secret: bytes
     floor_bytes: int = 0  # intake stops while less than this is free
     partial: Path = field(init=False)
-    _made: set[Path] = field(default_factory=set)
-    _flushing: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(FLUSHES, "spool"))
-    _counter: Iterator[int] = field(default_factory=lambda: iter(range(1 << 62)))
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _made: set[str] = field(default_factory=set)
+    _counter: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -51,7 +49,8 @@ class Spool:
             left.unlink(missing_ok=True)
 
     def free_bytes(self) -> int:
-        return shutil.disk_usage(self.directory).free
+        disk = os.statvfs(self.directory)
+        return disk.f_bavail * disk.f_frsize
 
     def check_room(self, needed: int = 0) -> None:
         """ResourceError where `needed` more bytes would go below the floor."""
@@ -63,65 +62,129 @@ class Spool:
                 "free some space; senders are told to come again",
             )
 
+    def incoming(self) -> Incoming:
+        """A file to receive into. ResourceError below the disk floor."""
+        self.check_room()
+        return Incoming(self, f"{self.partial}/{os.getpid()}-{next(self._counter)}")
+
     def add(self, content: bytes) -> bool:
-        """Keep one DICOM file, durably; False where the same bytes lie there already."""
-        self.check_room(len(content))
-        name = secret_id(self.secret, content)[:NAME_DIGITS]
-        target = self.directory / name[:2] / f"{name}.dcm"
-        repeated = _holds(target, content)
-        with self._lock:
-            partial = self.partial / f"{os.getpid()}-{next(self._counter)}"
+        """Keep one DICOM file, on disk; False where the same bytes lie there already. ResourceError on a full disk."""
+        file = self.incoming()
+        file.write(content)
+        new = file.keep()
+        self.settle()
+        return new
+
+    def settle(self) -> None:
+        """All that was kept so far is on disk. ResourceError where the disk fails."""
         try:
-            if not repeated:
-                self._make(target.parent)
-                _write(partial, content)
-                partial.rename(target)
-            self._flush(target)
+            flush_disk(self.directory)
         except OSError as error:
-            partial.unlink(missing_ok=True)
-            if not repeated:
-                target.unlink(missing_ok=True)  # after a failed flush nobody knows what the disk holds
-            raise ResourceError(f"spool {self.directory}", error.strerror or str(error), "free some space") from None
-        return not repeated
+            raise self.failed(error) from None
 
-    def _flush(self, file: Path) -> None:
-        """The file's bytes and its name on disk."""
-        folder = self._flushing.submit(flush, file.parent)
-        try:
-            flush(file)
-        finally:
-            folder.result()
+    def failed(self, error: OSError) -> ResourceError:
+        return ResourceError(f"spool {self.directory}", error.strerror or str(error), "free some space")
 
-    def _make(self, folder: Path) -> None:
-        with self._lock:
-            if folder not in self._made:
-                folder.mkdir(exist_ok=True, mode=0o700)
-                flush(self.directory)
-                self._made.add(folder)
+    def place(self, name: str) -> str:
+        """Where the file of a name lies."""
+        folder = f"{self.directory}/{name[:2]}"
+        if folder not in self._made:
+            Path(folder).mkdir(exist_ok=True, mode=0o700)
+            self._made.add(folder)
+        return f"{folder}/{name}.dcm"
 
     def files(self) -> list[Path]:
         """Complete files, sorted: what a preparation that starts now will read."""
         return sorted(self.directory.glob("[0-9a-f][0-9a-f]/*.dcm"))
 
-    def drop(self, files: Iterable[Path]) -> int:
-        """Delete files that are in the corpus (or refused by rule) now; only files of this spool."""
+    def drop(self, files: Iterable[Path], keep: bool = False) -> int:
+        """Delete files that are in the corpus (or refused by rule) now, or set them aside; only files of this spool."""
         count = 0
         for file in files:
             if file.parent.parent == self.directory and file.suffix == ".dcm" and file.exists():
-                file.unlink()
+                if keep:
+                    aside = cleaned(self.directory, file.stem)
+                    aside.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    file.rename(aside)
+                else:
+                    file.unlink()
                 count += 1
         return count
 
+    def expire(self, days: float) -> int:
+        """Delete what was set aside and came more than so many days ago; all of it where the floor is near."""
+        near = self.free_bytes() < 2 * self.floor_bytes
+        oldest = time.time() - days * 86400
+        old = [file for file in self.directory.with_name(CLEANED).glob("*/*.dcm") if near or _came(file) < oldest]
+        for file in old:
+            file.unlink(missing_ok=True)
+        return len(old)
 
-def _holds(target: Path, content: bytes) -> bool:
-    """Whether these bytes lie there; a power cut may have left the name with other ones, which nobody acknowledged."""
+
+def cleaned(spool: Path, scan: str) -> Path:
+    """Where a scan that came over the network lies once it is cleaned: its name is the beginning of the scan's id."""
+    name = scan[:NAME_DIGITS]
+    return spool.with_name(CLEANED) / name[:2] / f"{name}.dcm"
+
+
+def _came(file: Path) -> float:
     try:
-        return target.read_bytes() == content
+        return file.stat().st_mtime
     except FileNotFoundError:
-        return False
+        return 0.0
 
 
-def _write(partial: Path, content: bytes) -> None:
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
+class Incoming:
+    """A file that is being received; it has no name in the spool before `keep`."""
+
+    def __init__(self, spool: Spool, path: str) -> None:
+        self.spool, self.path = spool, path
+        self.digest = hashlib.sha256()
+        try:
+            self.handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise spool.failed(error) from None
+
+    def write(self, content: bytes | memoryview) -> None:
+        """ResourceError, and the file is gone, where the disk has no room for it."""
+        self.digest.update(content)
+        try:
+            self.spool.check_room(len(content))
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(self.handle, rest) :]
+        except (OSError, ResourceError) as error:
+            self.discard()
+            raise self.spool.failed(error) if isinstance(error, OSError) else error from None
+
+    def keep(self) -> bool:
+        """Give it its name; False where the same bytes lie there already. ResourceError as in `write`."""
+        name = secret_id(self.spool.secret, "scan", self.digest.digest())[:NAME_DIGITS]
+        try:
+            self._close()  # on a network file system a full disk is noticed here
+            target = self.spool.place(name)
+            if _same(self.path, target):
+                Path(self.path).unlink()
+                return False
+            os.rename(self.path, target)  # noqa: PTH104 - a Path takes longer to make than the file to rename
+        except OSError as error:
+            self.discard()
+            raise self.spool.failed(error) from None
+        return True
+
+    def discard(self) -> None:
+        """Forget it. Also after a failure, and twice."""
+        with contextlib.suppress(OSError):
+            self._close()
+        with contextlib.suppress(OSError):
+            Path(self.path).unlink()
+
+    def _close(self) -> None:
+        handle, self.handle = self.handle, -1
+        if handle >= 0:
+            os.close(handle)
+
+
+def _same(received: str, target: str) -> bool:
+    """Whether these bytes lie there; a power cut may have left the name with other ones."""
+    return Path(target).exists() and filecmp.cmp(received, target, shallow=False)

@@ -60,6 +60,11 @@ class IntakeSettings(Options):
     """Minutes between two cleanings of what is new in the sources while the agent runs; 0 leaves it to `prepare`."""
     workers: int = Field(1, ge=1, le=256)
     """Decoding processes of such a cleaning; they run with the lowest priority."""
+    keep_days: float = Field(0.0, ge=0, le=3650)
+    """Days after which a scan that came over the network and was cleaned is deleted; 0 deletes it at once.
+
+    Until then the page shows it as recorded. Where the disk floor is near, such scans go first.
+    """
 
 
 class MetricsSettings(Options):

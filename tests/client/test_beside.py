@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
+import time
 import urllib.request
 import zipfile
 from collections.abc import Callable
@@ -13,13 +15,15 @@ import numpy as np
 import pytest
 
 from tests.ports import free_port
-from usfmae.client import inventory, review
+from usfmae.client import inventory, kept, review
 from usfmae.client.beside import spool_of, watched
 from usfmae.client.look import image_id, trusting
 from usfmae.client.site import Site
+from usfmae.client.sources.spool import CLEANED, Spool
 from usfmae.core.config import CleanSettings, ReadSettings
+from usfmae.core.config.sources import IntakeSettings
 from usfmae.core.corpus.shard import FOLDER, read_index
-from usfmae.core.errors import ConfigError, ResourceError
+from usfmae.core.errors import ConfigError, ResourceError, SourceError
 from usfmae.core.flow import CleanImage, Quarantined, Scan
 from usfmae.core.phantom import Tissue, write_still
 from usfmae.core.read import discover, read
@@ -42,6 +46,34 @@ def test_received_instances_are_packed_and_then_deleted(make_site: Callable[...,
     review.drop(site, held)
     assert inventory.take_in(site).kept == 0
     assert spool.files() == []
+
+
+@needs_tesseract
+def test_what_was_received_can_be_looked_at_for_some_days(make_site: Callable[..., Site], tmp_path: Path) -> None:
+    site = make_site(images=0, image_size=32, intake=IntakeSettings(keep_days=3))
+    write_still(tmp_path / "still.dcm", Tissue(7, "linear"))
+    spool = spool_of(site)
+    spool.add((tmp_path / "still.dcm").read_bytes())
+    assert inventory.take_in(site).kept == 1
+    assert spool.files() == [], "still waits to be cleaned"
+    album, intake = kept.Album(), review.Intake().refresh(site.corpus)
+    album.refresh(site.corpus)
+    (one,) = album.slice(0, 1)
+    assert kept.pictures(site, kept.origin(site, one, intake))["before"].startswith(b"\x89PNG")
+    (aside,) = (site.root / CLEANED).glob("*/*.dcm")
+    assert aside.read_bytes() == (tmp_path / "still.dcm").read_bytes()
+    os.utime(aside, (0, time.time() - 4 * 86400))
+    assert inventory.take_in(site).kept == 0 and not aside.exists()
+    with pytest.raises(SourceError, match=r"intake\.keep_days"):
+        kept.origin(site, one, intake)
+
+
+def test_what_is_only_kept_to_be_looked_at_goes_first_where_the_disk_is_short(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", b"s" * 32)
+    spool.add(b"cleaned")
+    assert spool.drop(spool.files(), keep=True) == 1 and spool.expire(3) == 0
+    spool.floor_bytes = spool.free_bytes() - 1_000_000_000
+    assert spool.expire(3) == 1
 
 
 @needs_tesseract

@@ -136,6 +136,29 @@ def test_more_associations_than_allowed_wait(listener: Listener) -> None:
         link.release()
 
 
+def test_a_place_that_was_given_back_is_given_again(listener: Listener, spool: Spool) -> None:
+    for number in range(20):
+        link = call(listener.port)
+        assert link.send_c_store(instance()).Status == 0x0000
+        link.release() if number % 2 else link.abort()
+    assert len(spool.files()) == 20 and listener.counts["rejected"] == 0
+
+
+def test_a_flood_of_connections_is_turned_away_and_passes(listener: Listener) -> None:
+    flood = [socket.create_connection(("127.0.0.1", listener.port), timeout=10) for _ in range(60)]
+    flood[-1].sendall(b"x")
+    with pytest.raises(ConnectionError):
+        if not flood[-1].recv(10):
+            raise ConnectionError
+    for link in flood:
+        link.close()
+    deadline = time.monotonic() + 10
+    while not (link := call(listener.port)).is_established and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert link.is_established
+    link.release()
+
+
 def test_nobody_may_send_without_an_allow_list(spool: Spool) -> None:
     with pytest.raises(ConfigError, match=r"cstore\.allow"):
         listen(CstoreSettings(), spool)

@@ -1,10 +1,11 @@
-"""C-STORE requests read off the socket: the same bytes however they are cut, everything else left to pynetdicom."""
+"""C-STORE as bytes: the same file however a message is cut, the answers of the standard, an end for what is none."""
 
 from __future__ import annotations
 
 import io
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +24,12 @@ from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.sop_class import Verification
 
-from usfmae.client.sources import dimse
+from usfmae.client.sources import association, dimse
 from usfmae.client.sources.cstore import Listener, listen
 from usfmae.client.sources.spool import Spool
 from usfmae.core.config.sources import CstoreSettings
 
-REQUEST = dimse.Request(3, b"\7\0", UltrasoundImageStorage.encode(), b"1.2.840.1", JPEGBaseline8Bit.encode())
+REQUEST = dimse.Request(3, dimse.C_STORE, 7, UltrasoundImageStorage.encode(), b"1.2.840.1", True)
 
 
 def instance(size: int = 100) -> Dataset:
@@ -82,26 +83,6 @@ def test_however_the_sender_cuts_a_message_the_same_bytes_are_stored(
     assert (listener.counts["stored"], listener.counts["repeated"]) == (1, 1)
 
 
-def test_requests_in_the_usual_form_do_not_pass_through_pynetdicoms_queues(
-    listener: Listener, spool: Spool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the intake's speed rests on: an upgrade of pynetdicom that undoes it fails here."""
-    passed: list[P_DATA] = []
-    monkeypatch.setattr(DIMSEServiceProvider, "receive_primitive", lambda self, primitive: passed.append(primitive))
-    link, sent = call(listener.port), [instance(300_000) for _ in range(3)]
-    raw = link.dul.socket.socket  # type: ignore[union-attr]
-    assert raw is not None
-    for one in sent:
-        request = cstore_request(link, one)
-        raw.sendall(request)
-    deadline = time.monotonic() + 60
-    while len(spool.files()) < 3 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    link.abort()
-    assert sorted(stored(spool)) == sorted(one.PixelData for one in sent)
-    assert all(isinstance(answer(p), C_STORE_RSP) for p in passed)  # the sender's own end heard the answers
-
-
 def cstore_request(link: Association, data: Dataset) -> bytes:
     """The PDUs of a C-STORE request."""
     (context,) = [cx for cx in link.accepted_contexts if cx.abstract_syntax == UltrasoundImageStorage]
@@ -137,7 +118,7 @@ def test_a_pdu_of_four_gigabytes_ends_the_connection_at_once(
             time.sleep(0.02)
         assert not link.is_established
     else:
-        assert raw.recv(1000) in (b"", b"\x07\x00\x00\x00\x00\x04\x00\x00\x02\x00")  # closed, or A-ABORT
+        assert raw.recv(1000) == b"\x07\x00\x00\x00\x00\x04\x00\x00\x02\x06"  # A-ABORT, by the provider
         raw.close()
     after = call(listener.port)
     assert after.send_c_store(instance()).Status == 0x0000
@@ -156,6 +137,119 @@ def test_a_request_that_is_cut_off_leaves_nothing(listener: Listener, spool: Spo
     assert stored(spool) == [sent.PixelData]
 
 
+def test_an_instance_goes_to_its_file_while_it_comes(listener: Listener, spool: Spool) -> None:
+    """However long it is, memory does not hold it."""
+    link, sent = call(listener.port), instance(3_000_000)
+    raw = link.dul.socket.socket  # type: ignore[union-attr]
+    assert raw is not None
+    whole = cstore_request(link, sent)
+    raw.sendall(whole[:-1000])
+    deadline = time.monotonic() + 60
+    while sum(f.stat().st_size for f in spool.partial.iterdir()) < 2_800_000 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (partial,) = spool.partial.iterdir()
+    assert partial.stat().st_size > 2_800_000 and spool.files() == []
+    raw.sendall(whole[-1000:])
+    while not spool.files() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    link.abort()
+    assert stored(spool) == [sent.PixelData]
+
+
+@pytest.fixture
+def flushed(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many files there were at each flush of the disk."""
+    seen: list[int] = []
+    monkeypatch.setattr("usfmae.client.sources.spool.flush_disk", lambda folder: seen.append(len(spool.files())))
+    return seen
+
+
+def test_what_a_released_association_sent_is_on_disk(listener: Listener, spool: Spool, flushed: list[int]) -> None:
+    link = call(listener.port)
+    for _ in range(5):
+        assert link.send_c_store(instance()).Status == 0x0000
+    link.release()
+    assert link.is_released and flushed[-1] == 5
+
+
+def test_in_a_pause_what_came_is_put_on_disk(listener: Listener, flushed: list[int]) -> None:
+    link = call(listener.port)
+    assert link.send_c_store(instance()).Status == 0x0000
+    deadline = time.monotonic() + 20
+    while not flushed and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert flushed == [1]
+    link.release()
+    assert flushed == [1], "flushed again, though nothing had come"
+
+
+def test_many_instances_without_a_pause_are_put_on_disk_in_batches(
+    listener: Listener, flushed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(association, "BATCH", 3)
+    monkeypatch.setattr(association, "PAUSE", 5.0)
+    link = call(listener.port)
+    for _ in range(7):
+        assert link.send_c_store(instance()).Status == 0x0000
+    assert flushed == [3, 6]
+    link.release()
+    assert flushed == [3, 6, 7]
+
+
+def test_a_transfer_whose_flush_failed_does_not_end_in_order(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("usfmae.client.sources.spool.flush_disk", broken)
+    monkeypatch.setattr(association, "PAUSE", 5.0)
+    link = call(listener.port)
+    assert link.send_c_store(instance()).Status == 0x0000
+    link.release()
+    assert link.is_aborted and not link.is_released
+
+
+def test_a_listener_that_stops_has_put_on_disk_what_came(
+    listener: Listener, flushed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(association, "PAUSE", 5.0)
+    link = call(listener.port)
+    assert link.send_c_store(instance()).Status == 0x0000
+    listener.stop()
+    assert flushed == [1]
+    link.abort()
+
+
+COMMAND_AND_LAST, DATA_AND_LAST = 3, 2
+
+
+@pytest.mark.parametrize(
+    ("context", "control", "content"),
+    [
+        (1, DATA_AND_LAST, b"a data set that no command announced"),
+        (99, COMMAND_AND_LAST, b""),  # a context nobody accepted
+        (1, COMMAND_AND_LAST, b"\xff" * 30),
+        (1, COMMAND_AND_LAST, b"\0\0\0\1\2\0\0\0\x20\0\0\0\x10\1\2\0\0\0\1\0\0\0\0\x08\2\0\0\0\1\1"),  # C-FIND
+        (1, 1, b"\0" * 20_000),  # a command set without an end
+    ],
+)
+def test_what_is_no_storing_ends_the_association_and_no_other(
+    listener: Listener, spool: Spool, context: int, control: int, content: bytes
+) -> None:
+    link, other = call(listener.port), call(listener.port)
+    raw = link.dul.socket.socket  # type: ignore[union-attr]
+    assert raw is not None
+    fragment = struct.pack(">IBB", len(content) + 2, context, control) + content
+    raw.sendall(struct.pack(">BxI", 4, len(fragment)) + fragment)
+    deadline = time.monotonic() + 20
+    while link.is_established and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert link.is_aborted and spool.files() == []
+    assert other.send_c_store(instance()).Status == 0x0000
+    other.release()
+
+
 def test_the_answer_is_the_c_store_response_of_the_standard() -> None:
     pdu = P_DATA_TF()
     pdu.decode(dimse.response(REQUEST, 0xA700))
@@ -168,18 +262,34 @@ def test_the_answer_is_the_c_store_response_of_the_standard() -> None:
 
 
 def test_the_head_of_the_file_is_file_meta_information() -> None:
-    meta = dcmread(io.BytesIO(dimse.file_head(REQUEST))).file_meta
+    meta = dcmread(io.BytesIO(dimse.file_head(REQUEST, JPEGBaseline8Bit))).file_meta
     assert meta.TransferSyntaxUID == JPEGBaseline8Bit and meta.MediaStorageSOPInstanceUID == "1.2.840.1"
     assert meta.MediaStorageSOPClassUID == UltrasoundImageStorage
-    assert meta.FileMetaInformationGroupLength == len(dimse.file_head(REQUEST)) - 128 - 4 - 12
+    assert meta.FileMetaInformationGroupLength == len(dimse.file_head(REQUEST, JPEGBaseline8Bit)) - 128 - 4 - 12
     assert meta.FileMetaInformationVersion == b"\0\1"
 
 
+@pytest.mark.parametrize("longest", [0, 40, 16_384])
+def test_an_answer_is_cut_as_the_sender_wants(longest: int) -> None:
+    pdus, message = dimse.response(REQUEST, 0, longest), DIMSEMessage()
+    parts = 0
+    while pdus:
+        length = 6 + int.from_bytes(pdus[2:6], "big")
+        assert not longest or length - 6 <= longest
+        pdu = P_DATA_TF()
+        pdu.decode(pdus[:length])
+        whole, pdus, parts = message.decode_msg(pdu.to_primitive()), pdus[length:], parts + 1
+    assert whole and isinstance(message, C_STORE_RSP) and (parts > 1) == (longest == 40)
+    assert message.command_set.AffectedSOPInstanceUID == "1.2.840.1"
+
+
 @pytest.mark.parametrize("content", [b"", b"\0", b"\0\0\2\0\xff\xff\xff\xff1.2", b"\1\0\2\0\0\0\0\0", b"\xff" * 40])
-def test_rubbish_is_no_command_set(content: bytes) -> None:
-    assert dimse.elements(content) == {}
+def test_rubbish_is_no_request(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"element|command set"):
+        dimse.request(1, content)
 
 
 @pytest.mark.parametrize("content", [b"\0\0\0\1\1", b"\0\0\0\1\1\0", b"\xff\xff\xff\xff\1\3abc", b"\0\0\0\3\1\3a\0"])
 def test_rubbish_holds_no_fragments(content: bytes) -> None:
-    assert dimse.fragments(b"\4\0\0\0\0\0" + content) == []
+    with pytest.raises(ValueError, match="fragment"):
+        list(dimse.fragments(memoryview(content)))

@@ -1,7 +1,8 @@
-"""The spool: durable before "stored", one file for the same bytes, closed at the disk floor."""
+"""The spool: a name for what is complete, one file for the same bytes, closed at the disk floor."""
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -46,18 +47,28 @@ def test_below_the_floor_nothing_is_taken(tmp_path: Path) -> None:
 
 
 def test_a_write_that_fails_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
-    def full(_: int) -> None:
+    def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
     spool = Spool(tmp_path / "spool", SECRET)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises((ResourceError, OSError)):
+        patch.setattr(os, "write", full)
+        with pytest.raises(ResourceError, match="No space left"):
             spool.add(b"x")
     assert spool.files() == [] and list((tmp_path / PARTIAL).iterdir()) == []
     assert Spool(tmp_path / "spool", SECRET).add(b"x")
+
+
+def test_received_in_pieces_is_the_same_file(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", SECRET)
+    file = spool.incoming()
+    for piece in (b"wh", memoryview(b"ol"), b"", b"e"):
+        file.write(piece)
+    assert spool.files() == [], "has a name before it is complete"
+    assert file.keep() and not spool.add(b"whole")
+    assert [file.read_bytes() for file in spool.files()] == [b"whole"]
+    spool.incoming().discard()
+    assert list((tmp_path / PARTIAL).iterdir()) == []
 
 
 def test_a_name_with_other_bytes_is_no_stored_instance(tmp_path: Path) -> None:
@@ -70,20 +81,14 @@ def test_a_name_with_other_bytes_is_no_stored_instance(tmp_path: Path) -> None:
     assert file.read_bytes() == b"whole"
 
 
-def test_a_repetition_that_cannot_be_flushed_does_not_cost_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import os
-
-    def broken(_: int) -> None:
+def test_a_disk_that_fails_is_said_when_it_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Path) -> None:
         raise OSError(5, "Input/output error")
 
     spool = Spool(tmp_path / "spool", SECRET)
-    spool.add(b"x")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", broken)
-        with pytest.raises(ResourceError, match="Input/output error"):
-            spool.add(b"x")
+    monkeypatch.setattr("usfmae.client.sources.spool.flush_disk", broken)
+    with pytest.raises(ResourceError, match="Input/output error"):
+        spool.add(b"x")
     assert len(spool.files()) == 1
 
 
