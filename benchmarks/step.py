@@ -7,7 +7,8 @@ Two comparisons, because the memory allocator alone moves both programs by tens 
   ratio_vs_hf_default   each alone in its own process, processes alternated; Hugging Face as a user runs it (default
                         allocator), this program as `usfmae pretrain` starts itself (jemalloc, where installed)
 Both are asked for bf16; where the CPU is faster in fp32 this program computes that (`precision` says so), and
-`--also ours-bf16 hf-fp32` sets equal types side by side, `--also hf-eager` the attention written out on either side.
+`--also ours-bf16 ours-bf16-widened hf-fp32` sets equal types side by side (`widened`: bf16 numbers multiplied by fp32
+instructions), `--also hf-eager` the attention written out on either side.
 Peak memory is that of a process in which only one of them has run. On a GPU: SDPA, with and without torch.compile.
 A step during which other programs took more than 5 % of the machine is measured a second time; `busy` is what
 they took in the steps that count. Ratios of a busy machine are worth little; its CPU time with OMP_NUM_THREADS=1 more.
@@ -23,13 +24,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from step_programs import HF_ATTENTION, PROGRAMS, Step
+
 from usfmae.core import allocator
 
-Step = Callable[[], None]
 QUIET = 0.05  # share of the machine that other programs may take during a step
 
 
@@ -185,70 +186,6 @@ def _cpu_seconds() -> float:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
-def ours(model: Any, train: Any, device: str, compiled: bool = False) -> Step:
-    """The product's own path from uint8 pixels to updated weights."""
-    import numpy as np
-    import torch
-
-    from usfmae.core.corpus.loader import Prepared
-    from usfmae.core.model import fresh
-    from usfmae.core.step import backward
-
-    network = fresh(model, train.mask_ratio, train.norm_pix, train.seed).to(device)
-    runner = torch.compile(network) if compiled else network
-    trained = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, train.lr, train.betas, weight_decay=train.weight_decay, fused=True)
-    random = np.random.default_rng(0)
-    pixels = random.integers(0, 256, (train.batch_size, model.image_size, model.image_size, 1), np.uint8)
-    noise = random.random((train.batch_size, (model.image_size // model.patch_size) ** 2), np.float32)
-    batch = Prepared(0, pixels, noise, ())
-
-    def step() -> None:
-        backward(runner, batch, train, torch.device(device))
-        torch.nn.utils.clip_grad_norm_(trained, train.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-def hugging_face(model: Any, train: Any, device: str, attention: str | None = None) -> Step:
-    """ViTMAEForPreTraining under bf16 autocast with PyTorch's AdamW, the whole batch at once."""
-    import torch
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
-
-    config = ViTMAEConfig(
-        image_size=model.image_size,
-        patch_size=model.patch_size,
-        hidden_size=model.width,
-        num_hidden_layers=model.depth,
-        num_attention_heads=model.heads,
-        intermediate_size=4 * model.width,
-        decoder_hidden_size=model.decoder_width,
-        decoder_num_hidden_layers=model.decoder_depth,
-        decoder_num_attention_heads=model.decoder_heads,
-        decoder_intermediate_size=4 * model.decoder_width,
-        mask_ratio=train.mask_ratio,
-        norm_pix_loss=train.norm_pix,
-        layer_norm_eps=1e-6,
-        attn_implementation=attention,
-    )
-    network = ViTMAEForPreTraining(config).to(device).train()
-    HF_ATTENTION.append(network.config._attn_implementation)
-    optimizer = torch.optim.AdamW(network.parameters(), train.lr, train.betas, weight_decay=train.weight_decay)
-    images = torch.randn(train.batch_size, 3, model.image_size, model.image_size, device=device)
-
-    def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=train.precision == "bf16"):
-            loss = network(images).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), train.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
 def torch_device() -> str:
     import torch
 
@@ -260,35 +197,6 @@ def _gpu() -> bool:
 
     return torch.cuda.is_available()
 
-
-def bf16(make: Callable[..., Step]) -> Callable[..., Step]:
-    """The same program made to compute bf16, whatever pays here."""
-    from usfmae.core import device
-
-    def made(*arguments: Any) -> Step:
-        step = make(*arguments)
-
-        def forced() -> None:
-            pays, device.multiplies_bf16 = device.multiplies_bf16, lambda _: True
-            try:
-                step()
-            finally:
-                device.multiplies_bf16 = pays
-
-        return forced
-
-    return made
-
-
-HF_ATTENTION: list[str] = []
-PROGRAMS: dict[str, Callable[[Any, Any, str], Step]] = {
-    "ours": ours,
-    "ours-compiled": lambda *a: ours(*a, compiled=True),
-    "ours-bf16": lambda *a: bf16(ours)(*a),
-    "hf": hugging_face,
-    "hf-fp32": lambda m, t, d: hugging_face(m, t.model_copy(update={"precision": "fp32"}), d),
-    "hf-eager": lambda *a: hugging_face(*a, attention="eager"),
-}
 
 if __name__ == "__main__":
     main()

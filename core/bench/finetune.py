@@ -45,7 +45,7 @@ def finetune(
     """
     runs: list[Run] = []
     constant = settings.model_dump_json(exclude={"seeds", "lrs", "weight_decays", "batch_sizes"})
-    key = content_id(build().id, images_id(task), constant)
+    key = content_id(build().id, images_id(task), str(pixels.shape[1]), constant)
 
     def run(split: Split, choice: Choice, seed: int) -> Run:
         parts = (split.train.tobytes(), split.validation.tobytes(), split.test.tobytes())

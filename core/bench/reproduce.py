@@ -268,7 +268,7 @@ def _finetunings(
                 "model": model,
                 "checkpoint": pretrained["id"],
                 "images": benches[name],
-                "bench": bench.finetune.model_dump(),
+                "bench": {**_bench(bench), "finetune": bench.finetune.model_dump()},
             }
             found[f"{name} {model}"] = steps.do(f"finetune {name} {model}", recipe, work)
     return found

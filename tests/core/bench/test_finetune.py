@@ -88,6 +88,16 @@ def test_a_loss_that_runs_away_loses_the_grid(folder_task: Path, checkpoint: Pat
     assert runs[0].validation <= 0.6 and np.isfinite(said[0].probabilities).all()
 
 
+def test_images_of_another_size_are_trained_on_anew(folder_task: Path, checkpoint: Path, tmp_path: Path) -> None:
+    task = only(load("folder", folder_task), ["fold-1"])
+    short = SETTINGS.model_copy(update={"lrs": (1e-3,), "seeds": (0,), "epochs": 1})
+    kept: list[bool] = []
+    for size in (32, 48, 32):
+        build = lambda: encoders.load(str(checkpoint))  # noqa: E731
+        finetune(task, build, squares(task, size), short, tmp_path, lambda _, read: kept.append(read))
+    assert kept == [False, False, True]
+
+
 @pytest.mark.parametrize("key", ["lrs", "seeds", "batch_sizes"])
 def test_an_empty_grid_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match="at least 1"):
