@@ -23,6 +23,7 @@ from usfmae.server.admission import ADMITTED, compare
 from usfmae.server.home import Home
 from usfmae.server.ledger import Ledger, Round, Verdict
 from usfmae.server.merging import rule_for
+from usfmae.server.verdicts import announce
 from usfmae.server.weights import describe
 
 if TYPE_CHECKING:
@@ -119,20 +120,11 @@ def _compared(
         with _opened([spool.path(home, current.number, site) for site in norms]) as files:
             directions = aggregate.gram(base, files, settings.rounds.encoding)
     size = math.sqrt(sum(aggregate.side_by_side(lambda name: square_sum(base.tensor(name)), base.shapes)))
+    names = ledger.sites()
     refused = compare(norms, ledger.norms(current.number), size, directions, settings.gate)
     for site, refusal in refused.items():
         verdicts[site] = dataclasses.replace(verdicts[site], verdict=refusal.code, detail=refusal.detail)
-        audit.append(
-            home.audit,
-            "gate",
-            "reply",
-            "refused",
-            round=current.number,
-            site=site,
-            verdict=refusal.code,
-            detail=refusal.detail,
-        )
-        note(logger, "verdict", round=current.number, site=site, verdict=refusal.code, detail=refusal.detail)
+        announce(home, verdicts[site], names[site].name)
     return verdicts, _cosines(list(norms), directions)
 
 

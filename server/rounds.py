@@ -30,6 +30,7 @@ from usfmae.server.home import Home, check_disk
 from usfmae.server.ledger import Ledger, Round, Site, Verdict
 from usfmae.server.request import replayed, train_request
 from usfmae.server.transport import Answer, Task, Transport
+from usfmae.server.verdicts import announce, hopeless, may_close
 
 if TYPE_CHECKING:
     from usfmae.server.budget import Gate
@@ -136,9 +137,10 @@ class Loop:
             for answer in self.transport.answers(list(self.asked)):
                 self._take(answer, sites, base)
             self._take_late()
-            if self._may_close(current, set(sites), here):
+            now, age = self.ledger.verdicts(current.number), self.clock() - current.opened
+            if may_close(now, sites, here, age, self.settings.rounds):
                 return ""
-            if self._hopeless(current, set(sites)):
+            if hopeless(now, sites, age, self.settings.rounds):
                 return QUORUM_REFUSED
             self._ask_decliners(current, verdicts)
             self.wait(TICK)
@@ -242,21 +244,7 @@ class Loop:
     def _verdict(self, verdict: Verdict, site: Site) -> None:
         verdict = dataclasses.replace(verdict, detail=printable(verdict.detail))
         self.ledger.record(verdict)
-        status = "ok" if verdict.verdict in (ADMITTED, DECLINED) else "refused"
-        audit.append(
-            self.home.audit,
-            "gate",
-            "reply",
-            status,
-            round=verdict.round,
-            site=site.site,
-            name=site.name,
-            verdict=verdict.verdict,
-            detail=verdict.detail,
-            content=verdict.content,
-            images=verdict.images,
-        )
-        note(logger, "verdict", round=verdict.round, site=site.name, verdict=verdict.verdict, detail=verdict.detail)
+        announce(self.home, verdict, site.name)
 
     def _ask_decliners(self, current: Round, verdicts: Mapping[str, Verdict]) -> None:
         """A site that declined is asked again after a while, as long as its round is open."""
@@ -280,29 +268,6 @@ class Loop:
                 audit.append(
                     self.home.audit, "gate", "reply", "refused", round=request.round, site=site, verdict="late"
                 )
-
-    # closing
-
-    def _may_close(self, current: Round, active: set[str], here: set[str]) -> bool:
-        """Everyone has answered; or the quorum has, and the others are out of time."""
-        verdicts = self.ledger.verdicts(current.number)
-        admitted = [s for s, v in verdicts.items() if v.verdict == ADMITTED and s in active]
-        if len(admitted) < self.settings.rounds.quorum or not admitted:
-            return False
-        missing = active - set(verdicts)
-        age = self.clock() - current.opened
-        return (
-            not missing
-            or age > self.settings.rounds.deadline
-            or (not missing & here and age > self.settings.rounds.patience)
-        )
-
-    def _hopeless(self, current: Round, active: set[str]) -> bool:
-        """The deadline has passed, and the gate refused so many that those who may still answer are no quorum."""
-        verdicts = self.ledger.verdicts(current.number)
-        refused = {s for s, v in verdicts.items() if v.verdict not in (ADMITTED, DECLINED) and s in active}
-        late = self.clock() - current.opened > self.settings.rounds.deadline
-        return late and bool(refused) and len(active - refused) < self.settings.rounds.quorum
 
     def _note_seen(self, here: set[str]) -> None:
         if here and self.clock() - self.noted > SEEN_EVERY:

@@ -1,13 +1,18 @@
-"""`usfmae-server site add|list|revoke`."""
+"""`usfmae-server site add|list|revoke|rotate`."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from usfmae.core.cli.shell import print_json
+
+if TYPE_CHECKING:
+    from usfmae.server.home import Home
 
 
 @click.group()
@@ -26,10 +31,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Report as JS
 def add(directory: Path, file: Path, as_json: bool) -> None:
     """Enrol the hospital that made the enrol.json FILE (usfmae-client init)."""
     from usfmae.server import sites
-    from usfmae.server.home import Home
 
-    added = sites.add(Home(directory), file)
-    print_json(added) if as_json else click.echo(f"enrolled {added['name']} ({added['site']})")
+    _say(sites.add(_home(directory), file), as_json, "enrolled {name} ({site})")
 
 
 @site.command("list")
@@ -38,9 +41,8 @@ def add(directory: Path, file: Path, as_json: bool) -> None:
 def list_(directory: Path, as_json: bool) -> None:
     """Every hospital that was ever enrolled, and when it was last connected."""
     from usfmae.server import sites
-    from usfmae.server.home import Home
 
-    found = sites.listed(Home(directory))
+    found = sites.listed(_home(directory))
     if as_json:
         print_json(found)
         return
@@ -56,10 +58,8 @@ def list_(directory: Path, as_json: bool) -> None:
 def revoke(directory: Path, name: str, as_json: bool) -> None:
     """Cut the hospital NAME off, also in the middle of a round. Its key can never be enrolled again."""
     from usfmae.server import sites
-    from usfmae.server.home import Home
 
-    revoked = sites.revoke(Home(directory), name)
-    print_json(revoked) if as_json else click.echo(f"revoked {revoked['name']} ({revoked['site']})")
+    _say(sites.revoke(_home(directory), name), as_json, "revoked {name} ({site})")
 
 
 @site.command()
@@ -69,7 +69,15 @@ def revoke(directory: Path, name: str, as_json: bool) -> None:
 def rotate(directory: Path, file: Path, as_json: bool) -> None:
     """Take the new keys of the rotation.json FILE (usfmae-client rotate). No other site has to do anything."""
     from usfmae.server import sites
+
+    _say(sites.rotate(_home(directory), file), as_json, "{name}: {replaces} -> {site}")
+
+
+def _home(directory: Path) -> Home:
     from usfmae.server.home import Home
 
-    done = sites.rotate(Home(directory), file)
-    print_json(done) if as_json else click.echo(f"{done['name']}: {done['replaces']} -> {done['site']}")
+    return Home(directory)
+
+
+def _say(done: Mapping[str, Any], as_json: bool, text: str) -> None:
+    print_json(done) if as_json else click.echo(text.format(**done))

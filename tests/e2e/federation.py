@@ -139,6 +139,17 @@ class Federation:
         other.sites = {name: Site.open(to / name) for name in self.names}
         return other
 
+    def calm(self, root: Path, rounds: int, until: int = 0) -> list[str]:
+        """What a copy of it makes of each round with nothing disturbed: hashes, up to round `until`."""
+        other = self.copy(root)
+        try:
+            other.start_server(rounds)
+            other.start_sites()
+            other.wait_rounds(until or rounds, 1800)
+            return [r["result"] for r in other.status()["rounds"]]
+        finally:
+            other.stop()
+
     # processes
 
     def start_server(self, rounds: int, *more: str, prefix: tuple[str, ...] = ()) -> Program:

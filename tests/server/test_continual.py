@@ -1,9 +1,8 @@
-"""Campaigns, the forgetting gate and releases, over virtual hospitals in one process."""
+"""The forgetting gate and releases, over virtual hospitals in one process."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from tests.server.virtual import TINY, forgetful, home_with, honest, loop_of
 from usfmae.core.checkpoint import describe, load, save, tensors_id
 from usfmae.core.config import AugmentSettings
 from usfmae.core.config import load as load_settings
@@ -20,10 +20,8 @@ from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import Packed, write_shard
 from usfmae.core.errors import PolicyError, UsfmaeError
-from usfmae.core.keys import Ed25519PrivateKey, read_private
 from usfmae.core.model import fresh
 from usfmae.core.train import train
-from usfmae.server import campaign, create
 from usfmae.server.admission import ADMITTED
 from usfmae.server.budget import Gate
 from usfmae.server.close import FORGETS
@@ -31,30 +29,7 @@ from usfmae.server.home import Home
 from usfmae.server.ledger import Ledger
 from usfmae.server.panel import check_apart, opened
 from usfmae.server.release import release
-from usfmae.server.rounds import Loop
-from usfmae.server.simulate import Hospital, InProcess, Trained, Trainer, populate, tissue
-
-TINY = [
-    "model.image_size=32",
-    "model.patch_size=8",
-    "model.width=16",
-    "model.depth=1",
-    "model.heads=2",
-    "model.decoder_width=16",
-    "model.decoder_depth=1",
-    "model.decoder_heads=2",
-    "train.precision=fp32",
-    "train.batch_size=8",
-    "train.lr=2e-3",
-    "train.schedule=infinite",
-    "train.warmup=0.1",
-    "rounds.steps=4",
-    "min_free_gib=0",
-    "gate.norm_limit=1e6",
-    "gate.base_limit=100",
-    "gate.direction_limit=-1",
-    "continual.panel_images=8",
-]
+from usfmae.server.simulate import Trained, populate, tissue
 
 
 @pytest.fixture(scope="session")
@@ -80,39 +55,6 @@ def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(model, corpus, recipe, positions=np.arange(len(corpus)), steps=150)
     save(root / "seed.safetensors", model.state_dict(), describe(settings.model, settings.train))
     return root / "seed.safetensors"
-
-
-def home_with(tmp_path: Path, panel: Path | None, *more: str, seed: Path | None = None) -> Home:
-    chosen = [*TINY, *more, *([f"continual.panel={panel}"] if panel else [])]
-    create.create(tmp_path / "home", "test", "", 0, seed, chosen)
-    return Home(tmp_path / "home")
-
-
-def honest(place: Path, request: Any, encoder: dict[str, Any], decoder: Path) -> Trained:
-    """A site whose update is small."""
-    random = np.random.default_rng([request.round, int(place.name[-3:])])
-    moved = {n: (v + random.normal(0, 1e-4, v.shape)).astype(np.float32) for n, v in encoder.items()}
-    return Trained(moved, 8, request.steps)
-
-
-def forgetful(since: int, sites: tuple[str, ...]) -> Trainer:
-    """From round `since` on these sites send a model that has forgotten what it knew."""
-
-    def train(place: Path, request: Any, encoder: dict[str, Any], decoder: Path) -> Trained:
-        good = honest(place, request, encoder, decoder)
-        if request.round < since or place.name not in sites:
-            return good
-        random = np.random.default_rng([7, request.round])
-        wrecked = {n: (v + random.normal(0, 1.0, v.shape)).astype(np.float32) for n, v in encoder.items()}
-        return dataclasses.replace(good, encoder=wrecked)
-
-    return train
-
-
-def loop_of(home: Home, hospitals: list[Hospital], settings: CoordinatorSettings | None = None) -> Loop:
-    key = read_private(home.signing_key, Ed25519PrivateKey)
-    wire = InProcess(hospitals, home.decoder)
-    return Loop(home, Ledger(home.ledger), settings or home.settings(), wire, key, wait=lambda seconds: None)
 
 
 def excess(summary: Any) -> float:
@@ -196,42 +138,6 @@ def test_a_crash_between_gate_and_commit_ends_in_the_same_round(
     loop_of(home, hospitals).run(2)
     last = Ledger(home.ledger).last_round()
     assert last and last.number == 2 and last.result == left == load(home.checkpoint(2)).trail.id
-
-
-def test_a_campaign_changed_while_it_runs_asks_for_a_new_one(tmp_path: Path) -> None:
-    home = home_with(tmp_path, None)
-    hospitals = populate(home, 1, 8, honest)
-    loop_of(home, hospitals).run(1)
-    changed = home.settings(["train.lr=0.5"])
-    with pytest.raises(PolicyError, match=r"train\.lr.*changed while the campaign runs.*campaign start"):
-        loop_of(home, hospitals, changed).run(2)
-    loop_of(home, hospitals, home.settings(["train.micro_batch=1"])).run(2)  # changes nothing that is computed
-
-
-def test_a_new_campaign_warms_up_again_and_may_start_from_an_earlier_round(tmp_path: Path) -> None:
-    home = home_with(tmp_path, None)
-    seen: list[tuple[int, int, int, str]] = []
-
-    def watching(place: Path, request: Any, encoder: dict[str, Any], decoder: Path) -> Trained:
-        train = json.loads(request.recipe)["train"]
-        seen.append((request.global_step, train["origin"], train["steps"], request.base))
-        return honest(place, request, encoder, decoder)
-
-    hospitals = populate(home, 1, 8, watching)
-    loop_of(home, hospitals).run(2)
-    ledger = Ledger(home.ledger)
-    with pytest.raises(PolicyError, match="is running"):
-        campaign.start(home, ledger, home.settings(), 2, None)
-    campaign.end(home, ledger)
-    with pytest.raises(PolicyError, match="was ended"):
-        loop_of(home, hospitals).run(0)
-    begun = campaign.start(home, ledger, home.settings(["train.lr=1e-4"]), 2, 1)
-    loop_of(home, hospitals, home.settings(["train.lr=1e-4"])).run(0)  # ends by itself after its two rounds
-    rounds = ledger.rounds()
-    assert [r.number for r in rounds] == [1, 2, 3, 4, 5] and begun.first == 4
-    assert rounds[2].result == rounds[0].result == seen[2][3] and rounds[2].summary["back_to"] == 1
-    assert seen[2][:3] == (8, 8, 16) and seen[3][:3] == (12, 8, 16)
-    assert all(a.result == b.base for a, b in itertools.pairwise(rounds))
 
 
 @pytest.mark.parametrize(
@@ -340,17 +246,3 @@ def test_a_release_says_what_it_was_trained_on_and_how_it_did(ten_rounds: Home, 
     for what in ("| breast | 1,200 |", "| lung | 300 |", "task bus-bra, auroc 0.712", "Budget +10%", "5 accepted"):
         assert what in card
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["rounds"]["steps"] == 4
-
-
-def test_campaigns_end_and_begin_from_the_command_line(tmp_path: Path) -> None:
-    from usfmae.server.cli.campaign import campaign as command
-
-    home = home_with(tmp_path, None)
-    loop_of(home, populate(home, 1, 8, honest)).run(1)
-    run = CliRunner().invoke
-    assert isinstance(run(command, ["start", str(home.root)]).exception, PolicyError)  # one runs
-    assert "has ended" in run(command, ["end", str(home.root)]).output
-    assert isinstance(run(command, ["end", str(home.root)]).exception, PolicyError)
-    assert "begins with round 2" in run(command, ["start", str(home.root), "--rounds", "3"]).output
-    listed = json.loads(run(command, ["list", str(home.root), "--json"]).output)
-    assert [(one["first"], one["rounds"], one["ended"] is None) for one in listed] == [(1, 0, False), (2, 3, True)]

@@ -1,0 +1,67 @@
+"""Campaigns begin, go on unchanged, end, and can be read from the ledger."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from tests.server.virtual import home_with, honest, loop_of
+from usfmae.core.errors import PolicyError
+from usfmae.server import campaign
+from usfmae.server.ledger import Ledger
+from usfmae.server.simulate import Trained, populate
+
+
+def test_a_campaign_changed_while_it_runs_asks_for_a_new_one(tmp_path: Path) -> None:
+    home = home_with(tmp_path, None)
+    hospitals = populate(home, 1, 8, honest)
+    loop_of(home, hospitals).run(1)
+    changed = home.settings(["train.lr=0.5"])
+    with pytest.raises(PolicyError, match=r"train\.lr.*changed while the campaign runs.*campaign start"):
+        loop_of(home, hospitals, changed).run(2)
+    loop_of(home, hospitals, home.settings(["train.micro_batch=1"])).run(2)  # changes nothing that is computed
+
+
+def test_a_new_campaign_warms_up_again_and_may_start_from_an_earlier_round(tmp_path: Path) -> None:
+    home = home_with(tmp_path, None)
+    seen: list[tuple[int, int, int, str]] = []
+
+    def watching(place: Path, request: Any, encoder: dict[str, Any], decoder: Path) -> Trained:
+        train = json.loads(request.recipe)["train"]
+        seen.append((request.global_step, train["origin"], train["steps"], request.base))
+        return honest(place, request, encoder, decoder)
+
+    hospitals = populate(home, 1, 8, watching)
+    loop_of(home, hospitals).run(2)
+    ledger = Ledger(home.ledger)
+    with pytest.raises(PolicyError, match="is running"):
+        campaign.start(home, ledger, home.settings(), 2, None)
+    campaign.end(home, ledger)
+    with pytest.raises(PolicyError, match="was ended"):
+        loop_of(home, hospitals).run(0)
+    begun = campaign.start(home, ledger, home.settings(["train.lr=1e-4"]), 2, 1)
+    loop_of(home, hospitals, home.settings(["train.lr=1e-4"])).run(0)  # ends by itself after its two rounds
+    rounds = ledger.rounds()
+    assert [r.number for r in rounds] == [1, 2, 3, 4, 5] and begun.first == 4
+    assert rounds[2].result == rounds[0].result == seen[2][3] and rounds[2].summary["back_to"] == 1
+    assert seen[2][:3] == (8, 8, 16) and seen[3][:3] == (12, 8, 16)
+    assert all(a.result == b.base for a, b in itertools.pairwise(rounds))
+
+
+def test_campaigns_end_and_begin_from_the_command_line(tmp_path: Path) -> None:
+    from usfmae.server.cli.campaign import campaign as command
+
+    home = home_with(tmp_path, None)
+    loop_of(home, populate(home, 1, 8, honest)).run(1)
+    run = CliRunner().invoke
+    assert isinstance(run(command, ["start", str(home.root)]).exception, PolicyError)  # one runs
+    assert "has ended" in run(command, ["end", str(home.root)]).output
+    assert isinstance(run(command, ["end", str(home.root)]).exception, PolicyError)
+    assert "begins with round 2" in run(command, ["start", str(home.root), "--rounds", "3"]).output
+    listed = json.loads(run(command, ["list", str(home.root), "--json"]).output)
+    assert [(one["first"], one["rounds"], one["ended"] is None) for one in listed] == [(1, 0, False), (2, 3, True)]
