@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from usfmae.core import audit
 from usfmae.core.config.coordinator import RoundSettings
@@ -18,8 +19,8 @@ logger = logging.getLogger(__name__)
 def announce(home: Home, verdict: Verdict, name: str) -> None:
     """In the audit log and in the program's; `name` of the site."""
     status = "ok" if verdict.verdict in (ADMITTED, DECLINED) else "refused"
-    said = {"round": verdict.round, "verdict": verdict.verdict, "detail": verdict.detail}
-    more = {"name": name, "content": verdict.content, "images": verdict.images}
+    said: dict[str, Any] = {"round": verdict.round, "verdict": verdict.verdict, "detail": verdict.detail}
+    more: dict[str, Any] = {"name": name, "content": verdict.content, "images": verdict.images}
     audit.append(home.audit, "gate", "reply", status, site=verdict.site, **said, **more)
     note(logger, "verdict", site=name, **said)
 
