@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from usfmae.core.archive import opened
 from usfmae.core.errors import SourceError
 
 # Archives that are not read in place, and downloads that never finished.
@@ -31,9 +33,8 @@ class Entry:
         try:
             if not self.member:
                 return self.path.read_bytes()
-            with zipfile.ZipFile(self.path) as archive:
-                return archive.read(self.member)
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
+            return opened(self.path).read(self.member)
+        except (OSError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise SourceError(f"{self.name}", f"cannot be read: {error}", "fetch the data set again") from None
 
 

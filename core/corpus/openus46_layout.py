@@ -96,7 +96,8 @@ def _match(layout: Layout, listed: Sequence[Entry]) -> tuple[tuple[Entry, ...], 
     include, exclude = pattern(layout.include), pattern(layout.exclude)
     kept = [entry for entry in listed if not exclude.fullmatch(entry.name)]
     chosen = tuple(entry for entry in kept if include.fullmatch(entry.name))
-    unexplained = tuple(e.name for e in kept if e not in set(chosen) and e.name.lower().endswith(PICTURES))
+    others = (entry.name for entry in kept if not include.fullmatch(entry.name))
+    unexplained = tuple(name for name in others if name.lower().endswith(PICTURES))
     return (chosen, unexplained) if chosen else None
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from usfmae.core.archive import opened as archive_at
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.flow import Scan
 from usfmae.core.read.reasons import Unreadable, guarded
@@ -20,7 +20,8 @@ ENCRYPTED = 1  # bit 0 of a member's flags (APPNOTE 4.4.4)
 def read_member(archive: Path, member: str, settings: ReadSettings) -> bytes:
     """A member's content, with the declared and the real size both held under the limit. Raises Unreadable."""
     limit = int(settings.max_member_mb * 1e6)
-    with guarded("bad-archive"), zipfile.ZipFile(archive) as content:
+    with guarded("bad-archive"):
+        content = archive_at(archive)
         if content.getinfo(member).flag_bits & ENCRYPTED:
             raise Unreadable("encrypted-archive", "the member is encrypted")
         with content.open(member) as file:

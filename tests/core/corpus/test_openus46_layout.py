@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from usfmae.core.corpus.openus46 import dataset, registry
+from usfmae.core.corpus.openus46_archive import entries
 from usfmae.core.corpus.openus46_layout import USABLE, check, check_all, group_of, scans
 from usfmae.core.errors import SourceError
 
@@ -83,6 +84,20 @@ def test_archives_that_must_be_unpacked_are_named(tmp_path: Path) -> None:
     grow(tmp_path / "fast_u_net", ["Dataset/AC/AC_image1.rar", "Dataset/HC/HC_mask.rar"])
     found = check(dataset("fast_u_net"), tmp_path)
     assert found.status == "packed" and "AC_image1.rar" in found.detail and "unar -d" in found.detail
+
+
+def test_a_damaged_member_is_named_and_a_new_file_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "STU.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("Hospital/1.png", bytes(range(256)) * 40)
+    whole = path.read_bytes()
+    (entry,) = entries(path)
+    assert entry.read() == bytes(range(256)) * 40
+    path.write_bytes(whole[:60] + b"\xff" * 60 + whole[120:])
+    with pytest.raises(SourceError, match=r"Hospital/1\.png"):
+        entry.read()
+    path.write_bytes(whole)
+    assert entry.read() == bytes(range(256)) * 40
 
 
 def test_half_an_archive_is_damaged(tmp_path: Path) -> None:
