@@ -21,6 +21,8 @@ exclude_patterns = ["_build", "requirements.txt"]
 html_theme = "furo"
 html_title = f"usfmae {__version__}"
 html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_show_copyright = False
 html_show_sourcelink = False
 # Self-contained: the pages are read where there is no network.
 html_theme_options = {"light_css_variables": {"color-brand-primary": "#0b6e99", "color-brand-content": "#0b6e99"}}

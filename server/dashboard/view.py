@@ -16,7 +16,7 @@ from usfmae.server.home import Home
 
 ADMITTED = "admitted"
 CONNECTED_SECONDS = 180.0  # a site that spoke this recently is shown as connected
-LATEST = 12  # rounds on the overview
+LATEST = 6  # rounds on the overview
 RECENT = 20  # rounds back from which replies that were not admitted are listed there
 
 

@@ -21,6 +21,7 @@ from usfmae.client.kept import Album
 from usfmae.client.page.app import application as site_page
 from usfmae.client.page.serve import serving
 from usfmae.client.site import Site, create
+from usfmae.client.standing import write_status
 from usfmae.core import keys
 from usfmae.core.config import CleanSettings
 from usfmae.core.config.site import SiteSettings
@@ -51,7 +52,7 @@ def chromium() -> Iterator[Any]:
 def picture(page: Any, name: str) -> None:
     folder = os.environ.get("USFMAE_SCREENSHOTS")
     if folder:
-        page.screenshot(path=str(Path(folder) / f"{name}.png"))
+        page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
 
 
 def opened(chromium: Any, size: dict[str, int], scripts: bool = True) -> Any:
@@ -211,7 +212,10 @@ def site(tmp_path: Path) -> Site:
 def test_a_person_pauses_and_decides_on_the_quarantine(chromium: Any, site: Site) -> None:
     held = [h for h in review.waiting(site, review.Intake().refresh(site.corpus)) if h.index >= 0]
     assert held, "nothing was kept back to decide on"
-    with serving(site_page(site), "127.0.0.1", 0) as port:
+    progress = {"step": 117, "steps": 200, "loss": 0.3871, "rate": 46.2}
+    training = {"state": "training", "online": True, "campaign": "breast-consortium", "round": 12, "progress": progress}
+    write_status(site, {**training, "time": time.time()})
+    with site.served_alone(), serving(site_page(site), "127.0.0.1", 0) as port:
         page = opened(chromium, DESK)
         page.goto(f"http://127.0.0.1:{port}/")
         page.fill("#token", (site.root / "keys" / "page.token").read_text().strip())
