@@ -22,8 +22,8 @@ import click
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--sites", type=click.IntRange(1, 8), default=2, show_default=True, help="Hospitals.")
 @click.option("--rounds", type=click.IntRange(1, 50), default=2, show_default=True, help="Federated rounds.")
-@click.option("--seed-steps", type=click.IntRange(1), default=60, show_default=True, help="Steps of the seed.")
-@click.option("--steps", type=click.IntRange(1), help="Local steps in each round: 40, or 5 with --simulate.")
+@click.option("--seed-steps", type=click.IntRange(1), default=30, show_default=True, help="Steps of the seed.")
+@click.option("--steps", type=click.IntRange(1), help="Local steps in each round: 60, or 5 with --simulate.")
 @click.option(
     "--simulate",
     type=click.IntRange(1, 10_000),
@@ -59,7 +59,7 @@ def demo(
         len(folders) or sites,
         rounds,
         seed_steps,
-        steps or 40,
+        steps or 60,
         lambda line: click.echo(line, err=True),
     )
     summary = tell(story)

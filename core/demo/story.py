@@ -15,7 +15,7 @@ from usfmae.core.demo.processes import Process, running, wait_all
 from usfmae.core.errors import SourceError, UsageError
 from usfmae.core.files import write_atomic
 
-HELD_OUT = ("--set", "train.held_out=0.2")  # a demo is small: enough patients to measure on
+HELD_OUT = ("--set", "train.held_out=0.3")  # a demo is small: enough patients to measure on
 MARK = ".usfmae-demo"  # lies in a folder that a demo made, and that the next one may clear
 
 
@@ -27,8 +27,8 @@ class Demo:
     data: tuple[Path, ...] = ()  # one folder of real scans per site; empty for the embedded scans
     sites: int = 2
     rounds: int = 2
-    seed_steps: int = 60
-    steps: int = 40  # local optimizer steps a round
+    seed_steps: int = 30  # few, so that the rounds have something left to teach
+    steps: int = 60  # local optimizer steps a round
     say: Callable[[str], None] = print
     summary: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, Path] = field(default_factory=dict)  # each site's scans
