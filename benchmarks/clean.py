@@ -35,6 +35,7 @@ import numpy as np
 import overlays
 import scans
 from attack import readable
+from clean_speed import speed
 from numpy.typing import NDArray
 
 from usfmae.core.clean import clean, clean_clip
@@ -228,47 +229,16 @@ def merged(files: list[Path]) -> Score:
     return score
 
 
-def _cpu() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
-
-
-def _timed(work: Any) -> float:
-    start = _cpu()
-    work()
-    return _cpu() - start
-
-
-def _turns(run: Any, safe: CleanSettings, paper: CleanSettings) -> tuple[float, float]:
-    """Seconds of the safe and the paper profile on the same input, in turns; medians."""
-    run(safe)  # compile for every shape first, as in a long run
-    pairs = [(_timed(lambda: run(safe)), _timed(lambda: run(safe)), _timed(lambda: run(paper))) for _ in range(2)]
-    return statistics.median([t for one, two, _ in pairs for t in (one, two)]), statistics.median(
-        [p for *_, p in pairs]
-    )
-
-
-def speed(root: Path, half: str) -> dict[str, Any]:
-    """CPU seconds, child processes included; the ratio of the sums over stills and over clips of 30 frames."""
-    safe, paper = CleanSettings(), CleanSettings(profile="paper")
+def timed(root: Path, half: str) -> dict[str, Any]:
+    """Speed on annotated stills, and on clips each of which lies on one device screen, the same over every frame."""
     stream = annotated(root, half, 1000)
     stills = [next(stream).pixels for _ in range(TIMED_STILLS)]
-    still = [_turns(lambda options, p=pixels: clean(p, options), safe, paper) for pixels in stills]
-    clips = []
-    for source in [s for s in scans.sources(root, half) if s.is_clip][:TIMED_CLIPS]:
-        frames = on_screen(scans.frames(source, 30), 0, half)
-        run = [Frame(f, index=i, time=i / 3) for i, f in enumerate(frames)]
-        clips.append(_turns(lambda options, r=run: list(clean_clip(iter(r), options)), safe, paper))
-    table = {}
-    for kind, pairs in (("stills", still), ("clips", clips)):
-        table[f"ratio_{kind}"] = round(sum(p for _, p in pairs) / sum(s for s, _ in pairs), 2)
-        table[f"seconds_{kind}"] = [round(statistics.mean(column), 3) for column in zip(*pairs, strict=True)]
-    return table
-
-
-def on_screen(frames: list[Pixels], seed: int, half: str) -> list[Pixels]:
-    """A clip on one device screen: the same overlay over every frame."""
-    return [overlays.paint(f, np.random.default_rng((seed, 7)), half).pixels for f in frames]
+    sources = [s for s in scans.sources(root, half) if s.is_clip][:TIMED_CLIPS]
+    clips = [
+        [overlays.paint(f, np.random.default_rng((0, 7)), half).pixels for f in scans.frames(source, 30)]
+        for source in sources
+    ]
+    return speed(stills, clips)
 
 
 def main() -> None:
@@ -295,7 +265,7 @@ def main() -> None:
                 part(folder, name, root, half)
             report[profile] = merged([folder / f"{name}.json" for name in names]).table()
     if half != "fresh":
-        timing = speed(root, half)
+        timing = timed(root, half)
         for profile in report:
             ratios = {"ratio_stills": timing["ratio_stills"], "ratio_clips": timing["ratio_clips"]}
             report[profile] |= ratios if profile == "safe" else dict.fromkeys(ratios, 1.0)

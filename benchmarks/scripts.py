@@ -25,8 +25,9 @@ import cv2
 import numpy as np
 import scans
 from attack import SIMILARITY, readable
+from lettering import glyphs, words
 from numpy.typing import NDArray
-from overlays import Painted, Text, blend, glyphs, words
+from overlays import Painted, Text, blend
 from PIL import Image, ImageDraw, ImageFont
 
 from usfmae.core.clean import clean

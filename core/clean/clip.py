@@ -15,12 +15,13 @@ import numpy as np
 from usfmae.core.clean import text, verify
 from usfmae.core.clean.engines import text_probability
 from usfmae.core.clean.graphics import ridge
-from usfmae.core.clean.inpaint import inpainted_together
-from usfmae.core.clean.morphology import bounds, brightest_of, changed, masked
+from usfmae.core.clean.inpaint import Planes, brightest_plane, fill, picture_of, planes_of
+from usfmae.core.clean.morphology import bounds, changed, masked
 from usfmae.core.clean.safe import overlay, safe, scan_region
 from usfmae.core.clean.sheet import probability_within, windows_around
+from usfmae.core.clean.suspicion import Overlay, suspected
 from usfmae.core.config.clean import CleanSettings
-from usfmae.core.flow import CleanImage, Frame, Mask, Pixels, Quarantined
+from usfmae.core.flow import CleanImage, Frame, Pixels, Quarantined
 
 Beat = Callable[[], object]
 
@@ -56,27 +57,29 @@ def extremes(frames: Sequence[Frame]) -> tuple[Pixels, Pixels]:
     return darkest, brightest
 
 
-def appeared(crops: Sequence[Pixels], settings: CleanSettings) -> bool:
-    """Whether text stood in any of the cleaned crops (H, W, 3), for however short a time."""
-    sharpest = ridge(brightest_of(crops[0]))
+def appeared(crops: Sequence[Planes], settings: CleanSettings) -> bool:
+    """Whether text stood in any of the cleaned crops, for however short a time."""
+    sharpest = ridge(brightest_plane(crops[0]))
     for crop in crops[1:]:
-        cv2.max(sharpest, ridge(brightest_of(crop)), dst=sharpest)
+        cv2.max(sharpest, ridge(brightest_plane(crop)), dst=sharpest)
     # Print of normal contrast is found as well at three quarters of its size, at half the cost.
     reduced = cv2.resize(cv2.merge([sharpest] * 3), None, fx=_REDUCED, fy=_REDUCED, interpolation=cv2.INTER_AREA)
     probability = text_probability(reduced.astype(np.uint8), settings.precision)
     return any(True for _ in text.boxes(probability, settings.text_threshold))
 
 
-def _verified(crops: Sequence[Pixels], suspect: Mask, settings: CleanSettings, words: Sequence[str]) -> bool:
+def _verified(crops: Sequence[Planes], seen: Overlay, settings: CleanSettings, words: Sequence[str]) -> bool:
     """Whether the first, middle and last cleaned crop show no text.
 
     The three go through the detector as the channels of one picture: what all three show is gray, what one shows is
     coloured, and both are found in one pass.
     """
     checked = [crops[index] for index in (0, len(crops) // 2, len(crops) - 1)]
-    picture = cv2.merge([brightest_of(crop) for crop in checked]).astype(np.uint8)
-    probability = probability_within(picture, windows_around(suspect), lambda seen: seen, settings.precision)
-    if any(box.any() for crop in checked for _, box in verify.left(crop, probability, settings, words)):
+    picture = cv2.merge([brightest_plane(crop) for crop in checked]).astype(np.uint8)
+    probability = probability_within(picture, windows_around(seen.suspect), lambda seen: seen, settings.precision)
+    filled = text.together(seen.words + seen.faint, seen.flow.shape)
+    shown = (picture_of(crop) for crop in checked)
+    if any(box.any() for crop in shown for _, box in verify.left(crop, probability, filled, settings, words)):
         return False
     return not appeared(crops, settings)
 
@@ -92,20 +95,24 @@ def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> l
     if motion.mean() < _MOTION:
         return None
     beat()
-    here = inside[rows, columns]
-    still = overlay(np.ascontiguousarray(masked(darkest, inside)[rows, columns]), here, settings)
+    here = np.ascontiguousarray(inside[rows, columns])
+    dark = masked(np.ascontiguousarray(darkest[rows, columns]), here)
+    still = overlay(dark, here, settings)
+    drawn = still.drawn & here
+    if suspected(dark, drawn, still, settings) > settings.most_suspected:
+        return None
     beat()
-    crops = [masked(np.ascontiguousarray(frame.pixels[rows, columns]), here) for frame in frames]
-    crops = inpainted_together(crops, still.drawn & here, settings.inpaint_radius)
+    crops = [planes_of(masked(np.ascontiguousarray(frame.pixels[rows, columns]), here), drawn) for frame in frames]
+    fill(crops, drawn, settings.inpaint_radius)
     beat()
-    if not _verified(crops, still.suspect, settings, frames[0].words):
+    if not _verified(crops, still, settings, frames[0].words):
         return None
     beat()
     notes = {"region": round(float(inside.mean()), 4), "together": len(frames)}
     results: list[CleanImage | Quarantined] = []
     for frame, crop in zip(frames, crops, strict=True):
         pixels = np.zeros_like(frame.pixels)
-        pixels[rows, columns] = crop  # black outside the region, as it was before the ink was filled
+        pixels[rows, columns] = picture_of(crop)  # black outside the region, as it was before the ink was filled
         results.append(CleanImage(pixels, changed(pixels, frame.pixels), frame.trail, notes))
     return results
 

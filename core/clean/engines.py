@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import cycle
@@ -20,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from usfmae.core.clean.detector import of_pixels, openvino, streamlined
 from usfmae.core.clean.morphology import gray_of
 from usfmae.core.errors import ResourceError
 from usfmae.core.flow import Pixels
@@ -30,19 +30,11 @@ _GRID = 32  # the detector takes multiples of this
 _STRIP, _STRIP_OF_SMALL = 24, 40  # rows of known words beside a crop, and beside one narrower than _NARROW
 _NARROW = 256
 ANCHORS = 2 * _STRIP  # rows that the known words add to a crop
-_DETECTOR, _RECOGNISER = "PP-OCRv6_det_small.onnx", "PP-OCRv6_rec_small.onnx"
+DETECTOR, _RECOGNISER = "PP-OCRv6_det_small.onnx", "PP-OCRv6_rec_small.onnx"
 _DEBIAN_TESSDATA = Path("/usr/share/tesseract-ocr/5/tessdata")
 
 
-def _openvino() -> Any:
-    # A None entry makes `import openvino_telemetry` fail; OpenVINO then takes its own silent stub.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
-    return openvino
-
-
-def _model_path(name: str) -> Path:
+def model_path(name: str) -> Path:
     spec = find_spec("rapidocr")
     path = Path(spec.origin).parent / "models" / name if spec and spec.origin else Path(name)
     if not path.is_file():
@@ -54,7 +46,7 @@ def _model_path(name: str) -> Path:
 
 @lru_cache(maxsize=1)
 def _core() -> Any:
-    return _openvino().Core()
+    return openvino().Core()
 
 
 @lru_cache(maxsize=1)
@@ -66,19 +58,12 @@ def _fastest() -> str:
         return "f32"
 
 
-def _without_sigmoid(model: Any) -> Any:
-    """The detector up to its logits: OpenVINO's own sigmoid takes a twentieth of a pass, numpy's a third of that."""
-    sigmoid = model.output(0).get_node().input_value(0).get_node()
-    if sigmoid.get_type_name() != "Sigmoid":
-        raise ResourceError(f"text model {_DETECTOR}", "it does not end in a sigmoid", "pip install 'rapidocr>=3.8'")
-    return _openvino().Model([sigmoid.input_value(0)], model.get_parameters(), "detector")
-
-
 @lru_cache(maxsize=4)
 def _compiled(name: str, precision: str) -> Any:
-    core, model = _core(), _core().read_model(str(_model_path(name)))
-    if name == _DETECTOR:
-        model = _without_sigmoid(model)
+    core, model = _core(), _core().read_model(str(model_path(name)))
+    if name == DETECTOR:
+        model = streamlined(model)
+    model = of_pixels(model)
     precision = _fastest() if precision == "auto" else precision
     hints = {
         "INFERENCE_NUM_THREADS": 1,  # preparation runs one process per core ...
@@ -89,15 +74,11 @@ def _compiled(name: str, precision: str) -> Any:
     return core.compile_model(model, "CPU", hints).create_infer_request()
 
 
-def _run(name: str, precision: str, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+def _run(name: str, precision: str, pixels: Pixels) -> NDArray[np.float32]:
+    """A network's answer to RGB pixels (H, W, 3)."""
     request = _compiled(name, precision)
-    request.infer([batch])
+    request.infer([pixels[None]])
     return np.array(request.get_output_tensor(0).data)
-
-
-def _normalised(pixels: Pixels) -> NDArray[np.float32]:
-    """(H, W, 3) RGB -> (1, 3, H, W) in -1..1, blue first as the networks were trained."""
-    return cast(NDArray[np.float32], cv2.dnn.blobFromImage(pixels, 1 / 127.5, mean=(127.5,) * 3, swapRB=True))
 
 
 @lru_cache(maxsize=16)
@@ -137,13 +118,13 @@ def text_probability(pixels: Pixels, precision: str = "auto") -> Probability:
     canvas[:strip], canvas[-strip:] = words, np.roll(words, strip // 4, axis=0)  # both away from the crop
     inside = np.s_[strip : strip + height, :width]
     canvas[inside] = pixels
-    logits = _run(_DETECTOR, precision, _normalised(canvas))[0, 0][inside]
+    logits = _run(DETECTOR, precision, canvas)[0, 0][inside]
     return (1 / (1 + np.exp(-logits))).astype(np.float32, copy=False)
 
 
 @lru_cache(maxsize=1)
 def _alphabet() -> tuple[str, ...]:
-    model = _core().read_model(str(_model_path(_RECOGNISER)))
+    model = _core().read_model(str(model_path(_RECOGNISER)))
     characters = model.get_rt_info(["framework", "character"]).astype(str)
     return ("", *characters.split("\n"), " ")
 
@@ -154,7 +135,7 @@ def recognise(crop: Pixels, precision: str = "auto") -> tuple[str, float]:
     scaled = max(48, min(960, round(width * 48 / max(1, height))))
     canvas = np.zeros((48, -(-scaled // 80) * 80, 3), np.uint8)
     canvas[:, :scaled] = cv2.resize(crop, (scaled, 48), interpolation=cv2.INTER_LINEAR)
-    scores = _run(_RECOGNISER, precision, _normalised(canvas))[0]  # (T, characters)
+    scores = _run(_RECOGNISER, precision, canvas)[0]  # (T, characters)
     best = scores.argmax(1)
     confidence = scores[np.arange(len(best)), best]
     alphabet = _alphabet()

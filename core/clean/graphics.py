@@ -15,7 +15,7 @@ from usfmae.core.flow import Mask, Pixels
 
 _STROKE = 7  # top-hat window: strokes narrower than this stand out
 _LINE = 5  # the same for ruled lines; echoes of some length are thicker
-_CONTRAST = 60  # gray levels of ink above what surrounds it
+CONTRAST = 60  # gray levels of ink above what surrounds it
 _DOT_CONTRAST = 36
 _MAX_CALIPERS = 12
 _MAX_DOTS = 500
@@ -77,7 +77,7 @@ def crosses(thin: Pixels) -> Points:
     found = np.zeros(thin.shape, bool)
     for one, other in (((1, 0), (0, 1)), ((1, 1), (1, -1))):
         both = cv2.min(_along(thin, *one, 7), _along(thin, *other, 7))
-        found |= both > _CONTRAST * 2 // 3
+        found |= both > CONTRAST * 2 // 3
     _, _, stats, centres = labelled(found)
     small = (stats[1:, cv2.CC_STAT_WIDTH] <= 9) & (stats[1:, cv2.CC_STAT_HEIGHT] <= 9)
     alone = [c for c in centres[1:][small] if _arms(thin, *(int(v) for v in c.round())) is not None]
@@ -86,7 +86,7 @@ def crosses(thin: Pixels) -> Points:
 
 def sharp_parts(bright: Pixels, thin: Pixels) -> Mask:
     """Flat, sharp, bright parts (H, W)."""
-    count, labels, stats, _ = labelled(thin > _CONTRAST)
+    count, labels, stats, _ = labelled(thin > CONTRAST)
     ys, xs = np.nonzero(labels)
     which, level = labels[ys, xs], bright[ys, xs].astype(np.float64)
     top = largest_of(labels, bright, count)
@@ -154,21 +154,26 @@ def shortest_line(dots: int, pairs: int) -> int:
     return max(_SHORTEST_LINE, 2 + int(np.ceil(np.log(_BY_CHANCE / pairs) / np.log(hit))))
 
 
-def dotted_lines(thin: Pixels) -> Mask:
-    """Ink (H, W) of dotted lines, their last dots included."""
-    found = np.zeros(thin.shape, np.uint8)
+def dotted_lines(thin: Pixels, calipers: Points) -> tuple[Mask, Mask]:
+    """Ink (H, W) of dotted lines, their last dots included; and of those that end at a caliper."""
+    found, measured = (np.zeros(thin.shape, np.uint8) for _ in range(2))
     points = dots_of(thin)
-    for first, last in dotted(points, (thin.shape[0], thin.shape[1])) if len(points) else ():
-        reach = (last - first) * (12 / max(1.0, float(np.hypot(*(last - first)))))
-        ends = np.stack([first - reach, last + reach]).round().astype(int)
-        cv2.line(found, tuple(map(int, ends[0])), tuple(map(int, ends[1])), 1, 5)
-    return (found > 0) & (thin > 12)
+    lines = np.reshape(dotted(points, (thin.shape[0], thin.shape[1])) if len(points) else [], (-1, 2, 2))
+    along = lines[:, 1] - lines[:, 0]
+    reach = 12 * along / np.maximum(1.0, np.hypot(*along.T))[:, None]
+    ends = np.stack([lines[:, 0] - reach, lines[:, 1] + reach], 1).round().astype(int).tolist()
+    apart = np.linalg.norm(lines[:, :, None] - calipers, axis=3)  # of each end from each caliper
+    joins = (apart < _LONGEST + _FARTHEST).any((1, 2))
+    for (first, last), joined in zip(ends, joins, strict=True):
+        cv2.line(measured if joined else found, first, last, 1, 5)
+    ink = thin > 12
+    return (found | measured > 0) & ink, (measured > 0) & ink
 
 
 def straight(bright: Pixels, thin: Pixels) -> Mask:
     """Horizontal and vertical lines of one gray level, 31 pixels and longer (H, W): boxes, cursors, M-lines."""
     found = np.zeros(bright.shape, bool)
-    strong = (thin > _CONTRAST // 2).astype(np.uint8)
+    strong = (thin > CONTRAST // 2).astype(np.uint8)
     for shape in ((1, 31), (31, 1)):
         kernel = np.ones(shape, np.uint8)
         even = cv2.subtract(cv2.dilate(bright, kernel), cv2.erode(bright, kernel)) < 24
@@ -177,13 +182,11 @@ def straight(bright: Pixels, thin: Pixels) -> Mask:
     return found
 
 
-def graphics(pixels: Pixels) -> Mask:
-    """Every graphic (H, W) over the tissue of an RGB crop that brightness alone tells, without its rim."""
-    bright = brightest_of(pixels)
-    thin = ridge(bright, _STROKE if min(bright.shape) >= 240 else _STROKE - 2)
-    found = sharp_parts(bright, thin)
-    strong = thin > _CONTRAST // 2
-    for x, y in crosses(thin).round().astype(int):
+def marks(thin: Pixels, calipers: Points) -> Mask:
+    """Ink (H, W) of the calipers at these centres: of what is connected there only the arms."""
+    found = np.zeros(thin.shape, bool)
+    strong = thin > CONTRAST // 2
+    for x, y in calipers.round().astype(int):
         lines = _arms(thin, int(x), int(y))
         top, left = max(0, y - _LONGEST), max(0, x - _LONGEST)
         window = np.s_[top : y + _LONGEST + 1, left : x + _LONGEST + 1]
@@ -192,4 +195,15 @@ def graphics(pixels: Pixels) -> Mask:
             rows, columns = labels.shape
             lines = lines[top - y + _LONGEST :, left - x + _LONGEST :][:rows, :columns]
             found[window] |= (labels == middle) & lines
-    return found | straight(bright, ridge(bright, _LINE)) | dotted_lines(thin)
+    return found
+
+
+def graphics(pixels: Pixels) -> tuple[Mask, Mask]:
+    """Every graphic (H, W) over the tissue of an RGB crop that brightness alone tells, without its rim; and which of
+    them no tissue looks like: calipers, and dotted lines that end at one."""
+    bright = brightest_of(pixels)
+    thin = ridge(bright, _STROKE if min(bright.shape) >= 240 else _STROKE - 2)
+    calipers = crosses(thin)
+    lines, measured = dotted_lines(thin, calipers)
+    measured |= marks(thin, calipers)
+    return sharp_parts(bright, thin) | straight(bright, ridge(bright, _LINE)) | lines | measured, measured

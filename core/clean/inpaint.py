@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import cast
 
 import cv2
@@ -11,41 +11,51 @@ import numpy as np
 from usfmae.core.clean.morphology import bounds
 from usfmae.core.flow import Mask, Pixels
 
+Planes = list[Pixels]  # the one channel (H, W) of a gray picture, or the three of a coloured one
+
 _RIM = 16  # pixels around the holes that are handed to the solver
 
 
-def _solved(pixels: Pixels, holes: Pixels, radius: float) -> Pixels:
-    return cv2.inpaint(np.ascontiguousarray(pixels), holes, radius, cv2.INPAINT_NS).astype(np.uint8, copy=False)
+def planes_of(pixels: Pixels, holes: Mask) -> Planes:
+    """The channels of an RGB picture (H, W, 3). What lies under `holes` (H, W) is to be filled, so coloured ink there
+    does not make a gray picture a coloured one."""
+    red, green, blue = cv2.split(pixels)
+    apart = cv2.max(cv2.absdiff(red, green), cv2.absdiff(green, blue))
+    around = cv2.bitwise_not(holes.view(np.uint8) * 255)
+    planes = [red, green, blue] if cv2.countNonZero(cv2.bitwise_and(apart, around)) else [red]
+    return cast(Planes, planes)
+
+
+def picture_of(planes: Planes) -> Pixels:
+    """The RGB picture (H, W, 3) of its planes."""
+    return cast(Pixels, cv2.merge(planes if len(planes) == 3 else planes * 3))
+
+
+def brightest_plane(planes: Planes) -> Pixels:
+    """The largest channel (H, W)."""
+    return planes[0] if len(planes) == 1 else cast(Pixels, cv2.max(cv2.max(planes[0], planes[1]), planes[2]))
+
+
+def fill(pictures: Iterable[Planes], mask: Mask, radius: float) -> None:
+    """Fill `mask` (H, W) in every plane from its surroundings, in place; what lies outside it is untouched.
+
+    Planes go three at a time as the channels of one picture: the solver treats channels apart, but walks the mask once.
+    """
+    if not mask.any():
+        return
+    rows, columns = bounds(mask)
+    window = np.s_[max(0, rows.start - _RIM) : rows.stop + _RIM, max(0, columns.start - _RIM) : columns.stop + _RIM]
+    holes = np.ascontiguousarray(mask[window]).view(np.uint8)
+    planes = [plane[window] for picture in pictures for plane in picture]
+    for start in range(0, len(planes), 3):
+        three = planes[start : start + 3]
+        together = cv2.merge((three * 2)[:3]) if len(three) > 1 else np.ascontiguousarray(three[0])
+        for plane, solved in zip(three, cv2.split(cv2.inpaint(together, holes, radius, cv2.INPAINT_NS)), strict=False):
+            plane[:] = solved
 
 
 def inpainted(pixels: Pixels, mask: Mask, radius: float) -> Pixels:
     """Fill `mask` (H, W) of RGB `pixels` (H, W, 3) from its surroundings; pixels outside the mask are untouched."""
-    return inpainted_together([pixels], mask, radius)[0]
-
-
-def inpainted_together(frames: Sequence[Pixels], mask: Mask, radius: float) -> list[Pixels]:
-    """Fill the same `mask` in every frame. Gray frames go three at a time as the channels of one picture: the solver
-    treats channels apart, but walks the mask once."""
-    results = [frame.copy() for frame in frames]
-    if not mask.any():
-        return results
-    rows, columns = bounds(mask)
-    window = np.s_[max(0, rows.start - _RIM) : rows.stop + _RIM, max(0, columns.start - _RIM) : columns.stop + _RIM]
-    holes = mask[window].astype(np.uint8)
-    around = cast(Pixels, cv2.bitwise_not(holes * 255))
-    gray: dict[int, Pixels] = {}
-    for i, frame in enumerate(frames):
-        red, green, blue = cv2.split(frame[window])
-        # What lies under the mask is never read, so coloured ink does not make a gray frame a coloured one.
-        apart = cv2.max(cv2.absdiff(red, green), cv2.absdiff(green, blue))
-        if cv2.countNonZero(cv2.bitwise_and(apart, around)):
-            results[i][window] = _solved(frame[window], holes, radius)
-        else:
-            gray[i] = cast(Pixels, red)
-    order = list(gray)
-    for three in (order[start : start + 3] for start in range(0, len(order), 3)):
-        channels = [gray[i] for i in three]
-        together = channels[0] if len(channels) == 1 else cast(Pixels, cv2.merge((channels * 2)[:3]))
-        for i, channel in zip(three, cv2.split(_solved(together, holes, radius)), strict=False):
-            results[i][window] = cv2.merge([channel] * 3)
-    return results
+    planes = planes_of(pixels, mask)
+    fill([planes], mask, radius)
+    return picture_of(planes)

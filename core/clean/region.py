@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from usfmae.core.clean.morphology import bounds, components, dilated, labelled, opened
 from usfmae.core.flow import Mask, Pixels, Region
 
-_DARK = 3  # gray levels above the background that still count as background
+DARK = 3  # gray levels above the background that still count as background
 _FAINT = 24  # noise of far fields and codecs stays below this
 _DIM = 60  # overlays are brighter than this, far fields darker
 _BLOCK = 300  # pixels; the blocks of codecs are smaller
@@ -35,8 +34,10 @@ def background(gray: Pixels) -> int:
     return level if counts[level] > 0.05 * gray.size else 0
 
 
-def _density(mask: Mask, size: int) -> NDArray[np.float32]:
-    return cv2.blur(mask.astype(np.float32), (size, size)).astype(np.float32)
+def _dense(mask: Mask, size: int, share: float) -> Mask:
+    """Where more than a share of the square of `size` pixels around is in the mask (H, W)."""
+    count = cv2.boxFilter(mask.view(np.uint8), cv2.CV_16U, (size, size), normalize=False)
+    return count > share * size**2
 
 
 def ground(even: Mask, gray: Pixels) -> Mask:
@@ -59,15 +60,15 @@ def textured(gray: Pixels) -> tuple[Mask, Mask]:
     the text near it has nothing bright about it.
     """
     size = max(5, min(gray.shape) // 40 | 1)
-    content = cv2.absdiff(gray, np.full_like(gray, background(gray))) > _DARK
+    content = cv2.absdiff(gray, np.full_like(gray, background(gray))) > DARK
     square = np.ones((3, 3), np.uint8)
     even = (cv2.morphologyEx(gray, cv2.MORPH_GRADIENT, square) <= 1) & (gray > 24)
     if even.any():
         even = ground(even, gray)
-    dense = (_density(content & ~even, size) > 0.6)[::2, ::2]
+    dense = _dense(content & ~even, size, 0.6)[::2, ::2]
     sure = cv2.resize(opened(dense, size // 3).view(np.uint8), gray.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
     near_bright = cv2.dilate(gray, np.ones((9, 9), np.uint8)) > _DIM
-    return sure, _density(content & ~even & ~near_bright, size) > 0.25
+    return sure, _dense(content & ~even & ~near_bright, size, 0.25)
 
 
 def measured(gray: Pixels) -> Mask:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
 
 from usfmae.core.clean import colour, graphics, region, text, verify
 from usfmae.core.clean.inpaint import inpainted
 from usfmae.core.clean.morphology import bounds, changed, dilated, gray_of, masked
 from usfmae.core.clean.sheet import probability_within, windows_around
+from usfmae.core.clean.suspicion import Overlay, suspected
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.flow import CleanImage, Frame, Mask, Pixels, Quarantined
 
@@ -32,38 +30,42 @@ def scan_region(frame: Frame, settings: CleanSettings) -> Mask | Quarantined:
     return found
 
 
-@dataclass(frozen=True)
-class Overlay:
-    """What is drawn over the tissue of one crop, each (H, W)."""
-
-    drawn: Mask  # text, colour ink, graphics, their rim
-    flow: Mask  # colour flow, which stays
-    suspect: Mask  # where another look is due
-
-
 def overlay(pixels: Pixels, inside: Mask, settings: CleanSettings) -> Overlay:
     """Everything drawn over the tissue `inside` an RGB crop."""
     ink, flow = colour.split(pixels)
-    drawn = dilated(ink | (graphics.graphics(pixels) & ~flow)) & ~flow
+    found, measured = graphics.graphics(pixels)
     probability = text.probability_of(pixels, inside, text.evened, settings)
-    words = verify.apart_from_vessels(pixels, text.words(probability, settings), flow, settings)
-    return Overlay(drawn | words, flow, words | (probability > _SUSPECT))
+    sure, faint = text.words(probability, settings)
+    words = verify.apart_from_vessels(pixels, sure, flow, settings)
+    faint = verify.apart_from_vessels(pixels, faint, flow, settings)
+    boxes = text.together(words + faint, flow.shape)
+    return Overlay(
+        drawn=(dilated(ink | (found & ~flow)) & ~flow) | boxes,
+        flow=flow,
+        suspect=boxes | (probability > _SUSPECT),
+        certain=dilated(ink | measured) & ~flow,
+        words=words,
+        faint=faint,
+    )
 
 
 def repaired(
     pixels: Pixels, seen: Overlay, settings: CleanSettings, words: Sequence[str] = ()
-) -> tuple[Pixels, int, bool]:
-    """The crop after verification, the rounds it took, and whether it is free of text."""
-    look = seen.suspect
-    for used in range(settings.repairs + 1):
+) -> tuple[Pixels, list[list[text.Box]], bool]:
+    """The crop after verification, the text that each round of repair filled, and whether the crop is free of it."""
+    rounds: list[list[text.Box]] = []
+    look, filled = seen.suspect, text.together(seen.words + seen.faint, seen.flow.shape)
+    for _ in range(settings.repairs + 1):
         windows = windows_around(look)
         probability = probability_within(pixels, windows, text.brightest, settings.precision)
-        found = verify.left(pixels, probability, settings, words)
-        look = verify.apart_from_vessels(pixels, found, seen.flow, settings)
-        if not look.any():
-            return pixels, used, True
-        pixels = inpainted(pixels, look, settings.inpaint_radius)
-    return pixels, settings.repairs, False
+        found = verify.left(pixels, probability, filled, settings, words)
+        boxes = verify.apart_from_vessels(pixels, found, seen.flow, settings)
+        if not boxes:
+            return pixels, rounds, True
+        rounds.append(boxes)
+        look = text.together(boxes, seen.flow.shape)
+        pixels, filled = inpainted(pixels, look, settings.inpaint_radius), filled | look
+    return pixels, rounds, False
 
 
 def safe(frame: Frame, settings: CleanSettings) -> CleanImage | Quarantined:
@@ -73,15 +75,25 @@ def safe(frame: Frame, settings: CleanSettings) -> CleanImage | Quarantined:
         return inside
     blanked = masked(frame.pixels, inside)
     rows, columns = bounds(inside)
-    crop = np.ascontiguousarray(blanked[rows, columns])
+    original = blanked[rows, columns].copy()
     here = inside[rows, columns]
-    seen = overlay(crop, here, settings)
-    crop, rounds, free = repaired(inpainted(crop, seen.drawn, settings.inpaint_radius), seen, settings, frame.words)
+    seen = overlay(original, here, settings)
+    filled = inpainted(original, seen.drawn, settings.inpaint_radius)
+    crop, rounds, free = repaired(filled, seen, settings, frame.words)
+    seen.faint.extend(box for boxes in rounds for box in boxes)
     blanked[rows, columns] = crop
     blanked = masked(blanked, inside)
     mask = changed(blanked, frame.pixels)
-    notes = {"region": round(float(inside.mean()), 4), "repairs": rounds}
+    doubtful = suspected(original, mask[rows, columns] & here, seen, settings)
+    notes = {
+        "region": round(float(inside.mean()), 4),
+        "repairs": min(len(rounds), settings.repairs),
+        "suspected": round(doubtful, 4),
+    }
     image = CleanImage(blanked, mask, frame.trail, notes)
-    if free:
-        return image
-    return Quarantined("text-left", frame.trail, f"text was still found after {settings.repairs} repairs", image)
+    if not free:
+        return Quarantined("text-left", frame.trail, f"text was still found after {settings.repairs} repairs", image)
+    if doubtful > settings.most_suspected:
+        share = f"{doubtful:.1%} of the lit pixels would go on suspicion alone"
+        return Quarantined("much-suspected", frame.trail, share, image)
+    return image

@@ -104,17 +104,17 @@ def together(boxes: Iterable[Box], shape: tuple[int, ...]) -> Mask:
     return found
 
 
-def words(probability: Probability, settings: CleanSettings) -> list[Box]:
-    """Text in a probability (H, W): what the detector is sure of, how far it suspects that this goes on, and what it
-    only suspects. With known words in view it suspects next to nothing in clean tissue (2 of 60 scans), and a tenth of
-    the low-contrast strings are only suspected."""
-    found = list(boxes(probability, settings.text_threshold))
+def words(probability: Probability, settings: CleanSettings) -> tuple[list[Box], list[Box]]:
+    """Text in a probability (H, W): what the detector is sure of; and how far it suspects that this goes on, and what
+    it only suspects. With known words in view it suspects next to nothing in clean tissue (2 of 60 scans), and a tenth
+    of the low-contrast strings are only suspected."""
+    found, faint = list(boxes(probability, settings.text_threshold)), []
     sure = together(found, probability.shape)
     for window, part in components(probability > settings.faint_threshold, pad=_PAD):
         if is_blob(part):
             continue
         if (sure[window] & part).any():
-            found.append((window, dilated(part, 2)))
+            faint.append((window, dilated(part, 2)))
         elif _is_line(part) and probability[window][part].max() > settings.doubt_threshold:
-            found.append((window, grown(part, _GOES_ON)))
-    return found
+            faint.append((window, grown(part, _GOES_ON)))
+    return found, faint

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
 
+import cv2
 import numpy as np
 
 from usfmae.core.clean.engines import Probability, letters, recognise, tesseract_data, tesseract_line
-from usfmae.core.clean.morphology import bounds, components, gray_of
-from usfmae.core.clean.text import THICKEST, Box, grown, is_blob
+from usfmae.core.clean.morphology import bounds, components, gray_of, labelled
+from usfmae.core.clean.text import THICKEST, Box, grown, is_blob, together
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.flow import Mask, Pixels
 
 _VESSEL = 0.15  # share of flow in a box; a name beside a vessel has less, a vessel taken for text more
+_FILLED = 0.5  # share of a find within filled boxes from which it is the fill's doing
+_SURE = 0.7  # confidence of a reading that needs no other sign
 _LIKE = 0.6  # share of letters in common from which a reading is taken for a word of the header
 
 
@@ -42,27 +45,49 @@ def sparse_words(crop: Pixels) -> Mask:
     return found
 
 
-def apart_from_vessels(pixels: Pixels, boxes: Iterable[Box], flow: Mask, settings: CleanSettings) -> Mask:
-    """Text boxes as a mask (H, W) without those that are colour flow: some of it is in the box, and neither engine
-    reads a word there."""
-    kept = np.zeros(flow.shape, bool)
-    for window, box in boxes:
-        if (flow[window] & box).sum() < _VESSEL * box.sum() or _is_word(pixels[window][bounds(box)], settings):
-            kept[window] |= box
+def apart_from_vessels(pixels: Pixels, boxes: Iterable[Box], flow: Mask, settings: CleanSettings) -> list[Box]:
+    """Text boxes without colour flow: one with some of it is text only where an engine reads a word there, and from
+    the others a vessel that goes on beyond is cut out."""
+    found = list(boxes)
+    beyond = _beyond(flow, found)
+    kept = []
+    for window, box in found:
+        if (flow[window] & box).sum() < _VESSEL * box.sum():
+            kept.append((window, box & ~beyond[window]))
+        elif is_word(pixels[window][bounds(box)], settings):
+            kept.append((window, box))
     return kept
 
 
-def _is_word(crop: Pixels, settings: CleanSettings) -> bool:
-    if is_text(crop, settings):  # five times quicker than the recogniser
-        return True
-    line, confidence = recognise(crop, settings.precision)
-    return len(letters(line)) >= 2 and confidence >= 0.7
+def _beyond(flow: Mask, boxes: Sequence[Box]) -> Mask:
+    """Flow (H, W) in parts that lie outside of all boxes for the most part: a vessel does, a coloured letter not."""
+    if not boxes or not flow.any():
+        return np.zeros(flow.shape, bool)
+    count, labels, stats, _ = labelled(flow)
+    within = np.bincount(labels[together(boxes, flow.shape)], minlength=count)
+    vessel = within < 0.5 * stats[:, cv2.CC_STAT_AREA]
+    vessel[0] = False
+    return vessel[labels]
 
 
-def left(pixels: Pixels, probability: Probability, settings: CleanSettings, words: Sequence[str] = ()) -> Iterator[Box]:
-    """Text still there: what the detector is sure of, and what it doubts but the second engine reads."""
+def is_word(crop: Pixels, settings: CleanSettings) -> bool:
+    """Whether either engine reads a word of two letters with great confidence; in a vessel Tesseract now and then reads
+    two with a little."""
+    line, confidence = tesseract_line(crop, settings.ocr)  # five times quicker than the recogniser
+    if len(letters(line)) < 2 or confidence < _SURE:
+        line, confidence = recognise(crop, settings.precision)
+    return len(letters(line)) >= 2 and confidence >= _SURE
+
+
+def left(
+    pixels: Pixels, probability: Probability, filled: Mask, settings: CleanSettings, words: Sequence[str] = ()
+) -> Iterator[Box]:
+    """Text still there: what the detector is sure of, and what it doubts but the second engine reads.
+
+    Within boxes that were filled whole (H, W) nothing of the original is left: what looks like text there is the fill.
+    """
     for window, part in components(probability > settings.doubt_threshold, pad=40):
-        if part.sum() < 12:
+        if part.sum() < 12 or filled[window][part].mean() > _FILLED:
             continue
         if is_blob(part):
             # Thicker than any line: speckle, unless the second engine finds words in it.

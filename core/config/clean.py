@@ -12,7 +12,7 @@ from usfmae.core.config.base import Options
 class CleanSettings(Options):
     profile: Literal["safe", "paper"] = "safe"
     """safe: fails closed. paper: the published pipeline as written; not safe for colour Doppler or identifiers."""
-    inpaint_radius: float = Field(2.0, gt=0, le=20)
+    inpaint_radius: float = Field(1.0, gt=0, le=20)
     """Radius of Navier-Stokes inpainting in pixels, in the safe profile; the paper profile keeps 3."""
     ocr: Literal["tesserocr", "pytesseract"] = "tesserocr"
     """Second text engine of the safe profile; the paper profile always starts the Tesseract program."""
@@ -30,3 +30,6 @@ class CleanSettings(Options):
     """Frames of a clip held in memory at once; their static overlay is found together."""
     smallest_region: float = Field(0.05, ge=0, le=1)
     """A scan region below this share of the frame is quarantined."""
+    most_suspected: float = Field(0.02, ge=0, le=1)
+    """A still of which more than this share of its lit pixels would go on suspicion alone (no engine reads a text there,
+    and it is no colour ink) is quarantined, for a person who sees whether it was tissue."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 MEANINGS = {
     # cleaning
     "text-left": "text was still found after the last repair",
+    "much-suspected": "much of it would have gone on suspicion alone: a person sees whether it is tissue",
     "region-small": "no scan region, or one that covers too little of the frame",
     "region-disagrees": "the header and the picture show the scan at different places",
     "cleaning-failed": "cleaning ended with an unforeseen error",

@@ -110,8 +110,9 @@ def test_a_frame_in_an_archive_can_be_released(make_site: Callable[..., Site], t
 
 
 @needs_tesseract
-def test_a_frame_that_still_shows_text_is_offered_as_far_as_cleaning_went(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("reason", ["text-left", "much-suspected"])
+def test_a_frame_kept_back_after_cleaning_is_offered_as_far_as_cleaning_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     from usfmae.client import look
     from usfmae.core.clean import clean, safe
@@ -123,9 +124,12 @@ def test_a_frame_that_still_shows_text_is_offered_as_far_as_cleaning_went(
     whole = clean(frame, CleanSettings())
     assert isinstance(whole, CleanImage)
     original = safe.repaired
-    monkeypatch.setattr(safe, "repaired", lambda *rest: (*original(*rest)[:2], False))  # verification is never content
+    if reason == "text-left":  # verification is never content
+        monkeypatch.setattr(safe, "repaired", lambda *rest: (*original(*rest)[:2], False))
+    else:
+        monkeypatch.setattr(safe, "suspected", lambda *rest: 0.03)
     kept_back = clean(frame, CleanSettings())
-    assert isinstance(kept_back, Quarantined) and kept_back.reason == "text-left"
+    assert isinstance(kept_back, Quarantined) and kept_back.reason == reason
     assert kept_back.image is not None and np.array_equal(kept_back.image.pixels, whole.pixels)
     answers = io.BytesIO()
     asked = {

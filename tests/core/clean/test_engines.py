@@ -6,7 +6,10 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from usfmae.core.clean import detector, engines
 
 PROGRAM = """
 import os, threading, numpy
@@ -32,3 +35,13 @@ def test_the_detector_leaves_its_process_free_to_run_on_every_core() -> None:
         pytest.skip("needs every core of a machine of at least two")
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_streamlined_detector_computes_what_the_file_states() -> None:
+    model = detector.openvino().Core().read_model(str(engines.model_path(engines.DETECTOR)))
+    stated = detector.openvino().compile_model(model.clone(), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    fewer = detector.openvino().compile_model(detector.streamlined(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    batch = np.random.default_rng(0).standard_normal((1, 3, 96, 160)).astype(np.float32)
+    logits = fewer(batch)[0]
+    assert logits.shape == (1, 1, 96, 160)
+    assert np.abs(1 / (1 + np.exp(-logits)) - stated(batch)[0]).max() < 1e-4

@@ -8,7 +8,7 @@ import pytest
 
 from usfmae.core.clean.colour import split
 from usfmae.core.clean.graphics import crosses, graphics, ridge, shortest_line
-from usfmae.core.clean.inpaint import inpainted, inpainted_together
+from usfmae.core.clean.inpaint import fill, inpainted, picture_of, planes_of
 from usfmae.core.flow import Pixels
 
 
@@ -42,7 +42,7 @@ def ink_of(kind: str, colour: tuple[int, int, int]) -> tuple[Pixels, np.ndarray]
 @pytest.mark.parametrize("kind", ["plus", "cross", "dots", "box"])
 def test_white_ink_is_found(kind: str) -> None:
     pixels, ink = ink_of(kind, (255, 255, 255))
-    assert graphics(pixels)[ink].mean() > 0.95
+    assert graphics(pixels)[0][ink].mean() > 0.95
 
 
 @pytest.mark.parametrize("colour", [(255, 255, 0), (0, 255, 0), (0, 220, 255), (255, 60, 60)])
@@ -67,7 +67,7 @@ def test_flow_of_varied_velocity_is_no_ink() -> None:
 
 
 def test_tissue_alone_has_no_ink() -> None:
-    assert np.mean([graphics(tissue(seed)).mean() for seed in range(4)]) < 0.003
+    assert np.mean([graphics(tissue(seed))[0].mean() for seed in range(4)]) < 0.003
     assert not split(tissue())[0].any()
 
 
@@ -76,16 +76,17 @@ def test_frames_inpainted_together_are_as_inpainted_alone() -> None:
     hole[40:52, 30:140] = True
     frames = [tissue(seed) for seed in range(4)]
     frames[2][100:110, 100:110] = (200, 40, 40)  # one frame in colour
-    together = inpainted_together(frames, hole, 3.0)
+    together = [planes_of(frame, hole) for frame in frames]
+    fill(together, hole, 3.0)
     for frame, result in zip(frames, together, strict=True):
-        assert np.array_equal(result, inpainted(frame, hole, 3.0))
-        assert np.array_equal(result[~hole], frame[~hole])
+        assert np.array_equal(picture_of(result), inpainted(frame, hole, 3.0))
+        assert np.array_equal(picture_of(result)[~hole], frame[~hole])
 
 
 def test_sharp_speckle_of_a_small_picture_is_no_ink() -> None:
     field = cv2.GaussianBlur(np.random.default_rng(0).rayleigh(60, (128, 128)), (0, 0), 0.7)
     pixels = np.repeat(np.clip(1.3 * field, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
-    assert graphics(pixels).mean() < 0.05  # half of it, where every bright grain is taken for a stroke
+    assert graphics(pixels)[0].mean() < 0.05  # half of it, where every bright grain is taken for a stroke
 
 
 def test_where_specks_are_many_a_dotted_line_must_be_longer_than_chance_makes_them() -> None:

@@ -1,0 +1,62 @@
+"""Of no still much tissue goes on suspicion alone: a person decides."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from usfmae.core.clean import clean
+from usfmae.core.clean.graphics import graphics
+from usfmae.core.config import CleanSettings
+from usfmae.core.flow import CleanImage, Pixels, Quarantined
+
+SETTINGS = CleanSettings()
+
+
+def tissue(height: int = 300, width: int = 360) -> Pixels:
+    rng = np.random.default_rng(0)
+    gray = np.clip(cv2.GaussianBlur(rng.rayleigh(50, (height, width)), (0, 0), 1.6), 0, 255).astype(np.uint8)
+    return np.repeat(gray[:, :, None], 3, axis=2)
+
+
+def layered(colour: tuple[int, int, int]) -> Pixels:
+    """A phantom whose layers are as even as ruled lines."""
+    pixels = tissue()
+    for row in range(30, 280, 24):
+        pixels[row : row + 2, 20:340] = colour
+    return pixels
+
+
+def test_a_still_of_ruled_layers_is_kept_back_with_what_cleaning_made_of_it() -> None:
+    result = clean(layered((230, 230, 230)), SETTINGS)
+    assert isinstance(result, Quarantined)
+    assert result.reason == "much-suspected"
+    released = clean(layered((230, 230, 230)), CleanSettings(most_suspected=1.0))
+    assert result.image is not None and isinstance(released, CleanImage)
+    assert np.array_equal(result.image.pixels, released.pixels)
+
+
+def test_what_is_certain_is_not_kept_back_however_much_it_is() -> None:
+    assert isinstance(clean(layered((230, 230, 0)), SETTINGS), CleanImage)
+
+
+@pytest.mark.parametrize("gray", [235, 110])
+def test_a_name_that_an_engine_reads_is_certain(gray: int) -> None:
+    pixels = tissue()
+    for row in (80, 160, 240):
+        cv2.putText(pixels, "GARCIA JOSE 1961", (30, row), cv2.FONT_HERSHEY_SIMPLEX, 1.0, (gray,) * 3, 2, cv2.LINE_AA)
+    result = clean(pixels, SETTINGS)
+    assert isinstance(result, CleanImage)
+    assert result.mask.mean() > SETTINGS.most_suspected
+
+
+def test_dots_that_join_two_calipers_are_certain_and_lone_ones_are_not() -> None:
+    pixels = tissue() // 3
+    for column in range(66, 230, 7):
+        pixels[200:202, column : column + 2] = 240
+    assert graphics(pixels)[0][200:202, 80:220].any() and not graphics(pixels)[1].any()
+    for x in (50, 245):
+        cv2.line(pixels, (x - 7, 200), (x + 7, 200), (240,) * 3, 1)
+        cv2.line(pixels, (x, 193), (x, 207), (240,) * 3, 1)
+    assert graphics(pixels)[1][200:202, 80:220].any()
