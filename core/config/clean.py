@@ -31,5 +31,5 @@ class CleanSettings(Options):
     smallest_region: float = Field(0.05, ge=0, le=1)
     """A scan region below this share of the frame is quarantined."""
     most_suspected: float = Field(0.02, ge=0, le=1)
-    """A still of which more than this share of its lit pixels would go on suspicion alone (no engine reads a text there,
-    and it is no colour ink) is quarantined, for a person who sees whether it was tissue."""
+    """A frame of which more than this share of the lit pixels would go on suspicion alone is quarantined, for a person
+    who sees whether it was tissue."""
