@@ -31,6 +31,7 @@ UNEXPECTED, BROKEN = 2, 6  # reasons of an abort by the provider: a PDU out of p
 PAUSE = 0.05  # seconds without a word, after which what came is flushed
 BATCH = 512  # instances that are flushed together at most
 LONGEST_COMMAND = 1 << 14  # bytes; a command set has a few hundred
+SHORT = 1 << 12  # bytes that the system takes from us without waiting for the sender
 ROOM = negotiation.LONGEST_PDU + (1 << 16)  # bytes of one PDU, and of what has come after it
 
 
@@ -58,6 +59,7 @@ class Wire:
         self.link, self.patience, self.paused = link, patience, paused
         self.buffer = memoryview(bytearray(ROOM))
         self.start = self.end = 0
+        self.waits = -1.0
         # Senders that write a PDU's header and body apart (DCMTK does) wait for the TCP acknowledgement between the two
         # (Nagle's algorithm), which Linux delays by 40 ms unless an answer carries it or it is asked for.
         self.unanswered = False
@@ -90,12 +92,12 @@ class Wire:
         try:
             if self.unanswered:
                 self.link.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            self.link.settimeout(PAUSE)
+            self._wait(PAUSE)
             try:
                 count = self.link.recv_into(room)
             except TimeoutError:
                 self.paused()
-                self.link.settimeout(max(until - time.monotonic(), 0.001))
+                self._wait(max(until - time.monotonic(), 0.001))
                 count = self.link.recv_into(room)
         except TimeoutError:
             raise Ended(0, "silent for too long") from None
@@ -109,18 +111,36 @@ class Wire:
     def send(self, pdu: bytes) -> None:
         """Ended where the sender has gone, or does not listen."""
         try:
-            self.link.settimeout(self.patience)
+            if len(pdu) > SHORT:  # a short one always finds room
+                self._wait(self.patience)
             self.link.sendall(pdu)
         except OSError as error:
             raise Ended(None, type(error).__name__) from None
         self.unanswered = False
 
+    def _wait(self, seconds: float) -> None:
+        """How long the next call may block; set only where it changes, as that takes a call to the system."""
+        if seconds != self.waits:
+            self.link.settimeout(seconds)
+            self.waits = seconds
+
 
 class Association:
-    """A sender's requests, answered one after the other."""
+    """A sender's requests, answered one after the other.
 
-    def __init__(self, link: Link, settings: CstoreSettings, spool: Spool, count: Callable[[str], None]) -> None:
-        self.settings, self.spool, self.count = settings, spool, count
+    `turn` is one lock for all associations: who has read a PDU keeps, answers and only then lets another one do so.
+    Without it their threads hand Python's lock around at each call to the system, which takes four times as long.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        settings: CstoreSettings,
+        spool: Spool,
+        count: Callable[[str], None],
+        turn: contextlib.AbstractContextManager[object],
+    ) -> None:
+        self.settings, self.spool, self.count, self.turn = settings, spool, count, turn
         self.wire = Wire(link, settings.idle_seconds, self.settle)
         self.syntaxes: dict[int, str] = {}  # of the accepted presentation contexts
         self.longest = 0
@@ -137,7 +157,10 @@ class Association:
                 while self._goes_on():
                     pass
         except Ended as end:
-            log.note(logger, "association ended early", logging.WARNING, why=str(end))
+            if (
+                self.syntaxes or end.reason is not None
+            ):  # who connects and goes without a word only looked whether we live
+                log.note(logger, "association ended early", logging.WARNING, why=str(end))
             if end.reason is not None:
                 with contextlib.suppress(Ended):
                     self.wire.send(struct.pack(">BxIxxBB", ABORT, 4, 2, end.reason))
@@ -169,10 +192,13 @@ class Association:
         kind, pdu = self.wire.pdu()
         if kind == dimse.P_DATA:
             try:
-                for context, control, content in dimse.fragments(pdu[dimse.HEADER :]):
-                    self._takes(context, control, content)
+                with self.turn:
+                    for context, control, content in dimse.fragments(pdu[dimse.HEADER :]):
+                        self._takes(context, control, content)
             except ValueError as error:
                 raise Ended(BROKEN, str(error)) from None
+            if self.unsettled >= BATCH:
+                self.settle()
             return True
         if kind == RELEASE:
             self.settle()
@@ -235,8 +261,6 @@ class Association:
             log.note(logger, "instance refused", logging.WARNING, why=self.refused)
             return
         self.unsettled += 1
-        if self.unsettled >= BATCH:
-            self.settle()
 
     def settle(self) -> None:
         """What was acknowledged is on disk. Ended where the disk fails, so that the transfer does not end in order."""

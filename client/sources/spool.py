@@ -25,6 +25,7 @@ SPOOL = "spool"  # folder of a site's directory; `prepare` reads it like any sou
 PARTIAL = "spool.partial"  # beside it: files being written, which `prepare` must not see
 CLEANED = "spool.cleaned"  # beside it: what was cleaned and is kept for a while, for the page to show
 NAME_DIGITS = 32
+SHORT = 1 << 16  # bytes held back before a file is written
 
 
 @dataclass
@@ -135,24 +136,37 @@ def _came(file: Path) -> float:
 
 
 class Incoming:
-    """A file that is being received; it has no name in the spool before `keep`."""
+    """A file that is being received; it has no name in the spool before `keep`.
+
+    What is short is written at once when it is complete: calls to the system are what a small instance costs.
+    """
 
     def __init__(self, spool: Spool, path: str) -> None:
         self.spool, self.path = spool, path
         self.digest = hashlib.sha256()
-        try:
-            self.handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except OSError as error:
-            raise spool.failed(error) from None
+        self.held = bytearray()
+        self.handle = -1
 
     def write(self, content: bytes | memoryview) -> None:
         """ResourceError, and the file is gone, where the disk has no room for it."""
         self.digest.update(content)
+        if len(self.held) + len(content) > SHORT:
+            self._out(self.held)
+            self.held.clear()
+        if len(content) > SHORT:
+            self._out(content)
+        else:
+            self.held += content
+
+    def _out(self, content: bytes | bytearray | memoryview) -> None:
         try:
             self.spool.check_room(len(content))
-            rest = memoryview(content)
-            while rest:
-                rest = rest[os.write(self.handle, rest) :]
+            if self.handle < 0:
+                self.handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with memoryview(content) as rest:
+                written = 0
+                while written < len(rest):
+                    written += os.write(self.handle, rest[written:])
         except (OSError, ResourceError) as error:
             self.discard()
             raise self.spool.failed(error) if isinstance(error, OSError) else error from None
@@ -160,6 +174,7 @@ class Incoming:
     def keep(self) -> bool:
         """Give it its name; False where the same bytes lie there already. ResourceError as in `write`."""
         name = secret_id(self.spool.secret, "scan", self.digest.digest())[:NAME_DIGITS]
+        self._out(self.held)
         try:
             self._close()  # on a network file system a full disk is noticed here
             target = self.spool.place(name)

@@ -136,6 +136,18 @@ def test_more_associations_than_allowed_wait(listener: Listener) -> None:
         link.release()
 
 
+def test_who_only_looks_whether_the_port_is_open_leaves_no_word_in_the_log(
+    listener: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    socket.create_connection(("127.0.0.1", listener.port)).close()
+    link = call(listener.port)
+    link.abort()
+    deadline = time.monotonic() + 20
+    while listener.open and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not listener.open and "ended early" not in caplog.text
+
+
 def test_a_place_that_was_given_back_is_given_again(listener: Listener, spool: Spool) -> None:
     for number in range(20):
         link = call(listener.port)
