@@ -43,7 +43,7 @@ def _demo(out: Path, *arguments: str) -> subprocess.Popen[str]:
 def test_two_hospitals_learn_together_and_leave_nothing_running(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     demo = _demo(out, "--json")
-    said, errors = demo.communicate(timeout=420)
+    said, errors = demo.communicate(timeout=900)
     assert demo.returncode == 0, errors
     summary = json.loads(said)
     assert summary == json.loads((out / "summary.json").read_text())
@@ -61,7 +61,7 @@ def test_two_hospitals_learn_together_and_leave_nothing_running(tmp_path: Path) 
 def test_ctrl_c_ends_every_process(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     demo = _demo(out, "--seed-steps", "2", "--rounds", "40")
-    end = time.monotonic() + 240
+    end = time.monotonic() + 600
     while not list(out.glob("sites/*/jobs/*/progress.json")):  # both sites are in the middle of a round
         assert demo.poll() is None and time.monotonic() < end
         time.sleep(0.2)
