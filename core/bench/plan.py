@@ -174,7 +174,9 @@ def _expected_images(plan: Plan, found: Found) -> int:
     """Table 1's count, or its share where not all scans are there or not all are read."""
     scans = len(plan.scans_of(found))
     complete = found.expected or (found.scans if found.status != "partial" else None)
-    return found.dataset.images * min(scans, complete) // complete or 1 if complete else max(scans, 1)
+    if not complete:
+        return max(1, scans)
+    return max(1, found.dataset.images * min(scans, complete) // complete)
 
 
 def estimated(plan: Plan, steps: Sequence[dict[str, Any]]) -> tuple[str, list[float]]:
