@@ -127,7 +127,9 @@ class Doctor:
         try:
             wire = socket.create_connection((host, port), self.timeout)
         except OSError as error:
-            fix = "open this host and port in the outbound firewall" if not proxy else "check 'proxy' in site.yaml"
+            fix = "check 'proxy' in site.yaml"
+            if not proxy:
+                fix = "open this host and port in the outbound firewall; where they are, the aggregator is down"
             raise Fail(f"{who} {host}:{port} does not answer: {error}", fix) from None
         if proxy:
             self._through(wire, proxy)

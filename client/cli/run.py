@@ -27,5 +27,7 @@ def run(directory: Path, overrides: tuple[str, ...], until_idle: float | None) -
     from usfmae.client.site import Site
 
     site = Site.open(directory, overrides)
+    with site.served_alone():  # another agent is said to be there before one of its ports is said to be taken
+        pass
     with watched(site):
         Agent(site, until_idle).run()

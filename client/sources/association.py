@@ -126,21 +126,10 @@ class Wire:
 
 
 class Association:
-    """A sender's requests, answered one after the other.
+    """A sender's requests, answered one after the other."""
 
-    `turn` is one lock for all associations: who has read a PDU keeps, answers and only then lets another one do so.
-    Without it their threads hand Python's lock around at each call to the system, which takes four times as long.
-    """
-
-    def __init__(
-        self,
-        link: Link,
-        settings: CstoreSettings,
-        spool: Spool,
-        count: Callable[[str], None],
-        turn: contextlib.AbstractContextManager[object],
-    ) -> None:
-        self.settings, self.spool, self.count, self.turn = settings, spool, count, turn
+    def __init__(self, link: Link, settings: CstoreSettings, spool: Spool, count: Callable[[str], None]) -> None:
+        self.settings, self.spool, self.count = settings, spool, count
         self.wire = Wire(link, settings.idle_seconds, self.settle)
         self.syntaxes: dict[int, str] = {}  # of the accepted presentation contexts
         self.longest = 0
@@ -180,7 +169,8 @@ class Association:
         no = negotiation.rejection(asked, self.settings) or (None if has_place() else negotiation.FULL)
         if no:
             self.count("rejected")
-            log.note(logger, "association rejected", logging.WARNING, caller=asked.calling[:16])
+            why = negotiation.REASONS[no]
+            log.note(logger, "association rejected", logging.WARNING, caller=asked.calling[:16], why=why)
             self.wire.send(struct.pack(">BxIxBBB", REJECT, 4, *no))
             return False
         answer, self.syntaxes = negotiation.acceptance(asked)
@@ -192,9 +182,8 @@ class Association:
         kind, pdu = self.wire.pdu()
         if kind == dimse.P_DATA:
             try:
-                with self.turn:
-                    for context, control, content in dimse.fragments(pdu[dimse.HEADER :]):
-                        self._takes(context, control, content)
+                for context, control, content in dimse.fragments(pdu[dimse.HEADER :]):
+                    self._takes(context, control, content)
             except ValueError as error:
                 raise Ended(BROKEN, str(error)) from None
             if self.unsettled >= BATCH:

@@ -36,7 +36,6 @@ class Listener:
     counts: dict[str, int] = field(default_factory=lambda: {"stored": 0, "repeated": 0, "refused": 0, "rejected": 0})
     open: dict[threading.Thread, socket.socket] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    turn: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.port = int(self.server.getsockname()[1])
@@ -93,7 +92,7 @@ class Listener:
             with link:
                 if isinstance(link, ssl.SSLSocket):
                     link.do_handshake()
-                Association(link, self.settings, self.spool, self.count, self.turn).run(has_place)
+                Association(link, self.settings, self.spool, self.count).run(has_place)
         except OSError as error:  # a handshake that failed
             log.note(logger, "connection ended early", logging.WARNING, why=type(error).__name__)
         finally:

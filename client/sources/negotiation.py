@@ -42,6 +42,13 @@ NOT_SUPPORTED, CALLING_UNKNOWN, CALLED_UNKNOWN, OLD_PROTOCOL, FULL = (
     (1, 2, 2),
     (2, 3, 2),
 )
+REASONS = {
+    NOT_SUPPORTED: "no DICOM application",
+    CALLING_UNKNOWN: "not in cstore.allow",
+    CALLED_UNKNOWN: "calls another title than cstore.ae_title",
+    OLD_PROTOCOL: "another version of the protocol",
+    FULL: "as many associations as cstore.associations allows",
+}
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,11 @@ class Spool:
     secret: bytes
     floor_bytes: int = 0  # intake stops while less than this is free
     partial: Path = field(init=False)
-    _made: set[str] = field(default_factory=set)
     _counter: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.directory = self.directory.resolve()  # as the files that `prepare` has read are named
         self.partial = self.directory.with_name(PARTIAL)
         self.partial.mkdir(exist_ok=True, mode=0o700)
 
@@ -86,14 +86,6 @@ class Spool:
     def failed(self, error: OSError) -> ResourceError:
         return ResourceError(f"spool {self.directory}", error.strerror or str(error), "free some space")
 
-    def place(self, name: str) -> str:
-        """Where the file of a name lies."""
-        folder = f"{self.directory}/{name[:2]}"
-        if folder not in self._made:
-            Path(folder).mkdir(exist_ok=True, mode=0o700)
-            self._made.add(folder)
-        return f"{folder}/{name}.dcm"
-
     def files(self) -> list[Path]:
         """Complete files, sorted: what a preparation that starts now will read."""
         return sorted(self.directory.glob("[0-9a-f][0-9a-f]/*.dcm"))
@@ -102,7 +94,7 @@ class Spool:
         """Delete files that are in the corpus (or refused by rule) now, or set them aside; only files of this spool."""
         count = 0
         for file in files:
-            if file.parent.parent == self.directory and file.suffix == ".dcm" and file.exists():
+            if file.resolve().parent.parent == self.directory and file.suffix == ".dcm" and file.exists():
                 if keep:
                     aside = cleaned(self.directory, file.stem)
                     aside.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -177,15 +169,22 @@ class Incoming:
         self._out(self.held)
         try:
             self._close()  # on a network file system a full disk is noticed here
-            target = self.spool.place(name)
+            target = f"{self.spool.directory}/{name[:2]}/{name}.dcm"
             if _same(self.path, target):
                 Path(self.path).unlink()
                 return False
-            os.rename(self.path, target)  # noqa: PTH104 - a Path takes longer to make than the file to rename
+            self._rename(target)
         except OSError as error:
             self.discard()
             raise self.spool.failed(error) from None
         return True
+
+    def _rename(self, target: str) -> None:
+        try:
+            os.rename(self.path, target)  # noqa: PTH104 - a Path takes longer to make than the file to rename
+        except FileNotFoundError:  # the first of its folder, or somebody tidied up
+            Path(target).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.rename(self.path, target)  # noqa: PTH104
 
     def discard(self) -> None:
         """Forget it. Also after a failure, and twice."""

@@ -32,8 +32,14 @@ needs_tesseract = pytest.mark.skipif(not shutil.which("tesseract"), reason="tess
 
 
 @needs_tesseract
-def test_received_instances_are_packed_and_then_deleted(make_site: Callable[..., Site], tmp_path: Path) -> None:
+@pytest.mark.parametrize("relative", [False, True])
+def test_received_instances_are_packed_and_then_deleted(
+    make_site: Callable[..., Site], tmp_path: Path, relative: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site = make_site(images=0, image_size=32)
+    if relative:
+        monkeypatch.chdir(site.root.parent)
+        site = Site.open(Path(site.root.name))
     spool = spool_of(site)
     write_still(tmp_path / "still.dcm", Tissue(7, "linear"))
     spool.add((tmp_path / "still.dcm").read_bytes())

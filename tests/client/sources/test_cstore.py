@@ -81,9 +81,13 @@ def test_stored_as_sent_and_again_is_one_file(listener: Listener, spool: Spool) 
 
 
 @pytest.mark.parametrize(("calling", "called"), [("STRANGER", "USFMAE"), ("PACS1", "SOMEONE"), ("", "USFMAE")])
-def test_a_wrong_ae_title_is_rejected(listener: Listener, spool: Spool, calling: str, called: str) -> None:
+def test_a_wrong_ae_title_is_rejected(
+    listener: Listener, spool: Spool, calling: str, called: str, caplog: pytest.LogCaptureFixture
+) -> None:
     link = call(listener.port, calling or "X", called)
     assert link.is_rejected
+    (said,) = [vars(record)["fields"] for record in caplog.records if record.message == "association rejected"]
+    assert said["why"] == ("calls another title than cstore.ae_title" if calling == "PACS1" else "not in cstore.allow")
     assert listener.counts["rejected"] == 1 and spool.files() == []
 
 

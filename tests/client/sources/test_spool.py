@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -90,6 +91,14 @@ def test_a_disk_that_fails_is_said_when_it_is_flushed(tmp_path: Path, monkeypatc
     with pytest.raises(ResourceError, match="Input/output error"):
         spool.add(b"x")
     assert len(spool.files()) == 1
+
+
+def test_folders_that_somebody_tidied_away_are_made_again(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", SECRET)
+    for _ in range(2):
+        assert spool.add(b"x")
+        shutil.rmtree(tmp_path / "spool")
+        (tmp_path / "spool").mkdir()
 
 
 def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
