@@ -164,8 +164,8 @@ class Association:
             raise Ended(UNEXPECTED, "it did not begin with a request")
         try:
             asked = negotiation.asked(bytes(pdu))
-        except Exception as error:  # a hostile sender may put anything on the wire
-            raise Ended(BROKEN, f"a request that is none ({type(error).__name__})") from None
+        except ValueError as error:
+            raise Ended(BROKEN, f"a request that is none: {error}") from None
         no = negotiation.rejection(asked, self.settings) or (None if has_place() else negotiation.FULL)
         if no:
             self.count("rejected")
