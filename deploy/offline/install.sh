@@ -25,6 +25,8 @@ command -v tesseract >/dev/null 2>&1 ||
 "$python" -m venv "$target"
 "$target/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --find-links "$here/wheels" \
   --require-hashes -r "$here/requirements.txt"
+"$target/bin/python" -c 'import cv2' 2>/dev/null ||
+  echo "note: OpenCV does not load; it links to libGL and GLib (Debian: libgl1 libglib2.0-0, RHEL: mesa-libGL glib2)" >&2
 mkdir -p "$target/share/doc/usfmae" "$target/share/usfmae"
 [ ! -d "$here/docs" ] || cp -R "$here/docs/." "$target/share/doc/usfmae/"
 cp -R "$here/deploy/." "$target/share/usfmae/"
