@@ -52,7 +52,7 @@ def chromium() -> Iterator[Any]:
 def picture(page: Any, name: str) -> None:
     folder = os.environ.get("USFMAE_SCREENSHOTS")
     if folder:
-        page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
+        page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=not name.endswith("phone"))
 
 
 def opened(chromium: Any, size: dict[str, int], scripts: bool = True) -> Any:
