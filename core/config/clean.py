@@ -12,7 +12,7 @@ from usfmae.core.config.base import Options
 class CleanSettings(Options):
     profile: Literal["safe", "paper"] = "safe"
     """safe: fails closed. paper: the published pipeline as written; not safe for colour Doppler or identifiers."""
-    inpaint_radius: float = Field(1.0, gt=0, le=20)
+    inpaint_radius: float = Field(2.0, gt=0, le=20)
     """Radius of Navier-Stokes inpainting in pixels, in the safe profile; the paper profile keeps 3."""
     ocr: Literal["tesserocr", "pytesseract"] = "tesserocr"
     """Second text engine of the safe profile; the paper profile always starts the Tesseract program."""
