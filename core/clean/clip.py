@@ -87,9 +87,10 @@ def _verified(crops: Sequence[Planes], seen: Overlay, settings: CleanSettings, w
 def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> list[CleanImage | Quarantined] | None:
     """The frames cleaned with one overlay mask, or None where they must be cleaned one by one."""
     darkest, brightest = extremes(frames)
-    inside = scan_region(Frame(brightest, frames[0].trail, regions=frames[0].regions), settings)
-    if isinstance(inside, Quarantined):
+    found = scan_region(Frame(brightest, frames[0].trail, regions=frames[0].regions), settings)
+    if isinstance(found, Quarantined):
         return None
+    inside, cut = found
     rows, columns = bounds(inside)
     motion = cv2.absdiff(brightest[rows, columns], darkest[rows, columns])
     if motion.mean() < _MOTION:
@@ -99,7 +100,7 @@ def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> l
     dark = masked(np.ascontiguousarray(darkest[rows, columns]), here)
     still = overlay(dark, here, settings)
     drawn = still.drawn & here
-    if suspected(dark, drawn, still, settings) > settings.most_suspected:
+    if cut + suspected(dark, drawn, still, settings) > settings.most_suspected:
         return None
     beat()
     crops = [planes_of(masked(np.ascontiguousarray(frame.pixels[rows, columns]), here), drawn) for frame in frames]

@@ -71,13 +71,14 @@ def textured(gray: Pixels) -> tuple[Mask, Mask]:
     return sure, _dense(content & ~even & ~near_bright, size, 0.25)
 
 
-def measured(gray: Pixels) -> Mask:
-    """The region one gray frame (H, W) shows: its large textured parts with their far fields, filled to their hulls."""
+def measured(gray: Pixels) -> tuple[Mask, float]:
+    """The region one gray frame (H, W) shows: its large textured parts with their far fields, filled to their hulls.
+    And what was cut off though it looks like a far field, as a share of the region's lit pixels."""
     sure, dim = textured(gray)
     region = np.zeros(gray.shape, bool)
     parts = [(window, part, int(part.sum())) for window, part in components(sure)]
     if not parts:
-        return region
+        return region, 0.0
     largest = max(area for *_, area in parts)
     kept = np.zeros(gray.shape, bool)
     for window, part, area in parts:
@@ -88,7 +89,9 @@ def measured(gray: Pixels) -> Mask:
             0.003 if gray[window][part].max() < _FAINT else 0.01
         ) * gray.size:
             region[window] |= part
-    return fitted(dilated(_hull(region), max(2, min(gray.shape) // 100)))
+    region = fitted(dilated(_hull(region), max(2, min(gray.shape) // 100)))
+    lit = gray > background(gray) + DARK
+    return region, int((dim & lit & ~region).sum()) / max(1, int((lit & region).sum()))
 
 
 def fitted(hull: Mask) -> Mask:

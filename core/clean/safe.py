@@ -15,10 +15,10 @@ from usfmae.core.flow import CleanImage, Frame, Mask, Pixels, Quarantined
 _SUSPECT = 0.02  # text probability from which a place is looked at again
 
 
-def scan_region(frame: Frame, settings: CleanSettings) -> Mask | Quarantined:
-    """Where tissue is (H, W), or why that cannot be said."""
+def scan_region(frame: Frame, settings: CleanSettings) -> tuple[Mask, float] | Quarantined:
+    """Where tissue is (H, W) and what share of it may have been cut off, or why that cannot be said."""
     gray = gray_of(frame.pixels)
-    found = region.measured(gray)
+    found, cut = region.measured(gray)
     tags = region.tagged(frame.regions, (gray.shape[0], gray.shape[1]))
     if tags is not None:
         if region.disagree(found, tags):
@@ -27,7 +27,7 @@ def scan_region(frame: Frame, settings: CleanSettings) -> Mask | Quarantined:
     if found.mean() < max(settings.smallest_region, 1e-9):
         share = f"the scan region is {found.mean():.1%} of the frame"
         return Quarantined("region-small", frame.trail, share)
-    return found
+    return found, cut
 
 
 def overlay(pixels: Pixels, inside: Mask, settings: CleanSettings) -> Overlay:
@@ -70,9 +70,10 @@ def repaired(
 
 def safe(frame: Frame, settings: CleanSettings) -> CleanImage | Quarantined:
     """One frame (H, W, 3) uint8 cleaned at native size, or kept back with the reason."""
-    inside = scan_region(frame, settings)
-    if isinstance(inside, Quarantined):
-        return inside
+    found = scan_region(frame, settings)
+    if isinstance(found, Quarantined):
+        return found
+    inside, cut = found
     blanked = masked(frame.pixels, inside)
     rows, columns = bounds(inside)
     original = blanked[rows, columns].copy()
@@ -84,7 +85,7 @@ def safe(frame: Frame, settings: CleanSettings) -> CleanImage | Quarantined:
     blanked[rows, columns] = crop
     blanked = masked(blanked, inside)
     mask = changed(blanked, frame.pixels)
-    doubtful = suspected(original, mask[rows, columns] & here, seen, settings)
+    doubtful = cut + suspected(original, mask[rows, columns] & here, seen, settings)
     notes = {
         "region": round(float(inside.mean()), 4),
         "repairs": min(len(rounds), settings.repairs),
@@ -94,6 +95,6 @@ def safe(frame: Frame, settings: CleanSettings) -> CleanImage | Quarantined:
     if not free:
         return Quarantined("text-left", frame.trail, f"text was still found after {settings.repairs} repairs", image)
     if doubtful > settings.most_suspected:
-        share = f"{doubtful:.1%} of the lit pixels would go on suspicion alone"
+        share = f"{doubtful:.1%} of what is lit would go on suspicion alone"
         return Quarantined("much-suspected", frame.trail, share, image)
     return image

@@ -19,7 +19,7 @@ def smeared(seed: int = 0) -> Pixels:
 
 
 def test_smeared_tissue_is_inside() -> None:
-    assert measured(smeared())[205:395, 5:395].mean() > 0.98
+    assert measured(smeared())[0][205:395, 5:395].mean() > 0.98
 
 
 def test_a_banner_beside_the_scan_is_outside() -> None:
@@ -27,7 +27,7 @@ def test_a_banner_beside_the_scan_is_outside() -> None:
     screen[100:500, 120:520] = smeared()
     screen[:40] = 58
     cv2.putText(screen, "GARCIA JOSE  ID 1234567", (20, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.8, 255, 2, cv2.LINE_AA)
-    region = measured(screen)
+    region, _ = measured(screen)
     assert not region[:60].any()
     assert region[105:495, 125:515].mean() > 0.98
 
@@ -44,3 +44,14 @@ def test_parts_come_with_their_surroundings() -> None:
     assert set(found) == {(0, 0), (5, 45)}
     assert found[5, 45].shape == (14, 15)
     assert found[5, 45][5:9, 5:13].all() and found[5, 45].sum() == 32
+
+
+def test_what_was_cut_off_though_it_looks_like_a_far_field_is_told() -> None:
+    rng = np.random.default_rng(0)
+    screen = np.zeros((400, 400), np.uint8)
+    screen[40:240, 100:300] = np.clip(cv2.GaussianBlur(rng.rayleigh(60, (200, 200)), (0, 0), 1.5), 5, 255)
+    assert measured(screen)[1] == 0
+    screen[330:365, 180:215] = rng.integers(5, 40, (35, 35))  # lit, apart and too small to be taken for tissue
+    region, cut = measured(screen)
+    assert not region[330:365, 180:215].any()
+    assert 0.015 < cut < 0.05
