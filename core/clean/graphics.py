@@ -23,6 +23,8 @@ _SHORTEST_LINE = 7  # dots
 _FARTHEST = 14  # pixels between two dots of a line
 _BY_CHANCE = 0.1  # chains that scattered specks may form before a longer one is asked for
 
+_HARDLY = 1e-4  # and before one is beyond doubt
+
 _REACH = 4  # pixels around the centre of a cross
 _STRAIGHT = (
     (-4, 0),
@@ -114,8 +116,9 @@ def dots_of(thin: Pixels) -> Points:
     return np.asarray(centres[chosen], np.float64)
 
 
-def dotted(points: Points, shape: tuple[int, int]) -> list[Points]:
-    """The end points (2, 2) of every straight line of evenly spaced dots (N, 2), seven at least.
+def dotted(points: Points, shape: tuple[int, int]) -> tuple[Points, NDArray[np.bool_]]:
+    """The end points (M, 2, 2) of every straight line of evenly spaced dots (N, 2), seven at least; and which of them
+    are beyond doubt (M,).
 
     Every pair of neighbours is followed in even steps, all pairs at once; one missing dot is bridged.
     """
@@ -137,35 +140,39 @@ def dotted(points: Points, shape: tuple[int, int]) -> list[Points]:
             last, steps, hits = np.where(step, found, last), steps + skip * step, hits + step
             moved |= step
         active &= moved & (hits < len(points))
-    return [points[[first[i], last[i]]] for i in np.flatnonzero(hits >= shortest_line(len(points), len(first)))]
+    long = hits >= shortest_line(len(points), len(first))
+    surely = hits >= shortest_line(len(points), len(first), _HARDLY)
+    return points[np.stack([first[long], last[long]], 1)], surely[long]
 
 
-def shortest_line(dots: int, pairs: int) -> int:
+def shortest_line(dots: int, pairs: int, by_chance: float = _BY_CHANCE) -> int:
     """Dots a line must have where `dots` specks form so many `pairs` of neighbours: more than chance would string up.
 
     In coarse speckle specks lie so close that some stand in a row. A step from a pair finds a speck by chance in one of
-    two windows of 3 x 3 pixels; a chain counts where fewer than `_BY_CHANCE` such are expected (a contrario
+    two windows of 3 x 3 pixels; a chain counts where fewer than `by_chance` such are expected (a contrario
     detection, Desolneux et al. 2000).
     """
     if not pairs:
         return _SHORTEST_LINE
     density = pairs / dots / (np.pi * _FARTHEST**2)
     hit = min(0.95, 1 - (1 - min(1.0, 9 * density)) ** 2)
-    return max(_SHORTEST_LINE, 2 + int(np.ceil(np.log(_BY_CHANCE / pairs) / np.log(hit))))
+    return max(_SHORTEST_LINE, 2 + int(np.ceil(np.log(by_chance / pairs) / np.log(hit))))
 
 
 def dotted_lines(thin: Pixels, calipers: Points) -> tuple[Mask, Mask]:
-    """Ink (H, W) of dotted lines, their last dots included; and of those that end at a caliper."""
+    """Ink (H, W) of dotted lines, their last dots included; and of those that end at a caliper or are beyond doubt."""
     found, measured = (np.zeros(thin.shape, np.uint8) for _ in range(2))
     points = dots_of(thin)
-    lines = np.reshape(dotted(points, (thin.shape[0], thin.shape[1])) if len(points) else [], (-1, 2, 2))
+    if not len(points):
+        return found > 0, measured > 0
+    lines, surely = dotted(points, (thin.shape[0], thin.shape[1]))
     along = lines[:, 1] - lines[:, 0]
     reach = 12 * along / np.maximum(1.0, np.hypot(*along.T))[:, None]
     ends = np.stack([lines[:, 0] - reach, lines[:, 1] + reach], 1).round().astype(int).tolist()
     apart = np.linalg.norm(lines[:, :, None] - calipers, axis=3)  # of each end from each caliper
-    joins = (apart < _LONGEST + _FARTHEST).any((1, 2))
-    for (first, last), joined in zip(ends, joins, strict=True):
-        cv2.line(measured if joined else found, first, last, 1, 5)
+    certain = surely | (apart < _LONGEST + _FARTHEST).any((1, 2))
+    for (first, last), sure in zip(ends, certain, strict=True):
+        cv2.line(measured if sure else found, first, last, 1, 5)
     ink = thin > 12
     return (found | measured > 0) & ink, (measured > 0) & ink
 
@@ -200,7 +207,7 @@ def marks(thin: Pixels, calipers: Points) -> Mask:
 
 def graphics(pixels: Pixels) -> tuple[Mask, Mask]:
     """Every graphic (H, W) over the tissue of an RGB crop that brightness alone tells, without its rim; and which of
-    them no tissue looks like: calipers, and dotted lines that end at one."""
+    them no tissue looks like: calipers, and dotted lines that end at one or are long."""
     bright = brightest_of(pixels)
     thin = ridge(bright, _STROKE if min(bright.shape) >= 240 else _STROKE - 2)
     calipers = crosses(thin)

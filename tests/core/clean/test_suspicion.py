@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from usfmae.core.clean import clean
-from usfmae.core.clean.graphics import graphics
+from usfmae.core.clean.graphics import graphics, shortest_line
 from usfmae.core.config import CleanSettings
 from usfmae.core.flow import CleanImage, Pixels, Quarantined
 
@@ -51,12 +51,23 @@ def test_a_name_that_an_engine_reads_is_certain(gray: int) -> None:
     assert result.mask.mean() > SETTINGS.most_suspected
 
 
-def test_dots_that_join_two_calipers_are_certain_and_lone_ones_are_not() -> None:
+def test_a_measurement_is_certain() -> None:
     pixels = tissue() // 3
-    for column in range(66, 230, 7):
-        pixels[200:202, column : column + 2] = 240
-    assert graphics(pixels)[0][200:202, 80:220].any() and not graphics(pixels)[1].any()
-    for x in (50, 245):
+    for x in (64, 145):
         cv2.line(pixels, (x - 7, 200), (x + 7, 200), (240,) * 3, 1)
         cv2.line(pixels, (x, 193), (x, 207), (240,) * 3, 1)
-    assert graphics(pixels)[1][200:202, 80:220].any()
+    assert graphics(pixels)[1][200, 58:70].all()
+
+
+def test_a_long_line_of_dots_is_certain() -> None:
+    pixels = tissue() // 3
+    for column in range(40, 330, 7):
+        pixels[200:202, column : column + 2] = 240
+    assert graphics(pixels)[1][200:202, 40:330].any()
+
+
+def test_specks_that_stand_in_a_row_by_chance_are_not_certain() -> None:
+    assert shortest_line(400, 6000, by_chance=1e-4) > shortest_line(400, 6000)
+    field = cv2.GaussianBlur(np.random.default_rng(0).rayleigh(60, (128, 128)), (0, 0), 0.7)
+    grains = np.repeat(np.clip(1.3 * field, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+    assert graphics(grains)[1].mean() < 0.01
