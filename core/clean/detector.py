@@ -14,13 +14,16 @@ Four rewritings, exact but for the last digits, take an eighth off a pass togeth
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from usfmae.core.errors import ResourceError
+from usfmae.core.log import note
+
+_LOG = logging.getLogger(__name__)
 
 Weights = NDArray[np.float32]
 Output = Any  # one output of a node of OpenVINO's graph
@@ -69,13 +72,12 @@ def _convolution(source: Output, weights: Weights, stride: int = 1, pad: int = 0
 
 
 def _tail(model: Any) -> dict[int, Any]:
-    """The last nodes of the network in the order of _TAIL, or ResourceError where it is built otherwise."""
+    """The last nodes of the network in the order of _TAIL; LookupError where it is built otherwise."""
     node, found = model.output(0).get_node(), {}
     for place, kind in enumerate(_TAIL):
         node = _from(node).get_node()
         if node.get_type_name() != kind:
-            why = f"its end holds {node.get_type_name()} in place of {kind}"
-            raise ResourceError("text detector of rapidocr", why, "pip install 'rapidocr>=3.8,<4'")
+            raise LookupError(f"its end holds {node.get_type_name()} in place of {kind}")
         found[place] = node
     return found
 
@@ -171,7 +173,31 @@ def _excitation(node: Any) -> None:
 
 
 def streamlined(model: Any) -> Any:
-    """The detector from normalised pixels (1, 3, H, W) to logits (1, 1, H, W); H and W multiples of 32."""
+    """The detector from normalised pixels (1, 3, H, W) to logits (1, 1, H, W); H and W multiples of 32.
+
+    A network that is built otherwise than the one known here is taken as it is, and a line in the log says so.
+    """
+    try:
+        return _rewritten(model.clone())
+    except Exception as error:  # whatever another network's graph makes of the steps
+        note(
+            _LOG,
+            "text detector is not the known one and runs as it is, a sixth slower",
+            logging.WARNING,
+            why=str(error),
+        )
+        return _plain(model)
+
+
+def _plain(model: Any) -> Any:
+    """The network with logits in place of its probabilities (1, 1, H, W)."""
+    ops = _ops()
+    probability = ops.clamp(_from(model.output(0).get_node()), 1e-6, 1 - 1e-6).output(0)
+    odds = ops.divide(probability, ops.subtract(np.float32(1), probability))
+    return openvino().Model([ops.log(odds).output(0)], model.get_parameters(), "detector")
+
+
+def _rewritten(model: Any) -> Any:
     tail = _tail(model)
     *_, convolution, joined = tail.values()
     logits = _head(tail)

@@ -39,7 +39,7 @@ def model_path(name: str) -> Path:
     path = Path(spec.origin).parent / "models" / name if spec and spec.origin else Path(name)
     if not path.is_file():
         raise ResourceError(
-            f"text model {name}", "the rapidocr package does not hold it", "pip install 'rapidocr>=3.8'"
+            f"text model {name}", "the rapidocr package does not hold it", "pip install 'rapidocr>=3.8,<4'"
         )
     return path
 

@@ -45,3 +45,16 @@ def test_the_streamlined_detector_computes_what_the_file_states() -> None:
     logits = fewer(batch)[0]
     assert logits.shape == (1, 1, 96, 160)
     assert np.abs(1 / (1 + np.exp(-logits)) - stated(batch)[0]).max() < 1e-4
+
+
+def test_an_unknown_network_runs_as_it_is_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = detector.openvino().Core().read_model(str(engines.model_path(engines.DETECTOR)))
+    batch = np.random.default_rng(0).standard_normal((1, 3, 64, 96)).astype(np.float32)
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    stated = detector.openvino().compile_model(model.clone(), "CPU", settings)(batch)[0]
+    monkeypatch.setattr(detector, "_TAIL", ("Sigmoid", "Relu"))
+    logits = detector.openvino().compile_model(detector.streamlined(model), "CPU", settings)(batch)[0]
+    assert np.abs(1 / (1 + np.exp(-logits)) - stated).max() < 1e-4
+    assert "not the known one" in caplog.text
