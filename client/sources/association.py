@@ -146,9 +146,8 @@ class Association:
                 while self._goes_on():
                     pass
         except Ended as end:
-            if (
-                self.syntaxes or end.reason is not None
-            ):  # who connects and goes without a word only looked whether we live
+            only_looked = not self.syntaxes and end.reason is None  # whether the port is open: no word was said
+            if not only_looked:
                 log.note(logger, "association ended early", logging.WARNING, why=str(end))
             if end.reason is not None:
                 with contextlib.suppress(Ended):
