@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from usfmae.core.clean import text, verify
+from usfmae.core.clean.colour import FAINT_CHROMA
 from usfmae.core.clean.engines import text_probability
 from usfmae.core.clean.graphics import ridge
 from usfmae.core.clean.inpaint import Planes, brightest_plane, fill, picture_of, planes_of
@@ -104,7 +105,7 @@ def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> l
         return None
     beat()
     crops = [planes_of(masked(np.ascontiguousarray(frame.pixels[rows, columns]), here), drawn) for frame in frames]
-    fill(crops, drawn, settings.inpaint_radius)
+    fill(crops, drawn, settings.inpaint_radius, FAINT_CHROMA)
     beat()
     if not _verified(crops, still, settings, frames[0].words):
         return None

@@ -12,7 +12,7 @@ from usfmae.core.clean.morphology import dilated, labelled, largest_of
 from usfmae.core.flow import Mask, Pixels
 
 _CHROMA = 40  # largest minus smallest channel
-_FAINT_CHROMA = 18  # rims of ink, where it is mixed with the tissue below
+FAINT_CHROMA = 18  # rims of ink, where it is mixed with the tissue below
 _STROKE = 3.2  # half width of the thickest stroke that is drawn, in pixels
 _LIKE = 30.0  # distance in RGB within which a pixel has the colour of its part
 _ONE_COLOUR = 0.7  # share of such pixels from which a part is of one colour
@@ -66,5 +66,5 @@ def split(pixels: Pixels) -> tuple[Mask, Mask]:
         near[np.unique(labels[reach])] = True
         flow |= (near & twig)[labels] & (strong | reach) & colour
     ink = colour & ~flow
-    ink |= dilated(ink, 2) & (difference > _FAINT_CHROMA) & ~flow
+    ink |= dilated(ink, 2) & (difference > FAINT_CHROMA) & ~flow
     return ink, flow

@@ -8,12 +8,13 @@ from typing import cast
 import cv2
 import numpy as np
 
-from usfmae.core.clean.morphology import bounds
+from usfmae.core.clean.morphology import bounds, dilated
 from usfmae.core.flow import Mask, Pixels
 
 Planes = list[Pixels]  # the one channel (H, W) of a gray picture, or the three of a coloured one
 
 _RIM = 16  # pixels around the holes that are handed to the solver
+_STRAY = 0.03  # share of pixels around the holes that may be coloured all the same
 
 
 def planes_of(pixels: Pixels, holes: Mask) -> Planes:
@@ -36,22 +37,36 @@ def brightest_plane(planes: Planes) -> Pixels:
     return planes[0] if len(planes) == 1 else cast(Pixels, cv2.max(cv2.max(planes[0], planes[1]), planes[2]))
 
 
-def fill(pictures: Iterable[Planes], mask: Mask, radius: float) -> None:
+def fill(pictures: Iterable[Planes], mask: Mask, radius: float, faint: int = -1) -> None:
     """Fill `mask` (H, W) in every plane from its surroundings, in place; what lies outside it is untouched.
 
     Planes go three at a time as the channels of one picture: the solver treats channels apart, but walks the mask once.
+    Where the channels of a picture differ by no more than `faint` around the holes, which is a codec's doing, one is
+    solved for all three.
     """
     if not mask.any():
         return
     rows, columns = bounds(mask)
     window = np.s_[max(0, rows.start - _RIM) : rows.stop + _RIM, max(0, columns.start - _RIM) : columns.stop + _RIM]
-    holes = np.ascontiguousarray(mask[window]).view(np.uint8)
-    planes = [plane[window] for picture in pictures for plane in picture]
-    for start in range(0, len(planes), 3):
-        three = planes[start : start + 3]
-        together = cv2.merge((three * 2)[:3]) if len(three) > 1 else np.ascontiguousarray(three[0])
-        for plane, solved in zip(three, cv2.split(cv2.inpaint(together, holes, radius, cv2.INPAINT_NS)), strict=False):
-            plane[:] = solved
+    hole = np.ascontiguousarray(mask[window])
+    holes, rim = hole.view(np.uint8), dilated(hole, round(radius) + 1) & ~hole
+    shown = [[plane[window] for plane in picture] for picture in pictures]
+    jobs: list[Planes] = []  # planes of which the first is solved for all
+    for planes in shown:
+        jobs += [planes] if len(planes) == 3 and _is_gray(planes, rim, faint) else [[plane] for plane in planes]
+    for start in range(0, len(jobs), 3):
+        three = jobs[start : start + 3]
+        sources = [planes[0] for planes in three]
+        together = cv2.merge((sources * 2)[:3]) if len(three) > 1 else np.ascontiguousarray(sources[0])
+        for planes, solved in zip(three, cv2.split(cv2.inpaint(together, holes, radius, cv2.INPAINT_NS)), strict=False):
+            for plane in planes:
+                np.copyto(plane, solved, where=hole)
+
+
+def _is_gray(planes: Planes, rim: Mask, faint: int) -> bool:
+    red, green, blue = planes
+    apart = cv2.max(cv2.absdiff(red, green), cv2.absdiff(green, blue))[rim]
+    return bool((apart > faint).mean() < _STRAY)
 
 
 def inpainted(pixels: Pixels, mask: Mask, radius: float) -> Pixels:

@@ -102,3 +102,18 @@ def test_a_bright_grain_is_no_caliper() -> None:
     cv2.line(gray, (82, 60), (98, 60), 255, 1)
     cv2.line(gray, (90, 52), (90, 68), 255, 1)
     assert crosses(ridge(gray)).round().astype(int).tolist() == [[90, 60]]
+
+
+def test_frames_that_a_codec_tinted_are_filled_with_gray() -> None:
+    hole = np.zeros((260, 260), bool)
+    hole[40:52, 30:140] = True
+    tinted, vessel = tissue(0), tissue(1)
+    tinted[:, :, 0] = np.minimum(255, tinted[:, :, 0].astype(int) + 4)
+    vessel[36:60, 20:150] = (200, 40, 40)
+    for frame, gray in ((tinted, True), (vessel, False)):
+        planes = planes_of(frame, hole)
+        assert len(planes) == 3
+        fill([planes], hole, 2.0, faint=18)
+        red, green, _ = planes
+        assert np.array_equal(picture_of(planes)[~hole], frame[~hole])
+        assert np.array_equal(red[hole], green[hole]) == gray
