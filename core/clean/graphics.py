@@ -24,6 +24,7 @@ _FARTHEST = 14  # pixels between two dots of a line
 _BY_CHANCE = 0.1  # chains that scattered specks may form before a longer one is asked for
 
 _HARDLY = 1e-4  # and before one is beyond doubt
+_MANY, _LARGE = 20, 0.95  # bright grains from which ink must be told by its size; share of them that ink is larger than
 
 _REACH = 4  # pixels around the centre of a cross
 _STRAIGHT = (
@@ -87,7 +88,10 @@ def crosses(thin: Pixels) -> Points:
 
 
 def sharp_parts(bright: Pixels, thin: Pixels) -> Mask:
-    """Flat, sharp, bright parts (H, W)."""
+    """Flat, sharp, bright parts (H, W).
+
+    Among many bright grains some are flat and sharp by chance: there a part must be larger than grains are.
+    """
     count, labels, stats, _ = labelled(thin > CONTRAST)
     ys, xs = np.nonzero(labels)
     which, level = labels[ys, xs], bright[ys, xs].astype(np.float64)
@@ -100,8 +104,12 @@ def sharp_parts(bright: Pixels, thin: Pixels) -> Mask:
     around = cv2.blur(bright * weight, (9, 9)) / np.maximum(1e-3, cv2.blur(weight, (9, 9)))
     outside = np.bincount(which, around[ys, xs], count) / area
     span = np.maximum(stats[:, cv2.CC_STAT_WIDTH], stats[:, cv2.CC_STAT_HEIGHT])
-    drawn = (flat > 0.55) & (top - outside > 90) & (top > 170) & (area >= 14) & (span >= 7)
-    drawn[0] = False
+    large = (area >= 14) & (span >= 7)
+    large[0] = False
+    drawn = large & (flat > 0.55) & (top - outside > 90) & (top > 170)
+    grains = area[large & ~drawn]
+    if len(grains) > _MANY:
+        drawn &= area > np.quantile(grains, _LARGE)
     return drawn[labels]
 
 

@@ -95,7 +95,7 @@ def test_nothing_kept_is_said(tmp_path: Path) -> None:
 def test_a_kept_frame_is_shown_as_recorded_as_changed_and_as_cleaned(tmp_path: Path) -> None:
     site = made(tmp_path)
     for number in range(2):
-        write_still(tmp_path / "scans" / f"{number}.dcm", Tissue(70 + number, "sector"))
+        write_still(tmp_path / "scans" / f"{number}.dcm", Tissue(63 + number, "sector"))
     inventory.take_in(site)
     page = opened(site)
     found = places(page, "/kept")

@@ -89,6 +89,20 @@ def test_sharp_speckle_of_a_small_picture_is_no_ink() -> None:
     assert graphics(pixels)[0].mean() < 0.05  # half of it, where every bright grain is taken for a stroke
 
 
+def test_among_many_bright_grains_ink_is_told_by_its_size() -> None:
+    pixels = np.full((300, 300, 3), 40, np.uint8)
+    rng = np.random.default_rng(5)
+    for index, (row, column) in enumerate(np.ndindex(12, 12)):
+        level = 255 if index % 3 == 0 else 130  # a third of the grains is as bright as ink
+        x, y = 12 + 24 * column + int(rng.integers(6)), 12 + 24 * row + int(rng.integers(6))
+        pixels[y : y + 2, x : x + 8] = level
+    grains = pixels.copy()
+    pixels[146:150, 20:60] = 255  # an arrow's shaft
+    found = graphics(pixels)[0]
+    assert found[147:149, 26:54].mean() > 0.9
+    assert graphics(grains)[0].mean() < 0.1 * (grains[..., 0] == 255).mean()
+
+
 def test_where_specks_are_many_a_dotted_line_must_be_longer_than_chance_makes_them() -> None:
     assert shortest_line(30, 60) == 7  # a line of dots on smooth tissue, few others near
     assert shortest_line(500, 9000) > 12  # coarse speckle: seven in a row stand everywhere
