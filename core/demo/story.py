@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 from usfmae.core.demo import scans
 from usfmae.core.demo.processes import Process, running, wait_all
-from usfmae.core.errors import SourceError, UsageError
+from usfmae.core.errors import ResourceError, SourceError, UsageError
 from usfmae.core.files import write_atomic
 
 HELD_OUT = ("--set", "train.held_out=0.3")  # a demo is small: enough patients to measure on
@@ -208,8 +209,12 @@ def _report(demo: Demo) -> None:
 
 
 def _free_port() -> int:
+    """A port nobody listens on, below those the kernel hands to outgoing connections: it stays free for a while."""
+    import random
     import socket
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ResourceError("a port for the demo's aggregator", "a hundred between 20000 and 30000 are taken", "free some")
