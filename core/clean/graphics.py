@@ -185,16 +185,21 @@ def dotted_lines(thin: Pixels, calipers: Points) -> tuple[Mask, Mask]:
     return (found | measured > 0) & ink, (measured > 0) & ink
 
 
-def straight(bright: Pixels, thin: Pixels) -> Mask:
-    """Horizontal and vertical lines of one gray level, 31 pixels and longer (H, W): boxes, cursors, M-lines."""
-    found = np.zeros(bright.shape, bool)
+def straight(bright: Pixels, thin: Pixels) -> tuple[Mask, Mask]:
+    """Horizontal and vertical lines of one gray level, 31 pixels and longer (H, W): boxes, cursors, M-lines. And those
+    that meet at a corner: layers of tissue have none."""
+    lines = []
     strong = (thin > CONTRAST // 2).astype(np.uint8)
     for shape in ((1, 31), (31, 1)):
         kernel = np.ones(shape, np.uint8)
         even = cv2.subtract(cv2.dilate(bright, kernel), cv2.erode(bright, kernel)) < 24
         core = (cv2.erode(strong, kernel) > 0) & even
-        found |= cv2.dilate(core.astype(np.uint8), kernel) > 0
-    return found
+        lines.append(cv2.dilate(core.astype(np.uint8), kernel) > 0)
+    across, down = lines
+    found = across | down
+    count, labels, *_ = labelled(dilated(found))
+    cornered = np.isin(np.arange(count), labels[across]) & np.isin(np.arange(count), labels[down])
+    return found, found & cornered[labels]
 
 
 def marks(thin: Pixels, calipers: Points) -> Mask:
@@ -215,10 +220,11 @@ def marks(thin: Pixels, calipers: Points) -> Mask:
 
 def graphics(pixels: Pixels) -> tuple[Mask, Mask]:
     """Every graphic (H, W) over the tissue of an RGB crop that brightness alone tells, without its rim; and which of
-    them no tissue looks like: calipers, and dotted lines that end at one or are long."""
+    them no tissue looks like: calipers, boxes, and dotted lines that end at a caliper or are long."""
     bright = brightest_of(pixels)
     thin = ridge(bright, _STROKE if min(bright.shape) >= 240 else _STROKE - 2)
     calipers = crosses(thin)
     lines, measured = dotted_lines(thin, calipers)
-    measured |= marks(thin, calipers)
-    return sharp_parts(bright, thin) | straight(bright, ridge(bright, _LINE)) | lines | measured, measured
+    ruled, cornered = straight(bright, ridge(bright, _LINE))
+    measured |= marks(thin, calipers) | cornered
+    return sharp_parts(bright, thin) | ruled | lines | measured, measured

@@ -103,6 +103,14 @@ def test_among_many_bright_grains_ink_is_told_by_its_size() -> None:
     assert graphics(grains)[0].mean() < 0.1 * (grains[..., 0] == 255).mean()
 
 
+def test_lines_that_meet_at_a_corner_are_certain_and_a_layer_is_not() -> None:
+    box, layer = tissue(), tissue()
+    cv2.rectangle(box, (60, 60), (180, 160), (255, 255, 255), 1)
+    cv2.line(layer, (20, 100), (240, 100), (255, 255, 255), 1)
+    assert graphics(box)[1][60, 70:170].mean() > 0.9 and graphics(box)[1][70:150, 180].mean() > 0.9
+    assert graphics(layer)[0][100, 40:220].mean() > 0.9 and not graphics(layer)[1].any()
+
+
 def test_where_specks_are_many_a_dotted_line_must_be_longer_than_chance_makes_them() -> None:
     assert shortest_line(30, 60) == 7  # a line of dots on smooth tissue, few others near
     assert shortest_line(500, 9000) > 12  # coarse speckle: seven in a row stand everywhere
