@@ -110,9 +110,9 @@ def test_a_pdu_of_four_gigabytes_ends_the_connection_at_once(
     link = call(listener.port) if associated else None
     raw = link.dul.socket.socket if link else socket.create_connection(("127.0.0.1", listener.port))  # type: ignore[union-attr]
     assert raw is not None
-    raw.sendall(head + b"x" * 100)
     raw.settimeout(60)
-    if link:
+    raw.sendall(head + b"x" * 100)
+    if link:  # its own thread reads the abort and closes the socket
         deadline = time.monotonic() + 60  # well before the association would be idle for too long
         while link.is_established and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -243,7 +243,7 @@ def test_what_is_no_storing_ends_the_association_and_no_other(
     fragment = struct.pack(">IBB", len(content) + 2, context, control) + content
     raw.sendall(struct.pack(">BxI", 4, len(fragment)) + fragment)
     deadline = time.monotonic() + 20
-    while link.is_established and time.monotonic() < deadline:
+    while not link.is_aborted and time.monotonic() < deadline:
         time.sleep(0.02)
     assert link.is_aborted and spool.files() == []
     assert other.send_c_store(instance()).Status == 0x0000
