@@ -73,12 +73,11 @@ class Listener:
             thread = threading.Thread(target=self._attend, args=(link,), name="association", daemon=True)
             with self.lock:
                 crowded = len(self.open) >= self.settings.associations + UNASKED
-                if not crowded:
+                if not crowded:  # started here: `stop` joins what is open
                     self.open[thread] = link
+                    thread.start()
             if crowded:
                 link.close()
-            else:
-                thread.start()
 
     def _attend(self, link: socket.socket) -> None:
         taken = False
