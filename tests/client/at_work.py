@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import httpx
@@ -45,6 +46,16 @@ def connected(site: Site, aggregator: Aggregator) -> Agent:
 def turns(agent: Agent, count: int = 4) -> None:
     for _ in range(count):
         agent._turn()
+
+
+def waiting(make_site: Callable[..., Site], aggregator: Aggregator) -> tuple[Site, Agent]:
+    """A site that has trained, and whose update waits in the outbox for a person."""
+    site = make_site(release="approve")
+    aggregator.enrol(site)
+    agent = connected(site, aggregator)
+    aggregator.ask()
+    turns(agent)
+    return site, agent
 
 
 def replies(aggregator: Aggregator) -> list[TrainReply]:

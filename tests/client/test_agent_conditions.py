@@ -16,16 +16,12 @@ from usfmae.client.site import Site
 from usfmae.core import keys, protocol
 from usfmae.core.protocol import TrainReply
 
-from .at_work import connected, events, replies, turns
+from .at_work import connected, events, replies, turns, waiting
 from .conftest import Aggregator
 
 
 def test_with_approval_an_update_waits_for_a_person(make_site: Callable[..., Site], aggregator: Aggregator) -> None:
-    site = make_site(release="approve")
-    aggregator.enrol(site)
-    agent = connected(site, aggregator)
-    aggregator.ask()
-    turns(agent)
+    site, agent = waiting(make_site, aggregator)
     (entry,) = outbox.entries(site)
     assert entry["state"] == "waiting" and agent.state == "waiting for approval" and not replies(aggregator)
     assert "No image" in (outbox.folder(site, entry["id"]) / "sheet.txt").read_text()
@@ -37,11 +33,7 @@ def test_with_approval_an_update_waits_for_a_person(make_site: Callable[..., Sit
 
 
 def test_a_rejected_update_never_leaves(make_site: Callable[..., Site], aggregator: Aggregator) -> None:
-    site = make_site(release="approve")
-    aggregator.enrol(site)
-    agent = connected(site, aggregator)
-    aggregator.ask()
-    turns(agent)
+    site, agent = waiting(make_site, aggregator)
     outbox.decide(site, outbox.entries(site)[0]["id"], False, "not this month")
     turns(agent)
     (reply,) = replies(aggregator)

@@ -13,13 +13,13 @@ from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from usfmae.client import download, messages, outbox
+from usfmae.client import download, incoming, messages, outbox
 from usfmae.client.agent import Agent
 from usfmae.client.site import Site
 from usfmae.core import objects
 from usfmae.core.errors import PolicyError, ResourceError
 
-from .at_work import events, replies, turns
+from .at_work import events, replies, turns, waiting
 from .conftest import Aggregator
 
 FUZZED = 3000
@@ -117,13 +117,7 @@ def test_a_disk_that_cannot_be_read_is_our_trouble_and_its_path_is_not_told(
 def test_an_update_that_changed_after_it_was_staged_does_not_leave(
     make_site: Callable[..., Site], aggregator: Aggregator
 ) -> None:
-    from .at_work import connected
-
-    site = make_site(release="approve")
-    aggregator.enrol(site)
-    agent = connected(site, aggregator)
-    aggregator.ask()
-    turns(agent)
+    site, agent = waiting(make_site, aggregator)
     (entry,) = outbox.entries(site)
     file = outbox.folder(site, entry["id"]) / outbox.UPDATE
     content = file.read_bytes()
@@ -136,7 +130,5 @@ def test_an_update_that_changed_after_it_was_staged_does_not_leave(
 
 
 def test_reading_a_base_from_a_broken_disk_is_no_refusal(tmp_path: Path) -> None:
-    from usfmae.client import incoming
-
     with pytest.raises(ResourceError, match="reading"):
         incoming.read(tmp_path / "none.safetensors")
