@@ -49,7 +49,7 @@ bundle: docs         ## the offline bundle, in dist/bundle; VARIANT=cpu leaves t
 
 lint: venv           ## ruff, mypy, import-linter
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	MYPYPATH=.dev $(BIN)/mypy -p usfmae.core -p usfmae.client -p usfmae.server
+	$(BIN)/mypy -p usfmae.core -p usfmae.client -p usfmae.server
 	PYTHONPATH= $(BIN)/lint-imports --no-cache >.lint-imports.log || { cat .lint-imports.log; exit 1; }
 
 venv: $(VENV)/ready  ## .venv with the pinned dependencies and this project
@@ -59,7 +59,6 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	mkdir -p .dev/usfmae && for room in core client server; do ln -sfn ../../$$room .dev/usfmae/$$room; done
 	touch $@
 
 tesseract: venv      ## make sure of Tesseract and what OpenCV links to
@@ -86,4 +85,4 @@ debian = missing=$$(PATH="$$PATH:/usr/sbin:/sbin"; for one in $(1); do \
 	  [ -z "$$missing" ] || { $(call install,$$missing); }
 
 clean:               ## remove what was made here
-	rm -rf $(VENV) .dev demo-out build *.egg-info
+	rm -rf $(VENV) demo-out build *.egg-info

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from overlays import Text
 
-from usfmae.core.clean.engines import recognise, tesseract_line
+from usfmae.core.clean.ocr import recognise, tesseract_line
 
 Pixels = NDArray[np.uint8]
 

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from usfmae.core.clean import clean, clean_clip
 from usfmae.core.config.clean import CleanSettings
-from usfmae.core.flow import CleanImage, Frame, Quarantined
+from usfmae.core.types import CleanImage, Frame, Quarantined
 
 Pixels = NDArray[np.uint8]
 

@@ -31,7 +31,7 @@ from PIL import Image
 
 from usfmae.core.clean import clean
 from usfmae.core.config.clean import CleanSettings
-from usfmae.core.flow import CleanImage, Quarantined
+from usfmae.core.types import CleanImage, Quarantined
 
 
 class Presidio:

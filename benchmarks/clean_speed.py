@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from usfmae.core.clean import clean, clean_clip
 from usfmae.core.config.clean import CleanSettings
-from usfmae.core.flow import Frame
+from usfmae.core.types import Frame
 
 Pixels = NDArray[np.uint8]
 Run = Callable[[CleanSettings], object]

@@ -25,7 +25,7 @@ import continual_data
 import continual_table as table
 
 from usfmae.core.files import replacing
-from usfmae.core.flow import recipe_id
+from usfmae.core.types import recipe_id
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("centralised", "federated", "replay 5 %")

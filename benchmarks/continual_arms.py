@@ -19,17 +19,16 @@ from continual_data import NEW, OLD, Scans, scans, spread
 from numpy.typing import NDArray
 from torch import Tensor
 
-from usfmae.core import update
 from usfmae.core.checkpoint import decoder_of, encoder_of
 from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.config.coordinator import MergeSettings
-from usfmae.core.continual import averaging, budget, mixing, panel
 from usfmae.core.corpus.batch import Positions
+from usfmae.core.federated import averaging, codec, forgetting_budget, forgetting_panel, mixing
+from usfmae.core.federated.merge import shares
+from usfmae.core.federated.rules import rule_for
 from usfmae.core.files import replacing
-from usfmae.core.model import MaskedAutoencoder, fresh, load_tensors
-from usfmae.core.train import evaluate, train
-from usfmae.server.aggregate import shares
-from usfmae.server.merging import rule_for
+from usfmae.core.mae.model import MaskedAutoencoder, fresh, load_tensors
+from usfmae.core.mae.train import evaluate, train
 
 Tensors = dict[str, Tensor]
 
@@ -172,7 +171,7 @@ class Run:
         trained, decoders = [], []
         for site in self.sites.values():
             tensors = self.local(site, number, steps)
-            packed = update.pack(base, {n: t.numpy() for n, t in encoder_of(tensors).items()}, "int8", site.residual)
+            packed = codec.pack(base, {n: t.numpy() for n, t in encoder_of(tensors).items()}, "int8", site.residual)
             site.residual, site.decoder = packed.residual, decoder_of(tensors)
             decoders.append(site.decoder)
             trained.append(packed.payload)
@@ -188,7 +187,7 @@ class Run:
     def merged(self, base: Mapping[str, Any], trained: list[dict[str, bytes]], weights: NDArray[np.float64]) -> Tensors:
         result = {}
         for name, values in base.items():
-            rows = np.stack([update.trained(payload[name], values, "int8") for payload in trained])
+            rows = np.stack([codec.trained(payload[name], values, "int8") for payload in trained])
             memory = self.memory.setdefault(name, {key: np.zeros(values.size) for key in self.rule.memory})
             flat = self.rule.merge(values.reshape(-1).astype(np.float64), rows, weights, memory)
             result[name] = torch.from_numpy(flat.astype(np.float32).reshape(values.shape))
@@ -223,7 +222,7 @@ class Run:
             return averaging.interpolate(before, self.encoder, share)
 
         now = loss(self.encoder)
-        decision = budget.decide(
+        decision = forgetting_budget.decide(
             loss(self.seed_encoder), loss(before), now, self.arm.budget, (0.5, 0.25), lambda share: loss(at(share))
         )
         return at(decision.share)
@@ -268,7 +267,9 @@ class Run:
     def measured(self) -> dict[str, Any]:
         losses = {organ: self.own_loss(organ) for organ in (OLD, *NEW)}
         load_tensors(self.model, {**self.encoder, **decoder_of(self.start)})
-        readings = {organ: panel.read(self.model, self.data.panel[organ], self.recipe)[0] for organ in (OLD, *NEW)}
+        readings = {
+            organ: forgetting_panel.read(self.model, self.data.panel[organ], self.recipe)[0] for organ in (OLD, *NEW)
+        }
         probes = {organ: reading.probe for organ, reading in readings.items() if reading.probe is not None}
         return {
             "old_loss": losses[OLD],

@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from usfmae.core.continual.panel import Organ
 from usfmae.core.corpus.batch import Corpus, Positions
-from usfmae.core.corpus.shard import Packed, square, write_shard
-from usfmae.core.flow import CleanImage, Trail
+from usfmae.core.corpus.shard import PackedImage, square, write_shard
+from usfmae.core.federated.forgetting_panel import Organ
+from usfmae.core.types import CleanImage, Trail
 
 SIZE = 112
 FRAMES = 4  # of a clip, evenly spread
@@ -49,7 +49,7 @@ def prepare(data: Path, cache: Path) -> Path:
     return root
 
 
-def _packed(data: Path, row: dict[str, str]) -> Iterator[Packed]:
+def _packed(data: Path, row: dict[str, str]) -> Iterator[PackedImage]:
     label = "" if row["dataset"] in UNLABELLED else row["label"]
     group = row["group"].split(" | ")[0] if row["dataset"] != "stu_hospital" else ""
     for number, frame in enumerate(_frames(data / row["path"])):

@@ -27,17 +27,17 @@ from usfmae.core.cli.verify import verified
 from usfmae.core.config import load as load_settings
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.corpus.batch import Corpus
-from usfmae.core.corpus.shard import Packed, write_shard
+from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.keys import Ed25519PrivateKey, read_private
-from usfmae.core.model import fresh
-from usfmae.core.train import train
-from usfmae.server import create
+from usfmae.core.mae.model import fresh
+from usfmae.core.mae.train import train
+from usfmae.server import bootstrap
 from usfmae.server.history import history, table
-from usfmae.server.home import Home
+from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
 from usfmae.server.release import release
-from usfmae.server.rounds import Loop
+from usfmae.server.rounds.loop import Loop
 from usfmae.server.simulate import TENSORS, Hospital, InProcess, Trained, Trainer, masked_autoencoder, tissue
 
 SIZE = 32
@@ -79,7 +79,7 @@ def run(root: Path, sites: int, rounds: int, bad_from: int) -> dict[str, Any]:
     }
 
 
-def federation(root: Path) -> Home:
+def federation(root: Path) -> Layout:
     """A coordinator whose seed knows tissue of linear probes, with a panel of that and of what the sites hold."""
     settings = load_settings(CoordinatorSettings, None, SETTINGS)[0]
     write_shard(root / "seed", "all", [image for site in range(200, 216, 2) for image in tissue(site, 32, SIZE)])
@@ -90,11 +90,11 @@ def federation(root: Path) -> Home:
     for organ, site in (("linear", 100), ("sector", 101)):
         write_shard(root / "panel" / organ, "all", list(tissue(site, 64, SIZE)))
     chosen = [*SETTINGS, f"continual.panel={root / 'panel'}"]
-    create.create(root / "coordinator", "ten-rounds", "", 0, root / "seed.safetensors", chosen)
-    return Home(root / "coordinator")
+    bootstrap.create(root / "coordinator", "ten-rounds", "", 0, root / "seed.safetensors", chosen)
+    return Layout(root / "coordinator")
 
 
-def hospital(home: Home, ledger: Ledger, number: int, trainer: Trainer) -> Hospital:
+def hospital(home: Layout, ledger: Ledger, number: int, trainer: Trainer) -> Hospital:
     """A virtual hospital, enrolled: half of its scans are of sector probes, which the seed has never seen."""
     made = Hospital.create(home.root / "hospitals" / f"site-{number}", trainer)
     write_shard(made.place / "corpus", "sector", list(tissue(2 * number + 1, 32, SIZE)))
@@ -112,7 +112,9 @@ def turning_bad(number: int, since: int) -> Trainer:
         broken, recipe = place / "broken", json.loads(request.recipe)
         recipe["train"]["lr"] *= STEEPER
         noise = np.random.default_rng(7).integers(0, 256, (64, SIZE, SIZE), dtype=np.uint8)
-        write_shard(broken / "corpus", "all", [Packed(image, f"noise-{i}", f"{i}") for i, image in enumerate(noise)])
+        write_shard(
+            broken / "corpus", "all", [PackedImage(image, f"noise-{i}", f"{i}") for i, image in enumerate(noise)]
+        )
         return masked_autoencoder(broken, dataclasses.replace(request, recipe=json.dumps(recipe)), encoder, decoder)
 
     return trainer

@@ -52,9 +52,9 @@ def evenly(paths: list[Path]) -> list[Path]:
 
 def outcome_of(worker: Any, path: Path, secret: bytes) -> tuple[str, list[str], int]:
     """("kept" | "quarantined" | "refused" | "ignored" | "failed", reasons, frames) of one file."""
-    from usfmae.core.flow import Scan, Trail
-    from usfmae.core.prepare.worker import Unit
     from usfmae.core.read.discover import Candidate, is_archive, member_candidates
+    from usfmae.core.sandbox.worker import Unit
+    from usfmae.core.types import Scan, Trail
 
     whole = Candidate(path.absolute())
     candidates, reasons, frames, ends = [whole], [], 0, set()
@@ -92,8 +92,8 @@ def peak_mib(worker: Any) -> float:
 
 def fuzz(sources: list[Path], count: int, seed: int, workers: int, clean_every: int, keep: Path | None) -> Counts:
     from usfmae.core.config import Settings
-    from usfmae.core.prepare import worker as worker_module
-    from usfmae.core.prepare.pool import Pool
+    from usfmae.core.sandbox import worker as worker_module
+    from usfmae.core.sandbox.pool import Pool
 
     counts = Counts()
     secret = b"fuzz" * 8
@@ -147,8 +147,8 @@ def child() -> None:
     import numpy as np
 
     from usfmae.core import clean
-    from usfmae.core.flow import CleanImage, Frame
-    from usfmae.core.prepare import process
+    from usfmae.core.sandbox import child as process
+    from usfmae.core.types import CleanImage, Frame
 
     def untouched(frame: Frame, settings: Any) -> CleanImage:
         return CleanImage(frame.pixels, np.zeros(frame.pixels.shape[:2], bool), frame.trail)

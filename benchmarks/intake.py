@@ -36,8 +36,8 @@ PROMPT = {**os.environ, "TCP_NODELAY": "1"}
 OURS = """
 import sys, time
 from pathlib import Path
-from usfmae.client.sources.cstore import listen
-from usfmae.client.sources.spool import Spool
+from usfmae.client.intake.cstore import listen
+from usfmae.client.intake.spool import Spool
 from usfmae.core.config.sources import CstoreSettings
 settings = CstoreSettings(port=int(sys.argv[1]), allow=("PACS1",), associations=32)
 listen(settings, Spool(Path(sys.argv[2]), b"s" * 32))

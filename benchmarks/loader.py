@@ -28,10 +28,10 @@ from torchvision import transforms as T
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.loader import Loader
 from usfmae.core.corpus.shard import square, write_shard
-from usfmae.core.flow import CleanImage, Trail
-from usfmae.core.model import fresh
-from usfmae.core.presets import preset
-from usfmae.core.train import StepRecord, train
+from usfmae.core.mae.model import fresh
+from usfmae.core.mae.presets import preset
+from usfmae.core.mae.train import StepRecord, train
+from usfmae.core.types import CleanImage, Trail
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -23,20 +23,20 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from usfmae.client.outbox import Shelf
+from usfmae.client.outbox import Outbox
 from usfmae.client.page.app import application as site_page
 from usfmae.client.page.serve import serving
 from usfmae.client.page.view import figures as site_figures
-from usfmae.client.review import Intake
+from usfmae.client.review.quarantine import Intake
 from usfmae.client.site import Site, create, write_json
 from usfmae.core import audit, keys, metrics
 from usfmae.core.config.site import SiteSettings
-from usfmae.core.corpus.shard import Packed, write_shard
-from usfmae.core.enrolment import Enrolment
+from usfmae.core.corpus.shard import PackedImage, write_shard
+from usfmae.core.federated.enrolment import Enrolment
 from usfmae.server.dashboard.app import application as coordinator_page
 from usfmae.server.dashboard.figures import figures as server_figures
 from usfmae.server.dashboard.view import History
-from usfmae.server.home import Home
+from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger, Verdict
 
 ORGANS = ("abdomen", "breast", "fetus", "heart", "kidney", "liver", "lung", "nerve", "ovary", "thyroid")
@@ -44,9 +44,9 @@ COORDINATOR = ("/", "/sites", "/rounds", "/rounds/250", "/lineage")
 SITE = ("/", "/kept", "/kept?page=900", "/kept/000003.gray/7/image.png", "/quarantine", "/outbox", "/audit")
 
 
-def coordinator(root: Path, sites: int, rounds: int) -> Home:
+def coordinator(root: Path, sites: int, rounds: int) -> Layout:
     """A campaign of which the last round is open, with a panel of ten organs."""
-    home = Home(root)
+    home = Layout(root)
     home.keys.mkdir(parents=True)
     ledger = Ledger(home.ledger, create=True)
     ledger.set_fact("campaign", "consortium")
@@ -99,7 +99,7 @@ def hospital(root: Path, rounds: int) -> Site:
         (tasks / f"{task:06d}.json").write_text(json.dumps({"scans": scans}))
     pixels = np.zeros((16, 16), np.uint8)
     for shard in range(10):
-        write_shard(site.corpus, f"{shard:06d}", [Packed(pixels, f"{shard}-{i}", "g") for i in range(4000)])
+        write_shard(site.corpus, f"{shard:06d}", [PackedImage(pixels, f"{shard}-{i}", "g") for i in range(4000)])
     record = {"encoding": "int8", "images": 8000, "steps": 200, "seconds": 900.0}
     record |= {"loss_before": 0.4, "loss_after": 0.39, "content": "c" * 64}
     for number in range(1, rounds + 1):
@@ -170,7 +170,7 @@ def aggregator(root: Path) -> Iterator[subprocess.Popen[bytes]]:
 def idle(root: Path, seconds: float) -> float:
     """Megabytes of an aggregator that waits for sites."""
     with aggregator(root) as process:
-        while not Home(root).address.exists():
+        while not Layout(root).address.exists():
             time.sleep(0.2)
         time.sleep(seconds)
         return round(megabytes(process.pid))
@@ -185,7 +185,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         home, site = coordinator(root / "coordinator", given.sites, given.rounds), hospital(root, given.rounds)
-        history, intake, shelf = History(), Intake(), Shelf(site)
+        history, intake, shelf = History(), Intake(), Outbox(site)
         server = metrics.registry(lambda: server_figures(home, history), "server", fresh_seconds=0)
         local = metrics.registry(lambda: site_figures(site, intake, shelf), "site", fresh_seconds=0)
         tokens = home.keys / "page.token", site.root / "keys" / "page.token"

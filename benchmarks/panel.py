@@ -25,13 +25,13 @@ import numpy as np
 
 from usfmae.core.checkpoint import load
 from usfmae.core.corpus.batch import Corpus
-from usfmae.core.corpus.shard import Packed, write_shard
-from usfmae.core.model import MaskedAutoencoder, load_tensors
-from usfmae.core.presets import PRESETS
-from usfmae.core.train import train
-from usfmae.server import create
-from usfmae.server.home import Home
-from usfmae.server.panel import PanelReader, opened
+from usfmae.core.corpus.shard import PackedImage, write_shard
+from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
+from usfmae.core.mae.presets import PRESETS
+from usfmae.core.mae.train import train
+from usfmae.server import bootstrap
+from usfmae.server.layout import Layout
+from usfmae.server.rounds.panel import PanelReader, opened
 from usfmae.server.simulate import tissue
 
 TINY = [f"{section}.{key}={value}" for section, values in PRESETS["tiny"].items() for key, value in values.items()]
@@ -47,8 +47,8 @@ def main() -> None:
 
 def measure(root: Path, organs: int, steps: int, repeats: int) -> dict[str, Any]:
     """CPU seconds of a panel and of an optimizer step, alternated, and the panel's share of a round."""
-    create.create(root / "home", "panel", "", 0, None, [*TINY, "train.batch_size=64", "min_free_gib=0"])
-    home = Home(root / "home")
+    bootstrap.create(root / "home", "panel", "", 0, None, [*TINY, "train.batch_size=64", "min_free_gib=0"])
+    home = Layout(root / "home")
     settings = home.settings()
     fill(root / "panel", organs, settings.model.image_size)
     panel = opened(root / "panel", settings.continual.panel_images, settings.train)
@@ -80,7 +80,9 @@ def fill(folder: Path, organs: int, size: int) -> None:
     for organ in range(organs):
         for kind in range(CLASSES):
             items = [
-                Packed(np.roll(scans[4 * kind + k % 4], organ + k), f"{organ}-{kind}-{k}", f"{organ}-{kind}-{k // 2}")
+                PackedImage(
+                    np.roll(scans[4 * kind + k % 4], organ + k), f"{organ}-{kind}-{k}", f"{organ}-{kind}-{k // 2}"
+                )
                 for k in range(2 * GROUPS)
             ]
             write_shard(folder / f"organ-{organ}" / f"class-{kind}", f"{organ}-{kind}", items)

@@ -17,27 +17,27 @@ from typing import Any
 
 import numpy as np
 
-from usfmae.core import journal
 from usfmae.core.bench import encoders
-from usfmae.core.bench.base import load as load_task
 from usfmae.core.bench.encoders import Pooling
 from usfmae.core.bench.evaluate import described
 from usfmae.core.bench.features import Features, features, squares
 from usfmae.core.bench.metrics import Predictions, measures, resampled, score
 from usfmae.core.bench.probe import HEADS, probe
+from usfmae.core.bench.tasks.base import load as load_task
 from usfmae.core.checkpoint import describe, save
 from usfmae.core.config import ReadSettings
 from usfmae.core.config.bench import BenchSettings
 from usfmae.core.corpus.batch import Corpus
-from usfmae.core.corpus.openus46 import corpus as data_sets
-from usfmae.core.corpus.openus46_layout import check_all, scans
-from usfmae.core.corpus.openus46_leak import same_pictures
 from usfmae.core.corpus.shard import square, write_shard
-from usfmae.core.flow import CleanImage, content_id
-from usfmae.core.model import fresh
-from usfmae.core.presets import TRIAL, configure
+from usfmae.core.mae import train_log
+from usfmae.core.mae.model import fresh
+from usfmae.core.mae.presets import TRIAL, configure
+from usfmae.core.mae.train import evaluate, train
+from usfmae.core.openus46.layout import check_all, scans
+from usfmae.core.openus46.leak import same_pictures
+from usfmae.core.openus46.registry import corpus as data_sets
 from usfmae.core.read import read
-from usfmae.core.train import evaluate, train
+from usfmae.core.types import CleanImage, content_id
 
 FOLDERS = {"bus-bra": "bus_bra", "mmotu-2d": "mmotu_2d"}
 TINY = configure("tiny", beneath=TRIAL)
@@ -89,7 +89,7 @@ def pretrained(
     over = lambda _: time.monotonic() > end  # noqa: E731
     if not train(model, images, settings, positions=train_on, steps=steps, state=state, log=log, on_step=over).finished:
         raise SystemExit(f"{name}: to be continued")
-    seconds = sum(line["seconds"] for line in journal.read(log))
+    seconds = sum(line["seconds"] for line in train_log.read(log))
     known = {"before": before, "after": evaluate(model, images, held, settings), "seconds": round(seconds, 1)}
     save(path, model.state_dict(), describe(TINY.model, settings))
     facts.write_text(json.dumps(known))

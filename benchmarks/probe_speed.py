@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from usfmae.core.bench.bus_bra import CLASSES, FOLDS, OFFICIAL
+from usfmae.core.bench.tasks.bus_bra import CLASSES, FOLDS, OFFICIAL
 from usfmae.core.checkpoint import describe, save
 from usfmae.core.config import ModelSettings, TrainSettings
-from usfmae.core.model import fresh
+from usfmae.core.mae.model import fresh
 
 PATIENTS, SIDE = 1064, 224
 

@@ -36,7 +36,7 @@ import round_ours
 import round_plain
 
 from usfmae.core.tensors import TensorFile
-from usfmae.server.home import Home
+from usfmae.server.layout import Layout
 
 
 def main() -> None:
@@ -99,7 +99,7 @@ def _shapes(root: Path, asked: argparse.Namespace) -> list[tuple[int, ...]]:
     place = root / "shapes"
     if not place.exists():
         round_ours.federation(place, 1, asked.small)
-    with TensorFile(Home(place / "coordinator").checkpoint(0)) as file:
+    with TensorFile(Layout(place / "coordinator").checkpoint(0)) as file:
         return list(file.shapes.values())
 
 

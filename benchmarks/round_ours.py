@@ -14,28 +14,28 @@ from round_processes import Peaks, free_port, running, size
 from usfmae.client.site import create as create_site
 from usfmae.core.config import validated
 from usfmae.core.config.site import SiteSettings
-from usfmae.core.corpus.shard import Packed, write_shard
-from usfmae.core.enrolment import load as load_enrolment
-from usfmae.server.create import create
-from usfmae.server.home import Home
+from usfmae.core.corpus.shard import PackedImage, write_shard
+from usfmae.core.federated.enrolment import load as load_enrolment
+from usfmae.server.bootstrap import create
+from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
 
 HERE = Path(__file__).resolve().parent
 SMALL = ["model.width=64", "model.heads=4", "model.depth=2", "model.decoder_width=32", "model.decoder_depth=1"]
 
 
-def federation(root: Path, sites: int, small: bool) -> Home:
+def federation(root: Path, sites: int, small: bool) -> Layout:
     """An aggregator's directory and `sites` enrolled sites beside it; ViT-B/16 unless `small`."""
     port = free_port()
     settings = [*(SMALL if small else ()), f"rounds.quorum={sites}", "rounds.steps=1", "min_free_gib=0"]
     create(root / "coordinator", "bench", "", port, None, ["network.host=127.0.0.1", *settings])
-    home = Home(root / "coordinator")
+    home = Layout(root / "coordinator")
     ledger = Ledger(home.ledger)
     for number in range(sites):
         values = {"name": f"site-{number}", "server": f"https://127.0.0.1:{port}", "disk_floor_gb": 0.0}
         chosen = validated(SiteSettings, values, "benchmark")
         site = create_site(root / f"site-{number}", chosen, home.ca, home.public_key)
-        write_shard(site.corpus, "all", [Packed(np.zeros((16, 16), np.uint8), f"{number:064d}", "group")])
+        write_shard(site.corpus, "all", [PackedImage(np.zeros((16, 16), np.uint8), f"{number:064d}", "group")])
         ledger.add_site(load_enrolment(site.root / "enrol.json"))
     ledger.close()
     return home
@@ -73,7 +73,7 @@ def _served(aggregator: subprocess.Popen[bytes], root: Path) -> None:
         raise SystemExit((root / "server-0.log").read_text())
 
 
-def _figures(home: Home) -> dict[str, Any]:
+def _figures(home: Layout) -> dict[str, Any]:
     """Seconds from one commit to the next, the first from the opening of its round; bytes; verdicts."""
     ledger = Ledger(home.ledger)
     done = [r for r in ledger.rounds() if r.committed]

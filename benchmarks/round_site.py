@@ -16,13 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from usfmae.client import download, jobs, messages, node, outbox, packing
+from usfmae.client import outbox
 from usfmae.client.agent import Agent
+from usfmae.client.flower import download, fleet_client, messages
+from usfmae.client.rounds import jobs, update_files
+from usfmae.client.rounds.workers import Workers
 from usfmae.client.site import Site, write_json
-from usfmae.client.workers import Workers
-from usfmae.core import log, objects, protocol
+from usfmae.core import flower_objects, log
 from usfmae.core.errors import NetworkError
-from usfmae.core.protocol import TrainReply, TrainRequest
+from usfmae.core.federated import messages as protocol
+from usfmae.core.federated.messages import TrainReply, TrainRequest
 from usfmae.core.tensors import TensorFile
 
 
@@ -47,7 +50,9 @@ class Instant(Workers):
     def tend(self, work: jobs.Job) -> None:
         if not work.result:
             asked = protocol.from_record(TrainRequest, work.asked)
-            packed = packing.pack(work, jobs.previous(work.site, asked), trained(work, asked.round), asked.encoding)
+            packed = update_files.pack(
+                work, jobs.previous(work.site, asked), trained(work, asked.round), asked.encoding
+            )
             about = {"images": 1000, "steps": asked.steps, "loss_before": 1.0, "loss_after": 1.0, "seconds": 0.0}
             write_json(work.place / "result.json", {**packed, **about})
 
@@ -66,7 +71,9 @@ def agent(place: Path) -> None:
 def upload(places: list[Path]) -> None:
     sites = [Site.open(place) for place in places]
     base = places[0] / "base.safetensors"
-    lines = {site: node.Fleet(site.settings.server, site.ca_file, site.node_key, timeout=300) for site in sites}
+    lines = {
+        site: fleet_client.FleetClient(site.settings.server, site.ca_file, site.node_key, timeout=300) for site in sites
+    }
     for fleet in lines.values():
         _come_online(fleet)
     waiting = dict(lines)
@@ -80,7 +87,7 @@ def upload(places: list[Path]) -> None:
             del waiting[site]
 
 
-def _come_online(fleet: node.Fleet) -> None:
+def _come_online(fleet: fleet_client.FleetClient) -> None:
     while True:
         try:
             fleet.activate(1800)
@@ -89,9 +96,9 @@ def _come_online(fleet: node.Fleet) -> None:
             time.sleep(0.2)
 
 
-def _answer(site: Site, fleet: node.Fleet, request: messages.Request, base: Path) -> None:
+def _answer(site: Site, fleet: fleet_client.FleetClient, request: messages.RequestMessage, base: Path) -> None:
     fetch = lambda id_: fleet.fetch(request.run, id_)  # noqa: E731
-    ids = objects.records(request.id, fetch)
+    ids = flower_objects.records(request.id, fetch)
     asked = protocol.from_record(TrainRequest, messages.config_record(fetch(ids[protocol.RECORD])))
     if not base.exists():
         download.receive(ids[protocol.ENCODER], fetch, base, 4e9)
@@ -99,11 +106,11 @@ def _answer(site: Site, fleet: node.Fleet, request: messages.Request, base: Path
     work = jobs.Job(site, site.root / "jobs" / outbox.key(asked))
     work.place.mkdir(parents=True)
     work.base.symlink_to(base)
-    packed = packing.pack(work, None, trained(work, asked.round), asked.encoding)
+    packed = update_files.pack(work, None, trained(work, asked.round), asked.encoding)
     reply = TrainReply(asked.campaign, asked.round, asked.base, packed["content"], 1000, asked.steps, asked.encoding)
     signed = protocol.to_record(protocol.sign(replace(reply, site=site.fingerprint), site.signing_key))
     with TensorFile(work.place / outbox.UPDATE) as file:
-        arrays = {protocol.UPDATE: objects.array_record(outbox.parts(file, asked.encoding))}
+        arrays = {protocol.UPDATE: flower_objects.array_record(outbox.parts(file, asked.encoding))}
         fleet.push(messages.reply(messages.reply_metadata(request, time.time()), {protocol.RECORD: signed}, arrays))
     for left in work.place.iterdir():
         left.unlink()

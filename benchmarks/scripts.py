@@ -31,9 +31,9 @@ from overlays import Painted, Text, blend
 from PIL import Image, ImageDraw, ImageFont
 
 from usfmae.core.clean import clean
-from usfmae.core.clean.engines import recognise
+from usfmae.core.clean.ocr import recognise
 from usfmae.core.config.clean import CleanSettings
-from usfmae.core.flow import CleanImage
+from usfmae.core.types import CleanImage
 
 Pixels = NDArray[np.uint8]
 Rng = np.random.Generator

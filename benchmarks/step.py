@@ -29,7 +29,7 @@ from typing import Any
 
 from step_programs import HF_ATTENTION, PROGRAMS, Step
 
-from usfmae.core import allocator
+from usfmae.core.mae import allocator
 
 QUIET = 0.05  # share of the machine that other programs may take during a step
 
@@ -55,7 +55,7 @@ def main() -> None:
 
 def compared(options: argparse.Namespace) -> dict[str, Any]:
     """Run every measurement in a process of its own."""
-    from usfmae.core.device import computed
+    from usfmae.core.mae.device import computed
 
     gpu = _gpu()
     os.environ.pop("LD_PRELOAD", None)  # each program gets the allocator named here
@@ -135,8 +135,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """In this process: one step each to warm up, then alternated steps."""
     import torch
 
-    from usfmae.core.flops import peak_flops, training_flops
-    from usfmae.core.presets import preset
+    from usfmae.core.mae.flops import peak_flops, training_flops
+    from usfmae.core.mae.presets import preset
 
     device = "cuda" if _gpu() else "cpu"
     model, train = preset(options.preset)

@@ -14,8 +14,8 @@ def ours(model: Any, train: Any, device: str, compiled: bool = False) -> Step:
     import numpy as np
 
     from usfmae.core.corpus.loader import Prepared
-    from usfmae.core.model import fresh
-    from usfmae.core.step import Stepper
+    from usfmae.core.mae.model import fresh
+    from usfmae.core.mae.optimizer_step import Stepper
 
     network = fresh(model, train.mask_ratio, train.norm_pix, train.seed).to(device)
     stepper = Stepper(network, train.model_copy(update={"compile": compiled}))
@@ -74,7 +74,7 @@ def bf16(make: Callable[..., Step]) -> Callable[..., Step]:
         step = make(*arguments)
 
         def forced() -> None:
-            with patch("usfmae.core.device.multiplies_bf16", lambda _: True):
+            with patch("usfmae.core.mae.device.multiplies_bf16", lambda _: True):
                 step()
 
         return forced

@@ -15,17 +15,21 @@ import os
 import threading
 import time
 
-from usfmae.client import allowance, download, jobs, messages, outbox, rounds, trouble
-from usfmae.client.line import KeyRefusedError, Line, Stopped
-from usfmae.client.pending import Pending
-from usfmae.client.sending import Sender
+from usfmae.client import outbox, site_policy
+from usfmae.client.daemon import stopped_by_signals, write_status
+from usfmae.client.flower import download, messages, transport_errors
+from usfmae.client.flower.connection import Connection, ConnectionStopped, KeyRefusedError
+from usfmae.client.flower.request_queue import PendingRequest
+from usfmae.client.flower.upload import Uploader
+from usfmae.client.rounds import jobs, participation
+from usfmae.client.rounds.workers import Workers
 from usfmae.client.site import Site, read_json
-from usfmae.client.standing import stopped_by_signals, write_status
-from usfmae.client.workers import Workers
-from usfmae.core import allocator, objects, protocol
+from usfmae.core import flower_objects
 from usfmae.core.errors import NetworkError, PolicyError, ResourceError, TryLaterError, UsfmaeError
+from usfmae.core.federated import messages as protocol
+from usfmae.core.federated.messages import TrainRequest
 from usfmae.core.log import note
-from usfmae.core.protocol import TrainRequest
+from usfmae.core.mae import allocator
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +40,8 @@ LONGEST_WAIT = 20.0  # seconds between two tries to reach a server that is away
 class Agent:
     def __init__(self, site: Site, until_idle: float | None = None) -> None:
         self.site, self.until_idle = site, until_idle
-        self.line = Line(site, lambda: self.stopping, lambda seconds: self.wake.wait(seconds))
-        self.sender = Sender(site, self.line)
+        self.line = Connection(site, lambda: self.stopping, lambda seconds: self.wake.wait(seconds))
+        self.sender = Uploader(site, self.line)
         self.workers = Workers(site)
         self.current: jobs.Job | None = None
         self.wake = threading.Event()
@@ -86,11 +90,11 @@ class Agent:
                 wait = max(wait - (time.monotonic() - began), 0.0)
             self.failures, self.contact = 0, time.time()
             self.logged = self.trouble
-        except Stopped:
+        except ConnectionStopped:
             pass
         except KeyRefusedError:
             raise
-        except trouble.UnknownKeyError as error:
+        except transport_errors.UnknownKeyError as error:
             self.line.lost()
             wait = self._back_off(error)
         except (NetworkError, ResourceError) as error:
@@ -110,10 +114,10 @@ class Agent:
         A site with nothing to do lets the aggregator hold its call, and so hears of a round the moment it opens.
         """
         self.line.connect()
-        self.state = "paused" if allowance.paused(self.site) else "training" if self.current else "idle"
-        idle = self.current is None and not Pending.all(self.site)
+        self.state = "paused" if site_policy.paused(self.site) else "training" if self.current else "idle"
+        idle = self.current is None and not PendingRequest.all(self.site)
         self._pull(self.site.settings.poll if idle else 0.0)
-        waiting = Pending.all(self.site)
+        waiting = PendingRequest.all(self.site)
         for pending in waiting:
             self.busy_at = time.monotonic()
             late = time.time() + self.line.fleet.clock_offset > pending.request.expires
@@ -129,34 +133,34 @@ class Agent:
     def _pull(self, hold: float) -> None:
         """Take one new request; none while the disk is too full to keep it: it would be delivered only once."""
         try:
-            allowance.check_disk(self.site)
+            site_policy.check_disk(self.site)
         except ResourceError as error:
             self._say(error)
             return
         request = self.line.fleet.pull(hold)
         if request is not None:
-            Pending.save(self.site, request)
+            PendingRequest.save(self.site, request)
             note(logger, "request received", message=request.id[:12])
 
-    def _advance(self, pending: Pending) -> None:
+    def _advance(self, pending: PendingRequest) -> None:
         """One step with one request."""
         try:
             self._answer(pending, self._asked(pending))
-        except trouble.GoneError as error:
+        except transport_errors.GoneError as error:
             self.site.note("request.gone", "dropped", message=pending.request.id[:12], why=str(error))
             pending.drop()
         except PolicyError as error:
             logger.warning("request refused: %s", error)
             self.site.note("request.refused", "refused", message=pending.request.id[:12], why=str(error))
-            self._decline(pending, rounds.refusal(error))
+            self._decline(pending, participation.refusal(error))
 
-    def _answer(self, pending: Pending, asked: TrainRequest) -> None:
+    def _answer(self, pending: PendingRequest, asked: TrainRequest) -> None:
         place = outbox.folder(self.site, outbox.key(asked))
         if (place / "entry.json").exists():
             self._release(pending, asked, outbox.state(place))
             return
-        reason = rounds.unwilling(self.site, asked)
-        if reason == rounds.WAIT:
+        reason = participation.unwilling(self.site, asked)
+        if reason == participation.WAIT:
             self.state = "quiet"
         elif reason:
             self._decline(pending, reason)
@@ -165,38 +169,38 @@ class Agent:
 
     # --- the request
 
-    def _asked(self, pending: Pending) -> TrainRequest:
+    def _asked(self, pending: PendingRequest) -> TrainRequest:
         """The request's record, fetched and checked once. PolicyError where the coordinator did not sign it."""
         if pending.record is None:
             fetch = self.line.fetcher(pending.request.run)
-            ids = objects.records(pending.request.id, fetch)
+            ids = flower_objects.records(pending.request.id, fetch)
             if protocol.RECORD not in ids:
                 raise PolicyError(
                     "request", f"has no record {protocol.RECORD!r}", "the aggregator runs another program"
                 )
             pending.remember(messages.config_record(fetch(ids[protocol.RECORD])), ids)
-        return rounds.checked(self.site, pending.record or {})
+        return participation.checked(self.site, pending.record or {})
 
-    def _work(self, pending: Pending, asked: TrainRequest) -> None:
+    def _work(self, pending: PendingRequest, asked: TrainRequest) -> None:
         """Have the request's job prepared, training, or staged when it is done."""
         work = jobs.job(self.site, asked)
         if work.error:
             self._decline(pending, "refused: training failed here")
         elif work.result:
-            rounds.stage(self.site, work, asked)
+            participation.stage(self.site, work, asked)
             self.wake.set()
         else:
             if not work.ready:
                 self._download(pending, asked, work)
             self._take_up(work, asked)
 
-    def _download(self, pending: Pending, asked: TrainRequest, work: jobs.Job) -> None:
+    def _download(self, pending: PendingRequest, asked: TrainRequest, work: jobs.Job) -> None:
         """The base, and the seed's decoder where it comes along; nothing is trained on what fails the inspection."""
         self.state = "downloading"
         self._write_status()
         self.workers.warm_up()
         seen = download.model(self.site, asked, work, pending.ids, self.line.fetcher(pending.request.run))
-        rounds.accept(self.site, work, asked, seen)
+        participation.accept(self.site, work, asked, seen)
         with contextlib.suppress(NetworkError):  # it frees the aggregator's memory, no more
             self.line.fleet.confirm(pending.request)
 
@@ -214,7 +218,7 @@ class Agent:
 
     # --- the answer
 
-    def _release(self, pending: Pending, asked: TrainRequest, state: outbox.State) -> None:
+    def _release(self, pending: PendingRequest, asked: TrainRequest, state: outbox.State) -> None:
         """Send what may leave; hold what waits for a person."""
         if state == "waiting":
             self.state = "waiting for approval"
@@ -223,13 +227,13 @@ class Agent:
         else:
             self._send_update(pending, asked)
 
-    def _send_update(self, pending: Pending, asked: TrainRequest) -> None:
+    def _send_update(self, pending: PendingRequest, asked: TrainRequest) -> None:
         self.state = "uploading"
         self._write_status()
         self.sender.update(pending, asked)
         self.wake.set()
 
-    def _decline(self, pending: Pending, why: str) -> None:
+    def _decline(self, pending: PendingRequest, why: str) -> None:
         self.sender.decline(pending, why)
         self.wake.set()
 
@@ -241,15 +245,15 @@ class Agent:
             self.current = None
             self.wake.set()
         try:
-            allowance.check(self.site)
+            site_policy.check(self.site)
             if self.current is not None:
                 self.busy_at = time.monotonic()
-                allowance.check_disk(self.site)
+                site_policy.check_disk(self.site)
                 self.workers.tend(self.current)
         except TryLaterError as error:
             self.workers.stop(self.current, self.site.settings.stop_wait)
             if self.current is not None:
-                self.state = "paused" if allowance.paused(self.site) else "quiet"
+                self.state = "paused" if site_policy.paused(self.site) else "quiet"
                 self.trouble = str(error)
         except ResourceError as error:
             self._say(error)
@@ -294,6 +298,6 @@ class Agent:
             "campaign": asked.get("campaign", ""),
             "round": asked.get("round"),
             "progress": self.current.progress if self.current else {},
-            "waiting_requests": len(Pending.all(self.site)),
+            "waiting_requests": len(PendingRequest.all(self.site)),
         }
         write_status(self.site, status)

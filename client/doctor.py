@@ -15,9 +15,9 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from usfmae.client import allowance
+from usfmae.client import site_policy
+from usfmae.client.flower.transport_errors import explained, untrusted
 from usfmae.client.site import Site
-from usfmae.client.trouble import explained, untrusted
 from usfmae.core.errors import UsfmaeError
 
 FIRST_FILES = 2000  # files of a source that are looked at
@@ -153,7 +153,7 @@ class Doctor:
 
     def tls(self) -> str:
         """The server's certificate stands up against this site's CA."""
-        from usfmae.client.node import tls_context
+        from usfmae.client.flower.fleet_client import tls_context
 
         context = tls_context(self.site.ca_file)
         try:
@@ -180,7 +180,7 @@ class Doctor:
     def _clock_offset(self) -> float:
         import httpx
 
-        from usfmae.client.node import tls_context
+        from usfmae.client.flower.fleet_client import tls_context
 
         try:
             with httpx.Client(
@@ -195,13 +195,15 @@ class Doctor:
 
     def registered(self) -> str:
         """The server knows this site's key. Asks as an unknown node would, so a running agent is not disturbed."""
-        from usfmae.client import node, trouble
+        from usfmae.client.flower import fleet_client, transport_errors
 
         settings = self.site.settings
-        fleet = node.Fleet(settings.server, self.site.ca_file, self.site.node_key, settings.proxy, self.timeout)
+        fleet = fleet_client.FleetClient(
+            settings.server, self.site.ca_file, self.site.node_key, settings.proxy, self.timeout
+        )
         try:
             fleet.heartbeat(settings.heartbeat)
-        except trouble.UnknownKeyError as error:
+        except transport_errors.UnknownKeyError as error:
             if "enrolled" in error.why or "revoked" in error.why:
                 raise Fail("the server does not know this site's key", "send enrol.json to the coordinator") from None
         finally:
@@ -212,22 +214,22 @@ class Doctor:
 
     def disk(self) -> str:
         """Free space above the floor, and the site's directory writable."""
-        allowance.check_disk(self.site)
+        site_policy.check_disk(self.site)
         if not os.access(self.site.root, os.W_OK):
             raise Fail(f"{self.site.root} cannot be written", "give this user the directory")
         return f"{shutil.disk_usage(self.site.root).free / 1e9:.1f} GB free"
 
     def gpu(self) -> str:
         """The device that training will use."""
-        names = allowance.gpus()
-        chosen = allowance.chosen_gpus(self.site.settings.device, len(names))
+        names = site_policy.gpus()
+        chosen = site_policy.chosen_gpus(self.site.settings.device, len(names))
         if not chosen:
             raise Skip("no GPU: training runs on the CPU")
         return ", ".join(names[n] for n in chosen)
 
     def tesseract(self) -> str:
         """The second reader of the text check; without it, or its language data, nothing passes cleaning."""
-        from usfmae.core.clean.engines import check_ocr
+        from usfmae.core.clean.ocr import check_ocr
 
         check_ocr(self.site.settings.clean.ocr)
         return str(shutil.which("tesseract"))
@@ -247,7 +249,7 @@ class Doctor:
 
     def corpus(self) -> str:
         """Images ready to train on."""
-        from usfmae.client.jobs import images
+        from usfmae.client.rounds.jobs import images
 
         count = images(self.site)
         if count < self.site.settings.min_images:

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from usfmae.client import allowance
+from usfmae.client import site_policy
+from usfmae.client.rounds.trainer import DECODER
 from usfmae.client.site import Site
-from usfmae.client.trainer import DECODER
 from usfmae.core.checkpoint import encoder_of, load
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.files import write_atomic
-from usfmae.core.model import MaskedAutoencoder, load_tensors
-from usfmae.core.train import evaluate
+from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
+from usfmae.core.mae.train import evaluate
 
 ROWS = 4  # images in a panel
 
@@ -47,7 +47,7 @@ def evaluated(site: Site, model: Path, panel: Path | None = None) -> dict[str, A
 
 def _device(site: Site) -> str:
     """The first of the GPUs that the site gives, else the CPU."""
-    chosen = allowance.chosen_gpus(site.settings.device, len(allowance.gpus()))
+    chosen = site_policy.chosen_gpus(site.settings.device, len(site_policy.gpus()))
     return f"cuda:{chosen[0]}" if chosen and torch.cuda.is_available() else "cpu"
 
 
@@ -61,7 +61,7 @@ def _latest_decoder(site: Site) -> dict[str, Tensor]:
 def _write_panel(path: Path, network: MaskedAutoencoder, corpus: Corpus, rows: Positions, settings: Any) -> None:
     import cv2
 
-    from usfmae.core.report.reconstructions import panel
+    from usfmae.core.mae.reconstructions import panel
 
     done, png = cv2.imencode(".png", panel(network, corpus, rows, settings)[..., ::-1])
     assert done, "a panel is a valid picture"

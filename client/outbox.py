@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from usfmae.client.site import Site, read_json, write_json
-from usfmae.core import objects
+from usfmae.core import flower_objects
 from usfmae.core.errors import PolicyError, UsageError
+from usfmae.core.federated.codec import PayloadHash
+from usfmae.core.federated.messages import RAW, TrainReply, TrainRequest
 from usfmae.core.files import replacing, write_atomic
-from usfmae.core.flow import content_id
-from usfmae.core.protocol import RAW, TrainReply, TrainRequest
 from usfmae.core.tensors import TensorFile
-from usfmae.core.update import PayloadHash
+from usfmae.core.types import content_id
 
 State = Literal["waiting", "released", "rejected", "sent"]
 UPDATE = "update.safetensors"
@@ -100,7 +100,7 @@ def state(place: Path) -> State:
 
 
 @dataclass
-class Shelf:
+class Outbox:
     """The outbox as it is read again and again: an entry that was sent never changes, so it is read once."""
 
     site: Site
@@ -125,7 +125,7 @@ class Shelf:
 
 def entries(site: Site) -> list[dict[str, Any]]:
     """Every entry, oldest first, with its state."""
-    return Shelf(site).entries()
+    return Outbox(site).entries()
 
 
 def decide(site: Site, id_: str, approved: bool, reason: str = "") -> None:
@@ -160,11 +160,13 @@ def check(file: TensorFile, content: str) -> None:
 # --- the packed delta: a safetensors file of uint8 rows; the tensors' shapes stand in its metadata -------------------
 
 
-def parts(file: TensorFile, encoding: str) -> dict[str, objects.Part]:
+def parts(file: TensorFile, encoding: str) -> dict[str, flower_objects.Part]:
     """An open update as the wire's tensors, read piece by piece as they are sent."""
     shapes = json.loads(file.metadata["shapes"])
 
-    def part(name: str, size: int) -> objects.Part:
-        return objects.Part(encoding, tuple(shapes[name]), RAW, size, lambda start, stop: file.raw(name, start, stop))
+    def part(name: str, size: int) -> flower_objects.Part:
+        return flower_objects.Part(
+            encoding, tuple(shapes[name]), RAW, size, lambda start, stop: file.raw(name, start, stop)
+        )
 
     return {name: part(name, size) for name, (size,) in file.shapes.items()}

@@ -5,15 +5,16 @@ from __future__ import annotations
 import fcntl
 from typing import Any
 
-from usfmae.client import allowance, jobs, outbox
+from usfmae.client import outbox, site_policy
+from usfmae.client.rounds import jobs
 from usfmae.client.site import Site, read_json
 
 
-def summary(site: Site, shelf: outbox.Shelf | None = None) -> dict[str, Any]:
+def summary(site: Site, shelf: outbox.Outbox | None = None) -> dict[str, Any]:
     """The agent's last word, the corpus, the outbox and the last round that left."""
     said = read_json(site.root / "status.json") or {}
     running = agent_runs(site)
-    staged = (shelf or outbox.Shelf(site)).entries()
+    staged = (shelf or outbox.Outbox(site)).entries()
     sent = [entry for entry in staged if entry["state"] == "sent"]
     progress = said.get("progress", {}) if running else {}
     return {
@@ -23,7 +24,7 @@ def summary(site: Site, shelf: outbox.Shelf | None = None) -> dict[str, Any]:
         "running": running,
         "state": said.get("state", "stopped") if running else "stopped",
         "online": bool(running and said.get("online")),
-        "paused": allowance.paused(site),
+        "paused": site_policy.paused(site),
         "trouble": said.get("trouble", "") if running else "",
         "campaign": said.get("campaign", "") if running else "",
         "round": said.get("round") if running else None,

@@ -24,12 +24,13 @@ from urllib.parse import urlsplit
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from usfmae.core import audit, enrolment, keys
+from usfmae.core import audit, keys
 from usfmae.core.config import load, template
 from usfmae.core.config.site import SiteSettings
 from usfmae.core.errors import ConfigError, UsageError
+from usfmae.core.federated import enrolment
+from usfmae.core.federated.messages import fingerprint
 from usfmae.core.files import write_atomic
-from usfmae.core.protocol import fingerprint
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from usfmae.core.errors import PolicyError, ResourceError, SourceError
 from usfmae.core.files import disk_full, full_disk_said
-from usfmae.core.flow import content_id
+from usfmae.core.types import content_id
 
 START = "0" * 64
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.errors import CheckpointError, ConfigError
 from usfmae.core.files import replacing
-from usfmae.core.flow import Checkpoint, Trail, recipe_id
+from usfmae.core.types import Checkpoint, Trail, recipe_id
 
 FORMAT = "usfmae-1"
 DECODER = ("decoder_", "mask_token")  # prefixes of every tensor that is not the encoder's

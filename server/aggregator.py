@@ -13,11 +13,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from usfmae.core import allocator, audit
+from usfmae.core import audit
 from usfmae.core.errors import PolicyError, ResourceError
 from usfmae.core.files import write_atomic
 from usfmae.core.log import note
-from usfmae.server.home import Home
+from usfmae.core.mae import allocator
+from usfmae.server.layout import Layout
 
 logger = logging.getLogger(__name__)
 
@@ -26,32 +27,32 @@ AUDIT_REFUSALS_EVERY = 60.0  # seconds; refused calls are counted between two au
 MOST_KINDS = 50  # of refused calls, each with an entry of its own; others are counted together
 
 
-class Stopped(Exception):  # noqa: N818 - not an error
+class AggregatorStopped(Exception):  # noqa: N818 - not an error
     """SIGTERM or SIGINT, or the supervisor is gone."""
 
 
-def serve(home: Home, rounds: int, overrides: Iterable[str] = ()) -> None:
+def serve(home: Layout, rounds: int, overrides: Iterable[str] = ()) -> None:
     """Run the federation until `rounds` are committed (0: until stopped)."""
     settings = home.settings(overrides)
     allocator.keep()
     _allow_files(8 * settings.network.connections)
     with _alone(home.lock):
         from usfmae.core.keys import Ed25519PrivateKey, read_private
-        from usfmae.server.gateway import Gateway
+        from usfmae.server.flower.gateway import Gateway
+        from usfmae.server.flower.gateway_transport import GatewayTransport
+        from usfmae.server.flower.link_state import LinkState
         from usfmae.server.ledger import Ledger
-        from usfmae.server.link import Link
-        from usfmae.server.rounds import Loop
-        from usfmae.server.wire import GatewayWire
+        from usfmae.server.rounds.loop import Loop
 
         for left in home.checkpoints.glob(".*.partial"):  # of a process that was killed as it wrote
             left.unlink()
         ledger = Ledger(home.ledger)
         key = read_private(home.signing_key, Ed25519PrivateKey)
         seed = home.checkpoint(0).stat().st_size
-        link = Link(home.transit, reply_limit=int(seed * 1.05) + 2**20)
+        link = LinkState(home.transit, reply_limit=int(seed * 1.05) + 2**20)
         link.enrol(ledger.sites().values())
         refusals = Refusals(home.audit)
-        wire = GatewayWire(link, ledger.sites)
+        wire = GatewayTransport(link, ledger.sites)
         with Gateway(link, settings.network, home.certificate, home.tls_key, refusals.count) as gateway:
             write_atomic(home.address, f"{settings.network.host}:{gateway.port}\n".encode())
             audit.append(home.audit, "aggregator", "start", port=gateway.port)
@@ -90,13 +91,13 @@ def _alone(lock: Path) -> Iterator[None]:
         signal.signal(signal.SIGTERM, _stop)
         try:
             yield
-        except Stopped:
+        except AggregatorStopped:
             note(logger, "stopped; the open round goes on at the next start")
 
 
 def _stop(number: int, frame: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the ending short
-    raise Stopped
+    raise AggregatorStopped
 
 
 def _wait(parent: int):  # type: ignore[no-untyped-def]
@@ -104,7 +105,7 @@ def _wait(parent: int):  # type: ignore[no-untyped-def]
 
     def wait(seconds: float) -> None:
         if os.getppid() != parent:
-            raise Stopped
+            raise AggregatorStopped
         time.sleep(seconds)
 
     return wait

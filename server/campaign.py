@@ -18,9 +18,9 @@ from usfmae.core import audit
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError
 from usfmae.core.files import write_atomic
-from usfmae.core.flow import recipe_id
 from usfmae.core.tensors import TensorFile
-from usfmae.server.home import Home
+from usfmae.core.types import recipe_id
+from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
 
 RECORD = "campaigns"  # the ledger's fact that holds all of them, oldest first
@@ -102,7 +102,7 @@ def goes_on(ledger: Ledger, running: Campaign) -> bool:
     return planned and now is not None and now.id == running.id
 
 
-def start(home: Home, ledger: Ledger, settings: CoordinatorSettings, rounds: int, seed: int | None) -> Campaign:
+def start(home: Layout, ledger: Ledger, settings: CoordinatorSettings, rounds: int, seed: int | None) -> Campaign:
     """Begin a campaign with the settings as they are, from the last encoder or that of round `seed`.
 
     A start from an earlier round is written down as a round of its own, without sites or steps, so that the chain of
@@ -127,7 +127,7 @@ def start(home: Home, ledger: Ledger, settings: CoordinatorSettings, rounds: int
     return begun
 
 
-def _go_back(home: Home, ledger: Ledger, seed: int, number: int) -> int:
+def _go_back(home: Layout, ledger: Ledger, seed: int, number: int) -> int:
     """Commit round `number` as the encoder of round `seed`; returns the number."""
     last = ledger.last_round()
     assert last is not None
@@ -145,7 +145,7 @@ def _panel_of(ledger: Ledger, number: int) -> dict[str, Any]:
     return {"panel": found["panel"]} if "panel" in found else {}
 
 
-def end(home: Home, ledger: Ledger) -> Campaign:
+def end(home: Layout, ledger: Ledger) -> Campaign:
     """End the running campaign: an aggregator that runs commits its open round and stops; without one it is given up.
 
     PolicyError where none runs.
@@ -179,7 +179,7 @@ def _begin(
     return begun
 
 
-def _serving(home: Home) -> bool:
+def _serving(home: Layout) -> bool:
     if not home.lock.exists():
         return False
     with home.lock.open("a+") as file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from usfmae.server.admission import ADMITTED
+from usfmae.core.federated.admission import ADMITTED
 from usfmae.server.ledger import Ledger, Round
 
 

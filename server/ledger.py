@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from usfmae.core.enrolment import Enrolment
 from usfmae.core.errors import ConfigError, PolicyError, ResourceError
+from usfmae.core.federated.enrolment import EnrolledSite, Enrolment
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -38,20 +38,6 @@ CREATE TABLE IF NOT EXISTS refusals (
     id INTEGER PRIMARY KEY, round INTEGER NOT NULL, site TEXT NOT NULL, verdict TEXT NOT NULL, detail TEXT NOT NULL,
     received REAL NOT NULL);
 """
-
-
-@dataclass(frozen=True)
-class Site:
-    """An enrolled hospital."""
-
-    site: str  # fingerprint of its signing key
-    name: str
-    node_key: str
-    signing_key: str
-    capacity: int
-    state: str  # "active" or "revoked"
-    has_decoder: bool  # it answered a request that carried the seed's decoder
-    seen: float | None = None  # Unix time it was last connected
 
 
 @dataclass(frozen=True)
@@ -184,11 +170,11 @@ class Ledger:
                 (new.site, new.name, new.node_key, new.signing_key, new.capacity, time.time(), row["has_decoder"]),
             )
 
-    def sites(self) -> dict[str, Site]:
+    def sites(self) -> dict[str, EnrolledSite]:
         """Every site by fingerprint, active and revoked, in the order of fingerprints."""
         columns = "site, name, node_key, signing_key, capacity, state, has_decoder, seen"
         rows = self._db.execute(f"SELECT {columns} FROM sites ORDER BY site").fetchall()
-        return {row["site"]: Site(**{**dict(row), "has_decoder": bool(row["has_decoder"])}) for row in rows}
+        return {row["site"]: EnrolledSite(**{**dict(row), "has_decoder": bool(row["has_decoder"])}) for row in rows}
 
     def saw(self, sites: Iterator[str] | list[str] | set[str]) -> None:
         now = time.time()

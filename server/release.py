@@ -20,22 +20,22 @@ from typing import Any
 from usfmae.core import audit, manifest
 from usfmae.core.checkpoint import describe, load, save, tensors_id
 from usfmae.core.config.coordinator import CoordinatorSettings
-from usfmae.core.continual import averaging, budget, lineage
 from usfmae.core.errors import PolicyError, UsageError
+from usfmae.core.federated import averaging, forgetting_budget, lineage
 from usfmae.core.files import write_atomic
 from usfmae.core.keys import Ed25519PrivateKey, read_private
 from usfmae.server import campaign
-from usfmae.server.budget import EMA, Gate
-from usfmae.server.card import card
-from usfmae.server.home import Home
+from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger, Round
-from usfmae.server.panel import PanelReader
+from usfmae.server.model_card import card
+from usfmae.server.rounds.forgetting_gate import EMA, ForgettingGate
+from usfmae.server.rounds.panel import PanelReader
 
 _UNMEASURED = "the last round; no panel is set, so forgetting was not measured"
 
 
 @dataclass(frozen=True)
-class Choice:
+class ReleaseChoice:
     """What is released, and why."""
 
     round: int
@@ -45,12 +45,12 @@ class Choice:
     path: Path  # the checkpoint that is mixed with the seed: the round's, or the running average's
 
 
-def release(home: Home, settings: CoordinatorSettings, out: Path, benchmarks: Sequence[Path] = ()) -> dict[str, Any]:
+def release(home: Layout, settings: CoordinatorSettings, out: Path, benchmarks: Sequence[Path] = ()) -> dict[str, Any]:
     """Write a release into the new folder `out`. UsageError where it exists, PolicyError where nothing may go out."""
     if out.exists():
         raise UsageError(f"folder {out}", "exists already", "give a new one: a release is never changed")
     ledger = Ledger(home.ledger)
-    reader = Gate(home, ledger, settings).reader
+    reader = ForgettingGate(home, ledger, settings).reader
     choice = choose(home, ledger, settings, reader)
     results = [json.loads(path.read_text()) for path in benchmarks]
     partial = out.with_name(f".{out.name}.partial")
@@ -66,7 +66,7 @@ def release(home: Home, settings: CoordinatorSettings, out: Path, benchmarks: Se
     return {"folder": str(out), **facts, "why": choice.why}
 
 
-def choose(home: Home, ledger: Ledger, settings: CoordinatorSettings, reader: PanelReader | None) -> Choice:
+def choose(home: Layout, ledger: Ledger, settings: CoordinatorSettings, reader: PanelReader | None) -> ReleaseChoice:
     """The committed round with the lowest mean loss over its seed loss, within the budget; then the best alpha.
 
     Without a panel the last round, and the card says that forgetting was not measured.
@@ -75,7 +75,7 @@ def choose(home: Home, ledger: Ledger, settings: CoordinatorSettings, reader: Pa
     if not rounds:
         raise PolicyError("release", "no round is committed", "run rounds first")
     if reader is None:
-        return Choice(rounds[-1].number, 1.0, _UNMEASURED, None, home.checkpoint(rounds[-1].number))
+        return ReleaseChoice(rounds[-1].number, 1.0, _UNMEASURED, None, home.checkpoint(rounds[-1].number))
     read = {r.number: _costs(r, reader) for r in rounds}
     kept = {n: costs for n, costs in read.items() if costs and max(costs.values()) <= settings.continual.budget}
     if not kept:
@@ -89,29 +89,29 @@ def choose(home: Home, ledger: Ledger, settings: CoordinatorSettings, reader: Pa
 
 
 def _interpolated(
-    home: Home, settings: CoordinatorSettings, reader: PanelReader, number: int, path: Path
-) -> tuple[float, Choice]:
+    home: Layout, settings: CoordinatorSettings, reader: PanelReader, number: int, path: Path
+) -> tuple[float, ReleaseChoice]:
     """The share between the seed and an encoder with the lowest mean cost within the budget, and that cost."""
     seed, now = load(home.checkpoint(0)).tensors, load(path).tensors
     base = {organ: reading.loss for organ, reading in reader.seed.items()}
     found = []
     for alpha in sorted({1.0, *settings.continual.alphas}, reverse=True):
         readings = reader.read(averaging.interpolate(seed, now, alpha))
-        costs = budget.excess(base, {organ: reading.loss for organ, reading in readings.items()})
+        costs = forgetting_budget.excess(base, {organ: reading.loss for organ, reading in readings.items()})
         within = max(costs.values()) <= settings.continual.budget
         found.append((not within, _mean(costs), -alpha, readings))
     over, cost, minus, readings = min(found, key=lambda item: item[:3])
     what = f"round {number}" if path == home.checkpoint(number) else "the running average of all rounds"
     why = f"{what}, alpha {-minus:g}: mean panel loss {cost:+.1%} against the seed, every organ within "
     why += f"{settings.continual.budget:+.0%}"
-    return (math.inf if over else cost), Choice(number, -minus, why, reader.summary(readings), path)
+    return (math.inf if over else cost), ReleaseChoice(number, -minus, why, reader.summary(readings), path)
 
 
 def _costs(round_: Round, reader: PanelReader) -> dict[str, float]:
     panel = (round_.summary or {}).get("panel", {})
     if panel.get("fingerprint") != reader.panel.fingerprint:
         return {}
-    return budget.excess(panel["seed"], {organ: values["loss"] for organ, values in panel["organs"].items()})
+    return forgetting_budget.excess(panel["seed"], {organ: values["loss"] for organ, values in panel["organs"].items()})
 
 
 def _mean(costs: Mapping[str, float]) -> float:
@@ -119,10 +119,10 @@ def _mean(costs: Mapping[str, float]) -> float:
 
 
 def _write(
-    home: Home,
+    home: Layout,
     ledger: Ledger,
     settings: CoordinatorSettings,
-    choice: Choice,
+    choice: ReleaseChoice,
     benchmarks: Sequence[Mapping[str, Any]],
     out: Path,
 ) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from usfmae.core import audit, keys
 from usfmae.core.errors import ConfigError
 from usfmae.core.files import replacing, write_atomic
 from usfmae.server import certificates
-from usfmae.server.home import Home
+from usfmae.server.layout import Layout
 
 WARN_DAYS = 30.0
 
@@ -32,7 +32,7 @@ def read(file: Path) -> x509.Certificate:
         raise ConfigError(f"certificate {file}", "is not PEM", "give the certificate in PEM") from None
 
 
-def about(home: Home) -> dict[str, Any]:
+def about(home: Layout) -> dict[str, Any]:
     """What the certificate and the CA are, and the days left."""
     server, authority = read(home.certificate), read(home.ca)
     try:
@@ -53,7 +53,7 @@ def days_left(certificate: x509.Certificate) -> float:
     return (certificate.not_valid_after_utc.timestamp() - time.time()) / 86400
 
 
-def warning(home: Home) -> str:
+def warning(home: Layout) -> str:
     """What to tell a person about a certificate that ends soon; empty while there is time."""
     try:
         left = days_left(read(home.certificate))
@@ -65,7 +65,7 @@ def warning(home: Home) -> str:
     return f"the server's certificate {when}; renew it: usfmae-server certificate {home.root} --renew"
 
 
-def renew(home: Home) -> dict[str, Any]:
+def renew(home: Layout) -> dict[str, Any]:
     """A new certificate from the federation's CA, for the same key and the configured names."""
     settings = home.settings()
     if not home.ca_key.exists():
@@ -78,7 +78,7 @@ def renew(home: Home) -> dict[str, Any]:
     return about(home)
 
 
-def bring(home: Home, certificate: Path, key: Path) -> dict[str, Any]:
+def bring(home: Layout, certificate: Path, key: Path) -> dict[str, Any]:
     """Use a certificate and key made elsewhere. ConfigError unless they fit each other and are valid now."""
     found = read(certificate)
     try:

@@ -17,23 +17,24 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from usfmae.core import keys, update
+from usfmae.core import keys
 from usfmae.core.checkpoint import decoder_of, encoder_of, recipe_of
 from usfmae.core.corpus.batch import Corpus
-from usfmae.core.corpus.shard import Packed, write_shard
-from usfmae.core.enrolment import Enrolment
+from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import ConfigError, PolicyError
+from usfmae.core.federated import codec
+from usfmae.core.federated.admission import Arrived
+from usfmae.core.federated.enrolment import Enrolment
+from usfmae.core.federated.messages import RAW, TrainReply, TrainRequest, fingerprint, sign, to_record
 from usfmae.core.files import replacing
-from usfmae.core.flow import content_id
 from usfmae.core.keys import Ed25519PrivateKey, read_private
-from usfmae.core.model import MaskedAutoencoder
-from usfmae.core.protocol import RAW, TrainReply, TrainRequest, fingerprint, sign, to_record
-from usfmae.core.train import evaluate, train
-from usfmae.server.admission import Arrived
-from usfmae.server.home import Home
+from usfmae.core.mae.model import MaskedAutoencoder
+from usfmae.core.mae.train import evaluate, train
+from usfmae.core.types import content_id
+from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
-from usfmae.server.rounds import Loop
-from usfmae.server.transport import Answer, Task
+from usfmae.server.rounds.loop import Loop
+from usfmae.server.rounds.transport import Answer, RoundTask
 
 TENSORS = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
@@ -119,9 +120,7 @@ class Hospital:
         began = time.perf_counter()
         trained = self.trainer(self.place, request, base, decoder)
         residual = self.place / "residual.safetensors"
-        packed = update.pack(
-            base, trained.encoder, request.encoding, load_file(residual) if residual.exists() else None
-        )
+        packed = codec.pack(base, trained.encoder, request.encoding, load_file(residual) if residual.exists() else None)
         if packed.residual:
             _save(residual, packed.residual)
         _save(kept / "update.safetensors", {n: np.frombuffer(d, np.uint8) for n, d in packed.payload.items()})
@@ -147,13 +146,13 @@ class InProcess:
     def __init__(self, hospitals: Iterable[Hospital], decoder: Path) -> None:
         self.hospitals = {hospital.site: hospital for hospital in hospitals}
         self.decoder = decoder
-        self.waiting: dict[str, Task] = {}
+        self.waiting: dict[str, RoundTask] = {}
         self.order: Callable[[list[str]], list[str]] = list  # in which order answers arrive
 
     def connected(self) -> set[str]:
         return set(self.hospitals)
 
-    def ask(self, task: Task) -> str:
+    def ask(self, task: RoundTask) -> str:
         message = content_id(task.site, str(task.request.round), str(time.monotonic_ns()))
         self.waiting[message] = task
         return message
@@ -172,7 +171,7 @@ class InProcess:
         pass
 
 
-def populate(home: Home, sites: int, images: int, trainer: Trainer = masked_autoencoder) -> list[Hospital]:
+def populate(home: Layout, sites: int, images: int, trainer: Trainer = masked_autoencoder) -> list[Hospital]:
     """Make and enrol virtual hospitals, each with its own simulated tissue; those that exist stay as they are."""
     ledger = Ledger(home.ledger)
     found = []
@@ -191,7 +190,7 @@ def populate(home: Home, sites: int, images: int, trainer: Trainer = masked_auto
     return found
 
 
-def tissue(site: int, images: int, size: int) -> Iterable[Packed]:
+def tissue(site: int, images: int, size: int) -> Iterable[PackedImage]:
     """Simulated scans of one hospital: clips of four frames, sector or linear by hospital."""
     from PIL import Image
 
@@ -202,11 +201,11 @@ def tissue(site: int, images: int, size: int) -> Iterable[Packed]:
         frames, _ = simulate(Tissue(seed=10_000 * (site + 1) + clip, geometry=geometry), frames=4, size=(120, 120))
         for index, frame in enumerate(frames[: images - 4 * clip]):
             gray = Image.fromarray(frame).convert("L").resize((size, size))
-            yield Packed(np.asarray(gray), content_id(str(site), str(clip), str(index)), f"clip-{clip}")
+            yield PackedImage(np.asarray(gray), content_id(str(site), str(clip), str(index)), f"clip-{clip}")
 
 
 def run(
-    home: Home,
+    home: Layout,
     sites: int,
     rounds: int,
     images: int,

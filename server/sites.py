@@ -7,14 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from usfmae.core import audit, enrolment, keys, rotation
+from usfmae.core import audit, keys
 from usfmae.core.errors import PolicyError, UsfmaeError
-from usfmae.core.protocol import fingerprint
-from usfmae.server.home import Home
+from usfmae.core.federated import enrolment, key_rotation
+from usfmae.core.federated.messages import fingerprint
+from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
 
 
-def add(home: Home, file: Path) -> dict[str, Any]:
+def add(home: Layout, file: Path) -> dict[str, Any]:
     """Enrol the site of an enrol.json; a running aggregator lets it in at once."""
     try:
         found = enrolment.load(file)
@@ -26,37 +27,37 @@ def add(home: Home, file: Path) -> dict[str, Any]:
     return {"site": found.site, "name": found.name, "capacity": found.capacity, "state": "active"}
 
 
-def revoke(home: Home, name: str) -> dict[str, Any]:
+def revoke(home: Layout, name: str) -> dict[str, Any]:
     """Revoke a site; a running aggregator cuts it off at once, and what it sent in the open round is not merged."""
     site = Ledger(home.ledger).revoke_site(name)
     audit.append(home.audit, "coordinator", "site-revoke", site=site, name=name)
     return {"site": site, "name": name, "state": "revoked"}
 
 
-def rotate(home: Home, file: Path) -> dict[str, Any]:
+def rotate(home: Layout, file: Path) -> dict[str, Any]:
     """Take a site's new keys, signed with its present one; the capacity stays what it was enrolled with."""
-    found = rotation.load(file)
+    found = key_rotation.load(file)
     ledger = Ledger(home.ledger)
     known = ledger.sites().get(found.replaces)
     if known is None or known.state != "active":
         raise PolicyError(f"rotation of {found.enrolment.name}", "its old key is not active here", "enrol it anew")
-    rotation.verify(found, known.signing_key)
+    key_rotation.verify(found, known.signing_key)
     new = dataclasses.replace(found.enrolment, capacity=known.capacity)
     ledger.rotate_site(known.site, new)
     audit.append(home.audit, "coordinator", "site-rotate", old=known.site, new=new.site, name=new.name)
     return {"site": new.site, "name": new.name, "replaces": known.site, "state": "active"}
 
 
-def listed(home: Home) -> list[dict[str, Any]]:
+def listed(home: Layout) -> list[dict[str, Any]]:
     return [
         {"site": s.site, "name": s.name, "state": s.state, "capacity": s.capacity, "seen": s.seen}
         for s in Ledger(home.ledger).sites().values()
     ]
 
 
-def coordinator_fingerprint(home: Home) -> str:
+def coordinator_fingerprint(home: Layout) -> str:
     return fingerprint(keys.public_signing_key(home.public_key.read_text(), str(home.public_key)))
 
 
-def free_bytes(home: Home) -> int:
+def free_bytes(home: Layout) -> int:
     return shutil.disk_usage(home.root).free

@@ -6,14 +6,14 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from usfmae.server.home import Home
+from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger, Verdict
 from usfmae.server.sites import free_bytes, listed
 
 SHOWN = ("verdict", "detail", "images", "steps", "bytes", "norm", "weight", "loss_before", "loss_after", "seconds")
 
 
-def status(home: Home) -> dict[str, Any]:
+def status(home: Layout) -> dict[str, Any]:
     """One JSON object; reads the ledger only, so it works beside a running aggregator and after it."""
     ledger = Ledger(home.ledger)
     rounds = ledger.rounds()

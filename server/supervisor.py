@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 
 from usfmae.core.log import note
-from usfmae.server.home import Home
+from usfmae.server.layout import Layout
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ MISTAKES = (2, 3, 8)  # exit codes that another start cannot mend: usage, config
 AT_FIRST = (4, 6, 7)  # ... and on the first start: a damaged seed, a port in use, a full disk; a person is watching
 
 
-def supervise(home: Home, rounds: int, overrides: Sequence[str] = ()) -> int:
+def supervise(home: Layout, rounds: int, overrides: Sequence[str] = ()) -> int:
     """Run children until one ends well; returns the exit code for the shell."""
     command = [sys.executable, "-m", "usfmae.server", "serve", str(home.root), "--rounds", str(rounds)]
     command += [part for override in overrides for part in ("--set", override)]

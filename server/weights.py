@@ -6,8 +6,8 @@ import dataclasses
 import json
 
 from usfmae.core.config import ModelSettings, TrainSettings
-from usfmae.core.flow import Trail, recipe_id
 from usfmae.core.tensors import UNKNOWN
+from usfmae.core.types import Trail, recipe_id
 
 FORMAT = "usfmae-1"
 

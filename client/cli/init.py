@@ -46,7 +46,7 @@ def init(
     from usfmae.core.config import validated
     from usfmae.core.config.load import from_overrides, put
     from usfmae.core.config.site import SiteSettings
-    from usfmae.core.protocol import fingerprint
+    from usfmae.core.federated.messages import fingerprint
 
     values = {"name": name, "server": server, "sources": [str(path.resolve()) for path in sources]}
     for key, text in from_overrides(overrides).items():

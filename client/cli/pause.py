@@ -13,10 +13,10 @@ from usfmae.client.cli.options import site_directory
 @site_directory
 def pause(directory: Path) -> None:
     """A running training writes its checkpoint and ends within seconds; requests are declined until `resume`."""
-    from usfmae.client import allowance
+    from usfmae.client import site_policy
     from usfmae.client.site import Site
 
-    allowance.pause(Site.open(directory))
+    site_policy.pause(Site.open(directory))
     click.echo("paused", err=True)
 
 
@@ -24,8 +24,8 @@ def pause(directory: Path) -> None:
 @site_directory
 def resume(directory: Path) -> None:
     """Train again when asked; a training that the pause cut short goes on at its checkpoint."""
-    from usfmae.client import allowance
+    from usfmae.client import site_policy
     from usfmae.client.site import Site
 
-    allowance.resume(Site.open(directory))
+    site_policy.resume(Site.open(directory))
     click.echo("resumed", err=True)

@@ -21,7 +21,7 @@ def prepare(directory: Path, overrides: tuple[str, ...], workers: int | None, as
 
     Sources are only ever read. Run it again when scans were added; it may run while the agent trains.
     """
-    from usfmae.client.inventory import take_in
+    from usfmae.client.intake.inventory import take_in
     from usfmae.client.site import Site
     from usfmae.core.cli.prepare import complain_if_empty, print_summary
     from usfmae.core.prepare.progress import shown_progress

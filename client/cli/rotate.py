@@ -15,11 +15,13 @@ from usfmae.client.cli.options import site_directory
 def rotate(directory: Path, take: bool) -> None:
     """First without --take: makes new keys and SITE/rotation.json, signed with the present key, for the coordinator
     ('usfmae-server site rotate DIR rotation.json'). Then stop the agent, call this again with --take, start it."""
-    from usfmae.client import rotation
+    from usfmae.client import key_rotation
     from usfmae.client.site import Site
 
     site = Site.open(directory)
     if take:
-        click.echo(f"new keys in place, fingerprint {rotation.take(site)}", err=True)
+        click.echo(f"new keys in place, fingerprint {key_rotation.take(site)}", err=True)
         return
-    click.echo(f"send {rotation.ask(site)} to the coordinator; then: usfmae-client rotate {directory} --take", err=True)
+    click.echo(
+        f"send {key_rotation.ask(site)} to the coordinator; then: usfmae-client rotate {directory} --take", err=True
+    )

@@ -23,7 +23,7 @@ def run(directory: Path, overrides: tuple[str, ...], until_idle: float | None) -
     server that is away is waited for, for hours if need be. Exit code 6 means that the server refuses this site's key.
     """
     from usfmae.client.agent import Agent
-    from usfmae.client.beside import watched
+    from usfmae.client.background_services import watched
     from usfmae.client.site import Site
 
     site = Site.open(directory, overrides)

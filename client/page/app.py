@@ -17,16 +17,18 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from usfmae.client import allowance, kept, outbox, review
-from usfmae.client.look import Looked
+from usfmae.client import outbox, site_policy
 from usfmae.client.page import view
-from usfmae.client.page.darkroom import Darkroom
+from usfmae.client.review import corpus_view, quarantine
+from usfmae.client.review.frame_preview import FramePreview
+from usfmae.client.review.preview_cache import Darkroom
+from usfmae.client.review.quarantine import QuarantinedFrame
 from usfmae.client.site import Site
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.report.reasons import meaning
-from usfmae.core.web import looks
-from usfmae.core.web.door import Door, Visit
-from usfmae.core.web.guard import Guard
+from usfmae.core.web import templating
+from usfmae.core.web.headers import RequestGuard
+from usfmae.core.web.login import Login, Visit
 from usfmae.core.web.session import Sessions
 
 SHOWN = 24  # kept frames on a page
@@ -35,12 +37,12 @@ BY = "page"  # who decides, in the audit log: whoever holds the token
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class Page:
+class SitePage:
     def __init__(self, site: Site) -> None:
         self.site = site
-        self.intake, self.shelf = review.Intake(), outbox.Shelf(site)
-        self.album, self.darkroom = kept.Album(), Darkroom()
-        self.templates = looks.environment("usfmae.client.page")
+        self.intake, self.shelf = quarantine.Intake(), outbox.Outbox(site)
+        self.album, self.darkroom = corpus_view.CorpusView(), Darkroom()
+        self.templates = templating.environment("usfmae.client.page")
         self.templates.filters["meaning"] = meaning
 
     def show(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
@@ -73,11 +75,11 @@ class Page:
 
     async def quarantine(self, request: Request) -> Response:
         await asyncio.to_thread(self.intake.refresh, self.site.corpus)
-        held = review.waiting(self.site, self.intake)
+        held = quarantine.waiting(self.site, self.intake)
         reasons = view.by_reason(held)
         chosen = request.query_params.get("reason", "")
         shown = [h for h in held if not chosen or h.reason == chosen]
-        done = sorted(review.decisions(self.site).values(), key=lambda d: -d["time"])[:20]
+        done = sorted(quarantine.decisions(self.site).values(), key=lambda d: -d["time"])[:20]
         return self.show(
             request, "quarantine.html", held=shown[:200], total=len(shown), reasons=reasons, chosen=chosen, done=done
         )
@@ -85,12 +87,12 @@ class Page:
     async def entry(self, request: Request) -> Response:
         held = self._held(request)
         trouble = ""
-        looked: Looked | None = None
+        looked: FramePreview | None = None
         try:
             looked = await self._look(held)
         except UsfmaeError as error:
             trouble = str(error)
-        decided = review.decisions(self.site).get(held.id)
+        decided = quarantine.decisions(self.site).get(held.id)
         return self.show(request, "entry.html", held=held, looked=looked, trouble=trouble, decided=decided)
 
     async def picture(self, request: Request) -> Response:
@@ -118,32 +120,32 @@ class Page:
     async def kept_picture(self, request: Request) -> Response:
         one, which = self._kept(request), request.path_params["which"]
         if which == "image":
-            return _picture(await asyncio.to_thread(kept.image, self.site, one))
+            return _picture(await asyncio.to_thread(corpus_view.image, self.site, one))
         found = await self._origin(one)
-        pictures = await self.darkroom.get(f"{one} pictures", lambda: kept.pictures(self.site, found))
+        pictures = await self.darkroom.get(f"{one} pictures", lambda: corpus_view.pictures(self.site, found))
         return _picture(pictures.get(which, b""))
 
-    def _kept(self, request: Request) -> kept.Kept:
+    def _kept(self, request: Request) -> corpus_view.KeptImage:
         self.album.refresh(self.site.corpus)
         try:
             return self.album.find(request.path_params["shard"], request.path_params["row"])
         except UsfmaeError as error:
             raise HTTPException(404, str(error)) from None
 
-    async def _origin(self, one: kept.Kept) -> kept.Origin:
+    async def _origin(self, one: corpus_view.KeptImage) -> corpus_view.ImageOrigin:
         intake = await asyncio.to_thread(self.intake.refresh, self.site.corpus)
-        return await self.darkroom.get(f"{one}", lambda: kept.origin(self.site, one, intake))
+        return await self.darkroom.get(f"{one}", lambda: corpus_view.origin(self.site, one, intake))
 
-    def _held(self, request: Request) -> review.Held:
+    def _held(self, request: Request) -> QuarantinedFrame:
         self.intake.refresh(self.site.corpus)
         try:
-            return review.find(self.intake, request.path_params["id"])
+            return quarantine.find(self.intake, request.path_params["id"])
         except UsfmaeError as error:
             raise HTTPException(404, str(error)) from None
 
-    async def _look(self, held: review.Held) -> Looked:
+    async def _look(self, held: QuarantinedFrame) -> FramePreview:
         """The frame's pictures; decoded once for a page and its two pictures."""
-        return await self.darkroom.get(held.id, lambda: review.picture(self.site, held))
+        return await self.darkroom.get(held.id, lambda: quarantine.picture(self.site, held))
 
     async def left(self, request: Request, notice: str = "", bad: bool = False) -> Response:
         entries = await asyncio.to_thread(self.shelf.entries)
@@ -159,18 +161,18 @@ class Page:
     # What it changes
 
     async def pause(self, request: Request, form: Any) -> Response:
-        action = allowance.resume if form.get("now") == "resume" else allowance.pause
+        action = site_policy.resume if form.get("now") == "resume" else site_policy.pause
         await asyncio.to_thread(action, self.site)
         return RedirectResponse("/", 303)
 
     async def decide(self, request: Request, form: Any) -> Response:
         held = self._held(request)
-        action = review.release if form.get("decision") == "release" else review.drop
+        action = quarantine.release if form.get("decision") == "release" else quarantine.drop
         try:
             await asyncio.to_thread(action, self.site, held, BY)
         except UsfmaeError as error:
             return self.show(request, "problem.html", 400, text=str(error))
-        left = review.waiting(self.site, self.intake)
+        left = quarantine.waiting(self.site, self.intake)
         same = [h for h in left if h.reason == held.reason]
         return RedirectResponse(f"/quarantine/{same[0].id}" if same else "/quarantine", 303)
 
@@ -197,9 +199,9 @@ def _picture(content: bytes) -> Response:
     return Response(content, media_type="image/png", headers={"Cache-Control": "no-store"})
 
 
-def application(site: Site, names: tuple[str, ...] = ()) -> Guard:
+def application(site: Site, names: tuple[str, ...] = ()) -> RequestGuard:
     """The page of one site, behind its guard and its door: nothing of it is shown without a session."""
-    page = Page(site)
+    page = SitePage(site)
     routes = [
         Route("/", page.overview),
         Route("/quarantine", page.quarantine),
@@ -213,8 +215,8 @@ def application(site: Site, names: tuple[str, ...] = ()) -> Guard:
         Route("/outbox/{id}", page.own_form(page.approve), methods=["POST"]),
         Route("/audit", page.audit),
         Route("/pause", page.own_form(page.pause), methods=["POST"]),
-        Mount("/static", StaticFiles(directory=looks.STATIC)),
+        Mount("/static", StaticFiles(directory=templating.STATIC)),
     ]
     handlers: Any = {HTTPException: page.problem, UsfmaeError: page.problem}
     inside = Starlette(routes=routes, exception_handlers=handlers)
-    return Guard(Door(inside, Sessions.of(site.root / "keys" / "page.token"), page.login, closed=True), names)
+    return RequestGuard(Login(inside, Sessions.of(site.root / "keys" / "page.token"), page.login, closed=True), names)

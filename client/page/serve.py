@@ -7,9 +7,9 @@ from typing import Any
 
 import uvicorn
 
-from usfmae.core.web import thread
+from usfmae.core.web import server_thread
 
 
 def serving(app: Any, host: str, port: int) -> AbstractContextManager[int]:
     """An ASGI application in a thread; the port it listens on. ResourceError where the port is taken."""
-    return thread.serving(uvicorn.Server(uvicorn.Config(app, **thread.OPTIONS)), host, port)
+    return server_thread.serving(uvicorn.Server(uvicorn.Config(app, **server_thread.OPTIONS)), host, port)

@@ -14,9 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from usfmae.client import allowance, outbox, report, review
+from usfmae.client import outbox, report, site_policy
+from usfmae.client.intake.spool import SPOOL
+from usfmae.client.review import quarantine
 from usfmae.client.site import Site, read_json
-from usfmae.client.sources.spool import SPOOL
 from usfmae.core import audit
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.metrics import Values
@@ -31,7 +32,7 @@ TRAINING = {
 SHOWN = 200  # audit entries on the page
 
 
-def overview(site: Site, intake: review.Intake, shelf: outbox.Shelf | None = None) -> dict[str, Any]:
+def overview(site: Site, intake: quarantine.Intake, shelf: outbox.Outbox | None = None) -> dict[str, Any]:
     """Everything on the first page; `intake` and `shelf` keep what cannot change between two calls."""
     intake.refresh(site.corpus)
     said = read_json(site.root / "status.json") or {}
@@ -40,17 +41,17 @@ def overview(site: Site, intake: review.Intake, shelf: outbox.Shelf | None = Non
         "said": float(said.get("time", 0.0)),
         "counts": intake.counts,
         "reasons": intake.reasons.most_common(),
-        "waiting": len(review.waiting(site, intake)),
+        "waiting": len(quarantine.waiting(site, intake)),
         "spool": spool_files(site),
         "sources": len(site.settings.sources),
         "free": shutil.disk_usage(site.root).free,
         "floor": site.floor_bytes,
         "release": site.settings.release,
-        "quiet": allowance.quiet_until(site.settings.quiet, datetime.now()),
+        "quiet": site_policy.quiet_until(site.settings.quiet, datetime.now()),
     }
 
 
-def by_reason(held: Sequence[review.Held]) -> list[tuple[str, int]]:
+def by_reason(held: Sequence[quarantine.QuarantinedFrame]) -> list[tuple[str, int]]:
     return Counter(h.reason for h in held).most_common()
 
 
@@ -93,7 +94,7 @@ def _tail(log: Path, count: int) -> list[dict[str, Any]]:
     return found
 
 
-def figures(site: Site, intake: review.Intake, shelf: outbox.Shelf | None = None) -> dict[str, Values]:
+def figures(site: Site, intake: quarantine.Intake, shelf: outbox.Outbox | None = None) -> dict[str, Values]:
     """Every metric of `core.metrics.SITE` this site has a value for."""
     found = overview(site, intake, shelf)
     said = read_json(site.root / "status.json") or {}

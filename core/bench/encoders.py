@@ -25,7 +25,7 @@ from usfmae.core.checkpoint import encoder_of, tensors_id
 from usfmae.core.checkpoint import load as load_checkpoint
 from usfmae.core.config import ModelSettings
 from usfmae.core.errors import CheckpointError, ResourceError, UsageError
-from usfmae.core.flow import content_id
+from usfmae.core.types import content_id
 
 Pooling = Literal["mean", "cls"]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -102,7 +102,7 @@ class MaskedEncoder(nn.Module):
     """The encoder of the masked autoencoder, nothing masked."""
 
     def __init__(self, model: ModelSettings, tensors: dict[str, Tensor] | None, pooling: Pooling) -> None:
-        from usfmae.core.model import MaskedAutoencoder
+        from usfmae.core.mae.model import MaskedAutoencoder
 
         super().__init__()
         self.autoencoder, self.pooling = MaskedAutoencoder(model), pooling

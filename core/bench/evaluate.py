@@ -11,20 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from usfmae.core.bench.base import Task
 from usfmae.core.bench.encoders import Encoder
 from usfmae.core.bench.features import Progress, features, squares
 from usfmae.core.bench.finetune import finetune
-from usfmae.core.bench.fit import Run
+from usfmae.core.bench.fit import FitRun
 from usfmae.core.bench.metrics import Predictions, compare, score
 from usfmae.core.bench.probe import probe
+from usfmae.core.bench.tasks.base import BenchmarkTask
 from usfmae.core.config.bench import BenchSettings
 from usfmae.core.files import write_atomic
 
 COMPARED = ("ultrasam.f1", "balanced_accuracy", "auroc")
 
 
-def scored(task: Task, runs: Predictions | Sequence[Predictions], settings: BenchSettings) -> dict[str, Any]:
+def scored(task: BenchmarkTask, runs: Predictions | Sequence[Predictions], settings: BenchSettings) -> dict[str, Any]:
     """Scores over all splits, and over the splits that the paper's table shows where those are fewer."""
     several = [runs] if isinstance(runs, Predictions) else list(runs)
     found = {"all": score(several, settings.resamples, settings.seed)}
@@ -33,7 +33,7 @@ def scored(task: Task, runs: Predictions | Sequence[Predictions], settings: Benc
     return found
 
 
-def described(task: Task) -> dict[str, Any]:
+def described(task: BenchmarkTask) -> dict[str, Any]:
     """What a task is, for reports."""
     return {
         "name": task.name,
@@ -52,7 +52,7 @@ def described(task: Task) -> dict[str, Any]:
 
 
 def probed(
-    task: Task,
+    task: BenchmarkTask,
     encoder: Encoder,
     settings: BenchSettings,
     cache: Path | None = None,
@@ -79,11 +79,11 @@ def probed(
 
 
 def finetuned(
-    task: Task,
+    task: BenchmarkTask,
     build: Callable[[], Encoder],
     settings: BenchSettings,
     out: Path,
-    on_run: Callable[[Run, bool], None] | None = None,
+    on_run: Callable[[FitRun, bool], None] | None = None,
 ) -> dict[str, Any]:
     """Fine-tune on a task and save `report.json` and the probabilities of each seed below `out`."""
     began = time.perf_counter()
@@ -110,7 +110,7 @@ def paired(first: Predictions, second: Predictions, settings: BenchSettings) -> 
     return {m: compare(first, second, m, settings.resamples, settings.seed) for m in COMPARED}
 
 
-def save_predictions(path: Path, task: Task, said: Predictions) -> None:
+def save_predictions(path: Path, task: BenchmarkTask, said: Predictions) -> None:
     """Per-image probabilities as CSV: id, split, label, predicted, p(class)..."""
     head = ["id", "split", "label", "predicted", *(f"p({name})" for name in task.classes)]
     lines = [",".join(_quoted(text) for text in head)]

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from usfmae.core.bench.base import Example, Task
 from usfmae.core.bench.encoders import Encoder
+from usfmae.core.bench.tasks.base import BenchmarkTask, Example
 from usfmae.core.corpus.shard import square
 from usfmae.core.errors import SourceError
 from usfmae.core.files import replacing
-from usfmae.core.flow import CleanImage, Pixels, content_id
+from usfmae.core.types import CleanImage, Pixels, content_id
 
 Features = NDArray[np.float32]
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -40,7 +40,7 @@ def picture(example: Example) -> Pixels:
         raise SourceError(f"image {example.id}", f"cannot be decoded: {error}", "fetch it again") from None
 
 
-def squares(task: Task, size: int) -> Pixels:
+def squares(task: BenchmarkTask, size: int) -> Pixels:
     """(N, S, S, C) uint8, C = 1 where every image is gray; the last task's are kept for the next model."""
     key = (images_id(task), size)
     if key not in _LAST:
@@ -52,7 +52,7 @@ def squares(task: Task, size: int) -> Pixels:
 _LAST: dict[tuple[str, int], Pixels] = {}
 
 
-def _squares(task: Task, size: int) -> Pixels:
+def _squares(task: BenchmarkTask, size: int) -> Pixels:
     images = [_square(picture(example), size) for example in task.examples]
     gray = all(image.ndim == 2 for image in images)
     channels = 1 if gray else 3
@@ -63,7 +63,7 @@ def _square(pixels: Pixels, size: int) -> Pixels:
     return square(CleanImage(pixels, np.zeros(pixels.shape[:2], bool)), size, "").pixels
 
 
-def images_id(task: Task) -> str:
+def images_id(task: BenchmarkTask) -> str:
     """Hash of the bytes of every image, in order."""
     return content_id(*(hashlib.sha256(example.entry.read()).digest() for example in task.examples))
 
@@ -73,7 +73,7 @@ def device() -> torch.device:
 
 
 def features(
-    encoder: Encoder, task: Task, size: int, cache: Path | None = None, progress: Progress | None = None
+    encoder: Encoder, task: BenchmarkTask, size: int, cache: Path | None = None, progress: Progress | None = None
 ) -> tuple[Features, bool]:
     """(N, D) features of every image of a task, and whether they were read from the cache.
 

@@ -15,39 +15,41 @@ from pathlib import Path
 
 import numpy as np
 
-from usfmae.core.bench.base import Split, Task
 from usfmae.core.bench.encoders import Encoder
 from usfmae.core.bench.features import images_id
-from usfmae.core.bench.fit import Choice, Run, Training
+from usfmae.core.bench.fit import FitChoice, FitRun, Training
 from usfmae.core.bench.metrics import Predictions, pooled
 from usfmae.core.bench.probe import predictions
+from usfmae.core.bench.tasks.base import BenchmarkTask, Split
 from usfmae.core.config.bench import FinetuneSettings
 from usfmae.core.files import replacing
-from usfmae.core.flow import Pixels, content_id
+from usfmae.core.types import Pixels, content_id
 
 
-def grid(settings: FinetuneSettings) -> list[Choice]:
-    return [Choice(*point) for point in itertools.product(settings.lrs, settings.weight_decays, settings.batch_sizes)]
+def grid(settings: FinetuneSettings) -> list[FitChoice]:
+    return [
+        FitChoice(*point) for point in itertools.product(settings.lrs, settings.weight_decays, settings.batch_sizes)
+    ]
 
 
 def finetune(
-    task: Task,
+    task: BenchmarkTask,
     build: Callable[[], Encoder],
     pixels: Pixels,
     settings: FinetuneSettings,
     out: Path,
-    on_run: Callable[[Run, bool], None] | None = None,
-) -> tuple[list[Predictions], list[Run]]:
+    on_run: Callable[[FitRun, bool], None] | None = None,
+) -> tuple[list[Predictions], list[FitRun]]:
     """Predictions over all splits, one entry for each seed, and every run. `build` gives a fresh encoder.
 
     pixels: (N, S, S, C) uint8 squares of the task's images. Runs are kept under `out/runs`; `on_run` is told each run
     and whether it was read back.
     """
-    runs: list[Run] = []
+    runs: list[FitRun] = []
     constant = settings.model_dump_json(exclude={"seeds", "lrs", "weight_decays", "batch_sizes"})
     key = content_id(build().id, images_id(task), str(pixels.shape[1]), constant)
 
-    def run(split: Split, choice: Choice, seed: int) -> Run:
+    def run(split: Split, choice: FitChoice, seed: int) -> FitRun:
         parts = (split.train.tobytes(), split.validation.tobytes(), split.test.tobytes())
         name = content_id(key, split.name, json.dumps(asdict(choice)), str(seed), *parts)[:32]
         path = out / "runs" / f"{name}.npz"
@@ -70,16 +72,16 @@ def finetune(
     return [pooled(parts) for parts in by_seed.values()], runs
 
 
-def _write(path: Path, run: Run) -> None:
+def _write(path: Path, run: FitRun) -> None:
     facts = {k: v for k, v in asdict(run).items() if k != "probabilities"}
     with replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, probabilities=run.probabilities, facts=np.array(json.dumps(facts)))
 
 
-def _read(path: Path) -> Run | None:
+def _read(path: Path) -> FitRun | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             facts = json.loads(str(stored["facts"]))
-            return Run(**{**facts, "choice": Choice(**facts["choice"])}, probabilities=stored["probabilities"])
+            return FitRun(**{**facts, "choice": FitChoice(**facts["choice"])}, probabilities=stored["probabilities"])
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None

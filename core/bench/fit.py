@@ -17,16 +17,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from usfmae.core.bench.base import Positions, Split, Task
 from usfmae.core.bench.encoders import Encoder
 from usfmae.core.bench.features import device
 from usfmae.core.bench.metrics import Predictions, measures
+from usfmae.core.bench.tasks.base import BenchmarkTask, Positions, Split
 from usfmae.core.config import AugmentSettings
 from usfmae.core.config.bench import FinetuneSettings
 from usfmae.core.corpus.augment import augment, draws, plain
-from usfmae.core.device import autocast, out_of_memory
 from usfmae.core.errors import ResourceError
-from usfmae.core.flow import Pixels
+from usfmae.core.mae.device import autocast, out_of_memory
+from usfmae.core.types import Pixels
 
 Floats = NDArray[np.float64]
 TEST_BATCH = 64
@@ -35,7 +35,7 @@ CLIP = 1.0
 
 
 @dataclass(frozen=True)
-class Choice:
+class FitChoice:
     """One point of the grid."""
 
     lr: float
@@ -44,11 +44,11 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Run:
+class FitRun:
     """One training: what it was, how it went, and its probabilities for the test part (T, K)."""
 
     split: str
-    choice: Choice
+    choice: FitChoice
     seed: int
     validation: float  # best balanced accuracy on the validation part; -1 where the loss ran away
     validation_loss: float  # cross-entropy there, at that epoch; RAN_AWAY likewise
@@ -63,12 +63,12 @@ class Training:
 
     def __init__(
         self,
-        task: Task,
+        task: BenchmarkTask,
         split: Split,
         encoder: Encoder,
         pixels: Pixels,
         settings: FinetuneSettings,
-        choice: Choice,
+        choice: FitChoice,
         seed: int,
     ) -> None:
         self.task, self.split, self.encoder, self.pixels = task, split, encoder, pixels
@@ -80,7 +80,7 @@ class Training:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=choice.lr, weight_decay=choice.weight_decay)
 
-    def run(self) -> Run:
+    def run(self) -> FitRun:
         """Train; the weights of the best validation epoch give the test probabilities.
 
         Raises ResourceError where memory is full.
@@ -93,7 +93,7 @@ class Training:
             full = f"memory, with batches of {self.choice.batch}"
             raise ResourceError(full, "is full", "set bench.finetune.batch_sizes lower") from None
 
-    def _run(self) -> Run:
+    def _run(self) -> FitRun:
         began = time.perf_counter()
         best, best_epoch, epoch, kept = (-1.0, -RAN_AWAY), 0, 0, None
         while epoch < self.settings.epochs and epoch - best_epoch < self.settings.patience:
@@ -110,7 +110,7 @@ class Training:
         else:  # the loss ran away before the first validation: the run says nothing
             said = np.full((len(self.split.test), len(self.task.classes)), 1 / len(self.task.classes))
         seconds = time.perf_counter() - began
-        return Run(self.split.name, self.choice, self.seed, best[0], -best[1], epoch, best_epoch, seconds, said)
+        return FitRun(self.split.name, self.choice, self.seed, best[0], -best[1], epoch, best_epoch, seconds, said)
 
     def _epoch(self, epoch: int) -> float:
         """One pass over the training part; the last batch's loss."""
@@ -166,7 +166,7 @@ class Training:
         return np.concatenate(parts)
 
 
-def worth(task: Task, positions: Positions, said: Floats) -> tuple[float, float]:
+def worth(task: BenchmarkTask, positions: Positions, said: Floats) -> tuple[float, float]:
     """Balanced accuracy, then the smaller cross-entropy: while a rare class is never named yet, only that moves."""
     labels = task.labels[positions]
     found = Predictions(labels, said, ("",) * len(said), (), ())

@@ -11,18 +11,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from usfmae.core.bench import base
 from usfmae.core.bench.encoders import BASELINES, missing
 from usfmae.core.bench.finetune import grid
 from usfmae.core.bench.paper import shown
+from usfmae.core.bench.tasks import base
 from usfmae.core.config import Settings
-from usfmae.core.corpus.openus46 import CorpusName, LicenceFilter, corpus, dataset
-from usfmae.core.corpus.openus46_archive import Entry
-from usfmae.core.corpus.openus46_layout import USABLE, Found, check_all, locate
-from usfmae.core.corpus.openus46_leak import enforce, same_files
-from usfmae.core.device import autocast
 from usfmae.core.errors import CheckpointError, SourceError
-from usfmae.core.flops import training_flops
+from usfmae.core.mae.device import autocast
+from usfmae.core.mae.flops import training_flops
+from usfmae.core.openus46.archive import Entry
+from usfmae.core.openus46.layout import USABLE, Found, check_all, locate
+from usfmae.core.openus46.leak import enforce, same_files
+from usfmae.core.openus46.registry import CorpusName, LicenceFilter, corpus, dataset
 
 TASKS = {"bus-bra": "bus_bra", "mmotu-2d": "mmotu_2d", "gist514": "gist514"}
 
@@ -43,7 +43,7 @@ class Plan:
     corpus_name: CorpusName
     licence: LicenceFilter
     found: tuple[Found, ...]  # data sets of the corpus
-    tasks: dict[str, base.Task]
+    tasks: dict[str, base.BenchmarkTask]
     models: tuple[str, ...]  # "pretrained", "random", then names for `encoders.load`
     finetuned: tuple[str, ...]  # those of them that are also fine-tuned
     absent: tuple[Absent, ...]
@@ -102,8 +102,8 @@ def _no_broken_set(found: Sequence[Found], root: Path) -> None:
         raise SourceError(what, named, "mend or remove their folders; see 'usfmae datasets check'")
 
 
-def _tasks(root: Path, settings: Settings) -> tuple[dict[str, base.Task], list[Absent]]:
-    tasks: dict[str, base.Task] = {}
+def _tasks(root: Path, settings: Settings) -> tuple[dict[str, base.BenchmarkTask], list[Absent]]:
+    tasks: dict[str, base.BenchmarkTask] = {}
     absent: list[Absent] = []
     for name, id_ in TASKS.items():
         places = locate(dataset(id_), root)
@@ -193,7 +193,7 @@ def estimated(plan: Plan, steps: Sequence[dict[str, Any]]) -> tuple[str, list[fl
 
 def _forward_rate(settings: Settings, where: torch.device) -> float:
     """Whole images per second forward, a third of the work of a training image."""
-    from usfmae.core.model import MaskedAutoencoder
+    from usfmae.core.mae.model import MaskedAutoencoder
 
     model = MaskedAutoencoder(settings.model, mask_ratio=0.25).to(where)
     count = 64 if where.type == "cuda" else 4

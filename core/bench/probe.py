@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from usfmae.core.bench.base import Positions, Split, Task
 from usfmae.core.bench.features import Features
 from usfmae.core.bench.metrics import Predictions, measures, pooled
+from usfmae.core.bench.tasks.base import BenchmarkTask, Positions, Split
 from usfmae.core.config.bench import BenchSettings
 
 TEMPERATURE = 0.07
@@ -33,7 +33,7 @@ class ProbeResult:
     curve: list[dict[str, float]]  # fraction, patients, images; balanced accuracy and its spread over draws
 
 
-def probe(task: Task, features: Features, settings: BenchSettings, *, curve: bool = True) -> ProbeResult:
+def probe(task: BenchmarkTask, features: Features, settings: BenchSettings, *, curve: bool = True) -> ProbeResult:
     """Probe features (N, D) on every split of a task."""
     parts: dict[str, list[Predictions]] = {head: [] for head in HEADS}
     chosen = {}
@@ -56,7 +56,7 @@ def probe(task: Task, features: Features, settings: BenchSettings, *, curve: boo
     )
 
 
-def predictions(task: Task, split: Split, probabilities: Floats) -> Predictions:
+def predictions(task: BenchmarkTask, split: Split, probabilities: Floats) -> Predictions:
     """Class probabilities (T, K) for the T test images of a split."""
     examples = [task.examples[i] for i in split.test]
     return Predictions(
@@ -98,7 +98,7 @@ def logistic(train: Features, labels: NDArray[np.int64], test: Features, classes
     return probabilities
 
 
-def choose(features: Features, task: Task, split: Split, candidates: Sequence[float]) -> float:
+def choose(features: Features, task: BenchmarkTask, split: Split, candidates: Sequence[float]) -> float:
     """The C with the best balanced accuracy on the validation part; of equals, the smallest."""
 
     def worth(c: float) -> float:
@@ -111,7 +111,7 @@ def choose(features: Features, task: Task, split: Split, candidates: Sequence[fl
 
 
 def label_curve(
-    task: Task, features: Features, settings: BenchSettings, chosen: dict[str, float]
+    task: BenchmarkTask, features: Features, settings: BenchSettings, chosen: dict[str, float]
 ) -> list[dict[str, Any]]:
     """Balanced accuracy of logistic regression when only a share of the training patients is labelled.
 
@@ -144,7 +144,7 @@ def label_curve(
     return points
 
 
-def draw(task: Task, train: Positions, fraction: float, seed: int) -> Positions:
+def draw(task: BenchmarkTask, train: Positions, fraction: float, seed: int) -> Positions:
     """Training positions of a random share of the patients, with at least one patient of every class."""
     if fraction >= 1:
         return train

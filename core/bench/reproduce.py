@@ -17,20 +17,20 @@ import numpy as np
 import torch
 
 from usfmae.core.bench import encoders
-from usfmae.core.bench.base import Task
 from usfmae.core.bench.evaluate import described, finetuned, paired, probed, safe_name, save_json, save_predictions
 from usfmae.core.bench.features import images_id, squares
 from usfmae.core.bench.plan import Plan
 from usfmae.core.bench.steps import Steps, Told
+from usfmae.core.bench.tasks.base import BenchmarkTask
 from usfmae.core.config import Settings
 from usfmae.core.corpus.batch import Corpus
-from usfmae.core.corpus.openus46_archive import Entry
-from usfmae.core.corpus.openus46_layout import Found, group_of
-from usfmae.core.corpus.openus46_leak import enforce, same_pictures
-from usfmae.core.corpus.shard import Packed, write_shard
-from usfmae.core.flow import recipe_id
+from usfmae.core.corpus.shard import PackedImage, write_shard
+from usfmae.core.openus46.archive import Entry
+from usfmae.core.openus46.layout import Found, group_of
+from usfmae.core.openus46.leak import enforce, same_pictures
 from usfmae.core.prepare.run import recipe_settings
 from usfmae.core.prepare.summary import Progress
+from usfmae.core.types import recipe_id
 
 Watched = Callable[[], AbstractContextManager[Progress | None]]  # shows how the reading of scans goes on
 
@@ -163,7 +163,7 @@ def without(corpus: Corpus, kept: np.ndarray, root: Path) -> Path:
         start += index.shard.count
         pixels = corpus.fetch(rows).pixels if len(rows) else np.empty((0, 1, 1, 1), np.uint8)
         items = [
-            Packed(
+            PackedImage(
                 image[..., 0] if image.shape[-1] == 1 else image, corpus.ids[p], corpus.groups[p], corpus.datasets[p]
             )
             for image, p in zip(pixels, rows, strict=True)
@@ -175,8 +175,8 @@ def without(corpus: Corpus, kept: np.ndarray, root: Path) -> Path:
 
 def pretrain(settings: Settings, corpus: Sequence[Path], out: Path, told: Told) -> dict[str, Any]:
     """Pretrain, or go on with the run in `out`."""
-    from usfmae.core.pretrain import free_device, resume
-    from usfmae.core.pretrain import pretrain as begin
+    from usfmae.core.mae.pretrain import free_device, resume
+    from usfmae.core.mae.pretrain import pretrain as begin
 
     def on_step(record: Any, steps: int) -> None:
         if record.step % max(1, steps // 20) == 0:
@@ -201,7 +201,7 @@ def _probes(plan: Plan, steps: Steps, out: Path, pretrained: dict[str, Any], ben
     for name, task in plan.tasks.items():
         for model in plan.models:
 
-            def work(task: Task = task, model: str = model) -> dict[str, Any]:
+            def work(task: BenchmarkTask = task, model: str = model) -> dict[str, Any]:
                 encoder = encoders.load(spec_of(model, pretrained["checkpoint"]), bench.pooling, plan.weights)
                 report, said = probed(task, encoder, bench, out / "features")
                 for head, predictions in said.items():
@@ -260,7 +260,7 @@ def _finetunings(
         for model in plan.finetuned:
             spec = spec_of(model, pretrained["checkpoint"])
 
-            def work(task: Task = task, spec: str = spec, model: str = model) -> dict[str, Any]:
+            def work(task: BenchmarkTask = task, spec: str = spec, model: str = model) -> dict[str, Any]:
                 folder = out / "finetune" / f"{task.name}.{safe_name(model)}"
                 return finetuned(task, lambda: encoders.load(spec, bench.pooling, plan.weights), bench, folder)
 

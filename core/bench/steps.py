@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from usfmae.core.bench.evaluate import safe_name, save_json
-from usfmae.core.flow import recipe_id
+from usfmae.core.types import recipe_id
 
 Told = Callable[[str, str], None]  # step, what happened
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from usfmae.core.bench.encoders import Encoder
 from usfmae.core.checkpoint import tensors_id
 from usfmae.core.errors import CheckpointError
-from usfmae.core.flow import content_id
+from usfmae.core.types import content_id
 
 SIZE = 1024
 # SAM's own pixel statistics.

@@ -14,7 +14,7 @@ import numpy as np
 
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.errors import SourceError
-from usfmae.core.flow import CleanImage, Frame, Pixels, Quarantined
+from usfmae.core.types import CleanImage, Frame, Pixels, Quarantined
 
 
 def _checked(frame: Frame | Pixels) -> Frame:

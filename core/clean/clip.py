@@ -13,16 +13,16 @@ import cv2
 import numpy as np
 
 from usfmae.core.clean import text, verify
+from usfmae.core.clean.atlas import probability_within, windows_around
 from usfmae.core.clean.colour import FAINT_CHROMA
-from usfmae.core.clean.engines import text_probability
 from usfmae.core.clean.graphics import ridge
 from usfmae.core.clean.inpaint import Planes, brightest_plane, fill, picture_of, planes_of
 from usfmae.core.clean.morphology import bounds, changed, masked
+from usfmae.core.clean.ocr import text_probability
 from usfmae.core.clean.safe import overlay, safe, scan_region
-from usfmae.core.clean.sheet import probability_within, windows_around
 from usfmae.core.clean.suspicion import Overlay, suspected
 from usfmae.core.config.clean import CleanSettings
-from usfmae.core.flow import CleanImage, Frame, Pixels, Quarantined
+from usfmae.core.types import CleanImage, Frame, Pixels, Quarantined
 
 Beat = Callable[[], object]
 

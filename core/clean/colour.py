@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usfmae.core.clean.morphology import dilated, labelled, largest_of
-from usfmae.core.flow import Mask, Pixels
+from usfmae.core.types import Mask, Pixels
 
 _CHROMA = 40  # largest minus smallest channel
 FAINT_CHROMA = 18  # rims of ink, where it is mixed with the tissue below

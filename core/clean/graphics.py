@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usfmae.core.clean.morphology import brightest_of, dilated, labelled, largest_of
-from usfmae.core.flow import Mask, Pixels
+from usfmae.core.types import Mask, Pixels
 
 _STROKE = 7  # top-hat window: strokes narrower than this stand out
 _LINE = 5  # the same for ruled lines; echoes of some length are thicker

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from usfmae.core.clean.morphology import bounds, dilated
-from usfmae.core.flow import Mask, Pixels
+from usfmae.core.types import Mask, Pixels
 
 Planes = list[Pixels]  # the one channel (H, W) of a gray picture, or the three of a coloured one
 

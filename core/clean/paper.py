@@ -10,10 +10,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from usfmae.core.clean.engines import tesseract_data
 from usfmae.core.clean.inpaint import inpainted
 from usfmae.core.clean.morphology import closed, dilated, gray_of
-from usfmae.core.flow import Mask, Pixels
+from usfmae.core.clean.ocr import tesseract_data
+from usfmae.core.types import Mask, Pixels
 
 _SATURATION, _VALUE = 40, 20  # ink: more saturated and brighter than these, 0..255
 _CLUSTERS = 3

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from usfmae.core.clean.morphology import bounds, components, dilated, labelled, opened
-from usfmae.core.flow import Mask, Pixels, Region
+from usfmae.core.types import Mask, Pixels, Region
 
 DARK = 3  # gray levels above the background that still count as background
 _FAINT = 24  # noise of far fields and codecs stays below this

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from usfmae.core.clean import colour, graphics, region, text, verify
+from usfmae.core.clean.atlas import probability_within, windows_around
 from usfmae.core.clean.inpaint import inpainted
 from usfmae.core.clean.morphology import bounds, changed, dilated, gray_of, masked
-from usfmae.core.clean.sheet import probability_within, windows_around
 from usfmae.core.clean.suspicion import Overlay, suspected
 from usfmae.core.config.clean import CleanSettings
-from usfmae.core.flow import CleanImage, Frame, Mask, Pixels, Quarantined
+from usfmae.core.types import CleanImage, Frame, Mask, Pixels, Quarantined
 
 _SUSPECT = 0.02  # text probability from which a place is looked at again
 

@@ -17,7 +17,7 @@ from usfmae.core.clean.graphics import CONTRAST, ridge
 from usfmae.core.clean.morphology import bounds, brightest_of, gray_of
 from usfmae.core.clean.text import Box
 from usfmae.core.config.clean import CleanSettings
-from usfmae.core.flow import Mask, Pixels
+from usfmae.core.types import Mask, Pixels
 
 _INK = 0.1  # share of a box; in a dotted line's it is a tenth, in a name's a third
 _SAME = 0.5  # share of a box that lies within certain ones: the same text twice

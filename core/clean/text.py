@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 import cv2
 import numpy as np
 
-from usfmae.core.clean.engines import Probability, text_probability
 from usfmae.core.clean.morphology import brightest_of, components, dilated
+from usfmae.core.clean.ocr import Probability, text_probability
 from usfmae.core.config.clean import CleanSettings
-from usfmae.core.flow import Mask, Pixels
+from usfmae.core.types import Mask, Pixels
 
 THICKEST = 48  # pixels, before growing; a line of text on a screen is thinner
 _PAGE = 0.1  # share of a crop above which text is doubted: five lines over tissue take 0.03, a page of speckle 0.2

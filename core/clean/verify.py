@@ -8,11 +8,11 @@ from difflib import SequenceMatcher
 import cv2
 import numpy as np
 
-from usfmae.core.clean.engines import Probability, letters, recognise, tesseract_data, tesseract_line
 from usfmae.core.clean.morphology import bounds, components, gray_of, labelled
+from usfmae.core.clean.ocr import Probability, letters, recognise, tesseract_data, tesseract_line
 from usfmae.core.clean.text import THICKEST, Box, grown, is_blob, together
 from usfmae.core.config.clean import CleanSettings
-from usfmae.core.flow import Mask, Pixels
+from usfmae.core.types import Mask, Pixels
 
 _VESSEL = 0.15  # share of flow in a box; a name beside a vessel has less, a vessel taken for text more
 _FILLED = 0.5  # share of a find within filled boxes from which it is the fill's doing

@@ -10,7 +10,7 @@ import click
 from usfmae.core.cli.shell import print_json
 
 if TYPE_CHECKING:
-    from usfmae.core.corpus.openus46_layout import Found
+    from usfmae.core.openus46.layout import Found
 
 CORPORA = ("paper46", "readme43", "strict42")
 REGISTRATION = {"yes": "register", "no": "open", "unknown": "unknown"}
@@ -60,7 +60,7 @@ def list_(corpus: str | None, licence: str, as_json: bool) -> None:
 def check(
     root: Path, accept: tuple[str, ...], with_missing: bool, corpus: str | None, licence: str, as_json: bool
 ) -> None:
-    from usfmae.core.corpus.openus46_layout import check_all
+    from usfmae.core.openus46.layout import check_all
 
     found = check_all(_chosen(corpus, licence), root, accept)
     counts = {status: sum(f.status == status for f in found) for status in sorted({f.status for f in found})}
@@ -83,10 +83,10 @@ def check(
 )
 @click.option("--root", required=True, type=click.Path(path_type=Path), help="Folder with a folder a data set.")
 def unpack(root: Path) -> None:
-    from usfmae.core.corpus.openus46 import dataset
-    from usfmae.core.corpus.openus46_hdf5 import unpack as clips_of
-    from usfmae.core.corpus.openus46_layout import locate
     from usfmae.core.errors import SourceError
+    from usfmae.core.openus46.hdf5 import unpack as clips_of
+    from usfmae.core.openus46.layout import locate
+    from usfmae.core.openus46.registry import dataset
 
     wanted = dataset("thyroid_cineclip")
     found = [path for place in locate(wanted, root) for path in place.rglob("dataset.hdf5")]
@@ -112,15 +112,15 @@ def _line(f: Found) -> str:
 def _chosen(corpus: str | None, licence: str) -> list[Any]:
     from typing import cast
 
-    from usfmae.core.corpus.openus46 import CorpusName, LicenceFilter
-    from usfmae.core.corpus.openus46 import corpus as corpus_of
+    from usfmae.core.openus46.registry import CorpusName, LicenceFilter
+    from usfmae.core.openus46.registry import corpus as corpus_of
 
     return corpus_of(cast(CorpusName, corpus or "paper46"), cast(LicenceFilter, licence))
 
 
 def _unknown(root: Path) -> list[str]:
     """Folders below the root that no data set claims."""
-    from usfmae.core.corpus.openus46 import registry
+    from usfmae.core.openus46.registry import registry
 
     names = {name.lower() for d in registry().values() for name in d.folders}
     return sorted(p.name for p in root.iterdir() if p.is_dir() and p.name.lower() not in names)

@@ -39,10 +39,10 @@ def finetune(
     config_file: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
-    from usfmae.core.bench.base import load as load_task
-    from usfmae.core.bench.base import only
     from usfmae.core.bench.encoders import load as load_encoder
     from usfmae.core.bench.evaluate import finetuned, line
+    from usfmae.core.bench.tasks.base import load as load_task
+    from usfmae.core.bench.tasks.base import only
     from usfmae.core.config import Settings, load
     from usfmae.core.errors import UsageError
 

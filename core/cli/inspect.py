@@ -31,7 +31,7 @@ def inspect(path: Path, as_json: bool) -> None:
 def facts_of(path: Path) -> dict[str, Any]:
     """Of our checkpoints all the metadata; of other files what their tensors show. Raises CheckpointError."""
     from usfmae.core.checkpoint import FORMAT, encoder_of, read_metadata
-    from usfmae.core.start import read
+    from usfmae.core.mae.init_weights import read
 
     metadata = read_metadata(path) if path.suffix == ".safetensors" else {}
     start = read(path)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from usfmae.core import allocator
 from usfmae.core.cli.shell import configured, print_json
 from usfmae.core.errors import UsageError
+from usfmae.core.mae import allocator
 
 if TYPE_CHECKING:
-    from usfmae.core.pretrain import PretrainSummary
-    from usfmae.core.train import StepRecord
+    from usfmae.core.mae.pretrain import PretrainSummary
+    from usfmae.core.mae.train import StepRecord
 
 
 @click.command(
@@ -65,9 +65,9 @@ def pretrain(
     if not again and not corpora:
         raise UsageError("--corpus", "is missing", "name the folder that 'usfmae prepare' wrote")
     in_a_good_allocator(device)
-    from usfmae.core import pretrain as runs
-    from usfmae.core.presets import configure
-    from usfmae.core.processes import joined
+    from usfmae.core.mae import pretrain as runs
+    from usfmae.core.mae.distributed import joined
+    from usfmae.core.mae.presets import configure
 
     named = {"train.epochs": epochs, "train.steps": steps, "model.decoder_heads": decoder_heads}
     overrides += tuple(f"{key}={value}" for key, value in named.items() if value is not None)
@@ -79,7 +79,7 @@ def pretrain(
             how |= {"init": init, "heads_stated": decoder_heads is not None}
             settings = configure(preset, config_file, overrides)
             if folds:
-                from usfmae.core.selection import select
+                from usfmae.core.mae.cross_validation import select
 
                 settings = select(corpora, out, settings, folds, [*grid, *more_grid], **how)
             summary = runs.pretrain(corpora, out, settings, **how)
@@ -148,7 +148,7 @@ def watching(out: Path, tensorboard: bool) -> Iterator[Callable[[StepRecord, int
 
 
 def _tensorboard(out: Path) -> Any:
-    from usfmae.core.export import needs
+    from usfmae.core.optional import needs
 
     needs("tensorboard", "tensorboard")
     from torch.utils.tensorboard import SummaryWriter

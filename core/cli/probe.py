@@ -53,9 +53,9 @@ def probe(
     config_file: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
-    from usfmae.core.bench.base import load as load_task
     from usfmae.core.bench.encoders import load as load_encoder
     from usfmae.core.bench.evaluate import described, paired, probed
+    from usfmae.core.bench.tasks.base import load as load_task
     from usfmae.core.config import Settings, load
 
     settings = load(Settings, config_file, overrides)[0].bench

@@ -82,9 +82,9 @@ def reproduce(
 ) -> None:
     from usfmae.core.bench.plan import make
     from usfmae.core.bench.reproduce import reproduce as run
-    from usfmae.core.corpus.openus46 import CorpusName, LicenceFilter
+    from usfmae.core.mae.presets import TRIAL, configure
+    from usfmae.core.openus46.registry import CorpusName, LicenceFilter
     from usfmae.core.prepare.progress import shown_progress
-    from usfmae.core.presets import TRIAL, configure
     from usfmae.core.report.reproduce import write_report
 
     tiny = preset == "tiny"
@@ -113,7 +113,7 @@ def reproduce(
 
 def _show(plan: Plan, as_json: bool) -> None:
     from usfmae.core.bench.plan import estimated, steps_of
-    from usfmae.core.web.looks import duration
+    from usfmae.core.web.templating import duration
 
     steps = steps_of(plan)
     device, hours = estimated(plan, steps)

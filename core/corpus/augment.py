@@ -15,7 +15,7 @@ from PIL import Image
 
 from usfmae.core.config import AugmentSettings
 from usfmae.core.corpus.sampling import generator
-from usfmae.core.flow import Pixels
+from usfmae.core.types import Pixels
 
 RATIO = (3 / 4, 4 / 3)  # torchvision's RandomResizedCrop: range of the crop's aspect ratio
 TRIES = 10  # ... and how often it draws before it takes the whole image

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from usfmae.core.corpus.shard import FOLDER, check, open_pixels, read_index
 from usfmae.core.errors import CorpusError
-from usfmae.core.flow import Batch, Pixels, content_id
+from usfmae.core.types import Batch, Pixels, content_id
 
 Positions = NDArray[np.int64]
 

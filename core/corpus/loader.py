@@ -15,7 +15,7 @@ from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.corpus.augment import augment, draws
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.sampling import Sampler, generator
-from usfmae.core.flow import Pixels
+from usfmae.core.types import Pixels
 
 AHEAD = 2  # batches made before they are asked for
 

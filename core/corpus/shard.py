@@ -21,7 +21,7 @@ from PIL import Image
 
 from usfmae.core.errors import CorpusError
 from usfmae.core.files import write_atomic
-from usfmae.core.flow import CleanImage, Pixels, Shard, Trail
+from usfmae.core.types import CleanImage, Pixels, Shard, Trail
 
 FOLDER = "shards"  # inside a corpus
 FORMAT = 1
@@ -30,7 +30,7 @@ KINDS = {"gray": 1, "rgb": 3}  # name in the file -> channels
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedImage:
     """One image as it is stored."""
 
     pixels: Pixels  # (S, S) where R = G = B, else (S, S, 3); uint8
@@ -57,7 +57,7 @@ def square(
     group: str,
     dataset: str = "",
     resample: Literal["bilinear", "nearest"] = "bilinear",
-) -> Packed:
+) -> PackedImage:
     """The image resized to `size` x `size` (aspect is not kept, as in the paper), one channel where R = G = B.
 
     `nearest` is the official notebook's first transform, bit for bit; `bilinear` filters before it samples.
@@ -67,10 +67,10 @@ def square(
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., 0]
     resized = Image.fromarray(np.ascontiguousarray(pixels)).resize((size, size), filters[resample])
-    return Packed(np.asarray(resized), image.trail.id, group, dataset)
+    return PackedImage(np.asarray(resized), image.trail.id, group, dataset)
 
 
-def write_shard(root: Path, name: str, items: Sequence[Packed]) -> list[Shard]:
+def write_shard(root: Path, name: str, items: Sequence[PackedImage]) -> list[Shard]:
     """Store items under `root/shards` and return the shards: none, one, or two (gray and colour apart).
 
     Atomic, idempotent and byte-deterministic: the same items give the same bytes, and a second call changes nothing.
@@ -84,7 +84,7 @@ def write_shard(root: Path, name: str, items: Sequence[Packed]) -> list[Shard]:
     return written
 
 
-def _write_one(path: Path, channels: int, items: Sequence[Packed]) -> Shard:
+def _write_one(path: Path, channels: int, items: Sequence[PackedImage]) -> Shard:
     buffer = io.BytesIO()
     np.save(buffer, np.stack([item.pixels for item in items]))
     data = buffer.getvalue()

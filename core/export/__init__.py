@@ -1,4 +1,4 @@
-"""Checkpoints for other libraries, and weights from them. One file per target, each with the same three names.
+"""Checkpoints for other libraries. One file per target, each with the same three names.
 
 write(loaded, out)        files for the other library in the folder `out`
 difference(loaded, out)   largest absolute difference between our output and the other library's, reading `out`
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from usfmae.core.checkpoint import Loaded, decoder_of
-from usfmae.core.errors import CheckpointError, ResourceError, UsageError
-from usfmae.core.model import MaskedAutoencoder, load_tensors
+from usfmae.core.errors import CheckpointError, UsageError
+from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
 
 TARGETS = {  # name -> module, library that reads the result
     "mae": ("usfmae.core.export.mae", "torch"),
@@ -86,9 +86,3 @@ def probe_images(loaded: Loaded, count: int = 2) -> Tensor:
     """Fixed random images (count, 3, S, S) on which two models are compared."""
     size = loaded.model.image_size
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
-
-
-def needs(library: str, extra: str) -> None:
-    """ResourceError where an optional library is missing."""
-    if importlib.util.find_spec(library) is None:
-        raise ResourceError(f"library {library}", "is not installed", f"pip install 'usfmae[{extra}]'")

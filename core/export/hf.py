@@ -7,42 +7,18 @@ There q, k and v are three matrices; here one `qkv` holds them in that order. Tw
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from usfmae.core.checkpoint import Loaded, decoder_of, read_tensors, write_tensors
-from usfmae.core.config import ModelSettings
+from usfmae.core.checkpoint import Loaded, decoder_of, write_tensors
 from usfmae.core.errors import CheckpointError
 from usfmae.core.export import model_of, probe_images
 from usfmae.core.files import write_atomic
+from usfmae.core.mae.foreign_weights import INSIDE, OUTSIDE, STACKS, THIRDS, WEIGHTS, renamed_block, renamed_prefix
 
 TOLERANCE = 1e-4
-WEIGHTS = "model.safetensors"
-
-# facebookresearch name -> Hugging Face name, outside and inside a block.
-OUTSIDE = {
-    "cls_token": "vit.embeddings.cls_token",
-    "pos_embed": "vit.embeddings.position_embeddings",
-    "patch_embed.proj.": "vit.embeddings.patch_embeddings.projection.",
-    "norm.": "vit.layernorm.",
-    "mask_token": "decoder.mask_token",
-    "decoder_pos_embed": "decoder.decoder_pos_embed",
-    "decoder_embed.": "decoder.decoder_embed.",
-    "decoder_norm.": "decoder.decoder_norm.",
-    "decoder_pred.": "decoder.decoder_pred.",
-}
-STACKS = {"blocks.": "vit.encoder.layer.", "decoder_blocks.": "decoder.decoder_layers."}
-INSIDE = {
-    "norm1.": "layernorm_before.",
-    "norm2.": "layernorm_after.",
-    "attn.proj.": "attention.output.dense.",
-    "mlp.fc1.": "intermediate.dense.",
-    "mlp.fc2.": "output.dense.",
-}
-THIRDS = tuple(f"attention.attention.{part}." for part in ("query", "key", "value"))
 
 
 def write(loaded: Loaded, out: Path) -> list[Path]:
@@ -86,73 +62,18 @@ def config_of(loaded: Loaded) -> dict[str, object]:
     }
 
 
-def settings_of(config: dict[str, int]) -> ModelSettings:
-    """The architecture in a Hugging Face config. Raises CheckpointError where a key is missing."""
-    names = {
-        "image_size": "image_size",
-        "patch_size": "patch_size",
-        "width": "hidden_size",
-        "depth": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "decoder_width": "decoder_hidden_size",
-        "decoder_depth": "decoder_num_hidden_layers",
-        "decoder_heads": "decoder_num_attention_heads",
-    }
-    try:
-        return ModelSettings(**{ours: config[theirs] for ours, theirs in names.items()})
-    except (KeyError, ValueError) as error:
-        raise CheckpointError("config.json", f"is no ViTMAE config: {error}", "give a ViTMAEForPreTraining") from None
-
-
 def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """facebookresearch names -> Hugging Face 4.x names."""
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        stack, inside = _block(name, STACKS)
+        stack, inside = renamed_block(name, STACKS)
         if "attn.qkv." in inside:
             kind = inside.rsplit(".", 1)[1]
             for third, part in zip(THIRDS, tensor.chunk(3), strict=True):
                 result[f"{stack}{third}{kind}"] = part.clone()
         else:
-            result[stack + _swap(inside, INSIDE if stack else OUTSIDE)] = tensor.contiguous()
+            result[stack + renamed_prefix(inside, INSIDE if stack else OUTSIDE)] = tensor.contiguous()
     return result
-
-
-def read(path: Path) -> tuple[dict[str, Tensor], ModelSettings]:
-    """Tensors by facebookresearch name, and the architecture, from a Hugging Face folder. Raises CheckpointError."""
-    try:
-        config = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}/config.json", f"unreadable: {error}", "give a folder with both files") from None
-    stored, _ = read_tensors(path / WEIGHTS)
-    back_stacks, back_inside, back_outside = ({v: k for k, v in m.items()} for m in (STACKS, INSIDE, OUTSIDE))
-    result: dict[str, Tensor] = {}
-    for name, tensor in stored.items():
-        stack, inside = _block(name, back_stacks)
-        if inside.startswith(THIRDS[0]):
-            parts = [stored.get(name.replace(THIRDS[0], third)) for third in THIRDS]
-            if any(part is None for part in parts):
-                raise CheckpointError(f"{path}: {name}", "its key or value is missing", "fetch the file again")
-            result[f"{stack}attn.qkv.{inside.rsplit('.', 1)[1]}"] = torch.cat([p for p in parts if p is not None])
-        elif not inside.startswith(THIRDS[1:]):
-            result[stack + _swap(inside, back_inside if stack else back_outside)] = tensor
-    return result, settings_of(config)
-
-
-def _block(name: str, stacks: dict[str, str]) -> tuple[str, str]:
-    """("blocks.3.norm1.bias") -> ("vit.encoder.layer.3.", "norm1.bias"); ("", name) outside the blocks."""
-    for before, after in stacks.items():
-        found = re.match(re.escape(before) + r"(\d+\.)", name)
-        if found:
-            return after + found[1], name[found.end() :]
-    return "", name
-
-
-def _swap(name: str, names: dict[str, str]) -> str:
-    for before, after in names.items():
-        if name.startswith(before):
-            return after + name[len(before) :]
-    raise CheckpointError(f"tensor {name}", "has no counterpart", "give a masked autoencoder's weights")
 
 
 @torch.no_grad()

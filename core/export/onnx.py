@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from usfmae.core.checkpoint import Loaded
-from usfmae.core.export import model_of, needs, probe_images
+from usfmae.core.export import model_of, probe_images
 from usfmae.core.files import replacing
-from usfmae.core.model import MaskedAutoencoder
+from usfmae.core.mae.model import MaskedAutoencoder
+from usfmae.core.optional import needs
 
 TOLERANCE = 1e-3
 MODEL = "encoder.onnx"
 
 
-class Encoder(nn.Module):
+class OnnxEncoder(nn.Module):
     """`features` as `forward`, which is what the exporter calls."""
 
     def __init__(self, model: MaskedAutoencoder) -> None:
@@ -32,7 +33,7 @@ def write(loaded: Loaded, out: Path) -> list[Path]:
     needs("onnx", "onnx")
     needs("onnxscript", "onnx")
     program = torch.onnx.export(
-        Encoder(model_of(loaded)).eval(),
+        OnnxEncoder(model_of(loaded)).eval(),
         (probe_images(loaded),),
         input_names=["images"],
         output_names=["features"],

@@ -17,9 +17,9 @@ from usfmae.core.checkpoint import Loaded, encoder_of, write_tensors
 from usfmae.core.config import ModelSettings
 from usfmae.core.export import model_of, probe_images
 from usfmae.core.files import write_atomic
+from usfmae.core.mae.foreign_weights import WEIGHTS
 
 TOLERANCE = 1e-4
-WEIGHTS = "model.safetensors"
 NAMES = {192: "tiny", 384: "small", 768: "base", 1024: "large"}  # encoder width -> timm's word for it
 
 
@@ -63,22 +63,6 @@ def write(loaded: Loaded, out: Path) -> list[Path]:
     write_tensors(out / WEIGHTS, tensors, {"format": "pt"})
     write_atomic(out / "config.json", json.dumps(config, indent=2).encode())
     return [out / WEIGHTS, out / "config.json"]
-
-
-def settings_of(config: Path) -> ModelSettings | None:
-    """The encoder's architecture in a config.json of ours; None where the file does not state all of it."""
-    names = {
-        "image_size": "img_size",
-        "patch_size": "patch_size",
-        "width": "embed_dim",
-        "depth": "depth",
-        "heads": "num_heads",
-    }
-    try:
-        arguments = json.loads(config.read_text())["model_args"]
-        return ModelSettings(**{ours: arguments[theirs] for ours, theirs in names.items()})
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from usfmae.core.flow import Mask, Pixels
+from usfmae.core.types import Mask, Pixels
 
 HEIGHT, WIDTH = 600, 800
 FAMILY = ("GARCIA", "NOVAK", "OKAFOR", "SCHMIDT", "TANAKA", "ROSSI", "LARSEN", "DUBOIS", "KOWALSKI", "SILVA")

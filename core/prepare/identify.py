@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from usfmae.core.flow import Scan, Trail, secret_id
-from usfmae.core.prepare.ledger import Ledger
+from usfmae.core.prepare.ledger import CorpusLedger
 from usfmae.core.prepare.plan import Known
-from usfmae.core.prepare.pool import Pool
 from usfmae.core.prepare.summary import PrepareSummary, Progress
-from usfmae.core.prepare.worker import Worker
 from usfmae.core.read.discover import Candidate, is_archive, member_candidates, walk
+from usfmae.core.sandbox.pool import Pool
+from usfmae.core.sandbox.worker import Worker
+from usfmae.core.types import Scan, Trail, secret_id
 
 BATCH = 64  # identifications written at once
 # (absolute path, member) of a file -> the public data set it is from, and what a split must not part it from.
@@ -21,7 +21,7 @@ Chosen = Mapping[tuple[Path, str], tuple[str, str]]
 
 def identified(
     sources: Sequence[Path],
-    ledger: Ledger,
+    ledger: CorpusLedger,
     pool: Pool,
     secret: bytes,
     summary: PrepareSummary,
@@ -78,7 +78,7 @@ def _count(candidate: Candidate, answer: dict[str, Any], found: dict[str, Known]
 
 
 def _answers(
-    sources: Sequence[Path], ledger: Ledger, pool: Pool, secret: bytes, only: Chosen | None = None
+    sources: Sequence[Path], ledger: CorpusLedger, pool: Pool, secret: bytes, only: Chosen | None = None
 ) -> Iterator[tuple[Candidate, str, dict[str, Any], bool]]:
     """(candidate, place, answer, whether it is new) of every file, in the order of the walk."""
     places = ledger.places()

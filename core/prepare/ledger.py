@@ -24,13 +24,13 @@ from typing import IO, Any
 from usfmae.core.corpus.shard import FOLDER
 from usfmae.core.errors import CorpusError, ResourceError, TryLaterError, UsageError
 from usfmae.core.files import write_atomic
-from usfmae.core.flow import Shard
-from usfmae.core.prepare.worker import ScanResult
+from usfmae.core.sandbox.worker import ScanResult
+from usfmae.core.types import Shard
 
 FORMAT = 1
 
 
-class Ledger:
+class CorpusLedger:
     """The ledger of one corpus."""
 
     def __init__(self, corpus: Path) -> None:

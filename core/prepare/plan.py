@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from usfmae.core.flow import Scan
-from usfmae.core.prepare.worker import Unit
+from usfmae.core.sandbox.worker import Unit
+from usfmae.core.types import Scan
 
 STILLS_TOGETHER = 32  # stills of one study that share a search for static overlay
 

@@ -12,20 +12,22 @@ from typing import Any
 
 from usfmae.core.config import Settings
 from usfmae.core.errors import ResourceError
-from usfmae.core.prepare.ledger import Ledger
+from usfmae.core.prepare.ledger import CorpusLedger
 from usfmae.core.prepare.plan import Known
-from usfmae.core.prepare.pool import Pool
 from usfmae.core.prepare.task import Task, run_local
-from usfmae.core.prepare.worker import ScanResult
+from usfmae.core.sandbox.pool import Pool
+from usfmae.core.sandbox.worker import ScanResult
 
 
 def run_shard(task: Task, found: dict[str, Known], corpus: Path, settings: Settings, secret: bytes) -> list[ScanResult]:
     """One shard, start to end, wherever Ray puts it. Idempotent, so Ray may start it twice."""
     with Pool(1, settings, secret) as pool:
-        return [result for unit in run_local([task], found, Ledger(corpus), pool) for result in unit]
+        return [result for unit in run_local([task], found, CorpusLedger(corpus), pool) for result in unit]
 
 
-def run_ray(tasks: Sequence[Task], found: dict[str, Known], ledger: Ledger, pool: Pool) -> Iterator[list[ScanResult]]:
+def run_ray(
+    tasks: Sequence[Task], found: dict[str, Known], ledger: CorpusLedger, pool: Pool
+) -> Iterator[list[ScanResult]]:
     """Results shard by shard, in the order in which they are done. Raises ResourceError without Ray."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone outside
     try:

@@ -13,17 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from usfmae.core.clean.engines import check_ocr
+from usfmae.core.clean.ocr import check_ocr
 from usfmae.core.config import Settings
 from usfmae.core.errors import ResourceError
-from usfmae.core.flow import recipe_id, secret_id
 from usfmae.core.prepare import plan
 from usfmae.core.prepare.identify import Chosen, identified
-from usfmae.core.prepare.ledger import Ledger
-from usfmae.core.prepare.pool import Pool
+from usfmae.core.prepare.ledger import CorpusLedger
 from usfmae.core.prepare.summary import PrepareSummary, Progress
 from usfmae.core.prepare.task import Task, engine_named
-from usfmae.core.prepare.worker import ScanResult
+from usfmae.core.sandbox.pool import Pool
+from usfmae.core.sandbox.worker import ScanResult
+from usfmae.core.types import recipe_id, secret_id
 
 # Limits of a machine, not of a picture: they may change between two runs into one corpus.
 OPERATIONAL = {"decode_seconds", "clean_seconds", "memory_mb", "shard_images"}
@@ -50,7 +50,7 @@ def prepare(
     """
     began = time.monotonic()
     check_ocr(settings.clean.ocr)
-    ledger = Ledger(corpus_dir)
+    ledger = CorpusLedger(corpus_dir)
     summary = PrepareSummary()
     with ledger.working(shared=part[1] > 1), Pool(workers, settings, secret) as pool:
         with ledger.planning():
@@ -86,7 +86,7 @@ def _work(
 
 @contextmanager
 def space_checked(
-    corpus: Path, todo: Sequence[Task], found: Mapping[str, plan.Known], ledger: Ledger, settings: Settings
+    corpus: Path, todo: Sequence[Task], found: Mapping[str, plan.Known], ledger: CorpusLedger, settings: Settings
 ) -> Iterator[None]:
     """ResourceError that says how much is needed: at once where the work cannot fit, else when the disk is full."""
 
@@ -122,7 +122,7 @@ def recipe_settings(settings: Settings) -> dict[str, Any]:
 
 
 def _plan_new(
-    ledger: Ledger, found: dict[str, plan.Known], settled: Mapping[str, ScanResult], settings: Settings
+    ledger: CorpusLedger, found: dict[str, plan.Known], settled: Mapping[str, ScanResult], settings: Settings
 ) -> None:
     """Plan the scans that no open task holds and that are not settled; failed ones get a new chance."""
     waiting = {id_ for name, units in ledger.plans() if not ledger.is_done(name) for ids in units for id_ in ids}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from usfmae.core.prepare.worker import ScanResult
+from usfmae.core.sandbox.worker import ScanResult
 
 
 @dataclass

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from usfmae.core.corpus.shard import FOLDER, Packed, write_shard
+from usfmae.core.corpus.shard import FOLDER, PackedImage, write_shard
 from usfmae.core.errors import CorpusError
-from usfmae.core.prepare.ledger import Ledger
+from usfmae.core.prepare.ledger import CorpusLedger
 from usfmae.core.prepare.plan import Known, unit_of
-from usfmae.core.prepare.pool import Pool
-from usfmae.core.prepare.worker import ScanResult, Unit, UnitResult, Worker
+from usfmae.core.sandbox.pool import Pool
+from usfmae.core.sandbox.worker import ScanResult, Unit, UnitResult, Worker
 
 Task = tuple[str, list[list[str]]]  # name, units of scan ids
 
@@ -26,11 +26,13 @@ class _Open:
     def results(self) -> list[ScanResult]:
         return [result for place in range(self.units) for result in self.done[place][0]]
 
-    def images(self) -> list[Packed]:
+    def images(self) -> list[PackedImage]:
         return [image for place in range(self.units) for image in self.done[place][1]]
 
 
-def run_local(tasks: Iterable[Task], found: dict[str, Known], ledger: Ledger, pool: Pool) -> Iterator[list[ScanResult]]:
+def run_local(
+    tasks: Iterable[Task], found: dict[str, Known], ledger: CorpusLedger, pool: Pool
+) -> Iterator[list[ScanResult]]:
     """Results unit by unit as they come; a task's shard and then its ledger entry are written once all are in.
 
     Units of the next tasks run while one is finished and long ones go first, so all workers stay busy to the end.
@@ -59,7 +61,7 @@ def run_local(tasks: Iterable[Task], found: dict[str, Known], ledger: Ledger, po
         yield done[0]
 
 
-def _finish(task: _Open, ledger: Ledger) -> None:
+def _finish(task: _Open, ledger: CorpusLedger) -> None:
     for index in (ledger.corpus / FOLDER).glob(f"{task.name}.*.json"):
         if not index.with_suffix(".npy").exists():
             index.unlink()  # its images were removed; both are written again
@@ -73,7 +75,7 @@ def _finish(task: _Open, ledger: Ledger) -> None:
     ledger.finish(task.name, task.results(), shards)
 
 
-Engine = Callable[[Sequence[Task], dict[str, Known], Ledger, Pool], Iterator[list[ScanResult]]]
+Engine = Callable[[Sequence[Task], dict[str, Known], CorpusLedger, Pool], Iterator[list[ScanResult]]]
 
 
 def engine_named(name: str) -> Engine:

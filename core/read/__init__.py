@@ -2,6 +2,6 @@
 
 from usfmae.core.read.discover import discover, identify, walk
 from usfmae.core.read.reader import read
-from usfmae.core.read.reasons import Refused, Unreadable
+from usfmae.core.read.refusal_codes import RefusedScan, Unreadable
 
-__all__ = ["Refused", "Unreadable", "discover", "identify", "read", "walk"]
+__all__ = ["RefusedScan", "Unreadable", "discover", "identify", "read", "walk"]

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, convert_color_space
 
-from usfmae.core.flow import Pixels
 from usfmae.core.read.raster import as_rgb
-from usfmae.core.read.reasons import Unreadable
+from usfmae.core.read.refusal_codes import Unreadable
+from usfmae.core.types import Pixels
 
 # Nearly all of an ultrasound picture is gray: in YCbCr both chroma samples then stand at 128, in RGB all are equal.
 GRAY_SHARE = 0.6

@@ -29,12 +29,12 @@ from pydicom.uid import (
 )
 
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.flow import Frame, Region, Scan
-from usfmae.core.read import colour, rules, video
-from usfmae.core.read.facts import Facts, check_size
-from usfmae.core.read.reasons import Unreadable, guarded
+from usfmae.core.read import colour, sop_classes, video
+from usfmae.core.read.header import Facts, check_size
+from usfmae.core.read.refusal_codes import Unreadable, guarded
 from usfmae.core.read.source import in_memory, opened
 from usfmae.core.read.timing import kept_indices, kept_slices, steady_times
+from usfmae.core.types import Frame, Region, Scan
 
 SUFFIXES = (".dcm", ".dicom", ".ima", "")
 # (0018,6012) -> what a region shows; 2D data of type 1 is tissue, 2 colour flow (PS3.3 C.8.5.5.1.2)
@@ -70,7 +70,7 @@ def read_header(file: BinaryIO) -> Dataset:
 def _checked(ds: Dataset, settings: ReadSettings) -> int:
     """The number of frames of a picture we may read. Raises Refused and Unreadable."""
     with guarded("bad-header"):
-        rules.check(ds, settings)
+        sop_classes.check(ds, settings)
         count = int(ds.get("NumberOfFrames") or 1)
         check_size(int(ds.Columns), int(ds.Rows), count, settings)
         return count

@@ -14,11 +14,11 @@ from typing import Any, cast
 
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.errors import SourceError
-from usfmae.core.flow import Quarantined, Scan, Trail, secret_id
-from usfmae.core.read.facts import Facts
+from usfmae.core.read.header import Facts
 from usfmae.core.read.reader import READERS, reader
-from usfmae.core.read.reasons import Refused, Unreadable, guarded
+from usfmae.core.read.refusal_codes import RefusedScan, Unreadable, guarded
 from usfmae.core.read.source import opened
+from usfmae.core.types import Quarantined, Scan, Trail, secret_id
 
 HEAD = 4096
 DIRECTORY = "DICOMDIR"
@@ -122,7 +122,9 @@ class Identified:
     study: str  # HMAC of the study, "" where there is none
 
 
-def identify(candidate: Candidate, secret: bytes, settings: ReadSettings) -> Identified | Quarantined | Refused | None:
+def identify(
+    candidate: Candidate, secret: bytes, settings: ReadSettings
+) -> Identified | Quarantined | RefusedScan | None:
     """What a file is; None where it is no scan at all (a text, a table). Raises OSError where it cannot be opened."""
     bare = Scan(candidate.path, "", Trail(), candidate.member)
     content = ""
@@ -139,7 +141,7 @@ def identify(candidate: Candidate, secret: bytes, settings: ReadSettings) -> Ide
             known = reader(kind).facts(scan, settings)
     except Unreadable as error:
         return Quarantined(error.reason, Trail(content or candidate.place(secret)), error.why)
-    except Refused as error:
+    except RefusedScan as error:
         return error
     group = _group(known, candidate, settings, content)
     scan = Scan(scan.path, kind, scan.trail, scan.member, secret_id(secret, "group", *group))

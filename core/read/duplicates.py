@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from usfmae.core.flow import Pixels
+from usfmae.core.types import Pixels
 
 SIDE = 16  # 16 x 16 comparisons: 256 bits
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.flow import Frame, Pixels, Scan
-from usfmae.core.read.facts import Facts, check_size
-from usfmae.core.read.label import refuse_labels
-from usfmae.core.read.reasons import guarded
+from usfmae.core.read.header import Facts, check_size
+from usfmae.core.read.label_masks import refuse_labels
+from usfmae.core.read.refusal_codes import guarded
 from usfmae.core.read.source import opened
+from usfmae.core.types import Frame, Pixels, Scan
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")

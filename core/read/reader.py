@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.flow import Frame, Scan
-from usfmae.core.read.reasons import guarded
+from usfmae.core.read.refusal_codes import guarded
+from usfmae.core.types import Frame, Scan
 
 # The order in which they are asked. Each has SUFFIXES, recognises(head), facts(scan, ...), frames(scan, ...).
 READERS = ("dicom", "raster", "video", "volume")

@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 from usfmae.core.archive import opened as archive_at
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.flow import Scan
-from usfmae.core.read.reasons import Unreadable, guarded
+from usfmae.core.read.refusal_codes import Unreadable, guarded
+from usfmae.core.types import Scan
 
 ENCRYPTED = 1  # bit 0 of a member's flags (APPNOTE 4.4.4)
 

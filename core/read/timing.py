@@ -9,7 +9,7 @@ from collections.abc import Sequence
 TOLERANCE = 1e-3
 
 
-class Sampler:
+class FrameSampler:
     """Says for each frame in order of time whether it is the first at or after the next tick of `fps`."""
 
     def __init__(self, fps: float) -> None:
@@ -27,7 +27,7 @@ class Sampler:
 
 def kept_indices(times: Sequence[float], fps: float) -> list[int]:
     """Indices of the frames to keep, given each frame's time in seconds, ascending."""
-    sampler = Sampler(fps)
+    sampler = FrameSampler(fps)
     return [index for index, time in enumerate(times) if sampler.wants(time)]
 
 

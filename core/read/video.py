@@ -13,12 +13,12 @@ from pathlib import Path
 import cv2
 
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.flow import Frame, Scan
-from usfmae.core.read.facts import Facts, check_size
+from usfmae.core.read.header import Facts, check_size
 from usfmae.core.read.raster import as_rgb
-from usfmae.core.read.reasons import Unreadable
+from usfmae.core.read.refusal_codes import Unreadable
 from usfmae.core.read.source import as_path
-from usfmae.core.read.timing import Sampler
+from usfmae.core.read.timing import FrameSampler
+from usfmae.core.types import Frame, Scan
 
 # cv2 reads these when it opens a clip. Quiet, because FFmpeg's messages can quote what stands in a file.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -84,7 +84,7 @@ def kept_frames(
 
     Raises Unreadable where not one frame decodes.
     """
-    sampler = Sampler(settings.fps)
+    sampler = FrameSampler(settings.fps)
     index, time = -1, 0.0
     while capture.grab():
         index += 1

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.flow import Frame, Scan
-from usfmae.core.read.facts import Facts, check_size
-from usfmae.core.read.label import refuse_label_volume
+from usfmae.core.read.header import Facts, check_size
+from usfmae.core.read.label_masks import refuse_label_volume
 from usfmae.core.read.raster import as_rgb, extent
-from usfmae.core.read.reasons import Unreadable
+from usfmae.core.read.refusal_codes import Unreadable
 from usfmae.core.read.source import as_path, opened
 from usfmae.core.read.timing import kept_slices
+from usfmae.core.types import Frame, Scan
 
 SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr", ".nii", ".nii.gz")
 WHOLE = 256_000_000  # samples; larger volumes are read slice by slice

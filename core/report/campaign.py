@@ -8,7 +8,7 @@ from typing import Any
 
 from usfmae.core.report.page import write_page
 from usfmae.core.web.chart import REPORT, line_chart
-from usfmae.core.web.looks import duration, size, stamp
+from usfmae.core.web.templating import duration, size, stamp
 
 READINGS = {
     "forgetting": "masked loss on the public panel, change since the seed in %: above 0 is worse",

@@ -10,8 +10,8 @@ import cv2
 
 from usfmae.core.checkpoint import read_metadata
 from usfmae.core.config import CleanSettings, ReadSettings
-from usfmae.core.flow import CleanImage, Frame, Quarantined
 from usfmae.core.report.page import overlaid, picture, write_page
+from usfmae.core.types import CleanImage, Frame, Quarantined
 from usfmae.core.web.chart import REPORT, line_chart
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def _gallery(demo: Demo, name: str) -> dict[str, Any]:
 def _frames(source: Path) -> list[Frame]:
     """The first frame of a few scans, spread over the folder."""
     from usfmae.core.errors import SourceError
-    from usfmae.core.flow import Scan
     from usfmae.core.read import discover, read
+    from usfmae.core.types import Scan
 
     found = [s for s in discover([source], b"report", ReadSettings()) if isinstance(s, Scan)]
     frames = []

@@ -16,14 +16,14 @@ from markupsafe import Markup
 
 from usfmae.core.config import Settings
 from usfmae.core.prepare.identify import identified
-from usfmae.core.prepare.ledger import Ledger
+from usfmae.core.prepare.ledger import CorpusLedger
 from usfmae.core.prepare.plan import Known, unit_of
-from usfmae.core.prepare.pool import Pool
 from usfmae.core.prepare.summary import PrepareSummary
-from usfmae.core.prepare.worker import ScanResult, Worker
 from usfmae.core.report.histogram import histogram
 from usfmae.core.report.page import write_page
 from usfmae.core.report.reasons import meaning
+from usfmae.core.sandbox.pool import Pool
+from usfmae.core.sandbox.worker import ScanResult, Worker
 
 KEPT_SHOWN = 12
 REASONS_SHOWN = 8  # reasons with pictures
@@ -51,7 +51,7 @@ def write_gallery(
     workers: int = 1,
 ) -> None:
     """One self-contained HTML page about the scans of `sources` in `corpus`, after `prepare`."""
-    ledger = Ledger(corpus)
+    ledger = CorpusLedger(corpus)
     kinds = {entry["id"]: entry for entry in ledger.places().values() if entry["outcome"] == "scan"}
     results = ledger.results()
     with Pool(workers, settings, secret) as pool:
@@ -125,7 +125,7 @@ def _quarantined_wanted(here: Mapping[str, ScanResult], kinds: Mapping[str, Any]
     return [wanted for _, all_ in frequent for wanted in _spread(all_, PER_REASON)]
 
 
-def _shown(pool: Pool, wanted: Sequence[Wanted], found: dict[str, Known], ledger: Ledger) -> list[dict[str, Any]]:
+def _shown(pool: Pool, wanted: Sequence[Wanted], found: dict[str, Known], ledger: CorpusLedger) -> list[dict[str, Any]]:
     """The pictures of each wanted frame as data URIs; what cannot be shown is left out."""
     unit_ids = {id_: ids for _, units in ledger.plans() for ids in units for id_ in ids}
 

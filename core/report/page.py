@@ -14,8 +14,8 @@ from markupsafe import Markup
 from usfmae.core import __version__
 from usfmae.core.errors import ResourceError
 from usfmae.core.files import write_atomic
-from usfmae.core.flow import Mask, Pixels
-from usfmae.core.web.looks import STATIC
+from usfmae.core.types import Mask, Pixels
+from usfmae.core.web.templating import STATIC
 
 _ENVIRONMENT = Environment(
     loader=ChoiceLoader([PackageLoader("usfmae.core.report"), FileSystemLoader(STATIC)]),

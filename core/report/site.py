@@ -11,7 +11,7 @@ from typing import Any
 
 from usfmae.core.errors import UsageError
 from usfmae.core.report.page import write_page
-from usfmae.core.web.looks import size
+from usfmae.core.web.templating import size
 
 COUNTS = ("scans", "frames", "kept", "quarantined", "refused", "failed")
 FINE = ("ok",)

@@ -30,10 +30,10 @@ def start(directory: Path, rounds: int, seed: int | None, overrides: tuple[str, 
     from dataclasses import asdict
 
     from usfmae.server import campaign as campaigns
-    from usfmae.server.home import Home
+    from usfmae.server.layout import Layout
     from usfmae.server.ledger import Ledger
 
-    home = Home(directory)
+    home = Layout(directory)
     begun = campaigns.start(home, Ledger(home.ledger), home.settings(overrides), rounds, seed)
     print_json(asdict(begun)) if as_json else click.echo(f"campaign {begun.id} begins with round {begun.first}")
 
@@ -46,10 +46,10 @@ def end(directory: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
     from usfmae.server import campaign as campaigns
-    from usfmae.server.home import Home
+    from usfmae.server.layout import Layout
     from usfmae.server.ledger import Ledger
 
-    home = Home(directory)
+    home = Layout(directory)
     ended = campaigns.end(home, Ledger(home.ledger))
     print_json(asdict(ended)) if as_json else click.echo(f"campaign {ended.id} has ended")
 
@@ -62,10 +62,10 @@ def list_(directory: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
     from usfmae.server import campaign as campaigns
-    from usfmae.server.home import Home
+    from usfmae.server.layout import Layout
     from usfmae.server.ledger import Ledger
 
-    found = campaigns.campaigns(Ledger(Home(directory).ledger))
+    found = campaigns.campaigns(Ledger(Layout(directory).ledger))
     if as_json:
         print_json([asdict(one) for one in found])
         return
@@ -81,8 +81,8 @@ def list_(directory: Path, as_json: bool) -> None:
 def rounds(directory: Path, as_json: bool) -> None:
     """What each round gained or forgot: sites merged, what the forgetting gate did and why, each organ's panel loss."""
     from usfmae.server.history import history, table
-    from usfmae.server.home import Home
+    from usfmae.server.layout import Layout
     from usfmae.server.ledger import Ledger
 
-    found = history(Ledger(Home(directory).ledger))
+    found = history(Ledger(Layout(directory).ledger))
     print_json(found) if as_json else click.echo(table(found))

@@ -23,9 +23,9 @@ def certificate(directory: Path, renew: bool, certificate: Path | None, key: Pat
     """
     from usfmae.core.errors import UsageError
     from usfmae.server import renewal
-    from usfmae.server.home import Home
+    from usfmae.server.layout import Layout
 
-    home = Home(directory)
+    home = Layout(directory)
     if bool(certificate) != bool(key) or (renew and certificate):
         raise UsageError("certificate", "--certificate and --key go together, --renew goes alone", "see --help")
     if certificate and key:

@@ -27,7 +27,7 @@ def init(
 
     Without --seed the encoder starts at random. Give ca.pem and coordinator.pub.pem to every hospital.
     """
-    from usfmae.server.create import create
+    from usfmae.server.bootstrap import create
 
     made = create(directory, name, host, port, seed, overrides)
     if as_json:

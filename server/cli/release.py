@@ -26,9 +26,9 @@ def release(
 ) -> None:
     """Write the best encoder under the forgetting budget, not the last one, to a signed folder with its model card and
     lineage. 'usfmae verify OUT --key coordinator.pub.pem' checks all of it offline."""
-    from usfmae.server.home import Home
+    from usfmae.server.layout import Layout
     from usfmae.server.release import release as write
 
-    home = Home(directory)
+    home = Layout(directory)
     done = write(home, home.settings(overrides), out, benchmarks)
     print_json(done) if as_json else click.echo(f"{done['folder']}\n{done['why']}")

@@ -19,9 +19,9 @@ def report(directory: Path, out: Path | None, as_json: bool) -> None:
     from usfmae.core.errors import PolicyError
     from usfmae.core.report.campaign import write_campaign
     from usfmae.server.dashboard import view
-    from usfmae.server.home import Home
+    from usfmae.server.layout import Layout
 
-    home = Home(directory)
+    home = Layout(directory)
     found = view.overview(home, view.History())
     try:
         chain = f"{audit.verify(home.audit)} entries, unbroken"

@@ -17,11 +17,11 @@ def run_(directory: Path, rounds: int, overrides: tuple[str, ...]) -> None:
     """Serve the hospitals and run rounds. The work is done in a child process that is started again after a crash
     and goes on at the round it was in; Ctrl-C stops cleanly, and the same command goes on later."""
     from usfmae.server.dashboard.serve import watched
-    from usfmae.server.home import Home
+    from usfmae.server.layout import Layout
     from usfmae.server.renewal import warning
     from usfmae.server.supervisor import supervise
 
-    home = Home(directory)
+    home = Layout(directory)
     settings = home.settings(overrides)  # a mistake is told at once
     if soon := warning(home):
         logging.getLogger(__name__).warning(soon)

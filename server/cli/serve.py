@@ -14,6 +14,6 @@ import click
 def serve(directory: Path, rounds: int, overrides: tuple[str, ...]) -> None:
     """The aggregator's process alone: for a service manager that restarts it itself (systemd, Kubernetes)."""
     from usfmae.server.aggregator import serve as serve_
-    from usfmae.server.home import Home
+    from usfmae.server.layout import Layout
 
-    serve_(Home(directory), rounds, overrides)
+    serve_(Layout(directory), rounds, overrides)

@@ -26,13 +26,13 @@ def simulate(
 ) -> None:
     """Run a whole federation of virtual hospitals in this process: simulated tissue, a tiny model, the real loop,
     gate, ledger and merge; no network. Merging rules, encodings and attacks can be tried here before a campaign."""
-    from usfmae.server.create import create
-    from usfmae.server.home import Home
+    from usfmae.server.bootstrap import create
+    from usfmae.server.layout import Layout
     from usfmae.server.ledger import Ledger
     from usfmae.server.simulate import run
     from usfmae.server.status import status
 
-    home = Home(directory)
+    home = Layout(directory)
     memory: dict[int, float] = {}
     if not home.ledger.exists():
         tiny = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 2}

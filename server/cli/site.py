@@ -12,7 +12,7 @@ import click
 from usfmae.core.cli.shell import print_json
 
 if TYPE_CHECKING:
-    from usfmae.server.home import Home
+    from usfmae.server.layout import Layout
 
 
 @click.group()
@@ -73,10 +73,10 @@ def rotate(directory: Path, file: Path, as_json: bool) -> None:
     _say(sites.rotate(_home(directory), file), as_json, "{name}: {replaces} -> {site}")
 
 
-def _home(directory: Path) -> Home:
-    from usfmae.server.home import Home
+def _home(directory: Path) -> Layout:
+    from usfmae.server.layout import Layout
 
-    return Home(directory)
+    return Layout(directory)
 
 
 def _say(done: Mapping[str, Any], as_json: bool, text: str) -> None:

@@ -14,10 +14,10 @@ from usfmae.core.cli.shell import print_json
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def status(directory: Path, as_json: bool) -> None:
     """Round, sites, verdicts of the last round, last checkpoint and its hash."""
-    from usfmae.server.home import Home
+    from usfmae.server.layout import Layout
     from usfmae.server.status import status as read
 
-    found = read(Home(directory))
+    found = read(Layout(directory))
     if as_json:
         print_json(found)
         return

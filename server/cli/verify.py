@@ -17,10 +17,10 @@ def verify(directory: Path, as_json: bool) -> None:
     from usfmae.core import audit
     from usfmae.core.errors import PolicyError
     from usfmae.core.tensors import TensorFile
-    from usfmae.server.home import Home
+    from usfmae.server.layout import Layout
     from usfmae.server.ledger import Ledger
 
-    home = Home(directory)
+    home = Layout(directory)
     entries, checked, parent = audit.verify(home.audit), 0, ""
     for found in Ledger(home.ledger).rounds():
         if parent and found.base != parent:

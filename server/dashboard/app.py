@@ -16,27 +16,27 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from usfmae.core.errors import UsfmaeError
-from usfmae.core.web import looks
+from usfmae.core.web import templating
 from usfmae.core.web.chart import line_chart
-from usfmae.core.web.door import Door, Visit
-from usfmae.core.web.guard import Guard
+from usfmae.core.web.headers import RequestGuard
+from usfmae.core.web.login import Login, Visit
 from usfmae.core.web.session import Sessions
 from usfmae.server import renewal
 from usfmae.server import sites as enrolled
 from usfmae.server.dashboard import view
 from usfmae.server.dashboard.lineage import ancestry, releases
-from usfmae.server.home import Home
+from usfmae.server.layout import Layout
 
 LONG = 50  # rounds on one page of a list
 
 
-class Page:
+class Dashboard:
     """The application's parts that need the coordinator's directory."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Layout) -> None:
         self.home = home
         self.history = view.History()
-        self.templates = looks.environment("usfmae.server.dashboard")
+        self.templates = templating.environment("usfmae.server.dashboard")
 
     def show(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         return HTMLResponse(self.render(template, request.scope["visit"], request.url.path, **values), status)
@@ -160,9 +160,9 @@ def _paged(request: Request, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]
     return {"rounds": rounds[(page - 1) * LONG : page * LONG], "page": page, "more": len(rounds) > page * LONG}
 
 
-def application(home: Home, names: tuple[str, ...] = ()) -> Guard:
+def application(home: Layout, names: tuple[str, ...] = ()) -> RequestGuard:
     """The page of one coordinator's directory, behind its guard and its door: reading is open."""
-    page = Page(home)
+    page = Dashboard(home)
     routes = [
         Route("/", page.overview),
         Route("/rounds", page.rounds),
@@ -173,8 +173,8 @@ def application(home: Home, names: tuple[str, ...] = ()) -> Guard:
         Route("/sites", page.sites),
         Route("/sites/enrol", page.enrol, methods=["POST"]),
         Route("/sites/revoke", page.revoke, methods=["POST"]),
-        Mount("/static", StaticFiles(directory=looks.STATIC)),
+        Mount("/static", StaticFiles(directory=templating.STATIC)),
     ]
     handlers: Any = {HTTPException: page.problem, UsfmaeError: page.problem}
     inside = Starlette(routes=routes, exception_handlers=handlers)
-    return Guard(Door(inside, Sessions.of(home.keys / "page.token"), page.login, closed=False), names)
+    return RequestGuard(Login(inside, Sessions.of(home.keys / "page.token"), page.login, closed=False), names)

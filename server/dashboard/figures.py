@@ -10,7 +10,7 @@ from cryptography import x509
 
 from usfmae.core.metrics import Values
 from usfmae.server.dashboard.view import History, reading, rows, sites
-from usfmae.server.home import Home
+from usfmae.server.layout import Layout
 
 # What a panel's reading of an organ is called among the metrics.
 PANEL = {
@@ -22,7 +22,7 @@ PANEL = {
 }
 
 
-def figures(home: Home, history: History) -> dict[str, Values]:
+def figures(home: Layout, history: History) -> dict[str, Values]:
     """Every metric of `core.metrics.SERVER` this federation has a value for."""
     with reading(home) as db:
         every, sums, verdicts = history.read(db)
@@ -83,7 +83,7 @@ def _last_round(last: dict[str, object]) -> dict[str, Values]:
     return found
 
 
-def certificate_end(home: Home) -> float | None:
+def certificate_end(home: Layout) -> float | None:
     """Unix time at which the server's certificate or its CA's ends, whichever comes first; None without one."""
     ends = []
     for file in (home.certificate, home.ca):

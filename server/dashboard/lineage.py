@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from usfmae.core.manifest import NAME, SIGNATURE
-from usfmae.server.home import Home
+from usfmae.server.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Release:
     files: tuple[str, ...]
 
 
-def releases(home: Home) -> list[Release]:
+def releases(home: Layout) -> list[Release]:
     """Newest round first; a folder without a readable manifest is none."""
     found = [_release(folder) for folder in sorted((home.root / "releases").glob("*/"))]
     return sorted((one for one in found if one), key=lambda one: -one.round)

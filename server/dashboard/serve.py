@@ -12,17 +12,17 @@ import uvicorn
 from usfmae.core import metrics
 from usfmae.core.config.sources import MetricsSettings, PageSettings
 from usfmae.core.log import note
-from usfmae.core.web import thread
+from usfmae.core.web import server_thread
 from usfmae.server.dashboard.app import application
 from usfmae.server.dashboard.figures import figures
 from usfmae.server.dashboard.view import History
-from usfmae.server.home import Home
+from usfmae.server.layout import Layout
 
 logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def watched(home: Home, page: PageSettings, measured: MetricsSettings) -> Iterator[dict[str, int]]:
+def watched(home: Layout, page: PageSettings, measured: MetricsSettings) -> Iterator[dict[str, int]]:
     """Page and metrics while the block runs; their ports by name. ResourceError where a port is taken."""
     ports: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
@@ -39,4 +39,4 @@ def watched(home: Home, page: PageSettings, measured: MetricsSettings) -> Iterat
 
 def serving(app: Any, host: str, port: int) -> contextlib.AbstractContextManager[int]:
     """An ASGI application in a thread; the port it listens on. ResourceError where the port is taken."""
-    return thread.serving(uvicorn.Server(uvicorn.Config(app, **thread.OPTIONS)), host, port)
+    return server_thread.serving(uvicorn.Server(uvicorn.Config(app, **server_thread.OPTIONS)), host, port)

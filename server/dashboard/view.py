@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from usfmae.core.errors import ConfigError
-from usfmae.server.home import Home
+from usfmae.server.layout import Layout
 
 ADMITTED = "admitted"
 CONNECTED_SECONDS = 180.0  # a site that spoke this recently is shown as connected
@@ -21,7 +21,7 @@ RECENT = 20  # rounds back from which replies that were not admitted are listed 
 
 
 @contextmanager
-def reading(home: Home) -> Iterator[sqlite3.Connection]:
+def reading(home: Layout) -> Iterator[sqlite3.Connection]:
     """The ledger, read only. ConfigError where there is none."""
     try:
         db = sqlite3.connect(f"file:{home.ledger}?mode=ro", uri=True, timeout=5)
@@ -225,7 +225,7 @@ def _numbers(found: list[dict[str, Any]]) -> list[int]:
     return [r["number"] for r in found]
 
 
-def overview(home: Home, history: History) -> Overview:
+def overview(home: Layout, history: History) -> Overview:
     with reading(home) as db:
         every, sums, _ = history.read(db)
         opened = next((r for r in every if r["state"] == "open"), None)
@@ -250,7 +250,7 @@ def overview(home: Home, history: History) -> Overview:
         )
 
 
-def _address(home: Home) -> str:
+def _address(home: Layout) -> str:
     try:
         return home.address.read_text().strip()
     except OSError:

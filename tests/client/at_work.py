@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from usfmae.client import jobs, node, trainer
 from usfmae.client.agent import Agent
+from usfmae.client.flower import fleet_client
+from usfmae.client.rounds import jobs, trainer
 from usfmae.client.site import Site
-from usfmae.core import audit, protocol
-from usfmae.core.protocol import TrainReply, from_record
+from usfmae.core import audit
+from usfmae.core.federated import messages
+from usfmae.core.federated.messages import TrainReply, from_record
 
 if TYPE_CHECKING:
     from .conftest import Aggregator
@@ -37,7 +39,9 @@ class Here:
 
 def connected(site: Site, aggregator: Aggregator) -> Agent:
     agent = Agent(site)
-    agent.line.fleet = node.Fleet(site.settings.server, None, site.node_key, transport=httpx.MockTransport(aggregator))
+    agent.line.fleet = fleet_client.FleetClient(
+        site.settings.server, None, site.node_key, transport=httpx.MockTransport(aggregator)
+    )
     agent.workers = Here(site)  # type: ignore[assignment]
     agent.wake.wait = lambda timeout=None: True  # type: ignore[method-assign]
     return agent
@@ -59,7 +63,7 @@ def waiting(make_site: Callable[..., Site], aggregator: Aggregator) -> tuple[Sit
 
 
 def replies(aggregator: Aggregator) -> list[TrainReply]:
-    return [from_record(TrainReply, r.content[protocol.RECORD]) for r in aggregator.replies()]  # type: ignore[attr-defined]
+    return [from_record(TrainReply, r.content[messages.RECORD]) for r in aggregator.replies()]  # type: ignore[attr-defined]
 
 
 def events(site: Site) -> list[str]:

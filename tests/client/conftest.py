@@ -18,16 +18,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from usfmae.client import node
 from usfmae.client.agent import Agent
+from usfmae.client.flower import fleet_client
 from usfmae.client.site import Site, create
-from usfmae.core import keys, protocol
+from usfmae.core import keys
 from usfmae.core.checkpoint import decoder_of, encoder_of, recipe_text, tensors_id
 from usfmae.core.config import ModelSettings, TrainSettings, validated
 from usfmae.core.config.site import SiteSettings
-from usfmae.core.corpus.shard import Packed, write_shard
-from usfmae.core.model import fresh
-from usfmae.core.protocol import TrainRequest
+from usfmae.core.corpus.shard import PackedImage, write_shard
+from usfmae.core.federated import messages
+from usfmae.core.federated.messages import TrainRequest
+from usfmae.core.mae.model import fresh
 
 from .at_work import connected
 
@@ -58,7 +59,7 @@ def make_site(tmp_path: Path, coordinator: Ed25519PrivateKey) -> Callable[..., S
         if images:
             rng = np.random.default_rng(7)
             pixels = [rng.integers(0, 255, (32, 32), dtype=np.uint8) for _ in range(images)]
-            write_shard(site.corpus, "t", [Packed(p, f"i{k}", f"g{k // 2}") for k, p in enumerate(pixels)])
+            write_shard(site.corpus, "t", [PackedImage(p, f"i{k}", f"g{k // 2}") for k, p in enumerate(pixels)])
         return site
 
     return make
@@ -123,25 +124,25 @@ class Aggregator:
             steps=3,
             recipe=recipe_text(MODEL, TRAIN),
         )
-        request = protocol.sign(replace(request, **changes), signer)  # type: ignore[arg-type]
+        request = messages.sign(replace(request, **changes), signer)  # type: ignore[arg-type]
         content = RecordDict(
             {
-                protocol.RECORD: ConfigRecord(
-                    protocol.to_record(
+                messages.RECORD: ConfigRecord(
+                    messages.to_record(
                         replace(request, step=start, with_decoder=with_decoder, with_replay=bool(public))
                     )
                 )
             }
         )
         if start:
-            content[protocol.STEP] = ArrayRecord({protocol.STEP: Array("uint8", (len(packed),), protocol.RAW, packed)})
+            content[messages.STEP] = ArrayRecord({messages.STEP: Array("uint8", (len(packed),), messages.RAW, packed)})
         else:
-            content[protocol.ENCODER] = ArrayRecord({k: Array(v.numpy()) for k, v in encoder.items()})
+            content[messages.ENCODER] = ArrayRecord({k: Array(v.numpy()) for k, v in encoder.items()})
         if with_decoder:
-            content[protocol.DECODER] = ArrayRecord({k: Array(v.numpy()) for k, v in decoder_of(tensors).items()})
+            content[messages.DECODER] = ArrayRecord({k: Array(v.numpy()) for k, v in decoder_of(tensors).items()})
         if public:
-            files = {name: Array("uint8", (len(data),), protocol.RAW, data) for name, data in public.items()}
-            content[protocol.REPLAY] = ArrayRecord(files)
+            files = {name: Array("uint8", (len(data),), messages.RAW, data) for name, data in public.items()}
+            content[messages.REPLAY] = ArrayRecord(files)
         for id_ in self.nodes.values():
             about = Metadata(self.run, "", 1, id_, "", str(number), time.time(), 3600.0, "train")
             self._put(make_message(about, content))
@@ -188,56 +189,58 @@ class Aggregator:
         if id_ in self.online:
             return httpx.Response(412, json={"code": 2004})
         self.online.add(id_)
-        return _ok(node.fleet.ActivateNodeResponse(node_id=id_))
+        return _ok(fleet_client.fleet.ActivateNodeResponse(node_id=id_))
 
     def _deactivate_node(self, body: bytes, id_: int) -> httpx.Response:
         self.online.discard(id_)
-        return _ok(node.fleet.DeactivateNodeResponse())
+        return _ok(fleet_client.fleet.DeactivateNodeResponse())
 
     def _send_node_heartbeat(self, body: bytes, id_: int) -> httpx.Response:
-        if node.beat.SendNodeHeartbeatRequest.FromString(body).node.node_id != id_:
+        if fleet_client.beat.SendNodeHeartbeatRequest.FromString(body).node.node_id != id_:
             return httpx.Response(401, json={"detail": "Invalid SuperNode authentication"})
         self.online.add(id_)
-        return _ok(node.beat.SendNodeHeartbeatResponse(success=True))
+        return _ok(fleet_client.beat.SendNodeHeartbeatResponse(success=True))
 
     def _pull_messages(self, body: bytes, id_: int) -> httpx.Response:
         from flwr.app.message import remove_content_from_message
         from flwr.common.serde import message_to_proto
         from flwr.supercore.inflatable.inflatable_object import get_object_tree
 
-        if node.fleet.PullMessagesRequest.FromString(body).node.node_id != id_:
+        if fleet_client.fleet.PullMessagesRequest.FromString(body).node.node_id != id_:
             return httpx.Response(401, json={"detail": "Invalid SuperNode authentication"})
         mine = [m for m in self.queue if m.metadata.dst_node_id == id_][:1]
         self.queue = [m for m in self.queue if m not in mine]
         bare = [message_to_proto(remove_content_from_message(m)) for m in mine]
         trees = [get_object_tree(m) for m in mine]
-        return _ok(node.fleet.PullMessagesResponse(messages_list=bare, message_object_trees=trees))
+        return _ok(fleet_client.fleet.PullMessagesResponse(messages_list=bare, message_object_trees=trees))
 
     def _pull_object(self, body: bytes, id_: int) -> httpx.Response:
-        content = self.objects.get(node.wire.PullObjectRequest.FromString(body).object_id)
+        content = self.objects.get(fleet_client.wire.PullObjectRequest.FromString(body).object_id)
         found = content is not None
         return _ok(
-            node.wire.PullObjectResponse(object_found=found, object_available=found, object_content=content or b"")
+            fleet_client.wire.PullObjectResponse(
+                object_found=found, object_available=found, object_content=content or b""
+            )
         )
 
     def _confirm_message_received(self, body: bytes, id_: int) -> httpx.Response:
-        return _ok(node.wire.ConfirmMessageReceivedResponse())
+        return _ok(fleet_client.wire.ConfirmMessageReceivedResponse())
 
     def _push_messages(self, body: bytes, id_: int) -> httpx.Response:
         from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 
-        asked = node.fleet.PushMessagesRequest.FromString(body)
+        asked = fleet_client.fleet.PushMessagesRequest.FromString(body)
         order = [t.object_id for t in iterate_object_tree(asked.message_object_trees[0])]
         root = asked.messages_list[0].metadata.message_id
         about = asked.messages_list[0].metadata.SerializeToString()
         known = self.uploads.setdefault(root, (about, {}, order))[1]
         missing = [o for o in dict.fromkeys(order) if o not in known]
-        return _ok(node.fleet.PushMessagesResponse(session_id=root, objects_to_push=missing))
+        return _ok(fleet_client.fleet.PushMessagesResponse(session_id=root, objects_to_push=missing))
 
     def _push_object(self, body: bytes, id_: int) -> httpx.Response:
-        asked = node.wire.PushObjectRequest.FromString(body)
+        asked = fleet_client.wire.PushObjectRequest.FromString(body)
         self.uploads[asked.session_id][1][asked.object_id] = asked.object_content
-        return _ok(node.wire.PushObjectResponse(stored=True))
+        return _ok(fleet_client.wire.PushObjectResponse(stored=True))
 
 
 def _ok(message: object) -> httpx.Response:

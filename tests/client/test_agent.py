@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from usfmae.client import jobs, trainer
 from usfmae.client.agent import Agent
-from usfmae.client.pending import Pending
+from usfmae.client.flower.request_queue import PendingRequest
+from usfmae.client.rounds import jobs, trainer
 from usfmae.client.site import Site
-from usfmae.core import keys, protocol, update
+from usfmae.core import keys
 from usfmae.core.checkpoint import encoder_of
-from usfmae.core.model import fresh
+from usfmae.core.federated import codec, messages
+from usfmae.core.mae.model import fresh
 
 from .at_work import events, replies, turns
 from .conftest import MODEL, Aggregator
@@ -25,15 +26,15 @@ def test_a_round_is_trained_signed_and_sent_and_the_delta_is_what_training_did(
     asked = aggregator.ask()
     turns(agent)
     (reply,) = replies(aggregator)
-    protocol.verify(reply, site.signing_key.public_key())
+    messages.verify(reply, site.signing_key.public_key())
     assert (reply.campaign, reply.round, reply.base, reply.declined) == ("demo", 1, asked.base, "")
     assert reply.images > 0 and reply.steps == 3 and reply.loss_before > 0 < reply.loss_after
-    arrays = aggregator.replies()[0].content[protocol.UPDATE]  # type: ignore[attr-defined]
+    arrays = aggregator.replies()[0].content[messages.UPDATE]  # type: ignore[attr-defined]
     payload = {name: array.data for name, array in arrays.items()}
-    assert update.payload_id(payload) == reply.content
+    assert codec.payload_id(payload) == reply.content
     base = encoder_of(fresh(MODEL, seed=0).state_dict())
     assert set(payload) == set(base)
-    moved = sum(float(np.abs(update.unpack(payload[n], base[n].numpy(), "int8")).sum()) for n in base)
+    moved = sum(float(np.abs(codec.unpack(payload[n], base[n].numpy(), "int8")).sum()) for n in base)
     assert moved > 0
     assert {"request.refused", "request.declined"}.isdisjoint(events(site))
 
@@ -131,7 +132,7 @@ def test_a_later_round_takes_the_place_of_one_that_was_never_finished(
     assert [r.round for r in replies(aggregator)] == [2]
     assert len(agent.workers.trained) == 1 and agent.workers.trained[0].startswith("r00002")  # type: ignore[attr-defined]
     assert {"request.superseded", "training.given-up"} <= set(events(site))
-    assert not Pending.all(site)
+    assert not PendingRequest.all(site)
 
 
 def test_without_a_decoder_the_site_asks_for_one(agent: Agent, aggregator: Aggregator) -> None:

@@ -8,13 +8,16 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from usfmae.client import allowance, jobs, node, outbox, trouble
+from usfmae.client import outbox, site_policy
 from usfmae.client.agent import Agent
-from usfmae.client.line import KeyRefusedError
-from usfmae.client.pending import Pending
+from usfmae.client.flower import fleet_client, transport_errors
+from usfmae.client.flower.connection import KeyRefusedError
+from usfmae.client.flower.request_queue import PendingRequest
+from usfmae.client.rounds import jobs
 from usfmae.client.site import Site
-from usfmae.core import keys, protocol
-from usfmae.core.protocol import TrainReply
+from usfmae.core import keys
+from usfmae.core.federated import messages
+from usfmae.core.federated.messages import TrainReply
 
 from .at_work import connected, events, replies, turns, waiting
 from .conftest import Aggregator
@@ -38,14 +41,14 @@ def test_a_rejected_update_never_leaves(make_site: Callable[..., Site], aggregat
     turns(agent)
     (reply,) = replies(aggregator)
     assert reply.declined == "refused: kept by the site"
-    assert protocol.UPDATE not in aggregator.replies()[0].content  # type: ignore[attr-defined]
+    assert messages.UPDATE not in aggregator.replies()[0].content  # type: ignore[attr-defined]
 
 
 def test_a_paused_site_declines_and_trains_again_after_resume(agent: Agent, aggregator: Aggregator, site: Site) -> None:
-    allowance.pause(site)
+    site_policy.pause(site)
     aggregator.ask(1)
     turns(agent)
-    allowance.resume(site)
+    site_policy.resume(site)
     aggregator.ask(2)
     turns(agent)
     assert [r.declined for r in replies(aggregator)] == ["paused", ""]
@@ -57,7 +60,7 @@ def test_quiet_hours_hold_a_request_until_they_end(make_site: Callable[..., Site
     agent = connected(site, aggregator)
     aggregator.ask()
     turns(agent)
-    assert agent.state == "quiet" and not replies(aggregator) and len(Pending.all(site)) == 1
+    assert agent.state == "quiet" and not replies(aggregator) and len(PendingRequest.all(site)) == 1
 
 
 def test_on_a_full_disk_no_request_is_taken_and_none_is_lost(
@@ -66,10 +69,10 @@ def test_on_a_full_disk_no_request_is_taken_and_none_is_lost(
     site = make_site(disk_floor_gb=1.0)
     aggregator.enrol(site)
     agent = connected(site, aggregator)
-    monkeypatch.setattr(allowance.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 5e8}))
+    monkeypatch.setattr(site_policy.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 5e8}))
     aggregator.ask()
     turns(agent)
-    assert "0.5 GB free" in agent.trouble and not Pending.all(site) and len(aggregator.queue) == 1
+    assert "0.5 GB free" in agent.trouble and not PendingRequest.all(site) and len(aggregator.queue) == 1
     monkeypatch.undo()
     turns(agent)
     assert len(replies(aggregator)) == 1
@@ -145,9 +148,9 @@ def test_what_leaves_is_the_signed_record_and_the_delta_alone(agent: Agent, aggr
     aggregator.ask()
     turns(agent)
     content = aggregator.replies()[0].content  # type: ignore[attr-defined]
-    assert set(content) == {protocol.RECORD, protocol.UPDATE}
-    assert set(content[protocol.RECORD]) == set(TrainReply.__dataclass_fields__)
-    text = " ".join(str(v) for v in content[protocol.RECORD].values())
+    assert set(content) == {messages.RECORD, messages.UPDATE}
+    assert set(content[messages.RECORD]) == set(TrainReply.__dataclass_fields__)
+    text = " ".join(str(v) for v in content[messages.RECORD].values())
     assert str(site.root) not in text and site.settings.name not in text
 
 
@@ -179,8 +182,8 @@ def test_an_answer_that_is_packed_is_not_unpacked() -> None:
     transport = httpx.MockTransport(
         lambda request: httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(packed))
     )
-    fleet = node.Fleet("https://127.0.0.1:1", None, keys.new_node_key(), transport=transport)
-    with pytest.raises(trouble.UnreachableError, match="packs its answers"):
+    fleet = fleet_client.FleetClient("https://127.0.0.1:1", None, keys.new_node_key(), transport=transport)
+    with pytest.raises(transport_errors.UnreachableError, match="packs its answers"):
         fleet.activate(60)
 
 
@@ -194,7 +197,7 @@ def test_a_site_with_nothing_to_do_lets_its_call_be_held_and_signs_once_for_many
 
     def listening(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("pull-messages"):
-            heard.append((request.headers.get(node.HOLD, ""), request.headers[node.SIGNATURE]))
+            heard.append((request.headers.get(fleet_client.HOLD, ""), request.headers[fleet_client.SIGNATURE]))
         return aggregator(request)
 
     agent.line.fleet.http = httpx.Client(base_url=site.settings.server, transport=httpx.MockTransport(listening))
@@ -204,6 +207,6 @@ def test_a_site_with_nothing_to_do_lets_its_call_be_held_and_signs_once_for_many
     agent._look()  # has something to do: no time for waiting
     assert [hold for hold, _ in heard] == ["3", "3", ""]
     assert len({signature for _, signature in heard}) == 1
-    agent.line.fleet.proved -= node.SIGNED_FOR
+    agent.line.fleet.proved -= fleet_client.SIGNED_FOR
     agent._look()
     assert len({signature for _, signature in heard}) == 2

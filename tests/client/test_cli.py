@@ -18,7 +18,7 @@ from usfmae.client import cli, outbox
 from usfmae.client.site import Site
 from usfmae.core import audit, keys
 from usfmae.core.errors import ConfigError, PolicyError, UsageError
-from usfmae.core.protocol import TrainReply, TrainRequest
+from usfmae.core.federated.messages import TrainReply, TrainRequest
 
 
 def call(*arguments: object) -> Result:

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from usfmae.client import allowance, outbox, review
-from usfmae.client.look import Looked
+from usfmae.client import outbox, site_policy
 from usfmae.client.page.app import application
 from usfmae.client.page.view import figures
+from usfmae.client.review import quarantine
+from usfmae.client.review.frame_preview import FramePreview
 from usfmae.client.site import Site, create, write_json
 from usfmae.core import keys, metrics
 from usfmae.core.config.site import SiteSettings
 from usfmae.core.corpus.shard import FOLDER, read_index
-from usfmae.core.flow import content_id
+from usfmae.core.types import content_id
 
 PNG = b"\x89PNG not really"
 SCAN = "a" * 64
@@ -40,8 +41,8 @@ def site(tmp_path: Path) -> Site:
 
 @pytest.fixture
 def page(site: Site, monkeypatch: pytest.MonkeyPatch) -> TestClient:
-    monkeypatch.setattr(review, "picture", lambda site, held: Looked(PNG, PNG + b"2", bytes(64), (8, 8)))
-    monkeypatch.setattr(review, "scan_of", lambda site, id_: type("Found", (), {"group": "g"})())
+    monkeypatch.setattr(quarantine, "picture", lambda site, held: FramePreview(PNG, PNG + b"2", bytes(64), (8, 8)))
+    monkeypatch.setattr(quarantine, "scan_of", lambda site, id_: type("Found", (), {"group": "g"})())
     return TestClient(application(site), base_url="http://127.0.0.1")
 
 
@@ -67,15 +68,15 @@ def test_nothing_is_changed_without_the_token_or_from_another_page(page: TestCli
     assert page.post(path, data={"mark": "x"}).status_code == 403
     log_in(page, site)
     assert page.post(path, data={"mark": "x"}).status_code == 403
-    assert not allowance.paused(site) and review.decisions(site) == {}
+    assert not site_policy.paused(site) and quarantine.decisions(site) == {}
 
 
 def test_pause_and_resume(page: TestClient, site: Site) -> None:
     mark = log_in(page, site)
     assert "declines to train" in page.post("/pause", data={"mark": mark, "now": "pause"}).text
-    assert allowance.paused(site)
+    assert site_policy.paused(site)
     page.post("/pause", data={"mark": mark, "now": "resume"})
-    assert not allowance.paused(site)
+    assert not site_policy.paused(site)
 
 
 def test_release_puts_the_frame_into_the_corpus_once(page: TestClient, site: Site) -> None:
@@ -89,7 +90,7 @@ def test_release_puts_the_frame_into_the_corpus_once(page: TestClient, site: Sit
     again = page.post(f"/quarantine/{entry(2)}/decide", data={"mark": mark, "decision": "drop"})
     assert again.status_code == 400 and "released already" in again.text
     page.post(f"/quarantine/{entry(3)}/decide", data={"mark": mark, "decision": "drop"})
-    assert [h.reason for h in review.waiting(site, review.Intake().refresh(site.corpus))] == ["unreadable"]
+    assert [h.reason for h in quarantine.waiting(site, quarantine.Intake().refresh(site.corpus))] == ["unreadable"]
     events = [json.loads(line)["event"] for line in site.audit_log.read_text().splitlines()]
     assert events[-2:] == ["quarantine.released", "quarantine.dropped"]
 
@@ -135,7 +136,7 @@ def test_a_broken_audit_log_is_said_loudly(page: TestClient, site: Site) -> None
 
 
 def test_figures_name_only_known_metrics(site: Site) -> None:
-    found = figures(site, review.Intake())
+    found = figures(site, quarantine.Intake())
     assert set(found) <= set(metrics.ALL)
     assert found["usfmae_site_scans_total"] == 2 and found["usfmae_site_frames_kept_total"] == 1
     assert found["usfmae_site_quarantined_total"] == {"text-left": 2, "unreadable": 1}
@@ -144,16 +145,16 @@ def test_figures_name_only_known_metrics(site: Site) -> None:
     (jobs / "log.jsonl").write_text(
         '{"step": 1, "loss": 0.9}\n{"step": 2, "loss": 0.8, "seconds": 1.5}\n{"step": 3, "l'
     )
-    assert figures(site, review.Intake())["usfmae_site_loss"] == 0.8
+    assert figures(site, quarantine.Intake())["usfmae_site_loss"] == 0.8
 
 
 def test_how_long_the_aggregator_has_been_silent_is_told_while_it_is(site: Site) -> None:
     write_json(site.root / "status.json", {"time": 5000.0, "online": False, "contact": 1000.0})
-    assert figures(site, review.Intake())["usfmae_site_last_contact_timestamp_seconds"] == 1000.0
+    assert figures(site, quarantine.Intake())["usfmae_site_last_contact_timestamp_seconds"] == 1000.0
 
 
 def test_an_update_that_was_sent_is_read_once_and_one_that_waits_every_time(site: Site) -> None:
-    shelf, place = outbox.Shelf(site), site.root / "outbox" / "r1"
+    shelf, place = outbox.Outbox(site), site.root / "outbox" / "r1"
     place.mkdir(parents=True)
     write_json(place / "entry.json", {"id": "r1", "created": 1.0, "release": "approve", "bytes": 5})
     assert [e["state"] for e in shelf.entries()] == ["waiting"]
@@ -169,6 +170,6 @@ def test_gpu_figures_come_from_nvidias_own_tool(site: Site, tmp_path: Path, monk
     tool.write_text("#!/bin/sh\necho '0, 1024, 50'\necho '1, 0, 0'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tool.parent), prepend=":")
-    found = figures(site, review.Intake())
+    found = figures(site, quarantine.Intake())
     assert found["usfmae_site_gpu_memory_bytes"] == {"gpu0": 2**30, "gpu1": 0}
     assert found["usfmae_site_gpu_utilization_ratio"] == {"gpu0": 0.5, "gpu1": 0}

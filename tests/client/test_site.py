@@ -10,10 +10,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from usfmae.client.site import Site, create
-from usfmae.core import enrolment, keys
+from usfmae.core import keys
 from usfmae.core.config import validated
 from usfmae.core.config.site import SiteSettings
 from usfmae.core.errors import ConfigError
+from usfmae.core.federated import enrolment
 
 
 def test_private_files_are_closed_and_nothing_private_is_in_the_enrolment(site: Site) -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from usfmae.core import journal
 from usfmae.core.checkpoint import (
     Loaded,
     decoder_of,
@@ -25,8 +24,9 @@ from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.errors import CheckpointError, ConfigError, ResourceError
 from usfmae.core.export import mae
 from usfmae.core.files import replacing, write_atomic
-from usfmae.core.flow import Trail
-from usfmae.core.model import fresh
+from usfmae.core.mae import train_log
+from usfmae.core.mae.model import fresh
+from usfmae.core.types import Trail
 
 MODEL = ModelSettings(
     image_size=32, patch_size=8, width=32, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2
@@ -119,7 +119,7 @@ def test_every_writer_says_that_a_real_disk_is_full_and_leaves_what_was_there(sm
         elif kind == "bytes":
             write_atomic(path, bytes(400_000))
         else:
-            journal.append(path, {"step": 1, "text": "x" * 400_000})
+            train_log.append(path, {"step": 1, "text": "x" * 400_000})
     assert path.read_bytes().startswith(b"old\n") and [p.name for p in small_disk.iterdir()] == [path.name]
 
 

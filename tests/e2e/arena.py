@@ -22,20 +22,23 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from safetensors.numpy import load_file
 
 from tests.e2e import tables
-from usfmae.client import download, forward, messages, node, pieces, trouble
-from usfmae.core import audit, keys, objects, protocol, update
+from usfmae.client.flower import byte_stream, download, fleet_client, messages, transport_errors
+from usfmae.client.rounds import apply_step
+from usfmae.core import audit, flower_objects, keys
 from usfmae.core.config.coordinator import CoordinatorSettings
-from usfmae.core.enrolment import Enrolment
-from usfmae.core.protocol import RAW, TrainReply, TrainRequest
+from usfmae.core.federated import codec
+from usfmae.core.federated import messages as protocol
+from usfmae.core.federated.enrolment import Enrolment
+from usfmae.core.federated.messages import RAW, TrainReply, TrainRequest
 from usfmae.core.tensors import TensorFile
 from usfmae.server.aggregator import Refusals
-from usfmae.server.create import create
-from usfmae.server.gateway import Gateway
-from usfmae.server.home import Home
+from usfmae.server.bootstrap import create
+from usfmae.server.flower.gateway import Gateway
+from usfmae.server.flower.gateway_transport import GatewayTransport
+from usfmae.server.flower.link_state import LinkState
+from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
-from usfmae.server.link import Link
-from usfmae.server.rounds import Loop
-from usfmae.server.wire import GatewayWire
+from usfmae.server.rounds.loop import Loop
 
 TINY = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 1, "heads": 2}
 TINY |= {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
@@ -63,7 +66,7 @@ class Draft:
 class Hospital:
     """A site that trains by adding a fixed direction and its own noise, and may lie."""
 
-    def __init__(self, home: Home, name: str, seed: int, scratch: Path) -> None:
+    def __init__(self, home: Layout, name: str, seed: int, scratch: Path) -> None:
         self.name, self.seed, self.scratch = name, seed, scratch / name
         # The same signing key in every run: the merge goes in the order of fingerprints.
         self.node_key, self.key = keys.new_node_key(), keys.Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
@@ -73,15 +76,15 @@ class Hospital:
         self.attack: Callable[[Draft], None] = lambda draft: None
         self.sent = 0
 
-    def connect(self, home: Home, port: int) -> node.Fleet:
-        return node.Fleet(f"https://127.0.0.1:{port}", home.ca, self.node_key, timeout=20)
+    def connect(self, home: Layout, port: int) -> fleet_client.FleetClient:
+        return fleet_client.FleetClient(f"https://127.0.0.1:{port}", home.ca, self.node_key, timeout=20)
 
-    def serve(self, home: Home, port: int, stop: threading.Event) -> None:
+    def serve(self, home: Layout, port: int, stop: threading.Event) -> None:
         fleet, online = self.connect(home, port), False
         while not online and not stop.is_set():
             try:
                 online = bool(fleet.activate(60))
-            except trouble.UnreachableError:  # an agent tries again as well
+            except transport_errors.UnreachableError:  # an agent tries again as well
                 stop.wait(0.2)
         while not stop.is_set():
             request = fleet.pull()
@@ -90,13 +93,13 @@ class Hospital:
                 continue
             self.answer(fleet, request)
 
-    def answer(self, fleet: node.Fleet, request: messages.Request) -> None:
+    def answer(self, fleet: fleet_client.FleetClient, request: messages.RequestMessage) -> None:
         self.push(fleet, request, self.take(fleet, request))
 
-    def take(self, fleet: node.Fleet, request: messages.Request) -> Draft:
+    def take(self, fleet: fleet_client.FleetClient, request: messages.RequestMessage) -> Draft:
         """Download the base and train."""
         fetch = lambda id_: fleet.fetch(request.run, id_)  # noqa: E731
-        ids = objects.records(request.id, fetch)
+        ids = flower_objects.records(request.id, fetch)
         asked = protocol.from_record(TrainRequest, messages.config_record(fetch(ids[protocol.RECORD])))
         file = self.scratch / f"{asked.round}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -107,17 +110,17 @@ class Hospital:
         fleet.confirm(request)
         return self.draft(asked, load_file(file))
 
-    def _step(self, asked: TrainRequest, record: str, fetch: objects.Fetch, file: Path) -> None:
+    def _step(self, asked: TrainRequest, record: str, fetch: flower_objects.Fetch, file: Path) -> None:
         """The base from that of the round before and the step that leads on."""
         packed = file.with_suffix(".step")
-        about = objects.tensor(fetch(objects.references(fetch(record), "ArrayRecord")[protocol.STEP]))
-        pieces.receive(packed, about, fetch)
+        about = flower_objects.tensor(fetch(flower_objects.references(fetch(record), "ArrayRecord")[protocol.STEP]))
+        byte_stream.receive(packed, about, fetch)
         before = file.with_name(f"{asked.round - 1}.safetensors")
         with TensorFile(before) as old, packed.open("rb") as step, file.open("wb") as out:
-            assert forward.write(old, step, asked.encoding, out).id() == asked.base
+            assert apply_step.write(old, step, asked.encoding, out).id() == asked.base
 
     def draft(self, asked: TrainRequest, base: Tensors) -> Draft:
-        payload = update.pack(base, trained(base, self.seed), asked.encoding).payload
+        payload = codec.pack(base, trained(base, self.seed), asked.encoding).payload
         shapes = {name: values.shape for name, values in base.items()}
         draft = Draft(asked, base, payload, shapes, dict.fromkeys(base, asked.encoding))
         self.attack(draft)
@@ -128,21 +131,21 @@ class Hospital:
         asked = draft.asked
         fields = {"campaign": asked.campaign, "round": asked.round, "base": asked.base, "images": draft.images}
         fields |= {"steps": asked.steps, "encoding": asked.encoding, "site": self.site, "loss_before": 1.0}
-        fields |= {"content": update.payload_id(draft.payload), **draft.fields}
+        fields |= {"content": codec.payload_id(draft.payload), **draft.fields}
         reply = draft.forge(protocol.sign(TrainReply(**fields), self.key))
         return {**protocol.to_record(reply), **draft.extra}
 
-    def push(self, fleet: node.Fleet, request: messages.Request, draft: Draft) -> None:
+    def push(self, fleet: fleet_client.FleetClient, request: messages.RequestMessage, draft: Draft) -> None:
         record = self.signed(draft)
         draft.tamper(draft.payload)
-        arrays = objects.array_record({name: self._part(draft, name) for name in draft.payload})
+        arrays = flower_objects.array_record({name: self._part(draft, name) for name in draft.payload})
         metadata = messages.reply_metadata(request, time.time())
         self.sent = fleet.push(messages.reply(metadata, {protocol.RECORD: record}, {protocol.UPDATE: arrays}, 1.0))
 
-    def _part(self, draft: Draft, name: str) -> objects.Part:
+    def _part(self, draft: Draft, name: str) -> flower_objects.Part:
         data = draft.payload[name]
         shape, dtype = draft.shapes.get(name, (len(data),)), draft.dtypes.get(name, draft.asked.encoding)
-        return objects.Part(dtype, shape, RAW, len(data), lambda a, b: data[a:b])
+        return flower_objects.Part(dtype, shape, RAW, len(data), lambda a, b: data[a:b])
 
 
 def trained(base: Tensors, seed: int, factor: float = 1.0) -> Tensors:
@@ -157,7 +160,7 @@ class Stage:
     """An aggregator in this process, honest hospitals in threads, and a hostile one."""
 
     def __init__(self, root: Path, hostile: int = 0, rounds: int = 1) -> None:
-        self.home = Home(root / "coordinator")
+        self.home = Layout(root / "coordinator")
         chosen = [f"model.{key}={value}" for key, value in TINY.items()]
         chosen += ["network.host=127.0.0.1", f"rounds.quorum={HONEST}", "min_free_gib=0", "rounds.steps=2"]
         chosen += ["network.body_seconds=1.5"]
@@ -171,7 +174,7 @@ class Stage:
 
     def __enter__(self) -> Stage:
         seed = self.home.checkpoint(0).stat().st_size
-        self.link = Link(self.home.transit, int(seed * 1.05) + 2**20)
+        self.link = LinkState(self.home.transit, int(seed * 1.05) + 2**20)
         self.link.enrol(self.ledger.sites().values())
         self.refusals = Refusals(self.home.audit)
         files = (self.home.certificate, self.home.tls_key)
@@ -180,7 +183,7 @@ class Stage:
         self.stop = threading.Event()
         self.threads = [self._thread(h.serve, self.home, self.port, self.stop) for h in self.honest]
         key = keys.read_private(self.home.signing_key, keys.Ed25519PrivateKey)
-        wire = GatewayWire(self.link, self.ledger.sites)
+        wire = GatewayTransport(self.link, self.ledger.sites)
         self.loop = Loop(self.home, self.ledger, self.settings, wire, key, wait=self._wait)
         self.brain = self._thread(self.loop.run, self.rounds)
         return self
@@ -224,7 +227,7 @@ class Stage:
         audit.verify(self.home.audit)
 
 
-def request_of(fleet: node.Fleet) -> messages.Request:
+def request_of(fleet: fleet_client.FleetClient) -> messages.RequestMessage:
     fleet.activate(60)
     end = time.monotonic() + 60
     while time.monotonic() < end:

@@ -76,9 +76,9 @@ class Federation:
     ) -> None:
         from usfmae.client import site as client_site
         from usfmae.core.config.site import SiteSettings
-        from usfmae.core.corpus.shard import Packed, write_shard
-        from usfmae.server.create import create
-        from usfmae.server.home import Home
+        from usfmae.core.corpus.shard import PackedImage, write_shard
+        from usfmae.server.bootstrap import create
+        from usfmae.server.layout import Layout
         from usfmae.server.sites import add
 
         self.root, self.port = root, free_port()
@@ -95,7 +95,7 @@ class Federation:
             **{f"model.{key}": value for key, value in MODEL.items()},
             **settings,
         }
-        self.home = Home(root / "coordinator")
+        self.home = Layout(root / "coordinator")
         overrides = [f"{key}={value}" for key, value in chosen.items()]
         create(self.home.root, "test", OUTSIDE, self.port, None, overrides)
         self.running: list[Program] = []
@@ -116,7 +116,7 @@ class Federation:
             )
             made = client_site.create(root / name, options, self.home.ca, self.home.public_key)
             pixels = blobs(number + 1, images + 4 * number)
-            packed = [Packed(p, f"{number:02d}{i:062d}", f"group-{i // 4}") for i, p in enumerate(pixels)]
+            packed = [PackedImage(p, f"{number:02d}{i:062d}", f"group-{i // 4}") for i, p in enumerate(pixels)]
             write_shard(made.corpus, "all", packed)
             if enrolled is None or number < enrolled:
                 add(self.home, made.root / "enrol.json")
@@ -125,13 +125,13 @@ class Federation:
     def copy(self, to: Path, host: str = "127.0.0.1") -> Federation:
         """The same federation (keys, corpora, seed) in another place, on a port of its own."""
         from usfmae.client.site import Site
-        from usfmae.server.home import Home
+        from usfmae.server.layout import Layout
 
         shutil.copytree(self.root, to)
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other.root, other.port, other.running, other.environment = to, free_port(), [], {}
-        other.home = Home(to / "coordinator")
+        other.home = Layout(to / "coordinator")
         for file in [other.home.settings_file, *(to / name / "site.yaml" for name in self.names)]:
             file.write_text(file.read_text().replace(str(self.port), str(other.port)).replace("127.0.0.1:", f"{host}:"))
         settings = other.home.settings_file
@@ -255,4 +255,4 @@ class Federation:
 
     def worker(self, name: str) -> int:
         """Process id of a site's training process."""
-        return self.process("usfmae.client.trainer", str(self.sites[name].root))
+        return self.process("usfmae.client.rounds.trainer", str(self.sites[name].root))

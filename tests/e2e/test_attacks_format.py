@@ -11,10 +11,10 @@ import pytest
 from flwr.proto import message_pb2 as wire
 
 from tests.e2e.arena import Draft, Hospital, Stage, request_of, row
-from usfmae.client import messages
-from usfmae.core import objects
-from usfmae.core.protocol import RAW, RECORD, UPDATE
-from usfmae.server.admission import ADMITTED
+from usfmae.client.flower import messages
+from usfmae.core import flower_objects
+from usfmae.core.federated.admission import ADMITTED
+from usfmae.core.federated.messages import RAW, RECORD, UPDATE
 
 pytestmark = pytest.mark.attacks
 
@@ -46,14 +46,14 @@ ATTACKS = {
 }
 
 
-def crafted(liar: Hospital, request: messages.Request, draft: Draft, form: Form) -> messages.Reply:
+def crafted(liar: Hospital, request: messages.RequestMessage, draft: Draft, form: Form) -> messages.ReplyMessage:
     make: dict[str, Callable[[], bytes]] = {}
 
-    def made(kind: str, children: list[objects.Tree], body: bytes) -> objects.Tree:
+    def made(kind: str, children: list[flower_objects.Tree], body: bytes) -> flower_objects.Tree:
         unique = tuple({child.id: child for child in children}.values())
-        content = objects.join(kind, (child.id for child in unique), body)
-        make[objects.object_id(content)] = lambda: content
-        return objects.Tree(objects.object_id(content), unique)
+        content = flower_objects.join(kind, (child.id for child in unique), body)
+        make[flower_objects.object_id(content)] = lambda: content
+        return flower_objects.Tree(flower_objects.object_id(content), unique)
 
     arrays = {}
     for name, data in draft.payload.items():
@@ -65,7 +65,7 @@ def crafted(liar: Hospital, request: messages.Request, draft: Draft, form: Form)
     about = wire.Metadata.FromString(messages.reply_metadata(request, time.time()))
     root = made("Message", [content], form.message(wire.Message(metadata=about).SerializeToString()))
     about.message_id = root.id
-    return messages.Reply(about, objects.Parcel(root, make))
+    return messages.ReplyMessage(about, flower_objects.Parcel(root, make))
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from tests.e2e.arena import Stage, call, row, signed_headers
-from usfmae.client import node, trouble
+from usfmae.client.flower import fleet_client, transport_errors
 from usfmae.core import audit, keys
-from usfmae.core.enrolment import Enrolment, checked
 from usfmae.core.errors import ConfigError
-from usfmae.server import door, gateway, porch, sites
+from usfmae.core.federated.enrolment import Enrolment, checked
+from usfmae.server import sites
+from usfmae.server.flower import connection_limits, gateway, node_auth
 from usfmae.server.ledger import Ledger
 
 pytestmark = pytest.mark.attacks
@@ -56,8 +57,8 @@ def test_the_public_port_answers_the_fleet_api_and_nothing_else(stage, path):
 
 
 def test_an_unregistered_key_is_turned_away(stage):
-    stranger = node.Fleet(f"https://127.0.0.1:{stage.port}", stage.home.ca, keys.new_node_key())
-    with pytest.raises(trouble.UnknownKeyError):
+    stranger = fleet_client.FleetClient(f"https://127.0.0.1:{stage.port}", stage.home.ca, keys.new_node_key())
+    with pytest.raises(transport_errors.UnknownKeyError):
         stranger.activate(60)
     audited = stage.audited(actor="porch", code=401, why=NOT_KNOWN)
     row("unregistered key", 401, audited)
@@ -75,9 +76,9 @@ def test_a_clock_ten_minutes_off_is_told_so(stage, monkeypatch, minutes, word):
             return datetime.now(UTC) + off
 
     now = time.time
-    monkeypatch.setattr(node, "datetime", Clock)
-    monkeypatch.setattr(node.time, "time", lambda: now() + off.total_seconds())
-    with pytest.raises(trouble.ClockError, match=rf"clock is (59|60)\d s {word} the server's"):
+    monkeypatch.setattr(fleet_client, "datetime", Clock)
+    monkeypatch.setattr(fleet_client.time, "time", lambda: now() + off.total_seconds())
+    with pytest.raises(transport_errors.ClockError, match=rf"clock is (59|60)\d s {word} the server's"):
         fleet.activate(60)
     monkeypatch.undo()
     stage.refusals.write()
@@ -99,7 +100,7 @@ def test_a_revoked_key_is_cut_off_within_a_second(stage):
     fleet = stage.mallory.connect(stage.home, stage.port)
     fleet.activate(60)
     stage.ledger.revoke_site("liar-0")
-    with pytest.raises(trouble.UnknownKeyError):
+    with pytest.raises(transport_errors.UnknownKeyError):
         for _ in range(600):  # a second, on a machine with nothing else to do
             fleet.pull()
             time.sleep(0.1)
@@ -197,7 +198,7 @@ def test_silent_connections_do_not_keep_a_hospital_out(tmp_path, after_tls):
         finally:
             for line in silent:
                 line.close()
-        audited = stage.audited(actor="porch", code=429, why=door.FULL)
+        audited = stage.audited(actor="porch", code=429, why=connection_limits.FULL)
     row(f"300 silent connections {'after' if after_tls else 'before'} TLS", "closed" if went_on else "HELD", audited)
     assert (went_on, audited) == (True, True) and strangers <= 32
 
@@ -209,7 +210,7 @@ def test_a_hospital_cannot_take_the_places_of_the_others(stage):
     place, key = stage.gateway.server.door, keys.public_pem(stage.liars[1].node_key).encode()
     before, taken = sum(known == key for known, _ in place.known.values()), []
     try:
-        for _ in range(3 * door.MOST_OF_ONE_KEY):
+        for _ in range(3 * connection_limits.MOST_OF_ONE_KEY):
             taken.append(line_to(stage))
             taken[-1].sendall(head)
             assert taken[-1].recv(1000).startswith(b"HTTP/1.1 4")  # an empty message is none; the key was good
@@ -220,19 +221,26 @@ def test_a_hospital_cannot_take_the_places_of_the_others(stage):
     finally:
         for line in taken:
             line.close()
-    audited = stage.audited(actor="porch", code=429, why=door.FULL_OF_ONE)
-    row(f"{len(taken)} connections with one key", "closed" if held <= door.MOST_OF_ONE_KEY else "HELD", audited)
-    assert before <= held <= door.MOST_OF_ONE_KEY and audited
+    audited = stage.audited(actor="porch", code=429, why=connection_limits.FULL_OF_ONE)
+    row(
+        f"{len(taken)} connections with one key",
+        "closed" if held <= connection_limits.MOST_OF_ONE_KEY else "HELD",
+        audited,
+    )
+    assert before <= held <= connection_limits.MOST_OF_ONE_KEY and audited
 
 
 def test_calls_that_are_not_flower_s_language_do_no_harm(stage):
     """An enrolled site sends random bytes, and well-formed calls with a piece changed, to every path."""
     random = np.random.default_rng(0)
     statuses = set()
-    for path in sorted(porch.CALLS):
+    for path in sorted(node_auth.CALLS):
         for size in (0, 1, 40, 5000):
             body = random.bytes(size)
-            headers = signed_headers(stage.honest[0]) | {"content-type": node.MEDIA_TYPE, "accept": node.MEDIA_TYPE}
+            headers = signed_headers(stage.honest[0]) | {
+                "content-type": fleet_client.MEDIA_TYPE,
+                "accept": fleet_client.MEDIA_TYPE,
+            }
             statuses.add(call(stage, path, body, headers))
     assert statuses <= {200, 400, 401, 403, 404, 409, 415, 422, 500}
     stage.liars[1].connect(stage.home, stage.port).activate(60)  # and it goes on serving

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from tests.e2e.arena import Draft, Stage, row, trained
-from usfmae.core import keys, protocol, update
-from usfmae.core.protocol import TrainReply
+from usfmae.core import keys
+from usfmae.core.federated import codec, messages
+from usfmae.core.federated.messages import TrainReply
 
 pytestmark = pytest.mark.attacks
 
@@ -26,7 +27,7 @@ def scales(draft: Draft, value: float) -> None:
 
 
 def repack(draft: Draft, factor: float) -> None:
-    draft.payload = update.pack(draft.base, trained(draft.base, 50, factor), draft.asked.encoding).payload
+    draft.payload = codec.pack(draft.base, trained(draft.base, 50, factor), draft.asked.encoding).payload
 
 
 def set_images(count: int) -> Callable[[Draft], None]:
@@ -71,7 +72,7 @@ def flip_bits(payload: dict[str, bytes]) -> None:
 
 
 def someone_else(reply: TrainReply) -> TrainReply:
-    return protocol.sign(reply, keys.new_signing_key())
+    return messages.sign(reply, keys.new_signing_key())
 
 
 ATTACKS: dict[str, tuple[Callable[[Draft], None], str]] = {

@@ -13,10 +13,11 @@ from flwr.proto import message_pb2 as wire
 from safetensors.numpy import load_file
 
 from tests.e2e.arena import Draft, Hospital, Stage, request_of, row
-from usfmae.client import messages, node, trouble
-from usfmae.core import objects, protocol
-from usfmae.core.protocol import RAW, TrainRequest
-from usfmae.server.admission import ADMITTED
+from usfmae.client.flower import fleet_client, messages, transport_errors
+from usfmae.core import flower_objects
+from usfmae.core.federated import messages as protocol
+from usfmae.core.federated.admission import ADMITTED
+from usfmae.core.federated.messages import RAW, TrainRequest
 
 pytestmark = pytest.mark.attacks
 
@@ -51,17 +52,19 @@ def test_a_message_of_10_gb_is_stopped_at_the_size_of_an_update(tmp_path, honest
         def enormous(draft: Draft) -> None:
             draft.payload["flood"] = b"\0"
 
-        def flood(draft: Draft, name: str) -> objects.Part:
+        def flood(draft: Draft, name: str) -> flower_objects.Part:
             if name != "flood":
                 return Hospital._part(stage.mallory, draft, name)
             blocks = [np.random.default_rng(i).bytes(2**20) for i in range(5)]
             size = 5 * 2**20 * 3  # as many chunks as it likes: the limit is passed with the first
-            return objects.Part("int8", (size,), RAW, size, lambda a, b: (blocks[a // objects.CHUNK] * 5)[: b - a])
+            return flower_objects.Part(
+                "int8", (size,), RAW, size, lambda a, b: (blocks[a // flower_objects.CHUNK] * 5)[: b - a]
+            )
 
         stage.mallory.attack, stage.mallory._part = enormous, flood
         fleet = stage.mallory.connect(stage.home, stage.port)
         request = request_of(fleet)
-        with pytest.raises(node.UnreachableError):
+        with pytest.raises(fleet_client.UnreachableError):
             stage.mallory.answer(fleet, request)
         result = stage.done()
         spent = sum(f.stat().st_size for f in stage.home.transit.glob("*"))
@@ -77,18 +80,18 @@ def test_a_chunk_that_is_named_1000_times_is_not_unfolded(tmp_path, honest_alone
         request = request_of(fleet)
         base = load_file(stage.home.checkpoint(0))
         draft = Draft(asked(fleet, request), base, dict.fromkeys(base, b"x"), {}, {})
-        real = objects.json.dumps
+        real = flower_objects.json.dumps
 
         def folded(about: object) -> str:
             if isinstance(about, dict) and "arraychunk_ids" in about:
                 about = {**about, "arraychunk_ids": [0] * 1000}
             return real(about)
 
-        stage.mallory._part = lambda draft, name: objects.Part(
+        stage.mallory._part = lambda draft, name: flower_objects.Part(
             "int8", base[name].shape, RAW, 2**14, lambda a, b: bytes(b - a)
         )
         with monkeypatch.context() as patch:
-            patch.setattr(objects.json, "dumps", folded)
+            patch.setattr(flower_objects.json, "dumps", folded)
             stage.mallory.push(fleet, request, draft)
         result = stage.done()
         got, audited = stage.verdict(), stage.audited(actor="gate", verdict="wrong-size")
@@ -96,9 +99,9 @@ def test_a_chunk_that_is_named_1000_times_is_not_unfolded(tmp_path, honest_alone
         assert (got, audited, result) == ("wrong-size", True, honest_alone)
 
 
-def asked(fleet: node.Fleet, request: messages.Request) -> TrainRequest:
+def asked(fleet: fleet_client.FleetClient, request: messages.RequestMessage) -> TrainRequest:
     fetch = lambda id_: fleet.fetch(request.run, id_)  # noqa: E731
-    ids = objects.records(request.id, fetch)
+    ids = flower_objects.records(request.id, fetch)
     return protocol.from_record(TrainRequest, messages.config_record(fetch(ids[protocol.RECORD])))
 
 
@@ -111,8 +114,8 @@ def test_a_tree_of_too_many_objects_is_not_taken(tmp_path, honest_alone):
             parcel = make()
             about = wire.Metadata.FromString(messages.reply_metadata(request, time.time()))
             about.message_id = parcel.tree.id
-            with contextlib.suppress(node.UnreachableError):
-                fleet.push(messages.Reply(about, parcel))
+            with contextlib.suppress(fleet_client.UnreachableError):
+                fleet.push(messages.ReplyMessage(about, parcel))
         result = stage.done()
         verdicts = [stage.ledger.verdicts(1)[liar.site] for liar in stage.liars]
         for name, verdict in zip(("30,000 tiny objects", "a tree of 2^60 ways"), verdicts, strict=True):
@@ -121,27 +124,29 @@ def test_a_tree_of_too_many_objects_is_not_taken(tmp_path, honest_alone):
             assert (verdict.verdict, audited, result) == ("bad-message", True, honest_alone)
 
 
-def made(kind: str, children: list[objects.Tree], body: bytes, make: dict[str, Callable[[], bytes]]) -> objects.Tree:
-    content = objects.join(kind, (child.id for child in children), body)
-    make[objects.object_id(content)] = lambda: content
-    return objects.Tree(objects.object_id(content), tuple(children))
+def made(
+    kind: str, children: list[flower_objects.Tree], body: bytes, make: dict[str, Callable[[], bytes]]
+) -> flower_objects.Tree:
+    content = flower_objects.join(kind, (child.id for child in children), body)
+    make[flower_objects.object_id(content)] = lambda: content
+    return flower_objects.Tree(flower_objects.object_id(content), tuple(children))
 
 
-def wide() -> objects.Parcel:
+def wide() -> flower_objects.Parcel:
     make: dict[str, Callable[[], bytes]] = {}
     leaves = [made("ArrayChunk", [], str(n).encode(), make) for n in range(30_000)]
-    top = objects.object_id(objects.join("Message", (), b""))
-    make[top] = lambda: objects.join("Message", (), b"")
-    return objects.Parcel(objects.Tree(top, tuple(leaves)), make)
+    top = flower_objects.object_id(flower_objects.join("Message", (), b""))
+    make[top] = lambda: flower_objects.join("Message", (), b"")
+    return flower_objects.Parcel(flower_objects.Tree(top, tuple(leaves)), make)
 
 
-def doubling() -> objects.Parcel:
+def doubling() -> flower_objects.Parcel:
     make: dict[str, Callable[[], bytes]] = {}
     tree = made("ArrayChunk", [], b"", make)
     for level in range(60):
-        again = objects.Tree(tree.id)
+        again = flower_objects.Tree(tree.id)
         tree = made("ArrayChunk", [tree, again], str(level).encode(), make)
-    return objects.Parcel(tree, make)
+    return flower_objects.Parcel(tree, make)
 
 
 def test_a_second_reply_to_one_request_is_not_taken(tmp_path, honest_alone):
@@ -165,7 +170,7 @@ def test_nobody_answers_in_another_site_s_place(tmp_path, honest_alone):
         victim, hold, taken = stage.honest[0], threading.Event(), []
         answer = victim.answer
 
-        def slowly(fleet: node.Fleet, request: messages.Request) -> None:
+        def slowly(fleet: fleet_client.FleetClient, request: messages.RequestMessage) -> None:
             taken.append((request, asked(fleet, request)))
             hold.wait(60)
             answer(fleet, request)
@@ -175,7 +180,7 @@ def test_nobody_answers_in_another_site_s_place(tmp_path, honest_alone):
         fleet.activate(60)
         while not taken:
             time.sleep(0.05)
-        with pytest.raises(trouble.GoneError):
+        with pytest.raises(transport_errors.GoneError):
             stage.mallory.push(fleet, taken[0][0], Draft(taken[0][1], {}, {"w": b"x"}, {}, {}))
         hold.set()
         stage.ledger.revoke_site("liar-0")

@@ -6,15 +6,17 @@ from contextlib import closing
 import pytest
 
 from tests.e2e.federation import blobs
-from usfmae.core.continual import replay
-from usfmae.core.corpus.shard import Packed, write_shard
+from usfmae.core.corpus.shard import PackedImage, write_shard
+from usfmae.core.federated import replay
 
 pytestmark = pytest.mark.e2e
 
 
 def test_hospitals_without_a_copy_get_the_corpus_and_train_with_it(federate, tmp_path):
     public = tmp_path / "public"
-    write_shard(public, "all", [Packed(p, f"public-{i}", f"public-{i}", "public") for i, p in enumerate(blobs(99, 24))])
+    write_shard(
+        public, "all", [PackedImage(p, f"public-{i}", f"public-{i}", "public") for i, p in enumerate(blobs(99, 24))]
+    )
     federation = federate(2, **{"continual.replay": public, "continual.replay_share": 0.5})
     server = federation.start_server(2)
     federation.start_sites()

@@ -85,7 +85,7 @@ class Stock:
         assert agreed in settings.read_text()
         shim.mkdir()
         (shim / "flwr-clientapp").write_text(
-            f'#!/bin/sh\nUSFMAE_SITE={site.root} exec {sys.executable} -m usfmae.client.app "$@"\n'
+            f'#!/bin/sh\nUSFMAE_SITE={site.root} exec {sys.executable} -m usfmae.client.flower.supernode_app "$@"\n'
         )
         (shim / "flwr-clientapp").chmod(0o755)
         words = ["--superlink", f"127.0.0.1:{self.port}", "--root-certificates", site.root / "ca.pem"]

@@ -12,12 +12,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from usfmae.core import keys
+from usfmae.core.federated.messages import TrainReply, TrainRequest, sign, to_record
 from usfmae.core.keys import Ed25519PrivateKey, read_private
-from usfmae.core.protocol import TrainReply, TrainRequest, sign, to_record
-from usfmae.server.create import create
-from usfmae.server.home import Home
+from usfmae.server.bootstrap import create
+from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
-from usfmae.server.rounds import Loop
+from usfmae.server.rounds.loop import Loop
 from usfmae.server.simulate import Hospital, InProcess, Trained
 
 TINY = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
@@ -37,7 +37,7 @@ class Federation:
     """Some virtual hospitals and a loop over them; `again()` is a new process on the same directory."""
 
     def __init__(self, root: Path, sites: int, trainer: Any = nudge, capacity: int = 1000, **settings: Any) -> None:
-        self.home = Home(root / "coordinator")
+        self.home = Layout(root / "coordinator")
         chosen = {**{f"model.{k}": v for k, v in TINY.items()}, "rounds.quorum": sites, "min_free_gib": 0, **settings}
         create(self.home.root, "unit", "", 0, None, [f"{key}={value}" for key, value in chosen.items()])
         self.ledger = Ledger(self.home.ledger)

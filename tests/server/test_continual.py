@@ -18,17 +18,17 @@ from usfmae.core.config import AugmentSettings
 from usfmae.core.config import load as load_settings
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.corpus.batch import Corpus
-from usfmae.core.corpus.shard import Packed, write_shard
+from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import PolicyError, UsfmaeError
-from usfmae.core.model import fresh
-from usfmae.core.train import train
-from usfmae.server.admission import ADMITTED
-from usfmae.server.budget import Gate
-from usfmae.server.close import FORGETS
-from usfmae.server.home import Home
+from usfmae.core.federated.admission import ADMITTED
+from usfmae.core.mae.model import fresh
+from usfmae.core.mae.train import train
+from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
-from usfmae.server.panel import check_apart, opened
 from usfmae.server.release import release
+from usfmae.server.rounds.commit import FORGETS
+from usfmae.server.rounds.forgetting_gate import ForgettingGate
+from usfmae.server.rounds.panel import check_apart, opened
 from usfmae.server.simulate import Trained, populate, tissue
 
 
@@ -63,13 +63,15 @@ def excess(summary: Any) -> float:
 
 
 @pytest.fixture(scope="module")
-def ten_rounds(tmp_path_factory: pytest.TempPathFactory, panel: Path, seed: Path) -> Home:
+def ten_rounds(tmp_path_factory: pytest.TempPathFactory, panel: Path, seed: Path) -> Layout:
     home = home_with(tmp_path_factory.mktemp("ten"), panel, "gate.weight_cap=0.6", seed=seed)
     loop_of(home, populate(home, 2, 8, forgetful(6, ("virtual-002",)))).run(10)
     return home
 
 
-def test_the_gate_refuses_rounds_that_forget_and_the_release_keeps_the_budget(ten_rounds: Home, tmp_path: Path) -> None:
+def test_the_gate_refuses_rounds_that_forget_and_the_release_keeps_the_budget(
+    ten_rounds: Layout, tmp_path: Path
+) -> None:
     rounds = Ledger(ten_rounds.ledger).rounds()
     outcomes = [r.summary["gate"]["outcome"] for r in rounds]
     assert outcomes[:5] == ["accepted"] * 5 and set(outcomes[5:]) <= {"refused", "interpolated"}, outcomes
@@ -87,7 +89,7 @@ def test_the_gate_refuses_rounds_that_forget_and_the_release_keeps_the_budget(te
     assert "virtual-" not in card and "| linear |" in card and "refused" not in str(done)
 
 
-def test_one_flipped_byte_in_any_file_of_a_release_is_found(ten_rounds: Home, tmp_path: Path) -> None:
+def test_one_flipped_byte_in_any_file_of_a_release_is_found(ten_rounds: Layout, tmp_path: Path) -> None:
     from usfmae.core.cli.verify import verify
 
     out, key = tmp_path / "out", str(ten_rounds.public_key)
@@ -168,7 +170,7 @@ def test_a_panel_of_training_or_benchmark_data_is_refused(tmp_path: Path, datase
 def test_a_panel_that_shares_an_image_with_the_replay_corpus_is_refused(tmp_path: Path) -> None:
     items = list(tissue(5, 8, 32))
     write_shard(tmp_path / "panel" / "breast", "all", items[:4])
-    write_shard(tmp_path / "replay", "all", [Packed(i.pixels, f"other-{i.id}", i.group) for i in items[3:]])
+    write_shard(tmp_path / "replay", "all", [PackedImage(i.pixels, f"other-{i.id}", i.group) for i in items[3:]])
     found = opened(tmp_path / "panel", 8, CoordinatorSettings().train)
     with pytest.raises(PolicyError, match="replay"):
         check_apart(found, [], Corpus([tmp_path / "replay"]))
@@ -200,10 +202,10 @@ def test_a_release_without_a_panel_says_that_nothing_was_measured(tmp_path: Path
     assert "not measured" in done["why"] and done["alpha"] == 1
     with pytest.raises(UsfmaeError, match="exists already"):
         release(home, home.settings(), tmp_path / "out")
-    assert Gate(home, Ledger(home.ledger), home.settings()).reader is None
+    assert ForgettingGate(home, Ledger(home.ledger), home.settings()).reader is None
 
 
-def test_the_ledger_of_a_campaign_can_be_read_round_by_round(ten_rounds: Home, tmp_path: Path) -> None:
+def test_the_ledger_of_a_campaign_can_be_read_round_by_round(ten_rounds: Layout, tmp_path: Path) -> None:
     from usfmae.server.cli.campaign import campaign as command
     from usfmae.server.cli.report import report
 
@@ -221,7 +223,7 @@ def test_the_ledger_of_a_campaign_can_be_read_round_by_round(ten_rounds: Home, t
         assert what in shown
 
 
-def test_what_the_panel_says_is_there_to_scrape(ten_rounds: Home) -> None:
+def test_what_the_panel_says_is_there_to_scrape(ten_rounds: Layout) -> None:
     from usfmae.core.metrics import registry, text
     from usfmae.server.dashboard.figures import figures
     from usfmae.server.dashboard.view import History
@@ -237,7 +239,7 @@ def test_what_the_panel_says_is_there_to_scrape(ten_rounds: Home) -> None:
     assert 'usfmae_server_update_cosine{pairs="lowest"}' in scraped
 
 
-def test_a_release_says_what_it_was_trained_on_and_how_it_did(ten_rounds: Home, tmp_path: Path) -> None:
+def test_a_release_says_what_it_was_trained_on_and_how_it_did(ten_rounds: Layout, tmp_path: Path) -> None:
     result = tmp_path / "probe.json"
     result.write_text(json.dumps({"task": "bus-bra", "auroc": 0.712}))
     settings = ten_rounds.settings(["continual.anatomies={breast: 1200, lung: 300}"])

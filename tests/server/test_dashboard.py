@@ -12,12 +12,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from usfmae.core import keys, metrics
-from usfmae.core.enrolment import Enrolment
-from usfmae.core.web.door import WRONG_TOKEN_SECONDS
+from usfmae.core.federated.enrolment import Enrolment
+from usfmae.core.web.login import WRONG_TOKEN_SECONDS
 from usfmae.server.dashboard.app import application
 from usfmae.server.dashboard.figures import figures
 from usfmae.server.dashboard.view import History, overview
-from usfmae.server.home import Home
+from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger, Verdict
 
 
@@ -25,9 +25,9 @@ def enrolment(name: str) -> Enrolment:
     return Enrolment(name, keys.public_pem(keys.new_node_key()), keys.public_pem(keys.new_signing_key()), 100)
 
 
-def filled(root: Path, sites: int, rounds: int) -> Home:
+def filled(root: Path, sites: int, rounds: int) -> Layout:
     """A ledger with this many sites and rounds, the last one open."""
-    home = Home(root)
+    home = Layout(root)
     home.keys.mkdir(parents=True)
     ledger = Ledger(home.ledger, create=True)
     ledger.set_fact("campaign", "trial-1")
@@ -56,16 +56,16 @@ def _summary() -> dict[str, object]:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
+def home(tmp_path: Path) -> Layout:
     return filled(tmp_path / "coordinator", 2, 3)
 
 
 @pytest.fixture
-def page(home: Home) -> TestClient:
+def page(home: Layout) -> TestClient:
     return TestClient(application(home), base_url="http://127.0.0.1")
 
 
-def log_in(page: TestClient, home: Home) -> str:
+def log_in(page: TestClient, home: Layout) -> str:
     token = (home.keys / "page.token").read_text().strip()
     answer = page.post("/login", data={"token": token, "next": "/sites"})
     return re.search(r'name="mark" value="(\w+)"', answer.text)[1]  # type: ignore[index]
@@ -86,7 +86,7 @@ def test_overview_shows_sites_verdicts_and_forgetting(page: TestClient) -> None:
     assert "Forgetting, by organ" in text and "breast" in text
 
 
-def test_changing_needs_the_token(page: TestClient, home: Home) -> None:
+def test_changing_needs_the_token(page: TestClient, home: Layout) -> None:
     refused = page.post("/sites/revoke", data={"name": "site-00", "typed": "site-00", "mark": "x"})
     assert refused.status_code == 403
     assert Ledger(home.ledger).sites() and all(s.state == "active" for s in Ledger(home.ledger).sites().values())
@@ -96,7 +96,7 @@ def test_changing_needs_the_token(page: TestClient, home: Home) -> None:
     assert (home.keys / "page.token").stat().st_mode & 0o077 == 0
 
 
-def test_enrol_and_revoke_with_the_token(page: TestClient, home: Home) -> None:
+def test_enrol_and_revoke_with_the_token(page: TestClient, home: Layout) -> None:
     mark = log_in(page, home)
     text = json.dumps(dataclasses.asdict(enrolment("kiel")))
     answer = page.post("/sites/enrol", data={"mark": mark, "text": text})
@@ -110,7 +110,7 @@ def test_enrol_and_revoke_with_the_token(page: TestClient, home: Home) -> None:
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "../../etc/passwd", "a b", "x" * 64, ""])
-def test_a_hostile_name_is_refused_and_escaped(page: TestClient, home: Home, name: str) -> None:
+def test_a_hostile_name_is_refused_and_escaped(page: TestClient, home: Layout, name: str) -> None:
     mark = log_in(page, home)
     hostile = dataclasses.asdict(enrolment("fine")) | {"name": name}
     answer = page.post("/sites/enrol", data={"mark": mark, "text": json.dumps(hostile)})
@@ -118,7 +118,7 @@ def test_a_hostile_name_is_refused_and_escaped(page: TestClient, home: Home, nam
     assert not (home.root / "etc").exists() and len(Ledger(home.ledger).sites()) == 2
 
 
-def test_a_name_from_an_old_ledger_is_escaped(page: TestClient, home: Home) -> None:
+def test_a_name_from_an_old_ledger_is_escaped(page: TestClient, home: Layout) -> None:
     with Ledger(home.ledger)._write() as db:
         db.execute("UPDATE sites SET name = '<img src=x onerror=alert(1)>' WHERE name = 'site-00'")
         db.execute("UPDATE replies SET verdict = 'norm', detail = '<b>bold</b>' WHERE round = 3")
@@ -128,13 +128,13 @@ def test_a_name_from_an_old_ledger_is_escaped(page: TestClient, home: Home) -> N
 
 
 @pytest.mark.parametrize("text", ["", "not json", "[]", "{}", '{"name": "a"}', "{" * 9000])
-def test_rubbish_in_the_enrolment_form_is_one_clear_line(page: TestClient, home: Home, text: str) -> None:
+def test_rubbish_in_the_enrolment_form_is_one_clear_line(page: TestClient, home: Layout, text: str) -> None:
     mark = log_in(page, home)
     answer = page.post("/sites/enrol", data={"mark": mark, "text": text})
     assert answer.status_code == 400 and "not an enrol.json" in answer.text
 
 
-def test_only_known_hosts_own_forms_and_small_bodies(page: TestClient, home: Home) -> None:
+def test_only_known_hosts_own_forms_and_small_bodies(page: TestClient, home: Layout) -> None:
     assert page.get("/", headers={"Host": "evil.example"}).status_code == 400  # DNS rebinding
     mark = log_in(page, home)
     form = {"mark": mark, "name": "site-00", "typed": "site-00"}
@@ -145,7 +145,7 @@ def test_only_known_hosts_own_forms_and_small_bodies(page: TestClient, home: Hom
     assert named.get("/").status_code == 200
 
 
-def test_download_gives_a_rounds_encoder_and_no_other_file(page: TestClient, home: Home) -> None:
+def test_download_gives_a_rounds_encoder_and_no_other_file(page: TestClient, home: Layout) -> None:
     home.checkpoints.mkdir()
     home.checkpoint(2).write_bytes(b"weights")
     assert page.get("/checkpoints/2").content == b"weights"
@@ -153,7 +153,7 @@ def test_download_gives_a_rounds_encoder_and_no_other_file(page: TestClient, hom
         assert page.get(path).status_code == 404
 
 
-def test_login_leads_back_to_this_page_only(page: TestClient, home: Home) -> None:
+def test_login_leads_back_to_this_page_only(page: TestClient, home: Layout) -> None:
     token = (home.keys / "page.token").read_text().strip()
     for wanted in ("//evil.example", "https://evil.example", "/\\evil"):
         answer = page.post("/login", data={"token": token, "next": wanted}, follow_redirects=False)
@@ -161,7 +161,7 @@ def test_login_leads_back_to_this_page_only(page: TestClient, home: Home) -> Non
     assert "HttpOnly" in answer.headers["set-cookie"] and "samesite=strict" in answer.headers["set-cookie"].lower()
 
 
-def test_figures_name_only_known_metrics_and_follow_new_rounds(home: Home) -> None:
+def test_figures_name_only_known_metrics_and_follow_new_rounds(home: Layout) -> None:
     history = History()
     found = figures(home, history)
     assert set(found) <= set(metrics.ALL)
@@ -176,7 +176,7 @@ def test_figures_name_only_known_metrics_and_follow_new_rounds(home: Home) -> No
     assert again == figures(home, History()) | {"usfmae_server_disk_free_bytes": again["usfmae_server_disk_free_bytes"]}
 
 
-def test_a_committed_round_is_read_once(home: Home) -> None:
+def test_a_committed_round_is_read_once(home: Layout) -> None:
     """What 500 rounds cost is what is new since the last look."""
     history = History()
     before = overview(home, history)
@@ -188,7 +188,7 @@ def test_a_committed_round_is_read_once(home: Home) -> None:
     assert after.open_round and after.open_round["steps"] == 7
 
 
-def test_the_open_round_tells_who_is_where_trouble_first(home: Home, page: TestClient) -> None:
+def test_the_open_round_tells_who_is_where_trouble_first(home: Layout, page: TestClient) -> None:
     ledger = Ledger(home.ledger)
     for name in ("working", "silent"):
         ledger.add_site(enrolment(name))
@@ -204,7 +204,7 @@ def test_the_open_round_tells_who_is_where_trouble_first(home: Home, page: TestC
     assert "site-00: norm" in page.get("/").text
 
 
-def test_a_round_that_came_to_nothing_is_not_shown_as_committed(home: Home, page: TestClient) -> None:
+def test_a_round_that_came_to_nothing_is_not_shown_as_committed(home: Layout, page: TestClient) -> None:
     ledger = Ledger(home.ledger)
     ledger.commit_round(3, "a" * 64, {"void": "quorum refused"}, [], steps=0)
     ledger.close()
@@ -212,7 +212,7 @@ def test_a_round_that_came_to_nothing_is_not_shown_as_committed(home: Home, page
         assert "void: quorum refused" in page.get(path).text
 
 
-def test_lineage_shows_releases_and_where_a_campaign_began_anew(home: Home, page: TestClient) -> None:
+def test_lineage_shows_releases_and_where_a_campaign_began_anew(home: Layout, page: TestClient) -> None:
     with Ledger(home.ledger)._write() as db:
         for number, base, result in ((1, "0", "1"), (2, "1", "2"), (3, "1", "3")):
             row = (base * 64, result * 64, number)
@@ -236,7 +236,7 @@ def _release(folder: Path, number: int) -> None:
 
 
 def test_an_absent_ledger_is_said(tmp_path: Path) -> None:
-    home = Home(tmp_path / "new")
+    home = Layout(tmp_path / "new")
     home.keys.mkdir(parents=True)
     answer = TestClient(application(home), base_url="http://127.0.0.1").get("/")
     assert answer.status_code == 503 and "usfmae-server init" in answer.text

@@ -9,20 +9,21 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from usfmae.core import keys, rotation
+from usfmae.core import keys
 from usfmae.core.config.coordinator import CoordinatorSettings
-from usfmae.core.enrolment import Enrolment
 from usfmae.core.errors import ConfigError, PolicyError
+from usfmae.core.federated import key_rotation
+from usfmae.core.federated.enrolment import Enrolment
 from usfmae.server import certificates, renewal, sites
-from usfmae.server.home import Home
+from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
 
 NAMES = ("localhost", "127.0.0.1", "fl.example.org")
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
-    home = Home(tmp_path / "c")
+def home(tmp_path: Path) -> Layout:
+    home = Layout(tmp_path / "c")
     home.root.mkdir()
     home.settings_file.write_text(f"network:\n  names: [{', '.join(NAMES)}]\n")
     ca, tls = keys.new_node_key(), keys.new_node_key()
@@ -35,13 +36,13 @@ def home(tmp_path: Path) -> Home:
     return home
 
 
-def expiring(home: Home, monkeypatch: pytest.MonkeyPatch, days: float) -> None:
+def expiring(home: Layout, monkeypatch: pytest.MonkeyPatch, days: float) -> None:
     end = renewal.read(home.certificate).not_valid_after_utc
     monkeypatch.setattr("time.time", lambda: (end - timedelta(days=days)).timestamp())
 
 
 def test_a_sound_certificate_says_nothing_one_that_ends_says_what_to_do(
-    home: Home, monkeypatch: pytest.MonkeyPatch
+    home: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert renewal.warning(home) == ""
     expiring(home, monkeypatch, 12)
@@ -50,7 +51,7 @@ def test_a_sound_certificate_says_nothing_one_that_ends_says_what_to_do(
     assert "has ended" in renewal.warning(home)
 
 
-def test_renewal_keeps_key_and_names_and_the_ca_vouches_for_it(home: Home) -> None:
+def test_renewal_keeps_key_and_names_and_the_ca_vouches_for_it(home: Layout) -> None:
     before = renewal.read(home.certificate)
     about = renewal.renew(home)
     after = renewal.read(home.certificate)
@@ -59,13 +60,13 @@ def test_renewal_keeps_key_and_names_and_the_ca_vouches_for_it(home: Home) -> No
     after.verify_directly_issued_by(renewal.read(home.ca))
 
 
-def test_renewal_without_the_cas_key_says_where_to_do_it(home: Home) -> None:
+def test_renewal_without_the_cas_key_says_where_to_do_it(home: Layout) -> None:
     home.ca_key.unlink()
     with pytest.raises(ConfigError, match="renew where it is kept"):
         renewal.renew(home)
 
 
-def test_bringing_a_pair_along(home: Home, tmp_path: Path) -> None:
+def test_bringing_a_pair_along(home: Layout, tmp_path: Path) -> None:
     key, other = keys.new_node_key(), keys.new_node_key()
     keys.write_private(tmp_path / "k.pem", key)
     keys.write_private(tmp_path / "other.pem", other)
@@ -90,21 +91,21 @@ def _ended(folder: Path, key: keys.EllipticCurvePrivateKey) -> bytes:
     return builder.sign(key, hashes.SHA384()).public_bytes(Encoding.PEM)
 
 
-def enrolled(home: Home, name: str, capacity: int = 50) -> tuple[Enrolment, keys.Ed25519PrivateKey]:
+def enrolled(home: Layout, name: str, capacity: int = 50) -> tuple[Enrolment, keys.Ed25519PrivateKey]:
     signing = keys.new_signing_key()
     found = Enrolment(name, keys.public_pem(keys.new_node_key()), keys.public_pem(signing), capacity)
     Ledger(home.ledger).add_site(found)
     return found, signing
 
 
-def asked(home: Home, tmp_path: Path, old: Enrolment, signing: keys.Ed25519PrivateKey, name: str = "kiel") -> Path:
+def asked(home: Layout, tmp_path: Path, old: Enrolment, signing: keys.Ed25519PrivateKey, name: str = "kiel") -> Path:
     public = keys.public_pem(keys.new_node_key()), keys.public_pem(keys.new_signing_key())
     new = Enrolment(name, *public, 10**6)
-    rotation.save(rotation.signed(rotation.Rotation(old.site, new), signing), tmp_path / "rotation.json")
+    key_rotation.save(key_rotation.signed(key_rotation.Rotation(old.site, new), signing), tmp_path / "rotation.json")
     return tmp_path / "rotation.json"
 
 
-def test_rotation_replaces_one_key_and_touches_nobody_else(home: Home, tmp_path: Path) -> None:
+def test_rotation_replaces_one_key_and_touches_nobody_else(home: Layout, tmp_path: Path) -> None:
     old, signing = enrolled(home, "kiel")
     other, _ = enrolled(home, "other")
     done = sites.rotate(home, asked(home, tmp_path, old, signing))
@@ -116,7 +117,7 @@ def test_rotation_replaces_one_key_and_touches_nobody_else(home: Home, tmp_path:
         sites.rotate(home, tmp_path / "rotation.json")
 
 
-def test_rotation_by_another_site_or_under_another_name_is_refused(home: Home, tmp_path: Path) -> None:
+def test_rotation_by_another_site_or_under_another_name_is_refused(home: Layout, tmp_path: Path) -> None:
     old, signing = enrolled(home, "kiel")
     _, other = enrolled(home, "other")
     with pytest.raises(PolicyError, match="not signed"):

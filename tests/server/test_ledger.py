@@ -3,8 +3,8 @@
 import pytest
 
 from usfmae.core import keys
-from usfmae.core.enrolment import Enrolment
 from usfmae.core.errors import ConfigError, PolicyError
+from usfmae.core.federated.enrolment import Enrolment
 from usfmae.server.ledger import Ledger, Verdict
 
 

@@ -11,10 +11,10 @@ from safetensors.numpy import load_file
 from usfmae.core.checkpoint import decoder_of, encoder_of, recipe_of
 from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.batch import Corpus
-from usfmae.core.corpus.shard import Packed, write_shard
-from usfmae.core.model import MaskedAutoencoder
-from usfmae.core.step import normalise
-from usfmae.core.train import evaluate, fixed_noise, train
+from usfmae.core.corpus.shard import PackedImage, write_shard
+from usfmae.core.mae.model import MaskedAutoencoder
+from usfmae.core.mae.optimizer_step import normalise
+from usfmae.core.mae.train import evaluate, fixed_noise, train
 from usfmae.server.simulate import Trained, masked_autoencoder, tissue
 
 IMAGES = np.random.default_rng(3).integers(0, 255, (32, 16, 16), dtype=np.uint8)
@@ -22,7 +22,7 @@ RECIPE = {"train.batch_size": 4, "train.micro_batch": 4, "train.precision": "fp3
 
 
 def corpus(place, images=range(16)):
-    write_shard(place / "corpus", "all", [Packed(IMAGES[i], f"{i:064d}", f"g{i // 4}") for i in images])
+    write_shard(place / "corpus", "all", [PackedImage(IMAGES[i], f"{i:064d}", f"g{i // 4}") for i in images])
 
 
 def model_of(made, number):

@@ -10,10 +10,10 @@ import numpy as np
 
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.keys import Ed25519PrivateKey, read_private
-from usfmae.server import create
-from usfmae.server.home import Home
+from usfmae.server import bootstrap
+from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
-from usfmae.server.rounds import Loop
+from usfmae.server.rounds.loop import Loop
 from usfmae.server.simulate import Hospital, InProcess, Trained, Trainer
 
 TINY = [
@@ -39,10 +39,10 @@ TINY = [
 ]
 
 
-def home_with(tmp_path: Path, panel: Path | None, *more: str, seed: Path | None = None) -> Home:
+def home_with(tmp_path: Path, panel: Path | None, *more: str, seed: Path | None = None) -> Layout:
     chosen = [*TINY, *more, *([f"continual.panel={panel}"] if panel else [])]
-    create.create(tmp_path / "home", "test", "", 0, seed, chosen)
-    return Home(tmp_path / "home")
+    bootstrap.create(tmp_path / "home", "test", "", 0, seed, chosen)
+    return Layout(tmp_path / "home")
 
 
 def honest(place: Path, request: Any, encoder: dict[str, Any], decoder: Path) -> Trained:
@@ -66,7 +66,7 @@ def forgetful(since: int, sites: tuple[str, ...]) -> Trainer:
     return train
 
 
-def loop_of(home: Home, hospitals: list[Hospital], settings: CoordinatorSettings | None = None) -> Loop:
+def loop_of(home: Layout, hospitals: list[Hospital], settings: CoordinatorSettings | None = None) -> Loop:
     key = read_private(home.signing_key, Ed25519PrivateKey)
     wire = InProcess(hospitals, home.decoder)
     return Loop(home, Ledger(home.ledger), settings or home.settings(), wire, key, wait=lambda seconds: None)

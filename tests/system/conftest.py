@@ -135,8 +135,8 @@ LISTENER = """
 import sys, time
 from pathlib import Path
 from tests.ports import free_port
-from usfmae.client.sources.cstore import listen
-from usfmae.client.sources.spool import Spool
+from usfmae.client.intake.cstore import listen
+from usfmae.client.intake.spool import Spool
 from usfmae.core.config.sources import CstoreSettings
 running = listen(CstoreSettings(port=int(sys.argv[1]), allow=("PACS1",)), Spool(Path(sys.argv[2]), b"s" * 32))
 time.sleep(3600)

@@ -16,19 +16,21 @@ from typing import Any
 
 import pytest
 
-from usfmae.client import allowance, inventory, review
-from usfmae.client.kept import Album
+from usfmae.client import site_policy
+from usfmae.client.daemon import write_status
+from usfmae.client.intake import inventory
 from usfmae.client.page.app import application as site_page
 from usfmae.client.page.serve import serving
+from usfmae.client.review import quarantine
+from usfmae.client.review.corpus_view import CorpusView
 from usfmae.client.site import Site, create
-from usfmae.client.standing import write_status
 from usfmae.core import keys
 from usfmae.core.config import CleanSettings
 from usfmae.core.config.site import SiteSettings
-from usfmae.core.enrolment import Enrolment
+from usfmae.core.federated.enrolment import Enrolment
 from usfmae.core.phantom import Tissue, write_still
 from usfmae.server.dashboard.app import application as coordinator_page
-from usfmae.server.home import Home
+from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
 
 from .conftest import needs
@@ -75,9 +77,9 @@ def enrolment(name: str) -> str:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
+def home(tmp_path: Path) -> Layout:
     """A coordinator with a campaign of twelve rounds, the last one running."""
-    home = Home(tmp_path / "coordinator")
+    home = Layout(tmp_path / "coordinator")
     home.keys.mkdir(parents=True)
     home.address.write_text("0.0.0.0:8443\n")
     _certificate(home)
@@ -121,7 +123,7 @@ def fill(ledger: Ledger, rounds: int) -> None:
     ledger.saw(known[:4])
 
 
-def _certificate(home: Home) -> None:
+def _certificate(home: Layout) -> None:
     from usfmae.server import certificates
 
     ca = keys.new_node_key()
@@ -129,7 +131,7 @@ def _certificate(home: Home) -> None:
     home.certificate.write_bytes(certificates.server(("localhost",), ca.public_key(), home.ca.read_bytes(), ca))
 
 
-def test_coordinator_enrols_and_revokes_a_site(chromium: Any, home: Home, tmp_path: Path) -> None:
+def test_coordinator_enrols_and_revokes_a_site(chromium: Any, home: Layout, tmp_path: Path) -> None:
     (tmp_path / "enrol.json").write_text(enrolment("klinikum-graz"))
     with serving(coordinator_page(home), "127.0.0.1", 0) as port:
         page = opened(chromium, DESK)
@@ -153,7 +155,7 @@ def test_coordinator_enrols_and_revokes_a_site(chromium: Any, home: Home, tmp_pa
     assert states["klinikum-graz"] == "revoked"
 
 
-def test_the_running_round_moves_on_the_open_page(chromium: Any, home: Home) -> None:
+def test_the_running_round_moves_on_the_open_page(chromium: Any, home: Layout) -> None:
     from usfmae.server.ledger import Verdict
 
     with serving(coordinator_page(home), "127.0.0.1", 0) as port:
@@ -170,7 +172,7 @@ def test_the_running_round_moves_on_the_open_page(chromium: Any, home: Home) -> 
 
 @pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
 @pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no-scripts"])
-def test_nothing_runs_over_the_edge(chromium: Any, home: Home, size: dict[str, int], scripts: bool) -> None:
+def test_nothing_runs_over_the_edge(chromium: Any, home: Layout, size: dict[str, int], scripts: bool) -> None:
     with serving(coordinator_page(home), "127.0.0.1", 0) as port:
         page = opened(chromium, size, scripts)
         for path in ("/", "/sites", "/rounds", "/rounds/3", "/lineage", "/login"):
@@ -210,7 +212,7 @@ def site(tmp_path: Path) -> Site:
 
 
 def test_a_person_pauses_and_decides_on_the_quarantine(chromium: Any, site: Site) -> None:
-    held = [h for h in review.waiting(site, review.Intake().refresh(site.corpus)) if h.index >= 0]
+    held = [h for h in quarantine.waiting(site, quarantine.Intake().refresh(site.corpus)) if h.index >= 0]
     assert held, "nothing was kept back to decide on"
     progress = {"step": 117, "steps": 200, "loss": 0.3871, "rate": 46.2}
     training = {"state": "training", "online": True, "campaign": "breast-consortium", "round": 12, "progress": progress}
@@ -223,7 +225,7 @@ def test_a_person_pauses_and_decides_on_the_quarantine(chromium: Any, site: Site
         picture(page, "site")
         page.click("text=Pause")
         page.wait_for_selector("text=Resume")
-        assert allowance.paused(site)
+        assert site_policy.paused(site)
         page.click("button:has-text('Resume')")
         page.wait_for_selector("button:has-text('Pause')")
         page.click("nav >> text=Quarantine")
@@ -243,7 +245,7 @@ def test_a_person_pauses_and_decides_on_the_quarantine(chromium: Any, site: Site
         page.goto(f"http://127.0.0.1:{port}/")
         picture(page, "site-phone")
         assert page.complaints == []
-    assert review.decisions(site)[held[0].id]["decision"] == "released"
+    assert quarantine.decisions(site)[held[0].id]["decision"] == "released"
 
 
 @pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
@@ -257,7 +259,7 @@ def test_kept_frames_are_shown_without_scripts_before_changed_and_after(
         page.click("main >> text=Open")
         page.wait_for_load_state("networkidle")
         shown = page.locator(".album img").count()
-        assert shown == sum(1 for _ in Album().refresh(site.corpus).slice(0, 24)) > 0
+        assert shown == sum(1 for _ in CorpusView().refresh(site.corpus).slice(0, 24)) > 0
         picture(page, "kept" if size == DESK else "kept-phone")
         page.locator(".album a").first.click()
         page.wait_for_load_state("networkidle")

@@ -12,8 +12,8 @@ import pytest
 from pydicom import dcmread
 
 from tests.ports import free_port
-from usfmae.client.sources.cstore import listen
-from usfmae.client.sources.spool import PARTIAL, Spool
+from usfmae.client.intake.cstore import listen
+from usfmae.client.intake.spool import PARTIAL, Spool
 from usfmae.core.config.sources import CstoreSettings
 
 from .conftest import tiny

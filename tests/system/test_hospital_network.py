@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from usfmae.core.corpus.shard import Packed, write_shard
+from usfmae.core.corpus.shard import PackedImage, write_shard
 
 pytestmark = pytest.mark.system
 
@@ -121,7 +121,7 @@ def test_a_round_behind_an_outbound_only_firewall_survives_a_pulled_cable(networ
     run(*network.command(network.hospital, "client", "init", site, "--name", "h", *where))
     run(*network.command(network.centre, "server", "site", "add", home, site / "enrol.json"))
     rng = np.random.default_rng(0)
-    images = [Packed(rng.integers(0, 255, (32, 32), dtype=np.uint8), str(k), str(k)) for k in range(24)]
+    images = [PackedImage(rng.integers(0, 255, (32, 32), dtype=np.uint8), str(k), str(k)) for k in range(24)]
     write_shard(site / "corpus", "t", images)
     log = (tmp_path / "site.log").open("wb")
     server = subprocess.Popen(network.command(network.centre, "server", "run", home, "--rounds", 1), stderr=log)

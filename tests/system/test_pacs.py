@@ -14,9 +14,9 @@ from pydicom import dcmread
 from pydicom.uid import UltrasoundImageStorage
 
 from tests.ports import free_port
-from usfmae.client.sources.cstore import listen
-from usfmae.client.sources.dicomweb import pull
-from usfmae.client.sources.spool import Spool
+from usfmae.client.intake.cstore import listen
+from usfmae.client.intake.dicomweb import pull
+from usfmae.client.intake.spool import Spool
 from usfmae.core.config.sources import CstoreSettings, DicomwebSettings
 
 from .conftest import Orthanc, tiny

@@ -33,7 +33,7 @@ def usfmae(program: str, *arguments: object) -> None:
 def test_a_federation_of_one_site_through_tinyproxy(tmp_path: Path) -> None:
     import numpy as np
 
-    from usfmae.core.corpus.shard import Packed, write_shard
+    from usfmae.core.corpus.shard import PackedImage, write_shard
 
     target, port, home, site = free_port(), free_port(), tmp_path / "server", tmp_path / "site"
     tiny = {"image_size": 32, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
@@ -46,7 +46,7 @@ def test_a_federation_of_one_site_through_tinyproxy(tmp_path: Path) -> None:
     usfmae("client", "init", site, "--name", "s", *where, "--set", "poll=0.5")
     usfmae("server", "site", "add", home, site / "enrol.json")
     rng = np.random.default_rng(0)
-    images = [Packed(rng.integers(0, 255, (32, 32), dtype=np.uint8), str(k), str(k)) for k in range(8)]
+    images = [PackedImage(rng.integers(0, 255, (32, 32), dtype=np.uint8), str(k), str(k)) for k in range(8)]
     write_shard(site / "corpus", "t", images)
     (tmp_path / "proxy.conf").write_text(CONFIGURATION.format(port=port, folder=tmp_path, target=target))
     proxy = subprocess.Popen(["tinyproxy", "-d", "-c", str(tmp_path / "proxy.conf")], stdout=subprocess.DEVNULL)

@@ -1,5 +1,5 @@
 """Names the round loop of the installed package."""
 
-from usfmae.server.app import app
+from usfmae.server.flower.serverapp import app
 
 __all__ = ["app"]

@@ -87,7 +87,7 @@ def gist514(tmp_path: Path) -> Callable[[int], Path]:
 @pytest.fixture
 def mmotu(tmp_path: Path) -> Path:
     """The whole of MMOTU-2D's official lists; every image is an empty file."""
-    from usfmae.core.bench.mmotu import TEST, TRAIN
+    from usfmae.core.bench.tasks.mmotu import TEST, TRAIN
 
     root = tmp_path / "OTU_2d"
     (root / "images").mkdir(parents=True)
@@ -110,7 +110,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from usfmae.core.checkpoint import describe, save
     from usfmae.core.config import ModelSettings, TrainSettings
-    from usfmae.core.model import MaskedAutoencoder
+    from usfmae.core.mae.model import MaskedAutoencoder
 
     settings = ModelSettings(
         image_size=32, patch_size=8, width=16, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2

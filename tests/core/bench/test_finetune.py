@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from usfmae.core.bench import encoders
-from usfmae.core.bench.base import load, only
 from usfmae.core.bench.features import squares
 from usfmae.core.bench.finetune import finetune, grid
-from usfmae.core.bench.fit import Run, worth
+from usfmae.core.bench.fit import FitRun, worth
 from usfmae.core.bench.metrics import measures
+from usfmae.core.bench.tasks.base import load, only
 from usfmae.core.config.bench import FinetuneSettings
 
 SETTINGS = FinetuneSettings(
@@ -37,7 +37,7 @@ def test_a_visible_class_is_learned_and_a_second_call_trains_nothing(
     folder_task: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     task = only(load("folder", folder_task), ["fold-1"])
-    told: list[tuple[Run, bool]] = []
+    told: list[tuple[FitRun, bool]] = []
 
     def run() -> list[float]:
         told.clear()

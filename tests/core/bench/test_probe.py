@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 
 from usfmae.core.bench import encoders
-from usfmae.core.bench.base import Example, Task, grouped_folds, load
 from usfmae.core.bench.evaluate import paired, probed, save_predictions
 from usfmae.core.bench.features import features, squares
 from usfmae.core.bench.metrics import measures
 from usfmae.core.bench.probe import draw, probe
+from usfmae.core.bench.tasks.base import BenchmarkTask, Example, grouped_folds, load
 from usfmae.core.config.bench import BenchSettings
-from usfmae.core.corpus.openus46_archive import Entry
 from usfmae.core.errors import CheckpointError, SourceError, UsageError
+from usfmae.core.openus46.archive import Entry
 
 SETTINGS = BenchSettings(
     image_size=32, resamples=100, repeats=2, fractions=(0.05, 0.25, 1.0), neighbours=5, regularisation=(0.1, 10.0)
 )
 
 
-def task_of(patients: int = 60, images: int = 2, classes: int = 2, seed: int = 0) -> Task:
+def task_of(patients: int = 60, images: int = 2, classes: int = 2, seed: int = 0) -> BenchmarkTask:
     """Images without files: labels by patient, five folds."""
     labels = np.random.default_rng(seed).permutation(np.arange(patients) % classes)
     examples = tuple(
@@ -31,7 +31,7 @@ def task_of(patients: int = 60, images: int = 2, classes: int = 2, seed: int = 0
         for p in range(patients)
         for n in range(images)
     )
-    task = Task("made", tuple(f"class {k}" for k in range(classes)), examples, (), 1 if classes == 2 else None)
+    task = BenchmarkTask("made", tuple(f"class {k}" for k in range(classes)), examples, (), 1 if classes == 2 else None)
     return dataclasses.replace(task, splits=grouped_folds(task, 5, 0))
 
 

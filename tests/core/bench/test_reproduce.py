@@ -19,7 +19,7 @@ from usfmae.core.bench.steps import Steps
 from usfmae.core.cli import group
 from usfmae.core.config import Settings
 from usfmae.core.errors import SourceError
-from usfmae.core.presets import configure
+from usfmae.core.mae.presets import configure
 
 SMALL = (
     "clean.profile=paper",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from usfmae.core.bench.base import Split, Task, checked, load, only
+from usfmae.core.bench.tasks.base import BenchmarkTask, Split, checked, load, only
 from usfmae.core.errors import SourceError, UsageError
 
 
@@ -20,7 +20,7 @@ def paint(path: Path, seed: int) -> None:
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (16, 16)).astype(np.uint8)).save(path)
 
 
-def assert_whole_patients(task: Task) -> None:
+def assert_whole_patients(task: BenchmarkTask) -> None:
     for split in task.splits:
         parts = [set(task.groups[p]) for p in (split.train, split.validation, split.test)]
         assert all(parts) and not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
@@ -190,7 +190,7 @@ def test_a_training_part_without_a_class_is_refused(folder_task: Path) -> None:
     normal, other = np.flatnonzero(task.labels == 0), np.flatnonzero(task.labels == 1)
     split = Split("bad", normal[:20], normal[20:], other)
     with pytest.raises(SourceError, match="no training image of class other"):
-        checked(Task("folder", task.classes, task.examples, (split,)))
+        checked(BenchmarkTask("folder", task.classes, task.examples, (split,)))
 
 
 def test_real_copies_at_hand_load_and_keep_patients_whole(shared_data: Path) -> None:

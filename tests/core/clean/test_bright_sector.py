@@ -6,8 +6,8 @@ import pytest
 
 from usfmae.core.clean import clean
 from usfmae.core.config import CleanSettings
-from usfmae.core.flow import CleanImage, Frame
 from usfmae.core.phantom import Tissue, draw_screen, simulate
+from usfmae.core.types import CleanImage, Frame
 
 
 @pytest.mark.parametrize("seed", [3, 205])

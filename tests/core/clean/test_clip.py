@@ -9,10 +9,10 @@ import numpy as np
 
 from usfmae.core.clean import clean, clean_clip
 from usfmae.core.clean.clip import windows
-from usfmae.core.clean.engines import recognise
+from usfmae.core.clean.ocr import recognise
 from usfmae.core.config import CleanSettings
-from usfmae.core.flow import CleanImage, Frame, Pixels
 from usfmae.core.phantom import Tissue, simulate
+from usfmae.core.types import CleanImage, Frame, Pixels
 
 SETTINGS = CleanSettings()
 NAME = (slice(176, 212), slice(92, 262))

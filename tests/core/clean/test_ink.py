@@ -9,7 +9,7 @@ import pytest
 from usfmae.core.clean.colour import split
 from usfmae.core.clean.graphics import crosses, graphics, ridge, shortest_line
 from usfmae.core.clean.inpaint import fill, inpainted, picture_of, planes_of
-from usfmae.core.flow import Pixels
+from usfmae.core.types import Pixels
 
 
 def tissue(seed: int = 0, size: int = 260) -> Pixels:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from usfmae.core.clean import clean
-from usfmae.core.clean.engines import recognise
+from usfmae.core.clean.ocr import recognise
 from usfmae.core.config import CleanSettings
-from usfmae.core.flow import CleanImage
+from usfmae.core.types import CleanImage
 
 pytestmark = pytest.mark.skipif(shutil.which("tesseract") is None, reason="the program tesseract is not installed")
 

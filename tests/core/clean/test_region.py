@@ -7,7 +7,7 @@ import numpy as np
 
 from usfmae.core.clean.morphology import components
 from usfmae.core.clean.region import measured
-from usfmae.core.flow import Pixels
+from usfmae.core.types import Pixels
 
 
 def smeared(seed: int = 0) -> Pixels:

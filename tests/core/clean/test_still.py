@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from usfmae.core.clean import clean
-from usfmae.core.clean.engines import recognise
+from usfmae.core.clean.ocr import recognise
 from usfmae.core.clean.verify import resembles
 from usfmae.core.config import CleanSettings
 from usfmae.core.errors import SourceError
-from usfmae.core.flow import CleanImage, Frame, Pixels, Quarantined, Region
+from usfmae.core.types import CleanImage, Frame, Pixels, Quarantined, Region
 
 SETTINGS = CleanSettings()
 
@@ -113,7 +113,7 @@ def test_a_doubtful_reading_counts_where_the_header_states_the_word() -> None:
 def test_nothing_is_sent_and_nothing_is_written_home(tmp_path: Path) -> None:
     """OpenVINO's usage statistics: neither the module that sends them nor the client id they write."""
     program = (
-        "import sys, numpy as np; from usfmae.core.clean.engines import text_probability;"
+        "import sys, numpy as np; from usfmae.core.clean.ocr import text_probability;"
         "text_probability(np.zeros((64, 64, 3), np.uint8));"
         "sys.exit(any(m.startswith('openvino_telemetry') and sys.modules[m] for m in sys.modules))"
     )

@@ -9,7 +9,7 @@ import pytest
 from usfmae.core.clean import clean
 from usfmae.core.clean.graphics import graphics, shortest_line
 from usfmae.core.config import CleanSettings
-from usfmae.core.flow import CleanImage, Pixels, Quarantined
+from usfmae.core.types import CleanImage, Pixels, Quarantined
 
 SETTINGS = CleanSettings()
 

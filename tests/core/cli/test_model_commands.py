@@ -14,10 +14,10 @@ from usfmae.core import audit, manifest
 from usfmae.core.checkpoint import describe, load, save
 from usfmae.core.cli import group
 from usfmae.core.config import ModelSettings, TrainSettings
-from usfmae.core.corpus.shard import Packed, write_shard
+from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import CheckpointError, ConfigError, CorpusError, PolicyError, UsageError
 from usfmae.core.keys import public_pem
-from usfmae.core.model import fresh
+from usfmae.core.mae.model import fresh
 
 SMALL = {
     "image_size": 32,
@@ -45,7 +45,7 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     random = np.random.default_rng(0)
-    images = [Packed(random.integers(0, 256, (32, 32), np.uint8), f"id{i}", f"g{i}") for i in range(12)]
+    images = [PackedImage(random.integers(0, 256, (32, 32), np.uint8), f"id{i}", f"g{i}") for i in range(12)]
     write_shard(tmp_path / "corpus", "a", images)
     return tmp_path / "corpus"
 

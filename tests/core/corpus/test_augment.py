@@ -11,7 +11,7 @@ from torchvision.transforms import functional as TF
 
 from usfmae.core.config import AugmentSettings
 from usfmae.core.corpus.augment import Draw, as_torchvision, augment, draws, plain, warp
-from usfmae.core.flow import Pixels
+from usfmae.core.types import Pixels
 
 NOTEBOOK = AugmentSettings(crop="torchvision")
 

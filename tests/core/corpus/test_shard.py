@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 
 from usfmae.core.corpus.batch import Corpus
-from usfmae.core.corpus.shard import FOLDER, Packed, square, write_shard
+from usfmae.core.corpus.shard import FOLDER, PackedImage, square, write_shard
 from usfmae.core.errors import CorpusError
-from usfmae.core.flow import CleanImage, Trail
+from usfmae.core.types import CleanImage, Trail
 
 
-def items(count: int, start: int = 0, channels: int = 1, size: int = 16, images_per_group: int = 2) -> list[Packed]:
+def items(
+    count: int, start: int = 0, channels: int = 1, size: int = 16, images_per_group: int = 2
+) -> list[PackedImage]:
     random = np.random.default_rng(start)
     shape = (size, size) if channels == 1 else (size, size, 3)
     return [
-        Packed(random.integers(0, 256, shape, np.uint8), f"id{start + i}", f"g{(start + i) // images_per_group}")
+        PackedImage(random.integers(0, 256, shape, np.uint8), f"id{start + i}", f"g{(start + i) // images_per_group}")
         for i in range(count)
     ]
 

@@ -22,8 +22,8 @@ import os, signal, sys, time
 import numpy as np
 from usfmae.core import clean
 from usfmae.core.errors import ResourceError
-from usfmae.core.flow import CleanImage
-from usfmae.core.prepare import process
+from usfmae.core.types import CleanImage
+from usfmae.core.sandbox import child
 from usfmae.core.read import raster
 
 def quick(frame, settings):
@@ -64,7 +64,7 @@ def frames(scan, settings, notes):
     yield from original(scan, settings, notes)
 
 raster.frames = frames
-process.main()
+child.main()
 """
 
 
@@ -90,9 +90,9 @@ def pixels(corpus: Path) -> np.ndarray:
 
 @pytest.fixture
 def quick_process(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = tmp_path_factory.mktemp("process") / "process.py"
+    script = tmp_path_factory.mktemp("process") / "child.py"
     script.write_text(PROCESS)
-    monkeypatch.setattr("usfmae.core.prepare.worker.COMMAND", (sys.executable, str(script)))
+    monkeypatch.setattr("usfmae.core.sandbox.worker.COMMAND", (sys.executable, str(script)))
 
 
 @pytest.fixture

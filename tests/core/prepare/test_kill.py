@@ -19,7 +19,8 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from usfmae.core.config import Settings
-from usfmae.core.prepare import prepare, worker
+from usfmae.core.prepare import prepare
+from usfmae.core.sandbox import worker
 worker.COMMAND = (sys.executable, sys.argv[3])
 settings = Settings.model_validate({"read": {"shard_images": 6}, "model": {"image_size": 32}})
 summary = prepare([Path(sys.argv[1])], Path(sys.argv[2]), settings, secret=b"s" * 32, workers=2)
@@ -46,7 +47,7 @@ def children_of(pid: int) -> list[int]:
 
 @pytest.mark.faults
 def test_killed_again_and_again_the_corpus_is_the_same(tmp_path: Path, quick_process: None) -> None:
-    from usfmae.core.prepare import worker
+    from usfmae.core.sandbox import worker
 
     process = Path(worker.COMMAND[1])
     for number in range(24):
@@ -81,7 +82,7 @@ def test_killed_again_and_again_the_corpus_is_the_same(tmp_path: Path, quick_pro
 
 @pytest.mark.faults
 def test_control_c_stops_soon_and_leaves_no_process(tmp_path: Path, quick_process: None) -> None:
-    from usfmae.core.prepare import worker
+    from usfmae.core.sandbox import worker
 
     for number in range(400):
         still(tmp_path / "source" / f"slow{number:03d}.png", number)

@@ -229,10 +229,10 @@ def test_parts_together_do_the_whole(tmp_path: Path, quick_process: None) -> Non
 
 
 def test_two_runs_into_one_corpus_do_not_meet(tmp_path: Path, run: Run) -> None:
-    from usfmae.core.prepare.ledger import Ledger
+    from usfmae.core.prepare.ledger import CorpusLedger
 
     still(tmp_path / "source" / "0.png", 0)
-    with Ledger(tmp_path / "corpus").working(), pytest.raises(TryLaterError, match="another run"):
+    with CorpusLedger(tmp_path / "corpus").working(), pytest.raises(TryLaterError, match="another run"):
         run(tmp_path / "source", tmp_path / "corpus")
     assert run(tmp_path / "source", tmp_path / "corpus").kept == 1
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from usfmae.core.errors import ResourceError
-from usfmae.core.prepare import PrepareSummary, worker
+from usfmae.core.prepare import PrepareSummary
+from usfmae.core.sandbox import worker
 
 from .conftest import clip, content, pixels, still
 

@@ -21,9 +21,9 @@ from pydicom.uid import (
 )
 
 from usfmae.core.config import ReadSettings
-from usfmae.core.flow import Frame, Quarantined
 from usfmae.core.read import Unreadable, discover, identify, read
 from usfmae.core.read.discover import Candidate, Identified
+from usfmae.core.types import Frame, Quarantined
 
 from .conftest import SECRET, speckle
 

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from usfmae.core.config import ReadSettings
-from usfmae.core.flow import Quarantined, Scan
 from usfmae.core.read import discover, read
+from usfmae.core.types import Quarantined, Scan
 
 from .conftest import SECRET, speckle
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from usfmae.core.config import ReadSettings
-from usfmae.core.flow import Frame, Quarantined
-from usfmae.core.read import Refused, Unreadable, identify, read
+from usfmae.core.read import RefusedScan, Unreadable, identify, read
 from usfmae.core.read.discover import Candidate, Identified
+from usfmae.core.types import Frame, Quarantined
 
 from .conftest import SECRET, speckle
 
@@ -79,7 +79,7 @@ def drawing(levels: tuple[int, ...]) -> np.ndarray:
 @pytest.mark.parametrize("levels", [(255,), (90, 180, 255)])
 def test_label_masks_are_told_apart_from_scans(tmp_path: Path, name: str, levels: tuple[int, ...]) -> None:
     Image.fromarray(drawing(levels)).save(tmp_path / name)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RefusedScan) as caught:
         frames(tmp_path / name)
     assert caught.value.reason == "label-mask"
 
@@ -96,7 +96,7 @@ def test_a_volume_of_labels_is_refused(tmp_path: Path) -> None:
 
     volume = np.stack([np.zeros((240, 480), np.uint8), drawing((1, 2))])
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(volume), str(tmp_path / "labels.nii.gz"))
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RefusedScan) as caught:
         frames(tmp_path / "labels.nii.gz")
     assert caught.value.reason == "label-mask"
 

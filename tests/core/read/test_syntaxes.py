@@ -20,9 +20,9 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import convert_color_space
 
 from usfmae.core.config import ReadSettings
-from usfmae.core.flow import Frame
 from usfmae.core.read import identify, read
 from usfmae.core.read.discover import Candidate, Identified
+from usfmae.core.types import Frame
 
 from .conftest import SECRET, speckle
 

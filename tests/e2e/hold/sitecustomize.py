@@ -12,16 +12,22 @@ import sys
 import time
 from pathlib import Path
 
-AGGREGATOR, AGENT, WORKER = "usfmae.server", "usfmae.client.cli", "usfmae.client.trainer"
+AGGREGATOR, AGENT, WORKER = "usfmae.server", "usfmae.client.cli", "usfmae.client.rounds.trainer"
 
 # name -> (program, function, before or after it, the arguments that count, how many such calls to let pass)
 POINTS = {
     "idle": (AGGREGATOR, "usfmae.server.ledger:Ledger.open_round", "after", lambda a, wanted: str(a[1]) == wanted, 0),
-    "request half sent": (AGGREGATOR, "usfmae.server.transit:TransitStore.get", "before", None, 8),
-    "download": (AGENT, "usfmae.client.node:Fleet._call", "before", lambda a, _: a[1] == "pull-object", 5),
-    "half way to the base": (AGENT, "usfmae.core.update:stepped", "before", None, 5),
-    "training": (WORKER, "usfmae.core.step:Stepper.step", "before", None, 6),
-    "training checkpoint": (WORKER, "usfmae.core.state:State.save", "before", None, 0),
+    "request half sent": (AGGREGATOR, "usfmae.server.flower.object_store:DiskObjectStore.get", "before", None, 8),
+    "download": (
+        AGENT,
+        "usfmae.client.flower.fleet_client:FleetClient._call",
+        "before",
+        lambda a, _: a[1] == "pull-object",
+        5,
+    ),
+    "half way to the base": (AGENT, "usfmae.core.federated.codec:stepped", "before", None, 5),
+    "training": (WORKER, "usfmae.core.mae.optimizer_step:Stepper.step", "before", None, 6),
+    "training checkpoint": (WORKER, "usfmae.core.mae.resume_state:ResumeState.save", "before", None, 0),
     "packed, result not written": (
         WORKER,
         "usfmae.core.files:flush",
@@ -29,11 +35,17 @@ POINTS = {
         lambda a, _: a[0].name.startswith(".result.json"),
         0,
     ),
-    "staged, not sent": (AGENT, "usfmae.client.rounds:stage", "after", None, 0),
-    "upload": (AGENT, "usfmae.client.node:Fleet._call", "before", lambda a, _: a[1] == "push-object", 10),
-    "spooled, not noted": (AGGREGATOR, "usfmae.server.rounds:Loop._verdict", "before", None, 0),
-    "one of two noted": (AGGREGATOR, "usfmae.server.rounds:Loop._verdict", "after", None, 0),
-    "merging": (AGGREGATOR, "usfmae.server.merging.fedavg:Rule.merge", "before", None, 20),
+    "staged, not sent": (AGENT, "usfmae.client.rounds.participation:stage", "after", None, 0),
+    "upload": (
+        AGENT,
+        "usfmae.client.flower.fleet_client:FleetClient._call",
+        "before",
+        lambda a, _: a[1] == "push-object",
+        10,
+    ),
+    "spooled, not noted": (AGGREGATOR, "usfmae.server.rounds.loop:Loop._verdict", "before", None, 0),
+    "one of two noted": (AGGREGATOR, "usfmae.server.rounds.loop:Loop._verdict", "after", None, 0),
+    "merging": (AGGREGATOR, "usfmae.core.federated.rules.fedavg:Rule.merge", "before", None, 20),
     "checkpoint write": (
         AGGREGATOR,
         "usfmae.core.files:flush",
@@ -42,7 +54,7 @@ POINTS = {
         0,
     ),
     "written, not committed": (AGGREGATOR, "usfmae.server.ledger:Ledger.commit_round", "before", None, 0),
-    "committed, spool not cleared": (AGGREGATOR, "usfmae.server.spool:clear", "before", None, 0),
+    "committed, spool not cleared": (AGGREGATOR, "usfmae.server.rounds.spool:clear", "before", None, 0),
 }
 
 

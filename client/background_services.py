@@ -1,0 +1,166 @@
+"""What runs in threads beside the agent: the page, the metrics, the network sources, the cleaning of new scans.
+
+None of it may stop the agent: a PACS that is away or a full disk is logged, audited once, and tried again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from usfmae.client import site_policy
+from usfmae.client.intake.spool import SPOOL, Spool
+from usfmae.client.site import Site, read_json, write_json
+from usfmae.core import metrics
+from usfmae.core.errors import UsfmaeError
+from usfmae.core.log import note
+
+logger = logging.getLogger(__name__)
+
+COUNT_SECONDS = 5.0  # between two writes of the counts of received instances
+
+
+@contextlib.contextmanager
+def watched(site: Site) -> Iterator[dict[str, int]]:
+    """Everything the settings switch on, while the block runs; the ports by name.
+
+    ConfigError or ResourceError at once where a port is taken or a setting cannot work.
+    """
+    ports: dict[str, int] = {}
+    stop = threading.Event()
+    with contextlib.ExitStack() as stack:
+        stack.callback(stop.set)
+        if site.settings.metrics.port:
+            ports["metrics"] = stack.enter_context(_metrics(site))
+        if site.settings.page.port:
+            ports["page"] = stack.enter_context(_page(site))
+        if site.settings.cstore.port:
+            ports["cstore"] = stack.enter_context(_listener(site, stop))
+        if site.settings.dicomweb.url:
+            _repeat("dicomweb", site, stop, site.settings.dicomweb.interval_minutes * 60, lambda: _pull(site))
+        if site.settings.intake.every_minutes:
+            _repeat("intake", site, stop, site.settings.intake.every_minutes * 60, lambda: _take_in(site, stop))
+        yield ports
+
+
+@contextlib.contextmanager
+def _metrics(site: Site) -> Iterator[int]:
+    from usfmae.client.outbox import Outbox
+    from usfmae.client.page.view import figures
+    from usfmae.client.review.quarantine import Intake
+
+    intake, shelf, settings = Intake(), Outbox(site), site.settings.metrics
+    source = metrics.registry(lambda: figures(site, intake, shelf), "site")
+    stop, port = metrics.serve(source, settings.host, settings.port)
+    try:
+        yield port
+    finally:
+        stop()
+
+
+@contextlib.contextmanager
+def _page(site: Site) -> Iterator[int]:
+    from usfmae.client.page.app import application
+    from usfmae.client.page.serve import serving
+
+    settings = site.settings.page
+    with serving(application(site, settings.names), settings.host, settings.port) as port:
+        address = f"http://{settings.host}:{port}"
+        note(logger, "page", address=address, token=str(site.root / "keys" / "page.token"))
+        yield port
+
+
+def spool_of(site: Site) -> Spool:
+    return Spool(site.root / SPOOL, site.secret, floor_bytes=site.floor_bytes)
+
+
+@contextlib.contextmanager
+def _listener(site: Site, stop: threading.Event) -> Iterator[int]:
+    from usfmae.client.intake.cstore import listen
+
+    spool = spool_of(site)
+    spool.sweep()
+    listener = listen(site.settings.cstore, spool)
+    written = 0
+
+    def count() -> None:
+        nonlocal written
+        stored = listener.counts["stored"]
+        if stored != written:
+            _received(site, "cstore", stored - written)
+            written = stored
+
+    _repeat("counts", site, stop, COUNT_SECONDS, count)
+    try:
+        yield listener.port
+    finally:
+        listener.stop()
+        count()
+
+
+_counting = threading.Lock()
+
+
+def _received(site: Site, source: str, instances: int) -> None:
+    """Add to the counts of `received.json`, which the metrics show."""
+    with _counting:
+        known = read_json(site.root / "received.json") or {}
+        known[source] = int(known.get(source, 0)) + instances
+        write_json(site.root / "received.json", known)
+
+
+def _pull(site: Site) -> None:
+    from usfmae.client.intake.dicomweb import pull
+
+    done = pull(site.settings.dicomweb, spool_of(site), site.root / "dicomweb.sqlite")
+    _received(site, "dicomweb", done.instances)
+    if done.instances or done.failed:
+        site.note("pacs.pulled", instances=done.instances, failed=done.failed, bytes=done.bytes)
+
+
+def _take_in(site: Site, stop: threading.Event) -> None:
+    """`usfmae-client prepare` in a process of its own, at the lowest priority; ended with the agent."""
+    site_policy.check(site)
+    command = [sys.executable, "-m", "usfmae.client", "prepare", str(site.root), "--json"]
+    command += ["--workers", str(site.settings.intake.workers)]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: os.nice(19),
+    )
+    while process.poll() is None and not stop.wait(0.5):
+        pass
+    if process.poll() is None:
+        process.terminate()  # what is finished stays finished; the next call goes on
+        process.wait(30)
+    elif process.returncode:
+        note(logger, "cleaning of new scans ended early", logging.WARNING, code=process.returncode)
+
+
+def _repeat(name: str, site: Site, stop: threading.Event, seconds: float, act: Callable[[], None]) -> None:
+    """`act` now and then every so many seconds, in a thread, whatever it raises; a new trouble is told once."""
+
+    def loop() -> None:
+        trouble = ""
+        while not stop.is_set():
+            started = time.monotonic()
+            try:
+                act()
+                trouble = ""
+            except (UsfmaeError, OSError, ValueError) as error:
+                if str(error) != trouble:
+                    trouble = str(error)
+                    logger.warning("%s: %s", name, trouble)
+                    with contextlib.suppress(UsfmaeError, OSError):
+                        site.note(f"{name}.trouble", "failed", why=trouble[:300])
+            stop.wait(max(1.0, seconds - (time.monotonic() - started)))
+
+    threading.Thread(target=loop, name=name, daemon=True).start()

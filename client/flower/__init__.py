@@ -1,0 +1,1 @@
+"""The wire of a site: Flower fleet API calls, messages and transfers. Only here does the client import flwr."""

@@ -1,0 +1,166 @@
+"""The way in for a stock SuperNode, where a hospital must run Flower's own: the same round, another transport.
+
+A SuperNode fetches the coordinator's app (FAB) and runs it. Started through this file instead of Flower's
+`flwr-clientapp`, nothing that came over the wire is unpacked or run: the app is the one of the installed package, and
+a FAB with another hash than the one in site.yaml (`fab`) is refused and audited. docs/site.md says how to start it.
+
+Three private names of Flower stand here, checked by tests/client/test_app.py against the pin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from safetensors.numpy import save_file
+
+from usfmae.client import outbox, site_policy
+from usfmae.client.flower import byte_stream
+from usfmae.client.rounds import apply_step, jobs, participation, replay_corpus
+from usfmae.client.rounds.model_inspection import Inspection
+from usfmae.client.rounds.workers import Workers
+from usfmae.client.site import Site
+from usfmae.core.errors import ConfigError, PolicyError
+from usfmae.core.federated import messages
+from usfmae.core.federated.messages import TrainReply, TrainRequest
+from usfmae.core.files import replacing
+from usfmae.core.tensors import TensorFile
+
+SITE = "USFMAE_SITE"  # environment: the site's directory
+LOOK = 0.5  # seconds between two looks at the worker
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """One request, answered when its update may leave, or with a signed no."""
+    site = Site.open(Path(os.environ.get(SITE, "")))
+    record = dict(message.content.config_records.get(messages.RECORD, {}))
+    try:
+        asked = participation.checked(site, record)
+        why = answer(site, asked, message.content)
+        reply = participation.declined(site, record, why) if why else participation.signed_update(site, asked)
+    except PolicyError as error:
+        site.note("request.refused", "refused", why=str(error))
+        reply = participation.declined(site, record, participation.refusal(error))
+    return Message(_content(site, reply), reply_to=message)
+
+
+def answer(site: Site, asked: TrainRequest, content: RecordDict, workers: Workers | None = None) -> str:
+    """See the round through to a released update; returns why there is none, or nothing."""
+    workers, place = workers or Workers(site), outbox.folder(site, outbox.key(asked))
+    while not (place / "entry.json").exists():
+        why = participation.unwilling(site, asked)
+        if why and why != participation.WAIT:
+            return why
+        if not why and _worked(site, asked, content, workers):
+            return "refused: training failed here"
+        time.sleep(LOOK)
+    while outbox.state(place) == "waiting":
+        time.sleep(LOOK)
+    return "refused: kept by the site" if outbox.state(place) == "rejected" else ""
+
+
+def _worked(site: Site, asked: TrainRequest, content: RecordDict, workers: Workers) -> bool:
+    """One look at the round's job; True where it cannot be done."""
+    work = jobs.job(site, asked)
+    if work.result:
+        participation.stage(site, work, asked)
+    elif not work.ready:
+        site_policy.check_disk(site)
+        room = lambda size: site_policy.check_disk(site, size)  # noqa: E731
+        seen = _base(site, asked, work, content, room)
+        if asked.with_decoder:
+            _write(content, messages.DECODER, work.decoder)
+        if asked.with_replay:
+            files = {name: array.data for name, array in content.array_records[messages.REPLAY].items()}
+            replay_corpus.put(site, participation.recipe_of(asked), files, room)
+        participation.accept(site, work, asked, seen)
+    else:
+        workers.tend(work)
+    return bool(work.error)
+
+
+def _base(
+    site: Site, asked: TrainRequest, work: jobs.Job, content: RecordDict, room: Callable[[int], None]
+) -> Inspection | None:
+    """The round's encoder, whole or by the step that leads to it."""
+    if not asked.step:
+        _write(content, messages.ENCODER, work.base)
+        return None
+    step = work.place / "step.bin"
+    data = content.array_records[messages.STEP][messages.STEP].data
+    work.place.mkdir(parents=True, exist_ok=True)
+    byte_stream.write(step, len(data), [data])
+    return apply_step.apply_step(site, asked, work, step, room)
+
+
+def _write(content: RecordDict, name: str, target: Path) -> None:
+    """An ArrayRecord of float32 as a safetensors file."""
+    tensors = {}
+    for key, array in content.array_records.get(name, {}).items():
+        if array.dtype != "float32":
+            raise PolicyError(f"tensor {key!r:.80}", f"is {array.dtype:.20}, not float32", "refused")
+        tensors[key] = np.ascontiguousarray(array.numpy(), "<f4")
+    with replacing(target) as partial:
+        save_file(tensors, partial)
+
+
+def _content(site: Site, reply: TrainReply) -> RecordDict:
+    content = RecordDict({messages.RECORD: ConfigRecord(dict(messages.to_record(reply)))})
+    if not reply.declined:
+        asked = TrainRequest(reply.campaign, reply.round, reply.base, 0, 0, "")
+        place = outbox.folder(site, outbox.key(asked))
+        with TensorFile(place / outbox.UPDATE) as file:
+            outbox.check(file, reply.content)
+            parts = outbox.parts(file, reply.encoding)
+            arrays = {n: Array(p.dtype, p.shape, p.encoding, p.read(0, p.size)) for n, p in parts.items()}
+        content[messages.UPDATE] = ArrayRecord(arrays)
+        outbox.mark_sent(site, place, sum(part.size for part in parts.values()))
+    return content
+
+
+# --- in place of `flwr-clientapp`: what a SuperNode calls by that name -----------------------------------------------
+
+
+def judge(site: Site, fab: bytes) -> None:
+    """PolicyError, and an audit entry, where a FAB is not the one the hospital agreed to."""
+    found = hashlib.sha256(fab).hexdigest()
+    if found != site.settings.fab:
+        site.note("fab.refused", "refused", hash=found)
+        raise PolicyError(f"app {found[:16]}", "is not the one named in site.yaml", "compare with the coordinator")
+
+
+def guarded(site: Site) -> tuple[Callable[..., None], Callable[..., Callable[..., ClientApp]]]:
+    """What stands in for Flower's `install_from_fab` and `get_load_client_app_fn`: judge, then the installed app."""
+
+    def install(fab: bytes, *_: object, **__: object) -> None:
+        judge(site, fab)
+
+    def loader(*_: object, **__: object) -> Callable[..., ClientApp]:
+        return lambda *_: app
+
+    return install, loader
+
+
+def main() -> None:
+    """Flower's `flwr-clientapp` with the two steps replaced that would unpack and import a FAB."""
+    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+    from flwr.supernode.runtime import run_clientapp as flower
+
+    if not os.environ.get(SITE):
+        raise ConfigError(f"environment variable {SITE}", "is not set", "name the site's directory in it")
+    install, loader = guarded(Site.open(Path(os.environ[SITE])))
+    flower.install_from_fab, flower.get_load_client_app_fn = install, loader  # type: ignore[assignment]
+    flwr_clientapp()
+
+
+if __name__ == "__main__":
+    main()

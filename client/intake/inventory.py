@@ -1,0 +1,71 @@
+"""What the site has: its scans taken into the corpus, and how much of it each round used."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from usfmae.client import site_policy
+from usfmae.client.intake.spool import SPOOL, Spool
+from usfmae.client.review.quarantine import Intake, decisions
+from usfmae.client.site import Site, write_json
+from usfmae.core.config import ModelSettings, Settings
+from usfmae.core.errors import SourceError
+from usfmae.core.prepare import PrepareSummary, Progress, prepare
+from usfmae.core.prepare.ledger import CorpusLedger
+from usfmae.core.read.discover import walk
+
+
+def sources(site: Site) -> list[Path]:
+    """The configured sources and the spool of what came over the network. SourceError where there is neither."""
+    spool = site.root / SPOOL
+    if spool.is_dir():
+        return [*site.settings.sources, spool]
+    if not site.settings.sources:
+        raise SourceError(f"site {site.root}", "has no sources", "name them under 'sources' in its site.yaml")
+    return list(site.settings.sources)
+
+
+def preparation(site: Site) -> Settings:
+    """The settings this site's scans are read and cleaned with."""
+    own = site.settings
+    return Settings(read=own.read, clean=own.clean, model=ModelSettings(image_size=own.image_size))
+
+
+def take_in(site: Site, workers: int = 1, progress: Progress | None = None) -> PrepareSummary:
+    """Clean what is new in the sources into the corpus, and note the counts in the audit log."""
+    site_policy.check_disk(site)
+    summary = prepare(
+        sources(site), site.corpus, preparation(site), secret=site.secret, workers=workers, progress=progress
+    )
+    counts = ("scans", "frames", "kept", "quarantined", "refused", "failed", "duplicates")
+    site.note("corpus.prepared", **{name: getattr(summary, name) for name in counts})
+    write_json(site.root / "prepared.json", {**summary.as_dict(), "time": time.time()})
+    empty_spool(site)
+    return summary
+
+
+def empty_spool(site: Site) -> int:
+    """Received files that are done with (packed, refused, dropped) go; those that wait for a person stay.
+
+    With `intake.keep_days` they are set aside first, for the page to show. Returns how many were done with.
+    """
+    if not (site.root / SPOOL).is_dir():
+        return 0
+    ledger = CorpusLedger(site.corpus)
+    places, results, decided = ledger.places(), ledger.results(), set(decisions(site))
+    kept_back = {h.scan for h in Intake().refresh(site.corpus).held.values() if h.id not in decided}
+
+    def done(file: Path, place: str) -> bool:
+        entry = places.get(place)
+        if entry is None or entry.get("id") in kept_back or entry.get("outcome") == "failed":
+            return False
+        return entry.get("outcome") != "scan" or getattr(results.get(entry["id"]), "outcome", "failed") != "failed"
+
+    candidates = [(c.path, c.place(site.secret)) for c in walk([site.root / SPOOL])]
+    spool, days = Spool(site.root / SPOOL, site.secret, floor_bytes=site.floor_bytes), site.settings.intake.keep_days
+    count = spool.drop((path for path, place in candidates if done(path, place)), keep=days > 0)
+    spool.expire(days)
+    if count:
+        site.note("spool.emptied", files=count)
+    return count

@@ -1,0 +1,142 @@
+"""The images a site trains on, newest first, for people of the hospital: each beside the frame it was made from.
+
+The images lie in the corpus; the frame as it was recorded is read from its source again when somebody looks.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from usfmae.client.intake.inventory import preparation
+from usfmae.client.review.frame_preview import image_id, png
+from usfmae.client.review.quarantine import Intake
+from usfmae.client.review.scan_lookup import located
+from usfmae.client.site import Site, read_json
+from usfmae.core.corpus.shard import FOLDER, Index, open_pixels, read_index
+from usfmae.core.errors import SourceError
+from usfmae.core.prepare.ledger import CorpusLedger
+from usfmae.core.prepare.plan import unit_of
+from usfmae.core.sandbox.worker import Unit, Worker
+
+RELEASED = "released-"  # begins the name of a shard that holds one frame a person let in
+
+
+@dataclass(frozen=True)
+class KeptImage:
+    """One image of the corpus."""
+
+    shard: str  # its index file's name without the ending
+    row: int
+
+    @property
+    def released(self) -> str:
+        """The entry of the quarantine it was, "" where the machine kept it."""
+        return self.shard.partition(".")[0].removeprefix(RELEASED) if self.shard.startswith(RELEASED) else ""
+
+
+@dataclass
+class CorpusView:
+    """How many images each shard has; a finished shard never changes, so each is counted once."""
+
+    shards: list[tuple[str, int]] = field(default_factory=list)  # newest first
+    _counted: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def refresh(self, corpus: Path) -> CorpusView:
+        found = {(file, file.stat().st_mtime_ns) for file in (corpus / FOLDER).glob("*.json")}
+        self._counted = {
+            (file.name, time): self._counted.get((file.name, time)) or read_index(file).shard.count
+            for file, time in sorted(found, key=lambda item: (item[1], item[0]), reverse=True)
+        }
+        self.shards = [(name.removesuffix(".json"), count) for (name, _), count in self._counted.items()]
+        return self
+
+    @property
+    def total(self) -> int:
+        return sum(count for _, count in self.shards)
+
+    def slice(self, start: int, count: int) -> list[KeptImage]:
+        """`count` images from the `start`-th newest on."""
+        chosen: list[KeptImage] = []
+        for shard, images in self.shards:
+            last = images - 1 - max(0, start)
+            chosen += [KeptImage(shard, row) for row in range(last, max(-1, last - count + len(chosen)), -1)]
+            start -= images
+        return chosen
+
+    def beside(self, kept: KeptImage) -> dict[str, KeptImage | None]:
+        """The images before and after in the list, None at its ends."""
+        newer = sum(count for _, count in itertools.takewhile(lambda one: one[0] != kept.shard, self.shards))
+        at = newer + dict(self.shards)[kept.shard] - 1 - kept.row
+        return {
+            "newer": next(iter(self.slice(at - 1, 1)), None) if at else None,
+            "older": next(iter(self.slice(at + 1, 1)), None),
+        }
+
+    def find(self, shard: str, row: int) -> KeptImage:
+        """SourceError where there is no such image."""
+        if not 0 <= row < dict(self.shards).get(shard, 0):
+            raise SourceError("this image", "is not in the corpus", "see the list")
+        return KeptImage(shard, row)
+
+
+def image(site: Site, kept: KeptImage) -> bytes:
+    """The image as it trains, as a PNG."""
+    return png(open_pixels(_index(site.corpus, kept.shard))[kept.row])
+
+
+def _index(corpus: Path, shard: str) -> Index:
+    file = corpus / FOLDER / f"{shard}.json"
+    return _read(file, file.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _read(file: Path, changed: int) -> Index:
+    return read_index(file)
+
+
+@dataclass(frozen=True)
+class ImageOrigin:
+    """The frame an image was made from, and the scans it was cleaned together with."""
+
+    unit: Unit
+    scan: str
+    frame: int
+
+
+def origin(site: Site, kept: KeptImage, intake: Intake) -> ImageOrigin:
+    """SourceError where the scan is not in the sources any more, nor kept for a while after it came."""
+    scan, frame = _frame(site, kept, intake)
+    together = next((ids for _, units in CorpusLedger(site.corpus).plans() for ids in units if scan in ids), [scan])
+    known = located(site, set(together))
+    if scan not in known:
+        gone = "is not in the sources any more; what the PACS sent is deleted once cleaned"
+        raise SourceError("the recorded frame", gone, "set intake.keep_days to keep what comes for a while")
+    return ImageOrigin(unit_of(together, known), scan, frame)
+
+
+def _frame(site: Site, kept: KeptImage, intake: Intake) -> tuple[str, int]:
+    """(scan, number of the frame). An image's name is a hash of both: the frames of its patient's scans are tried."""
+    if held := intake.held.get(kept.released):
+        return held.scan, held.index
+    index = _index(site.corpus, kept.shard)
+    wanted, group = index.ids[kept.row], index.groups[kept.row]
+    patients = {entry.get("id") for entry in CorpusLedger(site.corpus).places().values() if entry.get("group") == group}
+    task = read_json(site.corpus / "ledger" / "tasks" / f"{kept.shard.partition('.')[0]}.json") or {"scans": []}
+    scans = [scan["id"] for scan in task["scans"] if scan["kept"] and scan["id"] in patients]
+    for frame in range(site.settings.read.max_frames if scans else 0):
+        for scan in scans:
+            if image_id(scan, frame) == wanted:
+                return scan, frame
+    raise SourceError("the recorded frame", "is not known to this corpus", "nothing: the image is kept")
+
+
+def pictures(site: Site, found: ImageOrigin) -> dict[str, bytes]:
+    """PNGs "before", "mask" and "after", made anew in a process of its own; fewer where that fails."""
+    worker = Worker(preparation(site), site.secret)
+    try:
+        return worker.show(found.unit, found.scan, found.frame)
+    finally:
+        worker.close()

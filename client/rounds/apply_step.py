@@ -1,0 +1,98 @@
+"""The round's encoder out of one that this site has, and the packed step that leads on from there.
+
+What comes out is inspected like an encoder that came whole, and must have the hash the coordinator signed. Where the
+way does not lead there (no such encoder any more, a damaged file, an aggregator restored from a backup), the site asks
+for the whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from usfmae.client.flower import byte_stream
+from usfmae.client.rounds import jobs
+from usfmae.client.rounds.jobs import Job
+from usfmae.client.rounds.model_inspection import Inspection
+from usfmae.client.site import Site, read_json
+from usfmae.core import flower_objects
+from usfmae.core.errors import CheckpointError, PolicyError, ResourceError
+from usfmae.core.federated import codec, messages
+from usfmae.core.federated.messages import TrainRequest
+from usfmae.core.tensors import TensorFile, Writer
+
+NEEDED = "need-base"  # what a site answers that needs the whole encoder
+
+
+class LostError(PolicyError):
+    """The step does not lead from what is here to what was signed."""
+
+
+def missing_base(site: Site, asked: TrainRequest) -> str:
+    """What to answer where the step's start is not here; "" where nothing is missing."""
+    return NEEDED if asked.step and _start(site, asked) is None else ""
+
+
+def _start(site: Site, asked: TrainRequest) -> Path | None:
+    """The encoder from which the step leads on, of any round that was asked here."""
+    for about in (site.root / "jobs").glob("*/request.json"):
+        base = Job(site, about.parent).base
+        if (read_json(about) or {}).get("request", {}).get("base") == asked.step and base.exists():
+            return base
+    return None
+
+
+def receive(
+    site: Site, asked: TrainRequest, work: Job, record: str, fetch: flower_objects.Fetch, room: Callable[[int], None]
+) -> Inspection:
+    """Fetch the step in the ArrayRecord `record` and go it. LostError where it does not lead to the signed encoder."""
+    found = flower_objects.references(fetch(record), "ArrayRecord")
+    if list(found) != [messages.STEP]:
+        raise PolicyError("request", f"has no array {messages.STEP!r}", "refused")
+    about = flower_objects.tensor(fetch(found[messages.STEP]))
+    size, file = byte_stream.length(messages.STEP, about), work.place / "step.bin"
+    if size > work.site.settings.max_model_gb * 1e9:
+        raise PolicyError(f"step of {size} bytes", "is more than the site allows", "raise max_model_gb")
+    room(size)
+    byte_stream.receive(file, about, fetch)
+    return apply_step(site, asked, work, file, room)
+
+
+def apply_step(site: Site, asked: TrainRequest, work: Job, step: Path, room: Callable[[int], None]) -> Inspection:
+    """Write the round's base, one tensor in memory, and remove the step; returns what was seen of the base."""
+    start, part = _start(site, asked), work.base.with_suffix(".part")
+    try:
+        if start is None:
+            raise ValueError("the encoder it starts from is not here")
+        room(start.stat().st_size)
+        spent = jobs.spent(site, asked.campaign, start.name, start)
+        if spent:
+            spent.replace(part)
+        with TensorFile(start) as old, step.open("rb") as packed, part.open("r+b" if spent else "wb") as file:
+            seen = write(old, packed, asked.encoding, file)
+        if seen.id() != asked.base:
+            raise ValueError("it leads to another encoder than the coordinator signed")
+        part.replace(work.base)
+    except (ValueError, CheckpointError) as error:
+        step.unlink()
+        raise LostError("step", str(error), "the whole encoder is asked for") from None
+    except OSError as error:
+        raise ResourceError(f"writing {work.base}", error.strerror or str(error), "free space on the disk") from None
+    finally:
+        part.unlink(missing_ok=True)
+    step.unlink()
+    return seen
+
+
+def write(old: TensorFile, packed: BinaryIO, encoding: str, file: BinaryIO) -> Inspection:
+    """The tensors one step on, in the order of names. ValueError where the step is too short."""
+    seen, writer = Inspection(), Writer(file, old.shapes, {}, "F32", hashed=False)
+    for name, shape in old.shapes.items():
+        data = packed.read(codec.packed_size(math.prod(shape), encoding))
+        values = codec.stepped(data, old.tensor(name), encoding).reshape(shape)
+        writer.add(name, values)
+        seen.add(name, values)
+    writer.finish()
+    return seen

@@ -1,0 +1,79 @@
+"""How often training has drawn each image of this site, so that new and old ones are mixed by a stated ratio.
+
+SQLite at the site, by the image's id under the site's secret; it never leaves. A round's draws follow from its recipe,
+so they are counted when the round is done, once: a repeated count of the same round changes nothing.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from usfmae.core.corpus.batch import Corpus, Positions
+from usfmae.core.federated.mixing import with_new, with_replay
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS uses (id TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rounds (name TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+
+
+class SampleCounts:
+    """The counts in one file; each method is one transaction."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def of(self, ids: Iterable[str]) -> Positions:
+        """How often each image was drawn: (N,)."""
+        known: dict[str, int] = {}
+        if self.path.exists():
+            with closing(self._open()) as db:
+                known = dict(db.execute("SELECT id, count FROM uses").fetchall())
+        return np.array([known.get(id_, 0) for id_ in ids], np.int64)
+
+    def add(self, name: str, drawn: Iterable[str]) -> bool:
+        """Count a round's draws; False where the round called `name` was counted before."""
+        with closing(self._open()) as db, db:
+            if db.execute("INSERT OR IGNORE INTO rounds VALUES (?)", (name,)).rowcount == 0:
+                return False
+            db.executemany(
+                "INSERT INTO uses VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET count = count + excluded.count",
+                list(Counter(drawn).items()),
+            )
+        return True
+
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, timeout=30)
+        db.executescript(_TABLES)
+        return db
+
+
+def mixture(
+    corpus: Corpus,
+    own: Positions,
+    public: Positions,
+    uses: SampleCounts,
+    *,
+    new_share: float,
+    repeats: int,
+    replay: float,
+    turn: int,
+    seed: int,
+) -> Positions:
+    """What a round trains on: the site's images, new ones to their share, and replayed public ones to theirs."""
+    if new_share:
+        own = with_new(own, uses.of(corpus.ids[p] for p in own), new_share, repeats)
+    return with_replay(own, public, replay, turn, seed)
+
+
+def parted(corpus: Corpus, public: Sequence[str]) -> tuple[Positions, Positions]:
+    """Positions of the site's own images and of those in shards with the checksums `public`."""
+    sums, counts = [i.sha256 for i in corpus.shards], [i.shard.count for i in corpus.shards]
+    replayed = np.repeat(np.isin(sums, list(public)), counts)
+    return np.flatnonzero(~replayed), np.flatnonzero(replayed)

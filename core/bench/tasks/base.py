@@ -1,0 +1,212 @@
+"""What a benchmark is: labelled images, groups that a split must not part, and splits.
+
+A benchmark is one file with `load(root) -> Task`. `checked` is called on each task before anything is trained.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from usfmae.core.errors import SourceError, UsageError
+from usfmae.core.openus46.archive import Entry, pattern
+from usfmae.core.optional import needs
+
+Positions = NDArray[np.int64]
+
+BENCHMARKS = {
+    "bus-bra": "usfmae.core.bench.tasks.bus_bra",
+    "mmotu-2d": "usfmae.core.bench.tasks.mmotu",
+    "gist514": "usfmae.core.bench.tasks.gist514",
+    "folder": "usfmae.core.bench.tasks.folder",
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled image."""
+
+    id: str
+    entry: Entry
+    label: int
+    group: str  # patient, or the block that stands for one
+
+
+@dataclass(frozen=True)
+class Split:
+    """Positions of examples; the three parts are disjoint and share no group."""
+
+    name: str
+    train: Positions
+    validation: Positions
+    test: Positions
+
+
+@dataclass(frozen=True)
+class BenchmarkTask:
+    name: str
+    classes: tuple[str, ...]
+    examples: tuple[Example, ...]
+    splits: tuple[Split, ...]
+    positive: int | None = None  # class of the paper's binary view
+    headline: tuple[str, ...] = ()  # splits that the paper's Table 2 shows; () means all
+    complete: bool = True  # every image of the published data set is there
+    groups_known: bool = True  # groups are patients; False where the data set names none
+    notes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return np.array([example.label for example in self.examples], np.int64)
+
+    @property
+    def groups(self) -> NDArray[np.str_]:
+        return np.array([example.group for example in self.examples])
+
+
+def load(name: str, root: Path, seed: int = 42) -> BenchmarkTask:
+    """A benchmark by name from a folder or zip, checked. Raises UsageError, SourceError or ResourceError."""
+    needs("sklearn", "bench")
+    if name not in BENCHMARKS:
+        raise UsageError(f"task {name}", "is not known", f"choose one of {', '.join(BENCHMARKS)}")
+    if not root.exists():
+        raise SourceError(f"data of {name}: {root}", "does not exist", "give the folder or zip of the data set")
+    task: BenchmarkTask = importlib.import_module(BENCHMARKS[name]).load(root, seed)
+    return checked(task)
+
+
+def checked(task: BenchmarkTask) -> BenchmarkTask:
+    """The same task, or a SourceError that names what is wrong with it."""
+    ids = Counter(example.id for example in task.examples)
+    twice = [id_ for id_, count in ids.items() if count > 1]
+    if twice:
+        raise SourceError(f"{task.name}: image {twice[0]}", f"is listed {ids[twice[0]]} times", "mend the label file")
+    if not task.splits:
+        raise SourceError(f"{task.name}", "has no split", "give a label file with a split column, or more groups")
+    for split in task.splits:
+        _check_split(task, split)
+    return task
+
+
+def _check_split(task: BenchmarkTask, split: Split) -> None:
+    parts = {"train": split.train, "validation": split.validation, "test": split.test}
+    sides: dict[str, str] = {}
+    for side, positions in parts.items():
+        if not len(positions):
+            raise SourceError(
+                f"{task.name}, {split.name}", f"its {side} part is empty", "use fewer splits or more data"
+            )
+        for group in np.unique(task.groups[positions]):
+            if sides.setdefault(group, side) != side:
+                raise SourceError(
+                    f"{task.name}, {split.name}",
+                    f"parts patient {group} over {sides[group]} and {side}",
+                    "keep each patient on one side",
+                )
+    absent = sorted(set(range(len(task.classes))) - set(task.labels[split.train]))
+    if absent:
+        names = ", ".join(task.classes[k] for k in absent)
+        raise SourceError(f"{task.name}, {split.name}", f"no training image of class {names}", "add images or folds")
+
+
+def validation_of(task: BenchmarkTask, train: Positions, share: float, seed: int) -> tuple[Positions, Positions]:
+    """Part a training set into (train, validation) by group, classes in proportion; both keep every class if they can.
+
+    Raises SourceError where there are too few groups.
+    """
+    folds = max(2, round(1 / share))
+    labels, groups = task.labels[train], task.groups[train]
+    if len(set(groups)) < folds:
+        raise SourceError(f"{task.name}", f"{len(set(groups))} groups cannot make {folds} folds", "add patients")
+    classes = set(labels)
+    candidates = [(train[kept], train[held]) for kept, held in _folds(labels, groups, folds, seed)]
+    whole = [(kept, held) for kept, held in candidates if set(task.labels[kept]) == classes]
+    kept, held = max(whole or candidates, key=lambda pair: len(set(task.labels[pair[1]])))
+    return kept, held
+
+
+def grouped_folds(task: BenchmarkTask, folds: int, seed: int) -> tuple[Split, ...]:
+    """Cross-validation by group, classes in proportion, each with a tenth of its training groups for validation."""
+    if len(set(task.groups)) < folds:
+        raise SourceError(f"{task.name}", f"{len(set(task.groups))} groups cannot make {folds} folds", "add patients")
+    parts = enumerate(_folds(task.labels, task.groups, folds, seed), start=1)
+    return tuple(Split(f"fold-{k}", *validation_of(task, train, 0.1, seed), test) for k, (train, test) in parts)
+
+
+def _folds(
+    labels: NDArray[np.int64], groups: NDArray[np.str_], folds: int, seed: int
+) -> list[tuple[Positions, Positions]]:
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    alone = len(set(groups)) == len(groups)  # the same folds in a hundredth of the time
+    splitter = (StratifiedKFold if alone else StratifiedGroupKFold)(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # A class with fewer images than folds: `validation_of` looks for the best fold, `checked` names what lacks.
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            return list(splitter.split(labels, labels, groups))
+        except ValueError as error:
+            raise SourceError("split", str(error), "use fewer folds or add images") from None
+
+
+def find(listed: Sequence[Entry], glob: str) -> Entry | None:
+    """The first file that matches, the shallowest path first."""
+    fits = pattern((glob,))
+    matches = sorted((e for e in listed if fits.fullmatch(e.name)), key=lambda e: (e.name.count("/"), e.name))
+    return matches[0] if matches else None
+
+
+def required(listed: Sequence[Entry], glob: str, what: str) -> Entry:
+    """`find`, or a SourceError that says what is missing."""
+    found = find(listed, glob)
+    if found is None:
+        raise SourceError(f"{what}", f"no file {glob} was found", "give the whole archive of the data set")
+    return found
+
+
+def table(entry: Entry, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a CSV file that must have these columns. Raises SourceError."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(entry.read().decode("utf-8-sig"))))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(f"{entry.name}", f"is no CSV file: {error}", "fetch it again") from None
+    missing = set(columns) - set(rows[0] if rows else {})
+    if missing:
+        raise SourceError(f"{entry.name}", f"lacks the column(s) {', '.join(sorted(missing))}", "fetch it again")
+    return rows
+
+
+def images_by_stem(listed: Sequence[Entry], glob: str) -> dict[str, Entry]:
+    """Images that match a glob by file name without suffix."""
+    fits = pattern((glob,))
+    return {Path(e.name).stem: e for e in listed if fits.fullmatch(e.name)}
+
+
+def image_named(images: dict[str, Entry], stem: str, label_file: str) -> Entry:
+    """The image a label file names, or a SourceError that names both."""
+    if stem not in images:
+        raise SourceError(f"{label_file}", f"names image {stem}, which is absent", "give the whole archive")
+    return images[stem]
+
+
+def partial_note(task: str, found: int, total: int) -> tuple[str, ...]:
+    if found == total:
+        return ()
+    return (f"partial copy of {task}: {found:,} of {total:,} images, so no figure here compares with a published one",)
+
+
+def only(task: BenchmarkTask, names: Sequence[str]) -> BenchmarkTask:
+    """The task with some of its splits; all where none is named. Raises UsageError for an unknown name."""
+    known = [split.name for split in task.splits]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(f"split {unknown[0]}", "is not known", f"choose from {', '.join(known)}")
+    return replace(task, splits=tuple(s for s in task.splits if s.name in names)) if names else task

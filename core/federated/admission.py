@@ -1,0 +1,198 @@
+"""The admission gate: one verdict per site and round; a bad reply costs that site its place, never the round.
+
+First each reply alone, on the bytes as they came (`examine`), then all replies of the round beside each other
+(`compare`). What is refused is named by a short code, which the ledger, the audit log and `status` show.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from usfmae.core.config.coordinator import GateSettings
+from usfmae.core.errors import PolicyError
+from usfmae.core.federated import codec
+from usfmae.core.federated.enrolment import EnrolledSite
+from usfmae.core.federated.merge import side_by_side
+from usfmae.core.federated.messages import RAW, TrainReply, TrainRequest, from_record, verify
+from usfmae.core.keys import public_signing_key
+from usfmae.core.tensors import TensorFile
+
+ADMITTED = "admitted"
+DECLINED = "declined"
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A tensor of a reply, as it came over the wire; its bytes are read when they are judged."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    stype: str
+    read: Callable[[int], bytes]  # at most this many bytes -> the bytes; of too many, enough to show it
+
+    @classmethod
+    def whole(cls, dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> Arrived:
+        """A tensor that is in memory already."""
+        return cls(dtype, shape, stype, lambda most: data)
+
+
+class Refusal(Exception):  # noqa: N818 - a verdict, not an error
+    """Why a reply is not admitted: a code for machines, a detail for people."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code, self.detail = code, detail
+
+
+def identify(record: Mapping[str, Any], site: EnrolledSite, asked: TrainRequest) -> TrainReply:
+    """The reply in a record, if this site signed it and it answers this request."""
+    try:
+        reply = from_record(TrainReply, record)
+    except PolicyError as error:
+        raise Refusal("bad-record", str(error)) from None
+    try:
+        verify(reply, public_signing_key(site.signing_key, site.name))
+    except PolicyError:
+        raise Refusal("bad-signature", "the signature is not this site's over this reply") from None
+    if reply.site not in ("", site.site):
+        raise Refusal("wrong-site", "the reply names another site")
+    for figure in ("loss_before", "loss_after", "seconds"):
+        if not 0 <= getattr(reply, figure) < math.inf:
+            raise Refusal("bad-record", f"{figure} is {getattr(reply, figure):.3g}")
+    for name, code in (("campaign", "wrong-campaign"), ("round", "wrong-round"), ("base", "wrong-base")):
+        if getattr(reply, name) != getattr(asked, name):
+            raise Refusal(code, f"{name} {str(getattr(reply, name))[:64]!r} was not asked for")
+    return reply
+
+
+def examine(
+    reply: TrainReply,
+    arrays: Mapping[str, Arrived],
+    site: EnrolledSite,
+    asked: TrainRequest,
+    base: TensorFile,
+    gate: GateSettings,
+    keep: Callable[[str, bytes], object],
+) -> float:
+    """Check a reply's counts, bytes and values; returns the update's L2 norm.
+
+    Tensors are read one at a time and handed to `keep` by name; what it holds is admitted only if nothing is raised.
+    """
+    largest = int(site.capacity * gate.capacity_factor)
+    if not 1 <= reply.images <= largest:
+        raise Refusal("example-count", f"{reply.images} images; enrolled for 1 to {largest}")
+    if not 1 <= reply.steps <= asked.steps:
+        raise Refusal("step-count", f"{reply.steps} steps; {asked.steps} were asked for")
+    if reply.encoding != asked.encoding:
+        raise Refusal("wrong-encoding", f"{reply.encoding[:20]!r} instead of {asked.encoding!r}")
+    _check_tensors(arrays, base.shapes, asked.encoding)
+    content = codec.PayloadHash()
+
+    def taken() -> Iterator[tuple[str, bytes]]:
+        for name, shape in base.shapes.items():
+            size = codec.packed_size(math.prod(shape), asked.encoding)
+            data = arrays[name].read(size)
+            if len(data) != size:
+                raise Refusal("wrong-size", f"{name!r} does not have {size} bytes")
+            content.add(name, data)
+            keep(name, data)
+            yield name, data
+
+    def square(tensor: tuple[str, bytes]) -> float | Refusal:
+        name, data = tensor
+        try:
+            return codec.square_norm(data, base.tensor(name), asked.encoding)
+        except ValueError:
+            return Refusal("not-finite", f"{name!r} holds NaN, infinity or more than float32 holds")
+
+    squares = list(side_by_side(square, taken()))
+    if content.id() != reply.content:
+        raise Refusal("tampered", "the bytes are not those that were signed")
+    total = 0.0
+    for found in squares:
+        if isinstance(found, Refusal):
+            raise found
+        total += found
+    return math.sqrt(total)
+
+
+def _check_tensors(arrays: Mapping[str, Arrived], shapes: Mapping[str, tuple[int, ...]], encoding: str) -> None:
+    missing, extra = sorted(set(shapes) - set(arrays)), sorted(set(arrays) - set(shapes))
+    if missing:
+        raise Refusal("missing-tensor", f"{len(missing)} missing, first {missing[0]!r}")
+    if extra:
+        raise Refusal("extra-tensor", f"{len(extra)} unknown, first {extra[0][:80]!r}")
+    for name, shape in shapes.items():
+        arrived = arrays[name]
+        if arrived.shape != shape:
+            raise Refusal("wrong-shape", f"{name!r} has {arrived.shape}, not {shape}"[:200])
+        if arrived.dtype != encoding or arrived.stype != RAW:
+            raise Refusal("wrong-dtype", f"{name!r} is {arrived.dtype[:20]!r}, not {encoding!r}")
+
+
+def compare(
+    norms: Mapping[str, float],
+    earlier: Sequence[float],
+    base_norm: float,
+    directions: NDArray[np.float64] | None,
+    gate: GateSettings,
+) -> dict[str, Refusal]:
+    """What is refused when the round's updates (norms by site, in site order) stand beside each other.
+
+    `earlier`: norms admitted in the rounds before; `directions`: inner products of the updates (S, S), in site order,
+    or None. The reference length is the lower median: with two sites the smaller one counts, since an update that is
+    too large does harm and one that is too small does not. Earlier rounds count only for a site that stands alone: a
+    learning rate that warms up makes every honest update longer than the last round's. A length of zero says nothing.
+    """
+    refused: dict[str, Refusal] = {}
+    now, before = [n for n in norms.values() if n > 0], [n for n in earlier if n > 0]
+    known = now if len(now) > 1 else [*now, *before]
+    reference = statistics.median_low(known) if known else 0.0
+    for site, norm in norms.items():
+        if norm > gate.base_limit * base_norm:
+            refused[site] = Refusal("norm", f"length {norm:.3g}; the encoder itself has {base_norm:.3g}")
+        elif norm > gate.norm_limit * reference:
+            refused[site] = Refusal("norm", f"length {norm:.3g}; the median update has {reference:.3g}")
+    if directions is not None:
+        refused.update(_against(list(norms), directions, set(refused), gate))
+    return refused
+
+
+def _against(sites: Sequence[str], gram: NDArray[np.float64], out: set[str], gate: GateSettings) -> dict[str, Refusal]:
+    """Updates that point against others which agree: the worst one first, as long as three or more are left."""
+    refused: dict[str, Refusal] = {}
+    left = [i for i, site in enumerate(sites) if site not in out]
+    while len(left) >= 3:
+        cosines = {i: _cosine(gram, i, [j for j in left if j != i]) for i in left}
+        worst = min(left, key=lambda i: (cosines[i], sites[i]))
+        others = [j for j in left if j != worst]
+        if cosines[worst] >= gate.direction_limit or _agreement(gram, others) < gate.agreement:
+            break
+        refused[sites[worst]] = Refusal("direction", f"cosine {cosines[worst]:.2f} to the sum of the other sites")
+        left.remove(worst)
+    return refused
+
+
+def _cosine(gram: NDArray[np.float64], one: int, others: Sequence[int]) -> float:
+    """Cosine of an update to the sum of the others, each at unit length so that none dominates."""
+    unit = _unit(gram)
+    size = math.sqrt(max(float(unit[np.ix_(others, others)].sum()), 1e-300))
+    return float(unit[one, others].sum() / size)
+
+
+def _agreement(gram: NDArray[np.float64], sites: Sequence[int]) -> float:
+    """Mean cosine between two of these updates."""
+    count = len(sites)
+    return float((_unit(gram)[np.ix_(sites, sites)].sum() - count) / (count * (count - 1)))
+
+
+def _unit(gram: NDArray[np.float64]) -> NDArray[np.float64]:
+    lengths = np.sqrt(np.maximum(np.diag(gram), 1e-300))
+    return np.asarray(gram / np.outer(lengths, lengths))

@@ -1,0 +1,88 @@
+"""What a hospital sends to the coordinator to be enrolled: public keys, a name and a capacity. Nothing secret.
+
+usfmae-client init  ->  enrol.json  ->  usfmae-server site add DIR enrol.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from usfmae.core.errors import ConfigError
+from usfmae.core.federated.messages import fingerprint
+from usfmae.core.keys import public_signing_key
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+LARGEST_CAPACITY = 10**9  # images; more than any hospital holds
+
+
+@dataclass(frozen=True)
+class EnrolledSite:
+    """An enrolled hospital."""
+
+    site: str  # fingerprint of its signing key
+    name: str
+    node_key: str
+    signing_key: str
+    capacity: int
+    state: str  # "active" or "revoked"
+    has_decoder: bool  # it answered a request that carried the seed's decoder
+    seen: float | None = None  # Unix time it was last connected
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    name: str  # letters, digits, '_', '-', '.'; chosen by the hospital
+    node_key: str  # PEM, ECDSA P-384: identity on the fleet API
+    signing_key: str  # PEM, Ed25519: signs every reply
+    capacity: int  # images this site may claim at most in one reply
+    version: int = 1
+
+    @property
+    def site(self) -> str:
+        """The fingerprint under which replies and the ledger name this site."""
+        return fingerprint(public_signing_key(self.signing_key, f"of site {self.name}"))
+
+
+def checked(enrolment: Enrolment, origin: str) -> Enrolment:
+    """The same enrolment, or ConfigError saying which part cannot be used."""
+    if not isinstance(enrolment.name, str) or not NAME.fullmatch(enrolment.name):
+        raise ConfigError(
+            f"{origin}: name {enrolment.name!r:.80}", "holds more than letters, digits, _ - .", "rename it"
+        )
+    size = enrolment.capacity
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= LARGEST_CAPACITY:
+        raise ConfigError(f"{origin}: capacity {size!r:.40}", f"not within 1..{LARGEST_CAPACITY}", "correct it")
+    try:
+        node_key = load_pem_public_key(enrolment.node_key.encode())
+    except (ValueError, AttributeError, UnsupportedAlgorithm):
+        node_key = None
+    if not isinstance(node_key, EllipticCurvePublicKey) or not isinstance(node_key.curve, SECP384R1):
+        raise ConfigError(f"{origin}: node_key", "is not an ECDSA P-384 public key in PEM", "ask for the file again")
+    _ = enrolment.site
+    return enrolment
+
+
+def save(enrolment: Enrolment, path: Path) -> None:
+    path.write_text(json.dumps(dataclasses.asdict(checked(enrolment, str(path))), indent=2) + "\n")
+
+
+def load(path: Path) -> Enrolment:
+    """An enrolment from an untrusted file. ConfigError where it is unreadable, incomplete or holds anything else."""
+    try:
+        values = json.loads(path.read_bytes()[:100_000])
+        enrolment = Enrolment(**values)
+    except OSError as error:
+        raise ConfigError(f"enrolment {path}", error.strerror or str(error), "give the site's enrol.json") from None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"enrolment {path}", f"not an enrol.json: {error}", "ask for the file again") from None
+    if enrolment.version != 1:
+        raise ConfigError(f"enrolment {path}", f"version {enrolment.version!r:.20} is unknown", "update usfmae")
+    return checked(enrolment, str(path))

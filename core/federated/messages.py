@@ -1,0 +1,147 @@
+"""The wire contract between aggregator and site: the only place that names message keys.
+
+A round is one request and one reply. Both travel as a record of scalars (str, int, float) and, beside it, named
+byte strings. Neither side ever sends code, paths, names or identifiers of scans. The reply's signature covers
+(campaign, round, base, content, images), never the transport's run or message id, which change on a resubmission.
+
+    request  aggregator -> site   record + encoder tensors, or the packed step to them from the encoder `step` names
+                                  (+ decoder tensors where `with_decoder`,
+                                  + the public corpus' files where `with_replay`)
+    reply    site -> aggregator   record + packed delta of the encoder (see codec.py)
+    decline  site -> aggregator   record with `declined` set: no images, paused, need-..., refused
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from usfmae.core.errors import PolicyError
+
+VERSION = 2
+
+# Names of the records inside a message.
+RECORD = "usfmae"  # the scalars of a TrainRequest, TrainReply
+ENCODER = "encoder"  # request: fp32 tensors of the base encoder
+STEP = "step"  # request: what leads to the base from the encoder before it, packed as an update
+DECODER = "decoder"  # request: fp32 tensors of the seed's decoder
+REPLAY = "replay"  # request: files of the public corpus as arrays of bytes, by name
+UPDATE = "update"  # reply: the packed delta
+
+# How tensors stand in a message. A request's are Flower's own (npy, float32). A reply's have the tensor's true shape,
+# the name of the encoding as dtype, this serialisation type, and bytes packed as codec.py says. A file of the public
+# corpus is a uint8 array of this type, its bytes as they are.
+RAW = "usfmae.raw"
+
+# The fields a signature covers.
+HASHED_REQUEST = ("campaign", "round", "base", "decoder", "recipe", "global_step", "steps")
+SIGNED_REPLY = ("campaign", "round", "base", "content", "images")
+
+# What a record may hold for a field of each type; a whole number is a valid float.
+WANTED: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What a site is asked to do in one round."""
+
+    campaign: str
+    round: int
+    base: str  # tensors_id of the encoder to start from, however it comes
+    global_step: int  # optimizer steps taken by the federation before this round; places the learning rate
+    steps: int  # local optimizer steps asked for
+    recipe: str  # canonical JSON: {"model": ModelSettings, "train": TrainSettings}
+    decoder: str = ""  # tensors_id of the seed's decoder
+    encoding: str = "int8"  # how the delta should be packed: int8, bf16, fp32
+    step: str = ""  # tensors_id of the encoder from which STEP leads to the base; "" where ENCODER comes
+    with_decoder: bool = False  # the seed's decoder comes along (a site's first round in a campaign)
+    with_replay: bool = False  # the public corpus comes along (the site said it has none)
+    min_new: int = 0  # a site with fewer images it never trained on declines; 0 asks every site
+    deadline: float = 0.0  # Unix time after which the reply is not used; 0 for none
+    signature: str = ""  # the coordinator's Ed25519 signature over HASHED_REQUEST, base64
+    version: int = VERSION
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """The short record that leaves a hospital beside the delta."""
+
+    campaign: str
+    round: int
+    base: str
+    content: str = ""  # payload_id of the packed delta
+    images: int = 0  # images of the site's corpus that the training could use
+    steps: int = 0  # local optimizer steps taken
+    encoding: str = "int8"
+    loss_before: float = 0.0  # held-out masked loss at this site, base encoder
+    loss_after: float = 0.0  # the same after local training
+    seconds: float = 0.0  # training time
+    # Why there is no update: "no-images", "no-new-images", "paused", "need-base", "need-decoder", "need-replay",
+    # "no-replay", "refused: ..."
+    declined: str = ""
+    site: str = ""  # fingerprint of the site's public key
+    signature: str = ""  # the site's Ed25519 signature over SIGNED_REPLY, base64
+    version: int = VERSION
+
+
+def to_record(message: TrainRequest | TrainReply) -> dict[str, str | int | float | bool]:
+    return dataclasses.asdict(message)
+
+
+def from_record(kind: type[T], record: Mapping[str, Any]) -> T:
+    """A message from an untrusted record. PolicyError on a missing or unknown key or a value of the wrong type."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(record) - set(fields))
+    if unknown:
+        raise PolicyError(f"message key {unknown[0]!r:.60}", "is not part of the protocol", "update this program")
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name not in record:
+            if field.default is dataclasses.MISSING:
+                raise PolicyError(f"message key {name!r}", "is missing", "update the other side")
+            continue
+        wanted = WANTED[str(field.type)]
+        value = record[name]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and field.type != "bool"):
+            raise PolicyError(f"message key {name!r}", f"holds {type(value).__name__}, not {field.type}", "refused")
+        values[name] = value
+    message = kind(**values)
+    if getattr(message, "version", VERSION) != VERSION:
+        raise PolicyError(f"protocol version {message.version}", f"this side speaks {VERSION}", "update")  # type: ignore[attr-defined]
+    return message
+
+
+def signed_bytes(message: TrainRequest | TrainReply) -> bytes:
+    """The canonical bytes under a signature."""
+    names = HASHED_REQUEST if isinstance(message, TrainRequest) else SIGNED_REPLY
+    kind = type(message).__name__
+    return json.dumps([kind, message.version, *(getattr(message, n) for n in names)]).encode()
+
+
+def sign(message: T, key: Ed25519PrivateKey) -> T:
+    signature = base64.b64encode(key.sign(signed_bytes(message))).decode()  # type: ignore[arg-type]
+    return dataclasses.replace(message, signature=signature)  # type: ignore[type-var]
+
+
+def verify(message: TrainRequest | TrainReply, key: Ed25519PublicKey) -> None:
+    """PolicyError where the signature is not this key's over exactly this message."""
+    try:
+        key.verify(base64.b64decode(message.signature, validate=True), signed_bytes(message))
+    except (InvalidSignature, ValueError):
+        raise PolicyError("signature", "does not match the message and the enrolled key", "refused") from None
+
+
+def fingerprint(key: Ed25519PublicKey) -> str:
+    """A short public name of a key: 16 hex digits of the SHA-256 of its raw bytes."""
+    import hashlib
+
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]

@@ -1,0 +1,127 @@
+"""One optimizer step: gradients of the global batch, a micro-batch at a time, clipped and applied."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from usfmae.core.checkpoint import DECODER
+from usfmae.core.config import TrainSettings
+from usfmae.core.corpus.loader import Prepared
+from usfmae.core.errors import ResourceError, UsfmaeError
+from usfmae.core.mae.device import autocast, device_of, out_of_memory
+from usfmae.core.mae.distributed import ranks
+from usfmae.core.mae.model import MaskedAutoencoder
+from usfmae.core.types import Pixels
+
+
+class Stepper:
+    """What every step of a call of `train` shares: the model, its optimizer, and the weights it began with."""
+
+    def __init__(self, model: MaskedAutoencoder, settings: TrainSettings) -> None:
+        self.model, self.settings = model, settings
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+        )
+        self.anchor = anchored(model) if settings.proximal else []
+
+    @cached_property
+    def runner(self) -> nn.Module:
+        """What computes the loss. Made at the first step, when a checkpoint's weights are in their place."""
+        module: nn.Module = torch.compile(self.model) if self.settings.compile else self.model  # type: ignore[assignment]
+        return DistributedDataParallel(module, gradient_as_bucket_view=True) if ranks()[1] > 1 else module
+
+    def step(self, batch: Prepared, rate: float) -> tuple[float, float]:
+        """One update; returns the global batch's loss and gradient norm. The weights stay untouched on an error.
+
+        Raises UsfmaeError where the loss is not finite, ResourceError where memory is full.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        try:
+            loss = backward(self.runner, batch, self.settings, device_of(self.model))
+            pull(self.anchor, self.settings.proximal)
+            norm = nn.utils.clip_grad_norm_(self.trained, self.settings.clip)
+            values = torch.stack([loss, norm]).tolist()
+            _check_finite(batch, *values)
+            self.optimizer.step()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise _memory_full(min(self.settings.micro_batch, len(batch.pixels))) from None
+        self.optimizer.zero_grad(set_to_none=True)
+        return values[0], values[1]
+
+
+def _check_finite(batch: Prepared, loss: float, norm: float) -> None:
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        images = ", ".join(id_[:12] for id_ in batch.ids[:4])
+        raise UsfmaeError(
+            f"step {batch.step + 1}: loss {loss}, gradient norm {norm}",
+            f"not finite, in the batch of images {images}, ...",
+            "the last checkpoint is kept; lower train.lr or train.clip, or look at these images",
+        )
+
+
+def _memory_full(size: int) -> ResourceError:
+    smaller = f"try --set train.micro_batch={size // 2}: same result, less memory"
+    return ResourceError(
+        f"memory, with {size} images at a time", "is full", smaller if size > 1 else "take a smaller model.*"
+    )
+
+
+def backward(runner: nn.Module, batch: Prepared, settings: TrainSettings, device: torch.device) -> Tensor:
+    """Gradients of the global batch's mean loss, a micro-batch at a time; returns that loss."""
+    world = ranks()[1]
+    total = torch.zeros((), device=device)
+    starts = range(0, len(batch.pixels), settings.micro_batch)
+    # One autocast region for the whole step: each weight is cast to bf16 once, not once a micro-batch.
+    with autocast(device, settings.precision):
+        for start in starts:
+            rows = slice(start, start + settings.micro_batch)
+            images = normalise(batch.pixels[rows], settings, device)
+            noise = torch.from_numpy(batch.noise[rows]).to(device)
+            last = start == starts[-1]
+            with contextlib.nullcontext() if last or world == 1 else runner.no_sync():  # type: ignore[operator]
+                loss = runner(images, noise, full=False)[0] * (len(images) * world / settings.batch_size)
+                with torch.autocast(device.type, enabled=False):
+                    loss.backward()
+            total += loss.detach()
+    if world > 1:
+        dist.all_reduce(total)
+    return total / world
+
+
+def anchored(model: MaskedAutoencoder) -> list[tuple[Tensor, Tensor]]:
+    """Each trained tensor of the encoder with a copy of its value now; a site's decoder is its own affair."""
+    named = ((n, p) for n, p in model.named_parameters() if p.requires_grad and not n.startswith(DECODER))
+    return [(parameter, parameter.detach().clone()) for _, parameter in named]
+
+
+@torch.no_grad()
+def pull(anchor: Sequence[tuple[Tensor, Tensor]], proximal: float) -> None:
+    """Add the gradient of proximal / 2 * |w - anchor|^2, the term of FedProx (Li et al. 2020, arXiv:1812.06127)."""
+    for parameter, start in anchor:
+        assert parameter.grad is not None
+        parameter.grad.add_(parameter - start, alpha=proximal)
+
+
+def normalise(pixels: Pixels, settings: TrainSettings, device: torch.device) -> Tensor:
+    """(B, S, S, C) uint8 -> (B, 3, S, S) float on the device; gray becomes three equal channels first."""
+    images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
+    images = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).float()
+    return images.div_(255).sub_(_channels(settings.mean, device)).div_(_channels(settings.std, device))
+
+
+@lru_cache(maxsize=8)  # a copy to a GPU waits for it
+def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device).view(3, 1, 1)

@@ -1,0 +1,113 @@
+"""What a run keeps on disk to go on: `step-N.safetensors` (weights) and `step-N.optimizer.safetensors` beside it.
+
+Seed and step are all there is to the state of order, masks and augmentation, so they are not stored as such.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from usfmae.core.checkpoint import describe, load, read_metadata, read_tensors, save, write_tensors
+from usfmae.core.config import TrainSettings
+from usfmae.core.errors import CheckpointError
+from usfmae.core.mae.distributed import ranks
+from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
+
+logger = logging.getLogger(__name__)
+
+OPTIMIZER = ".optimizer.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class ResumeState:
+    """The checkpoints of one call of `train` (`call` names it) in a folder shared with the calls before it."""
+
+    def __init__(self, folder: Path | None, call: str, start: int, settings: TrainSettings) -> None:
+        self.folder, self.call, self.start, self.settings = folder, call, start, settings
+        self.restored = start  # the step `restore` came to
+        self.updates = 0  # optimizer updates behind the moments when the call began
+
+    def restore(self, model: MaskedAutoencoder, optimizer: torch.optim.Optimizer) -> int:
+        """Go on after this call's last checkpoint, else with an earlier call's moments. Returns the global step.
+
+        A damaged checkpoint is passed over in favour of the one before.
+        """
+        for step, path in sorted(self._found().items(), reverse=True):
+            try:
+                same = step > self.start and read_metadata(path).get("call") == self.call
+                if not same and step > self.start:
+                    continue
+                moments, metadata = read_tensors(path)
+                if same:
+                    load_tensors(model, load(self._weights(step)).tensors)
+                set_moments(model, optimizer, moments, int(metadata["updates"]))
+            except (CheckpointError, KeyError, ValueError) as error:
+                logger.warning("checkpoint of step %d is passed over: %s", step, error)
+                continue
+            self.restored = step if same else self.start
+            self.updates = int(metadata["updates"]) - (step - self.start if same else 0)
+            break
+        return self.restored
+
+    def save(self, model: MaskedAutoencoder, optimizer: torch.optim.Optimizer, step: int, corpus: str) -> None:
+        """Write both files, weights first (they count once the optimizer is there), then drop the oldest.
+
+        The first process writes; the others wait until it has.
+        """
+        if self.folder is not None and ranks()[0] == 0:
+            self._write(model, optimizer, step, corpus)
+        if ranks()[1] > 1:
+            dist.barrier()
+
+    def _write(self, model: MaskedAutoencoder, optimizer: torch.optim.Optimizer, step: int, corpus: str) -> None:
+        updates = self.updates + step - self.start
+        metadata = {"call": self.call, "step": str(step), "updates": str(updates)}
+        described = describe(model.settings, self.settings, corpus=corpus, step=step)
+        save(self._weights(step), model.state_dict(), described)
+        write_tensors(self._weights(step).with_suffix(OPTIMIZER), moments_of(model, optimizer), metadata)
+        self._prune(step)
+
+    def _prune(self, step: int) -> None:
+        """Keep the last k, and the moments this call began with; drop what a call given up has left further on."""
+        found = self._found()
+        recent = sorted(s for s in found if s <= step)[-self.settings.keep :]
+        began = [s for s in found if s <= self.start][-1:]
+        for old in set(found) - set(recent) - set(began):
+            found[old].unlink(missing_ok=True)
+            self._weights(old).unlink(missing_ok=True)
+
+    def _found(self) -> dict[int, Path]:
+        """Steps and optimizer files of whole checkpoints, by step."""
+        paths = sorted(self.folder.glob(f"step-*{OPTIMIZER}")) if self.folder else []
+        return {int(path.name[5 : -len(OPTIMIZER)]): path for path in paths}
+
+    def _weights(self, step: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"step-{step:09d}.safetensors"
+
+
+def moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's two moments of every trained tensor, by name."""
+    return {
+        f"{kind}/{name}": optimizer.state[parameter][kind].detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+        for kind in MOMENTS
+    }
+
+
+def set_moments(
+    model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor], updates: int
+) -> None:
+    """Put stored moments back. KeyError where one is missing."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            stored = {kind: moments[f"{kind}/{name}"].to(parameter.device).clone() for kind in MOMENTS}
+            count = torch.tensor(float(updates), device=parameter.device)
+            optimizer.state[parameter] = {"step": count, **stored}

@@ -1,0 +1,1 @@
+"""The decoding process: hostile files are opened in a process of its own, with a memory limit and no pickle."""

@@ -1,0 +1,100 @@
+"""Setting up a federation: keys, certificates, settings, ledger, round 0."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from usfmae.core import audit, checkpoint, keys
+from usfmae.core.checkpoint import Loaded
+from usfmae.core.config import load, template, validated
+from usfmae.core.config.coordinator import CoordinatorSettings
+from usfmae.core.errors import ConfigError
+from usfmae.core.federated.messages import fingerprint
+from usfmae.core.files import write_atomic
+from usfmae.core.mae.model import MaskedAutoencoder
+from usfmae.server import certificates
+from usfmae.server.layout import Layout
+from usfmae.server.ledger import Ledger
+
+
+def create(root: Path, name: str, host: str, port: int, seed: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """Make a coordinator's directory: keys, certificates, settings, ledger, seed. ConfigError where one is there."""
+    home = Layout(root)
+    if home.ledger.exists():
+        raise ConfigError(f"directory {root}", "holds a federation already", "choose another directory")
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    names = tuple(dict.fromkeys(("localhost", "127.0.0.1", *(n for n in (host,) if n not in ("", "0.0.0.0", "::")))))
+    listed = "[" + ", ".join(json.dumps(n) for n in names) + "]"
+    wanted = [f"name={json.dumps(name)}", f"network.port={port}", f"network.names={listed}", *overrides]
+    settings = _write_seed(home, *_with_seed(wanted, seed))
+    _write_settings(home, settings)
+    _write_keys(home, settings)
+    ledger = Ledger(home.ledger, create=True)
+    campaign = f"{settings.name}-{secrets.token_hex(6)}"
+    ledger.set_fact("campaign", campaign)
+    ledger.close()
+    audit.append(home.audit, "coordinator", "init", campaign=campaign, name=settings.name)
+    return {
+        "directory": str(root),
+        "campaign": campaign,
+        "ca": str(home.ca),
+        "coordinator_key": str(home.public_key),
+        "fingerprint": fingerprint(keys.public_signing_key(home.public_key.read_text(), str(home.public_key))),
+    }
+
+
+def _write_settings(home: Layout, settings: CoordinatorSettings) -> None:
+    """The commented template with this federation's values in it."""
+    chosen = settings.model_dump(mode="json", exclude_defaults=True)
+    head = "# Settings of usfmae-server. Only what differs from the defaults stands here; every key with its\n"
+    head += "# meaning and default follows below as a comment.\n"
+    every = "\n".join(f"# {line}" for line in template(CoordinatorSettings).split("\n"))
+    write_atomic(home.settings_file, (head + yaml.safe_dump(chosen, sort_keys=False) + "\n" + every + "\n").encode())
+
+
+def _write_keys(home: Layout, settings: CoordinatorSettings) -> None:
+    signing, ca_key, tls_key = keys.new_signing_key(), keys.new_node_key(), keys.new_node_key()
+    for path, key in ((home.signing_key, signing), (home.ca_key, ca_key), (home.tls_key, tls_key)):
+        keys.write_private(path, key)
+    ca = certificates.authority(settings.name, ca_key)
+    write_atomic(home.ca, ca)
+    write_atomic(home.certificate, certificates.server(settings.network.names, tls_key.public_key(), ca, ca_key))
+    write_atomic(home.public_key, keys.public_pem(signing).encode())
+
+
+def _with_seed(wanted: Sequence[str], seed: Path | None) -> tuple[CoordinatorSettings, Loaded | None]:
+    """Settings; a seed brings its own architecture and recipe, which `wanted` keys override."""
+    if seed is None:
+        return load(CoordinatorSettings, None, wanted)[0], None
+    loaded = checkpoint.load(seed)
+    brought = {"model": loaded.model, "train": loaded.train.model_copy(update={"steps": None})}
+    settings, origins = load(CoordinatorSettings, None, wanted)
+    values = settings.model_dump()
+    for section, options in brought.items():
+        own = {key.split(".", 1)[1] for key in origins if key.startswith(f"{section}.")}
+        values[section].update({k: v for k, v in options.model_dump().items() if k not in own})
+    return validated(CoordinatorSettings, values, "settings with the seed's"), loaded
+
+
+def _write_seed(home: Layout, settings: CoordinatorSettings, loaded: Loaded | None) -> CoordinatorSettings:
+    """Round 0: the seed's encoder and, beside it, its decoder."""
+    if loaded:
+        tensors, parents = loaded.tensors, [loaded.metadata["content"]]
+    else:
+        torch.manual_seed(settings.train.seed)
+        model = MaskedAutoencoder(settings.model, settings.train.mask_ratio, settings.train.norm_pix)
+        tensors, parents = dict(model.state_dict()), []
+    metadata = checkpoint.describe(settings.model, settings.train, parents=tuple(parents), round=0, step=0)
+    encoder, decoder = checkpoint.encoder_of(tensors), checkpoint.decoder_of(tensors)
+    if not decoder:
+        raise ConfigError("seed", "holds no decoder", "use a pretraining checkpoint, not an exported encoder")
+    checkpoint.save(home.decoder, decoder, metadata)
+    checkpoint.save(home.checkpoint(0), encoder, metadata)
+    return settings

@@ -1,0 +1,121 @@
+"""The model card of a release: what a reader must know before using the weights; counts, never names of sites."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, StrictUndefined
+
+from usfmae.core.config.coordinator import CoordinatorSettings
+from usfmae.core.federated.admission import ADMITTED
+from usfmae.server.campaign import Campaign
+from usfmae.server.ledger import Ledger
+
+if TYPE_CHECKING:
+    from usfmae.server.release import ReleaseChoice
+
+TEXT = """\
+---
+library_name: usfmae
+tags: [ultrasound, masked-autoencoder, self-supervised, federated-learning, continual-learning]
+---
+
+# {{ name }}: ultrasound encoder, round {{ choice.round }}
+
+Weights `{{ content }}`. Chosen by rule: {{ choice.why }}.
+
+## Data
+{{ images }} images at {{ sites }} site(s) took part in the last round that fed these weights; \
+{{ ever }} site(s) took part in any. No image left a site.
+
+| anatomy | images |
+|---|---|
+{% for anatomy, count in anatomies %}| {{ anatomy }} | {{ count }} |
+{% else %}| not declared by the sites | {{ images }} |
+{% endfor %}
+
+## Recipe
+Campaign `{{ campaign.id }}`, recipe `{{ campaign.recipe }}` (settings.json): rounds {{ campaign.first }} to \
+{{ choice.round }}, {{ steps }} local steps each, {{ rule }}, schedule {{ schedule }} at {{ lr }}, share of the change \
+since the seed {{ choice.alpha }}.
+Rounds by verdict of the forgetting gate: {{ outcomes }}.
+
+## Forgetting panel
+{% if choice.panel %}Fixed public images, never trained on by a site; losses with the seed's decoder. \
+Budget {{ budget }} per organ. Backward transfer {{ transfer }}.
+
+| organ | loss | seed's loss | change | kNN | linear probe | CKA to the seed |
+|---|---|---|---|---|---|---|
+{% for row in panel %}| {{ row|join(" | ") }} |
+{% endfor %}
+{% else %}None was set: what these weights have forgotten is not known.
+{% endif %}
+
+## Benchmarks
+{% for result in benchmarks %}- {{ result }}
+{% else %}None was run on these weights.
+{% endfor %}
+
+## Limits
+- A feature extractor for research. It makes no diagnosis and is no medical device.
+- It has seen what its sites held: other organs, probes and vendors may be represented badly. Validate on your own \
+patients, split by patient.
+- A panel sees the organs it holds. Forgetting of anything else is not measured.
+- The decoder is the seed's; reconstructions are no evidence of anatomy.
+
+Lineage back to the seed: lineage.json. Check all of it offline: `usfmae verify FOLDER --key coordinator.pub.pem`, \
+with the key from the coordinator and not from this folder.
+"""
+
+
+def card(
+    settings: CoordinatorSettings,
+    ledger: Ledger,
+    choice: ReleaseChoice,
+    campaign: Campaign,
+    content: str,
+    benchmarks: Sequence[Mapping[str, Any]],
+) -> str:
+    """README.md of a release."""
+    rounds = [r for r in ledger.rounds() if r.number <= choice.round and r.state == "committed"]
+    fed = next((r for r in reversed(rounds) if (r.summary or {}).get("sites")), rounds[-1])
+    took_part = {s for r in rounds for s, v in ledger.verdicts(r.number).items() if v.verdict == ADMITTED}
+    gates = Counter((r.summary or {}).get("gate", {}).get("outcome", "not gated") for r in rounds)
+    template = Environment(undefined=StrictUndefined, autoescape=False, trim_blocks=True).from_string(TEXT)
+    return template.render(
+        name=settings.name,
+        choice=choice,
+        content=content,
+        images=(fed.summary or {}).get("images", 0),
+        sites=(fed.summary or {}).get("sites", 0),
+        ever=len(took_part),
+        anatomies=[(name, f"{count:,}") for name, count in sorted(settings.continual.anatomies.items())],
+        campaign=campaign,
+        steps=settings.rounds.steps,
+        rule=settings.merge.rule,
+        schedule=settings.train.schedule,
+        lr=settings.train.lr,
+        outcomes=", ".join(f"{count} {name}" for name, count in sorted(gates.items())),
+        budget=f"{settings.continual.budget:+.0%}",
+        transfer=f"{choice.panel['backward_transfer']:+.1%}" if choice.panel else "",
+        panel=list(_rows(choice.panel)) if choice.panel else [],
+        benchmarks=[", ".join(f"{k} {v}" for k, v in result.items()) for result in benchmarks],
+    )
+
+
+def _rows(panel: Mapping[str, Any]) -> list[list[str]]:
+    def shown(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    return [
+        [
+            organ,
+            f"{values['loss']:.4f}",
+            f"{panel['seed'][organ]:.4f}",
+            f"{values['loss'] / panel['seed'][organ] - 1:+.1%}",
+            *(shown(values[name]) for name in ("knn", "probe", "cka")),
+        ]
+        for organ, values in panel["organs"].items()
+    ]

@@ -1,0 +1,278 @@
+"""The round loop: ask, collect, judge, merge, commit; and go on from wherever a crash left it.
+
+A round is asked of every enrolled site that is connected, and again of a site that comes back, until it has answered.
+Each reply is judged as it comes and spooled to disk before it is noted. When the round closes, the admitted replies are
+merged in site order, the encoder is written, and only then is the round committed. Whatever dies in between, the
+same steps lead to the same bytes: nothing is merged twice, and sites answer a repeated request from their disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from usfmae.core import audit
+from usfmae.core.config.coordinator import CoordinatorSettings
+from usfmae.core.errors import PolicyError, ResourceError
+from usfmae.core.federated import codec
+from usfmae.core.federated.admission import ADMITTED, DECLINED, Refusal, examine, identify
+from usfmae.core.federated.enrolment import EnrolledSite
+from usfmae.core.federated.messages import TrainRequest
+from usfmae.core.log import note, printable
+from usfmae.core.tensors import TensorFile
+from usfmae.server import campaign
+from usfmae.server.campaign import Campaign
+from usfmae.server.layout import Layout, check_disk
+from usfmae.server.ledger import Ledger, Round, Verdict
+from usfmae.server.rounds import commit, spool
+from usfmae.server.rounds.quorum import announce, hopeless, may_close
+from usfmae.server.rounds.request import replayed, train_request
+from usfmae.server.rounds.transport import Answer, RoundTask, Transport
+
+if TYPE_CHECKING:
+    from usfmae.server.rounds.forgetting_gate import ForgettingGate
+
+logger = logging.getLogger(__name__)
+
+TICK = 0.05  # seconds between two looks for replies
+SEEN_EVERY = 10.0  # seconds between two notes of who is connected
+ASK_AGAIN = 5.0  # seconds before a site whose reply was lost is asked again
+QUORUM_REFUSED = "quorum refused"  # why a round is void
+DECLINE_HOLDS = 60.0  # seconds before a site that declined is asked again
+
+
+class Loop:
+    """Runs rounds over a transport. `clock` and `wait` are there for tests; `committed` hears of each round's end."""
+
+    def __init__(
+        self,
+        home: Layout,
+        ledger: Ledger,
+        settings: CoordinatorSettings,
+        transport: Transport,
+        key: Ed25519PrivateKey,
+        clock: Callable[[], float] = time.time,
+        wait: Callable[[float], None] = time.sleep,
+        committed: Callable[[int], None] = lambda number: None,
+    ) -> None:
+        self.home, self.ledger, self.settings, self.transport, self.key = home, ledger, settings, transport, key
+        self.clock, self.wait, self.committed = clock, wait, committed
+        self.asked: dict[str, tuple[str, TrainRequest]] = {}  # message -> (site, request)
+        self.not_before: dict[str, float] = {}  # site -> time before which it is not asked again
+        self.late: dict[str, tuple[str, TrainRequest]] = {}  # messages of closed rounds still out
+        self.without_replay: set[str] = set()  # sites that have said they hold no copy of the replay corpus
+        self.without_base: set[str] = set()  # sites that have said they do not hold the encoder before the round's
+        self.noted = 0.0
+        self.gate: ForgettingGate | None = None  # opened by `run`
+        self.decoder = ""  # hash of the seed's, read by `run`
+
+    def run(self, rounds: int) -> None:
+        """Go on until this many rounds are committed; 0 for ever."""
+        running = campaign.resume(self.ledger, self.settings, rounds)
+        self.gate = self._gate()
+        with TensorFile(self.home.decoder) as decoder:
+            self.decoder = decoder.id()
+        while (not rounds or self._committed() < rounds) and campaign.goes_on(self.ledger, running):
+            try:
+                self.one_round(running)
+            except ResourceError as error:  # a full disk mends itself or is mended; the round stays open
+                note(logger, "waiting", level=logging.ERROR, reason=str(error))
+                self.wait(10.0)
+
+    def one_round(self, running: Campaign) -> None:
+        number = self._committed() + 1
+        check_disk(self.home, self.settings.min_free_gib)
+        before = self.home.checkpoint(number - 1)
+        with TensorFile(before) as base:
+            content = base.metadata["content"]
+            last = self.ledger.last_round()
+            step = last.global_step + last.steps if last else 0
+            current = self.ledger.open_round(number, content, step, self.settings.rounds.steps)
+            request = train_request(self.settings, current, running, self.decoder, self.key)
+            note(logger, "round open", round=number, base=content[:12])
+            result = ""
+            while not result:
+                refused = self._collect(current, request, base)
+                self.transport.release()
+                if refused:
+                    result = commit.void(self.home, self.ledger, current, refused)
+                else:
+                    result = commit.finish(self.home, self.ledger, self.settings, current, base, self.gate)
+            self._let_go()
+        self.without_base.clear()
+        note(logger, "round committed", round=number, result=result[:12])
+        spool.clear(self.home, number)
+        commit.prune(self.home, self.settings.keep, number)
+        self.committed(number)
+
+    def _committed(self) -> int:
+        last = self.ledger.last_round()
+        return last.number if last else 0
+
+    def _gate(self) -> ForgettingGate | None:
+        """The forgetting gate, where the campaign asks for one: it loads torch, the loop does not."""
+        asked = self.settings.continual
+        if not (asked.panel or asked.pull or asked.anchor_every or asked.ema):
+            return None
+        from usfmae.server.rounds.forgetting_gate import ForgettingGate
+
+        return ForgettingGate(self.home, self.ledger, self.settings)
+
+    # collecting
+
+    def _collect(self, current: Round, request: TrainRequest, base: TensorFile) -> str:
+        """Ask and judge until the round may be merged; returns why it never can be, else ""."""
+        spool.forget_unnoted(self.home, self.ledger, current.number)
+        self._forget_damaged(current.number)
+        while True:
+            sites = {name: site for name, site in self.ledger.sites().items() if site.state == "active"}
+            here = self.transport.connected() & set(sites)
+            self._note_seen(here)
+            verdicts = self.ledger.verdicts(current.number)
+            for site in sorted(here - set(verdicts)):
+                self._ask(sites[site], request)
+            for answer in self.transport.answers(list(self.asked)):
+                self._take(answer, sites, base)
+            self._take_late()
+            now, age = self.ledger.verdicts(current.number), self.clock() - current.opened
+            if may_close(now, sites, here, age, self.settings.rounds):
+                return ""
+            if hopeless(now, sites, age, self.settings.rounds):
+                return QUORUM_REFUSED
+            self._ask_decliners(current, verdicts)
+            self.wait(TICK)
+
+    def _forget_damaged(self, number: int) -> None:
+        """After a restart: what was admitted must still be what its site signed, else the site is asked again."""
+        for verdict in self.ledger.verdicts(number).values():
+            if verdict.verdict == ADMITTED and spool.damaged(self.home, verdict):
+                audit.append(self.home.audit, "gate", "spool", "damaged", round=number, site=verdict.site)
+                note(logger, "spooled update damaged, asking again", level=logging.ERROR, site=verdict.site)
+                self.ledger.withdraw_verdict(number, verdict.site)
+
+    def _ask(self, site: EnrolledSite, request: TrainRequest) -> None:
+        if any(asked == site.site for asked, _ in self.asked.values()) or self.clock() < self.not_before.get(
+            site.site, 0
+        ):
+            return
+        ships, before = site.site in self.without_replay, self._holds(site.site, request.round)
+        asked = dataclasses.replace(request, step=before, with_decoder=not site.has_decoder, with_replay=ships)
+        task = RoundTask(
+            site.site,
+            asked,
+            self.home.checkpoint(request.round - 1),
+            self.home.step(request.round - 1) if before else None,
+            None if site.has_decoder else self.home.decoder,
+            self.settings.continual.replay if ships else None,
+            max(request.deadline - self.clock(), 600.0),
+        )
+        message = self.transport.ask(task)
+        if message:
+            self.asked[message] = (site.site, asked)
+            note(logger, "asked", round=request.round, site=site.name)
+
+    def _holds(self, site: str, number: int) -> str:
+        """Hash of the encoder before the round's, where the site has it and a step leads on; else ""."""
+        last = self.ledger.last_round()
+        if last is None or site in self.without_base or not self.home.step(number - 1).exists():
+            return ""
+        answered = self.ledger.verdicts(last.number).get(site)
+        return last.base if answered and answered.verdict != DECLINED else ""
+
+    def _take(self, answer: Answer, sites: Mapping[str, EnrolledSite], base: TensorFile) -> None:
+        """Judge one answer, spool what is admitted, note the verdict; a reply that was lost is asked for again."""
+        site_id, request = self.asked.pop(answer.message)
+        site = sites.get(site_id)
+        if site is None or site_id in self.ledger.verdicts(request.round):
+            return  # revoked while it trained, or judged already
+        try:
+            if answer.hostile:
+                raise Refusal("bad-message", answer.error)
+            if answer.error:
+                note(logger, "reply lost", round=request.round, site=site.name, reason=answer.error)
+                self.not_before[site_id] = self.clock() + ASK_AGAIN
+                return
+            self._admit(answer, site, request, base)
+        except Refusal as refusal:
+            self._verdict(Verdict(request.round, site_id, refusal.code, refusal.detail), site)
+        except PolicyError as error:  # found as its bytes were read
+            self._verdict(Verdict(request.round, site_id, "bad-message", str(error)), site)
+        except ResourceError as error:
+            note(logger, "reply not stored, asking again", site=site.name, reason=str(error))
+            self.not_before[site_id] = self.clock() + ASK_AGAIN
+
+    def _admit(self, answer: Answer, site: EnrolledSite, request: TrainRequest, base: TensorFile) -> None:
+        reply = identify(answer.record, site, request)
+        if reply.declined == "need-decoder" and site.has_decoder:
+            self.ledger.note_decoder(site.site, False)
+            return
+        if reply.declined == "need-replay" and not request.with_replay and replayed(self.settings):
+            self.without_replay.add(site.site)
+            return
+        if reply.declined == "need-base" and request.step:
+            self.without_base.add(site.site)
+            return
+        self.without_replay.discard(site.site)
+        if reply.declined:
+            self._verdict(Verdict(request.round, site.site, DECLINED, reply.declined), site)
+            return
+        if self.ledger.seen_content(site.site, reply.content, request.round):
+            raise Refusal("replayed", "the same update was admitted in another round")
+        sizes = {n: codec.packed_size(math.prod(s), request.encoding) for n, s in base.shapes.items()}
+        with spool.storing(self.home, request.round, site.site, sizes) as keep:
+            norm = examine(reply, answer.arrays, site, request, base, self.settings.gate, keep)
+        if not site.has_decoder:
+            self.ledger.note_decoder(site.site, True)
+        verdict = Verdict(
+            request.round,
+            site.site,
+            ADMITTED,
+            content=reply.content,
+            images=reply.images,
+            steps=reply.steps,
+            bytes=sum(sizes.values()),
+            norm=norm,
+            loss_before=reply.loss_before,
+            loss_after=reply.loss_after,
+            seconds=reply.seconds,
+        )
+        self._verdict(verdict, site)
+
+    def _verdict(self, verdict: Verdict, site: EnrolledSite) -> None:
+        verdict = dataclasses.replace(verdict, detail=printable(verdict.detail))
+        self.ledger.record(verdict)
+        announce(self.home, verdict, site.name)
+
+    def _ask_decliners(self, current: Round, verdicts: Mapping[str, Verdict]) -> None:
+        """A site that declined is asked again after a while, as long as its round is open."""
+        for site, verdict in verdicts.items():
+            if verdict.verdict == DECLINED and self.clock() - verdict.received > DECLINE_HOLDS:
+                self.ledger.withdraw_verdict(current.number, site)
+
+    def _let_go(self) -> None:
+        """The round is closed: nobody new gets its request; who trains on it may still answer, and is told late."""
+        unread = [message for message, (site, _) in self.asked.items() if site not in self.transport.connected()]
+        self.transport.withdraw(unread)
+        self.late.update({message: asked for message, asked in self.asked.items() if message not in unread})
+        self.asked.clear()
+
+    def _take_late(self) -> None:
+        """Replies that come after their round closed are never merged."""
+        for answer in self.transport.answers(list(self.late)):
+            site, request = self.late.pop(answer.message)
+            if not answer.error and self.settings.rounds.late == "record":
+                self.ledger.refuse(request.round, site, "late", "the round had closed")
+                audit.append(
+                    self.home.audit, "gate", "reply", "refused", round=request.round, site=site, verdict="late"
+                )
+
+    def _note_seen(self, here: set[str]) -> None:
+        if here and self.clock() - self.noted > SEEN_EVERY:
+            self.noted = self.clock()
+            self.ledger.saw(here)

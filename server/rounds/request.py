@@ -1,0 +1,45 @@
+"""What a round asks of its sites: the recipe, the place in the campaign, the coordinator's signature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from usfmae.core.config.coordinator import CoordinatorSettings
+from usfmae.core.errors import ConfigError
+from usfmae.core.federated import replay
+from usfmae.core.federated.messages import TrainRequest, sign
+from usfmae.core.keys import Ed25519PrivateKey
+from usfmae.server.campaign import Campaign
+from usfmae.server.ledger import Round
+from usfmae.server.weights import recipe_text
+
+
+def train_request(
+    settings: CoordinatorSettings, current: Round, running: Campaign, decoder: str, key: Ed25519PrivateKey
+) -> TrainRequest:
+    """The round's request, the same for every site but for what comes along; `decoder`: hash of the seed's."""
+    pull = settings.merge.proximal if settings.merge.rule == "fedprox" else 0.0
+    placed = {"steps": running.end_step, "origin": running.origin, "proximal": pull, **replayed(settings)}
+    request = TrainRequest(
+        campaign=running.id,
+        round=current.number,
+        base=current.base,
+        decoder=decoder,
+        global_step=current.global_step,
+        steps=current.steps,
+        recipe=recipe_text(settings.model, settings.train.model_copy(update=placed)),
+        encoding=settings.rounds.encoding,
+        min_new=settings.continual.min_new,
+        deadline=current.opened + settings.rounds.deadline,
+    )
+    return sign(request, key)
+
+
+def replayed(settings: CoordinatorSettings) -> dict[str, Any]:
+    """Which public corpus sites mix in, and how much of it; empty where none is."""
+    asked = settings.continual
+    if not (asked.replay and asked.replay_share):
+        return {}
+    if replay.size(asked.replay) > replay.MOST_BYTES:
+        raise ConfigError(f"continual.replay: {asked.replay}", "is larger than 1 GiB", "choose fewer images")
+    return {"replay": asked.replay_share, "replay_corpus": replay.digest(asked.replay)}

@@ -1,0 +1,203 @@
+"""The DICOMweb pull against a small PACS of our own: slow, refusing, half-broken, growing."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from usfmae.client.intake.dicomweb import pull
+from usfmae.client.intake.spool import Spool
+from usfmae.core.config.sources import DicomwebSettings
+from usfmae.core.errors import ConfigError, NetworkError, ResourceError
+
+SECRET = b"s" * 32
+
+
+def _tag(tag: str, value: object) -> dict[str, object]:
+    return {tag: {"vr": "UI", "Value": [value]}}
+
+
+class Pacs(ThreadingHTTPServer):
+    """Studies as {study: (day, [sop, ...])}; every instance is the same small file with another UID inside."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.content, self.studies = content, {"1.2.3.1": ("20260101", ["1.2.3.1.1", "1.2.3.1.2"])}
+        self.requests: list[str] = []
+        self.status, self.delay = 200, 0.0
+        self.broken: set[str] = set()
+        self.ignores_offset = False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/dicom-web"
+
+
+class _Answer(BaseHTTPRequestHandler):
+    server: Pacs
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        path = parts.path.removeprefix("/dicom-web/").split("/")
+        self.server.requests.append(self.path)
+        time.sleep(self.server.delay)
+        if self.server.status != 200:
+            return self._send(self.server.status, b"", "text/plain")
+        if len(path) == 6:
+            return self._instance(path[5])
+        found = self._search(path, parse_qs(parts.query))
+        return self._send(200, json.dumps(found).encode(), "application/dicom+json")
+
+    def _search(self, path: list[str], query: dict[str, list[str]]) -> list[dict[str, object]]:
+        studies = self.server.studies
+        if len(path) == 1:
+            first = query.get("StudyDate", ["0-"])[0].rstrip("-")
+            every = [
+                _tag("0020000D", s) | _tag("00080020", day) | _tag("00201208", len(sops))
+                for s, (day, sops) in sorted(studies.items())
+                if day >= first
+            ]
+            return self._page(every, query)
+        if len(path) == 3:
+            return [_tag("0020000E", path[1] + ".9")]
+        return self._page([_tag("00080018", sop) for sop in studies[path[1]][1]], query)
+
+    def _page(self, every: list[dict[str, object]], query: dict[str, list[str]]) -> list[dict[str, object]]:
+        offset, limit = int(query["offset"][0]), int(query["limit"][0])
+        offset = 0 if self.server.ignores_offset else offset
+        return every[offset : offset + limit]
+
+    def _instance(self, sop: str) -> None:
+        if sop in self.server.broken:
+            return self._send(404, b"", "text/plain")
+        body = self.server.content.replace(b"9.9.9.9.9", sop.encode())
+        part = b"--b\r\nContent-Type: application/dicom\r\n\r\n" + body + b"\r\n--b--"
+        return self._send(200, part, 'multipart/related; type="application/dicom"; boundary=b')
+
+    def _send(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def pacs() -> Iterator[Pacs]:
+    import io
+
+    from pydicom.dataset import Dataset, FileMetaDataset
+
+    data = Dataset()
+    data.SOPClassUID, data.SOPInstanceUID, data.Modality = "1.2.840.10008.5.1.4.1.1.6.1", "9.9.9.9.9", "US"
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
+    data.file_meta.MediaStorageSOPInstanceUID = "9.9.9.9.9"
+    out = io.BytesIO()
+    data.save_as(out, enforce_file_format=True)
+    server = Pacs(out.getvalue())
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "spool", SECRET)
+
+
+def settings(pacs: Pacs, **changes: object) -> DicomwebSettings:
+    return DicomwebSettings.model_validate({"url": pacs.url, "per_second": 1000, "timeout": 5, **changes})
+
+
+def test_a_second_pull_asks_only_for_what_is_new(pacs: Pacs, spool: Spool, tmp_path: Path) -> None:
+    assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 2
+    pacs.requests.clear()
+    assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 0
+    assert len(pacs.requests) == 1 and "StudyDate=20251225-" in pacs.requests[0]
+    pacs.studies["1.2.3.1"][1].append("1.2.3.1.3")  # an instance that arrived late
+    pacs.studies["1.2.3.2"] = ("20260110", ["1.2.3.2.1"])
+    assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 2
+    assert len(spool.files()) == 4
+
+
+def test_studies_beyond_one_page_are_all_pulled(
+    pacs: Pacs, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("usfmae.client.intake.dicomweb.PAGE", 3)
+    pacs.studies = {f"1.2.4.{i}": ("20260101", [f"1.2.4.{i}.1"]) for i in range(1, 8)}
+    assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 7
+
+
+def test_one_instance_the_pacs_cannot_give_is_asked_for_again(pacs: Pacs, spool: Spool, tmp_path: Path) -> None:
+    pacs.broken = {"1.2.3.1.1"}
+    done = pull(settings(pacs), spool, tmp_path / "pull.db")
+    assert (done.instances, done.failed) == (1, 1)
+    pacs.broken = set()
+    assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 1
+
+
+def test_a_slow_pacs_is_one_clear_error_and_loses_nothing(
+    pacs: Pacs, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("usfmae.client.intake.dicomweb.ATTEMPTS", 1)
+    pacs.delay = 1.0
+    with pytest.raises(NetworkError, match=r"no answer within 0\.2 s"):
+        pull(settings(pacs, timeout=0.2), spool, tmp_path / "pull.db")
+    pacs.delay = 0
+    assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 2
+
+
+def test_a_pacs_that_ignores_offset_does_not_hold_us_for_ever(
+    pacs: Pacs, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("usfmae.client.intake.dicomweb.PAGE", 2)
+    pacs.ignores_offset = True
+    assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 2
+
+
+@pytest.mark.parametrize(("status", "words"), [(401, "refuses our account"), (404, "answers 404")])
+def test_a_refusal_says_what_to_check(pacs: Pacs, spool: Spool, tmp_path: Path, status: int, words: str) -> None:
+    pacs.status = status
+    with pytest.raises(NetworkError, match=words):
+        pull(settings(pacs), spool, tmp_path / "pull.db")
+
+
+def test_a_pacs_that_is_not_there(spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("usfmae.client.intake.dicomweb.ATTEMPTS", 1)
+    with pytest.raises(NetworkError, match="cannot be reached"):
+        pull(DicomwebSettings(url="http://127.0.0.1:9/dicom-web"), spool, tmp_path / "pull.db")
+
+
+def test_the_disk_floor_stops_the_pull(pacs: Pacs, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="the floor is"):
+        pull(settings(pacs), Spool(tmp_path / "s", SECRET, floor_bytes=1 << 60), tmp_path / "pull.db")
+
+
+def test_requests_are_paced(pacs: Pacs, spool: Spool, tmp_path: Path) -> None:
+    start = time.monotonic()
+    pull(settings(pacs, per_second=20), spool, tmp_path / "pull.db")  # 1 + 1 + 2 searches, 2 instances
+    assert time.monotonic() - start >= (len(pacs.requests) - 1) / 20
+
+
+def test_a_missing_password_file_is_named(pacs: Pacs, spool: Spool, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no-such-file"):
+        pull(settings(pacs, user="u", password_file="/no-such-file"), spool, tmp_path / "pull.db")
+
+
+def test_what_is_remembered_holds_no_uid(pacs: Pacs, spool: Spool, tmp_path: Path) -> None:
+    pull(settings(pacs), spool, tmp_path / "pull.db")
+    kept = b"".join(f.read_bytes() for f in tmp_path.glob("pull.db*"))
+    assert b"1.2.3.1" not in kept

@@ -1,0 +1,63 @@
+"""New keys for a site: asked for with the old key, taken by the coordinator, nobody else touched."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from usfmae.client import key_rotation as mine
+from usfmae.client.site import Site
+from usfmae.core import keys
+from usfmae.core.errors import ConfigError, PolicyError
+from usfmae.core.federated import enrolment, key_rotation
+
+
+def test_two_steps_and_the_old_keys_are_kept(make_site: Callable[..., Site]) -> None:
+    site = make_site(images=0)
+    old = site.fingerprint
+    asked = key_rotation.load(mine.ask(site))
+    assert key_rotation.load(mine.ask(site)).enrolment == asked.enrolment  # asking twice is the same question
+    key_rotation.verify(asked, keys.public_pem(site.signing_key))
+    assert Site.open(site.root).fingerprint == old
+    assert mine.take(site) == asked.enrolment.site != old
+    fresh = Site.open(site.root)
+    assert fresh.fingerprint == asked.enrolment.site == enrolment.load(site.root / "enrol.json").site
+    assert len(list((site.root / "keys").glob("old-*/signing.pem"))) == 1
+    assert fresh.secret == site.secret  # scans keep their names
+    with pytest.raises(ConfigError, match="hold no new keys"):
+        mine.take(fresh)
+
+
+@pytest.mark.parametrize("change", ["name", "node_key", "signature", "other-signer"])
+def test_a_rotation_that_was_touched_is_refused(make_site: Callable[..., Site], change: str) -> None:
+    site = make_site(images=0)
+    asked = key_rotation.load(mine.ask(site))
+    if change == "name":
+        asked = dataclasses.replace(asked, enrolment=dataclasses.replace(asked.enrolment, name="other"))
+    elif change == "node_key":
+        new = dataclasses.replace(asked.enrolment, node_key=keys.public_pem(keys.new_node_key()))
+        asked = dataclasses.replace(asked, enrolment=new)
+    elif change == "signature":
+        asked = dataclasses.replace(asked, signature="AAAA")
+    else:
+        asked = key_rotation.signed(asked, keys.new_signing_key())
+    with pytest.raises(PolicyError, match="not signed"):
+        key_rotation.verify(asked, keys.public_pem(site.signing_key))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"replaces": 1, "enrolment": {}}'])
+def test_rubbish_is_one_clear_error(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "rotation.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"rotation\.json"):
+        key_rotation.load(file)
+
+
+def test_the_file_holds_nothing_secret(make_site: Callable[..., Site]) -> None:
+    site = make_site(images=0)
+    text = mine.ask(site).read_text()
+    assert "PRIVATE" not in text and set(json.loads(text)) == {"replaces", "enrolment", "signature"}
