@@ -126,8 +126,9 @@ class _Snapshot(Collector):
 def _family(metric: Described, values: Values) -> Metric:
     kind: Any = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
     if not metric.label:
-        return kind(metric.name, metric.text, value=float(values))  # type: ignore[arg-type]
-    family = kind(metric.name, metric.text, labels=[metric.label])
+        single: Metric = kind(metric.name, metric.text, value=float(values))  # type: ignore[arg-type]
+        return single
+    family: CounterMetricFamily | GaugeMetricFamily = kind(metric.name, metric.text, labels=[metric.label])
     summed: dict[str, float] = {}
     for label, value in values.items():  # type: ignore[union-attr]
         code = label_code(label)

@@ -37,7 +37,9 @@ def serve(home: Layout, rounds: int, overrides: Iterable[str] = ()) -> None:
     allocator.keep()
     _allow_files(8 * settings.network.connections)
     with _alone(home.lock):
-        from usfmae.core.keys import Ed25519PrivateKey, read_private
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+        from usfmae.core.keys import read_private
         from usfmae.server.flower.gateway import Gateway
         from usfmae.server.flower.gateway_transport import GatewayTransport
         from usfmae.server.flower.link_state import LinkState

@@ -17,13 +17,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from usfmae.core import audit, manifest
 from usfmae.core.checkpoint import describe, load, save, tensors_id
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError, UsageError
 from usfmae.core.federated import averaging, forgetting_budget, lineage
 from usfmae.core.files import write_atomic
-from usfmae.core.keys import Ed25519PrivateKey, read_private
+from usfmae.core.keys import read_private
 from usfmae.server import campaign
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger, Round

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import load_file, save_file
 
 from usfmae.core import keys
@@ -27,7 +28,7 @@ from usfmae.core.federated.admission import Arrived
 from usfmae.core.federated.enrolment import Enrolment
 from usfmae.core.federated.messages import RAW, TrainReply, TrainRequest, fingerprint, sign, to_record
 from usfmae.core.files import replacing
-from usfmae.core.keys import Ed25519PrivateKey, read_private
+from usfmae.core.keys import read_private
 from usfmae.core.mae.model import MaskedAutoencoder
 from usfmae.core.mae.train import evaluate, train
 from usfmae.core.types import content_id

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from usfmae.client import site_policy
 from usfmae.client.rounds import apply_step, replay_corpus
 from usfmae.client.rounds.jobs import Job
+from usfmae.client.rounds.model_inspection import Inspection
 from usfmae.client.rounds.participation import recipe_of
 from usfmae.client.site import Site
 from usfmae.core.errors import PolicyError, ResourceError
@@ -22,9 +23,7 @@ from usfmae.core.log import note
 logger = logging.getLogger(__name__)
 
 
-def model(
-    site: Site, asked: TrainRequest, work: Job, ids: Mapping[str, str], fetch: Fetch
-) -> apply_step.Inspection | None:
+def model(site: Site, asked: TrainRequest, work: Job, ids: Mapping[str, str], fetch: Fetch) -> Inspection | None:
     """Fetch what a request brings: the base, the seed's decoder and the replay corpus where they come along.
 
     `ids`: the request's records by name. Returns what was seen of a base that was made here. PolicyError where a record

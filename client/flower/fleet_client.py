@@ -189,7 +189,8 @@ class FleetClient:
             self.proved = -SIGNED_FOR
             raise refused(name, status, body, self.server, self.clock_offset)
         try:
-            return answer.FromString(body)
+            parsed: R = answer.FromString(body)
+            return parsed
         except DecodeError:
             raise UnreachableError(
                 f"server {self.server}", "answered with something else than Flower", "retrying"

@@ -59,7 +59,7 @@ def reply_metadata(request: RequestMessage, created: float) -> bytes:
         about.src_task_id = asked.dst_task_id
     if asked.HasField("src_task_id"):
         about.dst_task_id = asked.src_task_id
-    return about.SerializeToString(deterministic=True)
+    return bytes(about.SerializeToString(deterministic=True))
 
 
 def reply(
@@ -88,7 +88,7 @@ def config_body(record: Mapping[str, str | int | float | bool]) -> bytes:
         item = records.ConfigRecordValue()
         setattr(item, field, value)
         items.append(records.ConfigRecord.Item(key=key, value=item))
-    return records.ConfigRecord(items=items).SerializeToString()
+    return bytes(records.ConfigRecord(items=items).SerializeToString())
 
 
 def config_record(content: bytes) -> dict[str, Any]:

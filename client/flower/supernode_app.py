@@ -158,7 +158,7 @@ def main() -> None:
     if not os.environ.get(SITE):
         raise ConfigError(f"environment variable {SITE}", "is not set", "name the site's directory in it")
     install, loader = guarded(Site.open(Path(os.environ[SITE])))
-    flower.install_from_fab, flower.get_load_client_app_fn = install, loader  # type: ignore[assignment]
+    flower.install_from_fab, flower.get_load_client_app_fn = install, loader  # type: ignore[assignment,attr-defined]
     flwr_clientapp()
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 HELD = 16
 
@@ -17,11 +19,12 @@ class Darkroom:
         self.made: OrderedDict[str, Any] = OrderedDict()
         self.busy = asyncio.Lock()
 
-    async def get(self, name: str, make: Callable[[], Any]) -> Any:
+    async def get(self, name: str, make: Callable[[], T]) -> T:
         async with self.busy:
             if name not in self.made:
                 self.made[name] = await asyncio.to_thread(make)
             self.made.move_to_end(name)
             while len(self.made) > HELD:
                 self.made.popitem(last=False)
-            return self.made[name]
+            result: T = self.made[name]
+            return result

@@ -66,7 +66,7 @@ def confusion(predictions: Predictions, weights: Floats | None = None) -> Floats
     classes = predictions.probabilities.shape[1]
     cells = np.eye(classes * classes)[predictions.labels * classes + predictions.predicted]  # (N, K * K)
     counts = cells.sum(axis=0) if weights is None else weights @ cells
-    return counts.reshape(*counts.shape[:-1], classes, classes)
+    return np.asarray(counts.reshape(*counts.shape[:-1], classes, classes))
 
 
 def view(counts: Floats, name: str, positive: int | None) -> dict[str, Floats]:
@@ -208,4 +208,4 @@ def compare(
 
 def _ratio(top: Any, bottom: Any) -> Floats:
     bottom = np.asarray(bottom, float)
-    return np.divide(top, bottom, out=np.zeros(np.broadcast(top, bottom).shape), where=bottom > 0)
+    return np.asarray(np.divide(top, bottom, out=np.zeros(np.broadcast(top, bottom).shape), where=bottom > 0))

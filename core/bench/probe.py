@@ -163,4 +163,4 @@ def _balanced(labels: NDArray[np.int64], probabilities: Floats) -> Floats:
 
 
 def _unit(x: Features) -> Features:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))

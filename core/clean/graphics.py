@@ -71,7 +71,7 @@ def _arms(thin: Pixels, x: int, y: int) -> Mask | None:
         weakest = min(int(near[_REACH + row, _REACH + column]) for row, column in arms)
         between = sum(int(around[_REACH + row, _REACH + column]) for row, column in gaps) / 4
         if weakest > _AS_BRIGHT * int(near[_REACH, _REACH]) and between < _GAP * weakest:
-            return lines
+            return np.asarray(lines)
     return None
 
 

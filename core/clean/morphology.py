@@ -31,7 +31,7 @@ def masked(pixels: Pixels, mask: Mask) -> Pixels:
 def changed(after: Pixels, before: Pixels) -> Mask:
     """Where two RGB pictures differ (H, W)."""
     nothing = np.zeros(3)
-    return cv2.inRange(cv2.absdiff(after, before), nothing, nothing) == 0
+    return np.asarray(cv2.inRange(cv2.absdiff(after, before), nothing, nothing) == 0)
 
 
 def largest_of(labels: NDArray[Any], values: NDArray[Any], count: int) -> NDArray[np.float64]:

@@ -119,7 +119,7 @@ def text_probability(pixels: Pixels, precision: str = "auto") -> Probability:
     inside = np.s_[strip : strip + height, :width]
     canvas[inside] = pixels
     logits = _run(DETECTOR, precision, canvas)[0, 0][inside]
-    return (1 / (1 + np.exp(-logits))).astype(np.float32, copy=False)
+    return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
 
 
 @lru_cache(maxsize=1)
@@ -187,7 +187,10 @@ def tesseract_data(gray: Pixels, config: str) -> dict[str, list[Any]]:
     # More threads than one cost more than they bring on a page this small.
     os.environ.setdefault("OMP_THREAD_LIMIT", "1")
     try:
-        return pytesseract.image_to_data(gray, config=config, output_type=pytesseract.Output.DICT)
+        words: dict[str, list[Any]] = pytesseract.image_to_data(
+            gray, config=config, output_type=pytesseract.Output.DICT
+        )
+        return words
     except pytesseract.TesseractNotFoundError:
         raise ResourceError("program tesseract", "not installed", "apt install tesseract-ocr") from None
 

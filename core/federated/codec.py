@@ -149,7 +149,8 @@ def stepped(data: bytes | memoryview, base: Floats, encoding: str) -> Floats:
     if len(data) != packed_size(old.size, encoding):
         raise ValueError(f"{len(data)} bytes, expected {packed_size(old.size, encoding)} for {old.size} values")
     if encoding != "int8":
-        return old + (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+        change: Floats = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+        return old + change
     scales, codes = _split_int8(data, old.size)
     new = np.empty(old.size, np.float32)
     for start in range(0, len(codes), STRIDE):
@@ -191,7 +192,8 @@ def unpack(data: bytes | memoryview, base: Floats, encoding: str) -> Exact:
     if encoding == "bf16":
         halves = np.frombuffer(data, "<u2", count)
         return (halves.astype("<u4") << 16).view("<f4").astype(np.float64)
-    return trained(data, base, encoding) - np.ascontiguousarray(base, "<f4").reshape(-1)
+    difference: Exact = trained(data, base, encoding) - np.ascontiguousarray(base, "<f4").reshape(-1)
+    return difference
 
 
 def trained(data: bytes | memoryview, base: Floats, encoding: str) -> Exact:
@@ -202,7 +204,7 @@ def trained(data: bytes | memoryview, base: Floats, encoding: str) -> Exact:
         values += old
         return values
     bits = np.frombuffer(data, "<u4", base.size) ^ old.view("<u4")
-    return bits.view("<f4").astype(np.float64)
+    return np.asarray(bits.view("<f4"), np.float64)
 
 
 def block_products(packed: Sequence[bytes], count: int) -> Exact:

@@ -116,8 +116,8 @@ def backward_transfer(seed: Mapping[str, Reading], now: Mapping[str, Reading], o
 
 
 def _standard(x: Floats, fit: Floats) -> Floats:
-    return (x - fit.mean(axis=0)) / np.maximum(fit.std(axis=0), 1e-6)
+    return np.asarray((x - fit.mean(axis=0)) / np.maximum(fit.std(axis=0), 1e-6))
 
 
 def _unit(x: Floats) -> Floats:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))

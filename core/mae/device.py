@@ -18,7 +18,7 @@ def multiplies_bf16(kind: str) -> bool:
     Older ones (V100, T4; AVX-512 alone) are slower with it than without.
     """
     if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if kind != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
         return True
     facts = Path("/proc/cpuinfo")
@@ -40,7 +40,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         # The backward of bf16 SDPA on CPU is 2 to 6 times slower than the same sums written out.
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, N, N)
-        return scores.softmax(dim=-1) @ v
+        mixed: Tensor = scores.softmax(dim=-1) @ v
+        return mixed
     return F.scaled_dot_product_attention(q, k, v)
 
 

@@ -31,7 +31,8 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, H, N, d)
         if last is not None:
             q = q[:, :, -last:]
-        return self.proj(attention(q, k, v).transpose(1, 2).reshape(batch, -1, width))
+        mixed: Tensor = self.proj(attention(q, k, v).transpose(1, 2).reshape(batch, -1, width))
+        return mixed
 
 
 class MLP(nn.Module):
@@ -41,7 +42,8 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        hidden: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return hidden
 
 
 class Block(nn.Module):
@@ -58,7 +60,8 @@ class Block(nn.Module):
         """(B, N, D) -> (B, N, D), or (B, last, D) where only the last tokens are wanted."""
         kept = x if last is None else x[:, -last:]
         x = kept + self.attn(self.norm1(x), last)
-        return x + self.mlp(self.norm2(x))
+        added: Tensor = self.mlp(self.norm2(x))
+        return x + added
 
 
 class PatchEmbed(nn.Module):
@@ -143,7 +146,8 @@ class MaskedAutoencoder(nn.Module):
         x = torch.cat([cls, x], dim=1)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        latent: Tensor = self.norm(x)
+        return latent
 
     def _decode(self, latent: Tensor, order: Tensor, full: bool) -> Tensor:
         """Latent (B, 1 + V, D) -> predictions in the order of `order`: attention does not mind it, so nothing moves."""
@@ -155,7 +159,8 @@ class MaskedAutoencoder(nn.Module):
         for block in self.decoder_blocks[:-1]:
             x = block(x)
         x = self.decoder_blocks[-1](x, order.shape[1] if full else masked)
-        return self.decoder_pred(self.decoder_norm(x))
+        prediction: Tensor = self.decoder_pred(self.decoder_norm(x))
+        return prediction
 
     def target(self, patches: Tensor) -> Tensor:
         """What is to be predicted for patches (..., P): they themselves, or normalised each by its own pixels."""

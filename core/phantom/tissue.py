@@ -52,7 +52,7 @@ def simulate(tissue: Tissue, frames: int = 1, size: tuple[int, int] = (420, 480)
 
 def _smooth_noise(rng: np.random.Generator, sigma: float) -> Floats:
     noise = cv2.GaussianBlur(rng.standard_normal((DEPTHS, LINES)).astype(np.float32), (0, 0), sigma)
-    return noise / (np.abs(noise).max() + 1e-6)
+    return np.asarray(noise / (np.abs(noise).max() + 1e-6))
 
 
 def _echogenicity(tissue: Tissue) -> Floats:

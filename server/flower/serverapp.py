@@ -118,7 +118,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """The same loop as a stock ServerApp; run config: `home` (directory of usfmae-server init), `rounds`."""
-    from usfmae.core.keys import Ed25519PrivateKey, read_private
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from usfmae.core.keys import read_private
     from usfmae.server.layout import Layout
     from usfmae.server.ledger import Ledger
     from usfmae.server.rounds.loop import Loop

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import ConfigError
 from usfmae.core.federated import replay
 from usfmae.core.federated.messages import TrainRequest, sign
-from usfmae.core.keys import Ed25519PrivateKey
 from usfmae.server.campaign import Campaign
 from usfmae.server.ledger import Round
 from usfmae.server.weights import recipe_text
