@@ -29,6 +29,7 @@ from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import UsfmaeError
+from usfmae.core.federated.local_round import Trained
 from usfmae.core.keys import Ed25519PrivateKey, read_private
 from usfmae.core.mae.model import fresh
 from usfmae.core.mae.train import train
@@ -38,7 +39,7 @@ from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
 from usfmae.server.release import release
 from usfmae.server.rounds.loop import Loop
-from usfmae.server.simulate import TENSORS, Hospital, InProcess, Trained, Trainer, masked_autoencoder, tissue
+from usfmae.server.simulate import TENSORS, Hospital, InProcess, Trainer, masked_autoencoder, tissue
 
 SIZE = 32
 STEEPER = 5

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -72,6 +72,24 @@ class TensorFile:
             digest.update(tensor_head(name, NAMES[self._entries[name]["dtype"]], shape))
             digest.update(self.raw(name))
         return digest.hexdigest()
+
+
+class TensorMapping(Mapping[str, NDArray[Any]]):
+    """The tensors of an open file by name, each read when it is asked for."""
+
+    def __init__(self, file: TensorFile) -> None:
+        self._file, self._shapes = file, file.shapes
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._shapes:
+            raise KeyError(name)
+        return self._file.tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
 
 
 def square_sum(values: NDArray[np.float32]) -> float:

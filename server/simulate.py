@@ -9,28 +9,26 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import load_file, save_file
 
 from usfmae.core import keys
-from usfmae.core.checkpoint import decoder_of, encoder_of, recipe_of
+from usfmae.core.checkpoint import recipe_of
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import ConfigError, PolicyError
 from usfmae.core.federated import codec
 from usfmae.core.federated.admission import Arrived
 from usfmae.core.federated.enrolment import Enrolment
+from usfmae.core.federated.local_round import Progress, Trained, TrainingData, local_round, train_autoencoder
 from usfmae.core.federated.messages import RAW, TrainReply, TrainRequest, fingerprint, sign, to_record
 from usfmae.core.files import replacing
 from usfmae.core.keys import read_private
-from usfmae.core.mae.model import MaskedAutoencoder
-from usfmae.core.mae.train import evaluate, train
 from usfmae.core.types import content_id
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
@@ -38,17 +36,6 @@ from usfmae.server.rounds.loop import Loop
 from usfmae.server.rounds.transport import Answer, RoundTask
 
 TENSORS = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a local training leaves: the encoder, and what the reply says about it."""
-
-    encoder: TENSORS
-    images: int
-    steps: int
-    loss_before: float = 0.0
-    loss_after: float = 0.0
 
 
 class Trainer(Protocol):
@@ -61,26 +48,21 @@ def masked_autoencoder(place: Path, request: TrainRequest, encoder: TENSORS, dec
     """The real training: the hospital's corpus, its own decoder and optimizer state, the campaign's recipe."""
     model_settings, settings = recipe_of(request.recipe)
     own = place / "decoder.safetensors"
-    model = MaskedAutoencoder(model_settings, settings.mask_ratio, settings.norm_pix)
-    start = {**load_file(own if own.exists() else decoder), **encoder}
-    model.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in start.items()})
     corpus = Corpus([place / "corpus"])
     mine, held = corpus.split(settings.held_out, settings.seed)
-    before = evaluate(model, corpus, held if len(held) else mine, settings)
-    done = train(
-        model,
-        corpus,
+    trained = train_autoencoder(
+        encoder,
+        load_file(own if own.exists() else decoder),
+        TrainingData(corpus, mine, held if len(held) else mine, len(mine)),
+        request,
+        model_settings,
         settings,
-        positions=mine,
-        steps=request.steps,
-        start_step=request.global_step,
         total_steps=settings.steps,
-        state=place / "state",
+        progress=Progress(state=place / "state"),
     )
-    after = evaluate(model, corpus, held if len(held) else mine, settings)
-    tensors = model.state_dict()
-    _save(own, {name: value.numpy() for name, value in decoder_of(tensors).items()})
-    return Trained({n: v.numpy() for n, v in encoder_of(tensors).items()}, len(mine), done.steps, before, after)
+    assert trained is not None, "nobody stops it"
+    _save(own, trained.decoder)
+    return trained
 
 
 def _save(path: Path, tensors: Mapping[str, Any]) -> None:
@@ -119,17 +101,24 @@ class Hospital:
 
     def _work(self, request: TrainRequest, base: TENSORS, decoder: Path, kept: Path) -> None:
         began = time.perf_counter()
-        trained = self.trainer(self.place, request, base, decoder)
         residual = self.place / "residual.safetensors"
-        packed = codec.pack(base, trained.encoder, request.encoding, load_file(residual) if residual.exists() else None)
-        if packed.residual:
-            _save(residual, packed.residual)
-        _save(kept / "update.safetensors", {n: np.frombuffer(d, np.uint8) for n, d in packed.payload.items()})
+        result = local_round(
+            base,
+            request,
+            load_file(residual) if residual.exists() else {},
+            partial(self.trainer, self.place, request, base, decoder),
+        )
+        assert result is not None, "nobody stops it"
+        tensors, trained = list(result.payload), result.trained
+        if request.encoding != "fp32":
+            _save(residual, {tensor.name: tensor.error for tensor in tensors})
+        payload = {tensor.name: tensor.data for tensor in tensors}
+        _save(kept / "update.safetensors", {n: np.frombuffer(d, np.uint8) for n, d in payload.items()})
         reply = TrainReply(
             campaign=request.campaign,
             round=request.round,
             base=request.base,
-            content=packed.content,
+            content=codec.payload_id(payload),
             images=trained.images,
             steps=trained.steps,
             encoding=request.encoding,

@@ -15,41 +15,49 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.numpy import load_file, save_file
 
 from usfmae.client.rounds import replay_corpus, update_files
 from usfmae.client.rounds.jobs import Job
 from usfmae.client.rounds.sample_counts import SampleCounts, mixture, parted
 from usfmae.client.site import Site, read_json, write_json
-from usfmae.core.checkpoint import decoder_of, encoder_of, recipe_of
+from usfmae.core.checkpoint import recipe_of
 from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.sampling import Sampler
 from usfmae.core.errors import ResourceError, UsfmaeError
+from usfmae.core.federated.local_round import (
+    LocalRound,
+    Progress,
+    Tensors,
+    TrainingData,
+    local_round,
+    train_autoencoder,
+)
 from usfmae.core.federated.messages import TrainRequest, from_record
 from usfmae.core.files import replacing
 from usfmae.core.mae.distributed import anyone, joined, ranks
-from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
-from usfmae.core.mae.train import StepRecord, TrainResult, evaluate, train
+from usfmae.core.mae.train import StepRecord
+from usfmae.core.tensors import TensorFile, TensorMapping
 
 DECODER = "decoder.safetensors"
 SECONDS_BETWEEN_NOTES = 1.0
 
 
-class LocalRound:
+class TrainingJob:
     """Everything one call of the worker needs to know."""
 
     def __init__(self, site: Site, work: Job, stop: Callable[[], bool] = lambda: False) -> None:
         self.site, self.work, self.stop = site, work, stop
         about = read_json(work.place / "request.json") or {}
-        self.asked = from_record(TrainRequest, about["request"])
-        self.model_settings, recipe = recipe_of(self.asked.recipe)
+        self.request = from_record(TrainRequest, about["request"])
+        self.model_settings, recipe = recipe_of(self.request.recipe)
         self.settings = self._fitted(recipe)
         self.total = recipe.steps
         roots, public = replay_corpus.roots(site, self.settings)
@@ -67,7 +75,7 @@ class LocalRound:
         """The campaign's recipe with what this site decides: memory, and how often it is safe on disk."""
         fitted = {
             "keep": 1,
-            "checkpoint_steps": min(recipe.checkpoint_steps, max(10, self.asked.steps // 8)),
+            "checkpoint_steps": min(recipe.checkpoint_steps, max(10, self.request.steps // 8)),
             "micro_batch": self.site.settings.micro_batch or recipe.micro_batch,
         }
         return recipe.model_copy(update=fitted)
@@ -88,7 +96,7 @@ class LocalRound:
                 new_share=chosen.new_share,
                 repeats=chosen.new_repeats,
                 replay=settings.replay,
-                turn=self.asked.round,
+                turn=self.request.round,
                 seed=settings.seed,
             )
             if ranks()[0] != 0:
@@ -103,98 +111,91 @@ class LocalRound:
 
     def count_uses(self) -> None:
         """Note what this round has drawn: the sampler's order follows from the recipe."""
-        settings, first = self.settings, self.asked.global_step
+        settings, first = self.settings, self.request.global_step
         sampler = Sampler(
             self.positions, self.corpus.datasets, settings.batch_size, settings.seed, settings.temperature
         )
-        drawn = (sampler.batch(step) for step in range(first, first + self.asked.steps))
+        drawn = (sampler.batch(step) for step in range(first, first + self.request.steps))
         self.uses.add(self.work.place.name, (self.corpus.ids[p] for batch in drawn for p in batch))
 
     @property
     def state(self) -> Path:
         """Optimizer state of the campaign at this site; it goes on from round to round and never leaves."""
-        return self.site.root / "campaigns" / self.asked.campaign / "state"
+        return self.site.root / "campaigns" / self.request.campaign / "state"
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The round's encoder with this site's decoder: the last round's, else the seed's that came along."""
+    def decoder(self) -> Tensors:
+        """This site's decoder: the last round's, else the seed's that came along."""
         own = self.before.place / DECODER if self.before else self.work.decoder
-        decoder = load_file(own if own.exists() else self.work.decoder)
-        return {**load_file(self.work.base), **decoder}
+        return load_file(own if own.exists() else self.work.decoder)
 
     def note(self, record: StepRecord) -> bool:
         """Progress for `status`, at most once a second; True where training should stop after this step."""
-        done = record.step - self.asked.global_step
-        if time.monotonic() - self.noted > SECONDS_BETWEEN_NOTES or done == self.asked.steps:
+        done = record.step - self.request.global_step
+        if time.monotonic() - self.noted > SECONDS_BETWEEN_NOTES or done == self.request.steps:
             self.noted = time.monotonic()
             if ranks()[0] == 0:
-                self._note(step=done, steps=self.asked.steps, loss=record.loss, rate=record.images_per_second)
+                self._note(step=done, steps=self.request.steps, loss=record.loss, rate=record.images_per_second)
         return self.stop()
 
     def _note(self, **fields: Any) -> None:
         seconds = self.seconds_before + time.monotonic() - self.began
         write_json(self.work.place / "progress.json", {**self.work.progress, **fields, "seconds": seconds})
 
-    def loss_before(self, model: MaskedAutoencoder) -> float:
-        """Held-out loss of the base; kept, so that a resumed round does not measure its own half-way weights."""
-        known = self.work.progress.get("loss_before")
-        if known is None:
-            known = evaluate(model, self.corpus, self.held_or_all, self.settings)
-            if ranks()[0] == 0:
-                self._note(loss_before=known)
-        return float(known)
+    @property
+    def data(self) -> TrainingData:
+        measured = self.held_out if len(self.held_out) else self.positions
+        return TrainingData(self.corpus, self.positions, measured, len(self.own))
 
     @property
-    def held_or_all(self) -> Positions:
-        return self.held_out if len(self.held_out) else self.positions
+    def progress(self) -> Progress:
+        """The loss of the base is noted, so that a resumed round does not measure it again."""
+        return Progress(
+            state=self.state,
+            log=self.work.place / "log.jsonl",
+            loss_before=self.work.progress.get("loss_before"),
+            on_loss_before=lambda loss: self._note(loss_before=loss) if ranks()[0] == 0 else None,
+            on_step=self.note,
+        )
 
 
-def work_on(this: LocalRound, device: str) -> bool:
+def work_on(this: TrainingJob, device: str) -> bool:
     """Train, measure, pack. True when the result is written, False where the worker was asked to stop."""
-    model = MaskedAutoencoder(this.model_settings, this.settings.mask_ratio, this.settings.norm_pix)
-    load_tensors(model, this.tensors(), "incoming model")
-    model.to(device)
-    before = this.loss_before(model)
-    done = train(
-        model,
-        this.corpus,
-        this.settings,
-        positions=this.positions,
-        steps=this.asked.steps,
-        start_step=this.asked.global_step,
-        total_steps=this.total,
-        state=this.state,
-        log=this.work.place / "log.jsonl",
-        on_step=this.note,
-    )
-    if not done.finished:
-        return False
-    after = evaluate(model, this.corpus, this.held_or_all, this.settings)
-    if ranks()[0] == 0:
-        finish(this, model, done, before, after)
-    return True
+    with TensorFile(this.work.base) as file, update_files.residual_of(this.before, file, this.request.encoding) as left:
+        base = TensorMapping(file)
+        learn = partial(
+            train_autoencoder,
+            base,
+            this.decoder(),
+            this.data,
+            this.request,
+            this.model_settings,
+            this.settings,
+            total_steps=this.total,
+            progress=this.progress,
+            device=device,
+        )
+        done = local_round(base, this.request, left, learn)
+        if done is not None and ranks()[0] == 0:
+            finish(this, file, done)
+    return done is not None
 
 
-def finish(this: LocalRound, model: MaskedAutoencoder, done: TrainResult, before: float, after: float) -> None:
-    """Pack the delta, keep decoder and residue, and write the result last."""
-    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    _save(this.work.place / DECODER, decoder_of(tensors))
-    encoder = ((name, tensor.numpy()) for name, tensor in sorted(encoder_of(tensors).items()))
-    packed = update_files.pack(this.work, this.before, encoder, this.asked.encoding)
+def finish(this: TrainingJob, base: TensorFile, done: LocalRound) -> None:
+    """Write decoder, update and residual, and the result last."""
+    with replacing(this.work.place / DECODER) as partial_file:
+        save_file({name: np.ascontiguousarray(values) for name, values in done.trained.decoder.items()}, partial_file)
+    packed = update_files.write(this.work, this.before, base, done.payload, this.request.encoding)
+    trained = done.trained
     result = {
         **packed,
-        "images": len(this.own),
-        "steps": done.steps,
-        "loss_before": before,
-        "loss_after": after,
+        "images": trained.images,
+        "steps": trained.steps,
+        "loss_before": trained.loss_before,
+        "loss_after": trained.loss_after,
         "seconds": this.seconds_before + time.monotonic() - this.began,
     }
     this.count_uses()
     write_json(this.work.place / "result.json", result)
-
-
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    with replacing(path) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
 
 
 class Stop:
@@ -218,7 +219,7 @@ def run(work: Job, stop: Callable[[], bool], device: str = "cpu") -> int:
         try:
             if first:
                 write_json(work.place / "worker.json", {"pid": os.getpid(), "started": time.time()})
-            work_on(LocalRound(work.site, work, stop), device)
+            work_on(TrainingJob(work.site, work, stop), device)
         except ResourceError as error:
             say(error)
             return error.exit_code

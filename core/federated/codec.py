@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,16 @@ Exact = NDArray[np.float64]
 ENCODINGS = ("int8", "bf16", "fp32")
 BLOCK = 256  # values that share one int8 scale
 STRIDE = 256  # blocks worked on at a time: 256 KiB of float32, so that they stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class EncodedTensor:
+    """One tensor's packed difference."""
+
+    name: str
+    data: bytes
+    error: Floats | None  # what the bytes leave out, of the tensor's shape; None for fp32
+    norm: float  # L2 norm of what the bytes express
 
 
 @dataclass(frozen=True)
@@ -88,22 +98,31 @@ def pack(
     Both mappings hold the same names and shapes, float32. PolicyError where they do not, or where a value is not
     finite: a site must not send what the aggregator will refuse.
     """
+    tensors = list(encode(base, trained, encoding, residual))
+    return EncodedUpdate(
+        {tensor.name: tensor.data for tensor in tensors},
+        {tensor.name: tensor.error for tensor in tensors if tensor.error is not None},
+        math.sqrt(sum(tensor.norm**2 for tensor in tensors)),
+        payload_id({tensor.name: tensor.data for tensor in tensors}),
+    )
+
+
+def encode(
+    base: Mapping[str, Floats],
+    trained: Mapping[str, Floats],
+    encoding: str,
+    residual: Mapping[str, Floats] | None = None,
+) -> Iterator[EncodedTensor]:
+    """The same one tensor after the other, in the order of names: no more than one need be in memory."""
     if set(base) != set(trained):
         raise PolicyError("update", "trained tensors are not those of the base", "start from the round's encoder")
-    payload, kept, square = {}, {}, 0.0
     for name in sorted(base):
-        data, error, norm = pack_tensor(name, base[name], trained[name], encoding, (residual or {}).get(name))
-        payload[name] = data
-        square += norm**2
-        if error is not None:
-            kept[name] = error
-    return EncodedUpdate(payload, kept, float(np.sqrt(square)), payload_id(payload))
+        yield _encode_tensor(name, base[name], trained[name], encoding, (residual or {}).get(name))
 
 
-def pack_tensor(
+def _encode_tensor(
     name: str, base: Floats, trained: Floats, encoding: str, residual: Floats | None = None
-) -> tuple[bytes, Floats | None, float]:
-    """One tensor's bytes, the error they leave (None if lossless) and their L2 norm; for packing with little memory."""
+) -> EncodedTensor:
     if base.shape != trained.shape or (residual is not None and residual.shape != base.shape):
         raise PolicyError(f"tensor {name!r}", f"has shape {trained.shape}, its base {base.shape}", "refused")
     flat_base = np.ascontiguousarray(base, dtype="<f4").reshape(-1)
@@ -112,13 +131,13 @@ def pack_tensor(
         raise PolicyError(f"tensor {name!r}", "holds NaN or infinity after training", "lower the learning rate")
     if encoding == "fp32":
         data = (flat.view("<u4") ^ flat_base.view("<u4")).tobytes()
-        return data, None, float(np.linalg.norm(flat.astype(np.float64) - flat_base))
+        return EncodedTensor(name, data, None, float(np.linalg.norm(flat.astype(np.float64) - flat_base)))
     wanted = flat - flat_base
     if residual is not None:
         wanted += residual.reshape(-1)
     # What is wanted turns, in place, into what is left: the error.
     data, square = express(wanted, encoding)
-    return data, wanted.reshape(base.shape), math.sqrt(square)
+    return EncodedTensor(name, data, wanted.reshape(base.shape), math.sqrt(square))
 
 
 def express(wanted: Floats, encoding: str) -> tuple[bytes, float]:

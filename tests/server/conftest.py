@@ -12,13 +12,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from usfmae.core import keys
+from usfmae.core.federated.local_round import Trained
 from usfmae.core.federated.messages import TrainReply, TrainRequest, sign, to_record
 from usfmae.core.keys import Ed25519PrivateKey, read_private
 from usfmae.server.bootstrap import create
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
 from usfmae.server.rounds.loop import Loop
-from usfmae.server.simulate import Hospital, InProcess, Trained
+from usfmae.server.simulate import Hospital, InProcess
 
 TINY = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
 TINY |= {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2}

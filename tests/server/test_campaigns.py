@@ -12,9 +12,10 @@ from click.testing import CliRunner
 
 from tests.server.virtual import home_with, honest, loop_of
 from usfmae.core.errors import PolicyError
+from usfmae.core.federated.local_round import Trained
 from usfmae.server import campaign
 from usfmae.server.ledger import Ledger
-from usfmae.server.simulate import Trained, populate
+from usfmae.server.simulate import populate
 
 
 def test_a_campaign_changed_while_it_runs_asks_for_a_new_one(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import PolicyError, UsfmaeError
 from usfmae.core.federated.admission import ADMITTED
+from usfmae.core.federated.local_round import Trained
 from usfmae.core.mae.model import fresh
 from usfmae.core.mae.train import train
 from usfmae.server.layout import Layout
@@ -29,7 +30,7 @@ from usfmae.server.release import release
 from usfmae.server.rounds.commit import FORGETS
 from usfmae.server.rounds.forgetting_gate import ForgettingGate
 from usfmae.server.rounds.panel import check_apart, opened
-from usfmae.server.simulate import Trained, populate, tissue
+from usfmae.server.simulate import populate, tissue
 
 
 @pytest.fixture(scope="session")

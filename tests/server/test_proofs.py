@@ -12,10 +12,11 @@ from usfmae.core.checkpoint import decoder_of, encoder_of, recipe_of
 from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard
+from usfmae.core.federated.local_round import Trained
 from usfmae.core.mae.model import MaskedAutoencoder
 from usfmae.core.mae.optimizer_step import normalise
 from usfmae.core.mae.train import evaluate, fixed_noise, train
-from usfmae.server.simulate import Trained, masked_autoencoder, tissue
+from usfmae.server.simulate import masked_autoencoder, tissue
 
 IMAGES = np.random.default_rng(3).integers(0, 255, (32, 16, 16), dtype=np.uint8)
 RECIPE = {"train.batch_size": 4, "train.micro_batch": 4, "train.precision": "fp32", "train.lr": 1e-3}

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from usfmae.core.config.coordinator import CoordinatorSettings
+from usfmae.core.federated.local_round import Trained
 from usfmae.core.keys import Ed25519PrivateKey, read_private
 from usfmae.server import bootstrap
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
 from usfmae.server.rounds.loop import Loop
-from usfmae.server.simulate import Hospital, InProcess, Trained, Trainer
+from usfmae.server.simulate import Hospital, InProcess, Trainer
 
 TINY = [
     "model.image_size=32",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from usfmae.core.federated import codec
-from usfmae.server.simulate import Trained
+from usfmae.core.federated.local_round import Trained
 
 
 def taken(made, number, encoding):

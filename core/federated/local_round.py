@@ -1,0 +1,135 @@
+"""One site's part of a round: start from the round's encoder, train on the site's images, encode the difference.
+
+    learn     base, decoder, images -> trained encoder and decoder (`train_autoencoder`, or any other function)
+    encode    trained - base + residual -> payload and the next residual, one tensor in memory at a time
+
+Only the payload and the figures leave the site. Decoder, residual and optimizer state stay. Nothing here knows a
+network, a process or a site's directory: an agent's worker and the simulation call the same function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from usfmae.core.checkpoint import decoder_of, encoder_of
+from usfmae.core.config import ModelSettings, TrainSettings
+from usfmae.core.corpus.batch import Corpus, Positions
+from usfmae.core.federated import codec
+from usfmae.core.federated.codec import EncodedTensor, Floats
+from usfmae.core.federated.messages import TrainRequest
+from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
+from usfmae.core.mae.train import StepRecord, evaluate, train
+
+Tensors = Mapping[str, Floats]  # by name
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The images of one round at a site."""
+
+    corpus: Corpus
+    train: Positions  # what is trained on, replayed images included
+    measured: Positions  # held-out images, for the losses before and after
+    own: int  # images of the site itself among those trained on: what the reply says
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training keeps its state, and who hears of it. The defaults keep nothing and tell nobody."""
+
+    state: Path | None = None  # folder of the optimizer state, carried from round to round
+    log: Path | None = None  # a line a step
+    loss_before: float | None = None  # measured already, before an interruption
+    on_loss_before: Callable[[float], None] = lambda loss: None
+    on_step: Callable[[StepRecord], bool | None] = lambda record: None  # True stops after this step
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local training leaves."""
+
+    encoder: Tensors
+    images: int
+    steps: int
+    loss_before: float = 0.0  # held-out masked loss at this site of the base
+    loss_after: float = 0.0  # the same after training
+    decoder: Tensors = field(default_factory=dict)  # stays at the site
+
+
+@dataclass(frozen=True)
+class LocalRound:
+    """What one site makes of one request."""
+
+    trained: Trained
+    payload: Iterator[EncodedTensor]  # in the order of names; encoded when it is taken
+
+
+def local_round(
+    base: Tensors, request: TrainRequest, residual: Tensors, learn: Callable[[], Trained | None]
+) -> LocalRound | None:
+    """Learn from `base` and encode what changed; None where the training was asked to stop before its end.
+
+    `base` and `residual` may be read from disk as they are used; a name that `residual` lacks counts as zeros.
+    PolicyError where a trained value is not finite.
+    """
+    trained = learn()
+    if trained is None:
+        return None
+    return LocalRound(trained, codec.encode(base, trained.encoder, request.encoding, residual))
+
+
+def train_autoencoder(
+    base: Tensors,
+    decoder: Tensors,
+    data: TrainingData,
+    request: TrainRequest,
+    model_settings: ModelSettings,
+    settings: TrainSettings,
+    *,
+    total_steps: int | None,
+    progress: Progress = Progress(),
+    device: str | torch.device = "cpu",
+) -> Trained | None:
+    """Masked-autoencoder training from the round's encoder and this site's decoder; None where it was stopped.
+
+    `settings` are the recipe's, with what the site decides. `total_steps` of the campaign place the learning rate.
+    """
+    # The shared encoder with the site's own decoder.
+    model = MaskedAutoencoder(model_settings, settings.mask_ratio, settings.norm_pix)
+    start = {name: torch.from_numpy(np.array(values)) for name, values in [*base.items(), *decoder.items()]}
+    load_tensors(model, start, "incoming model")
+    del start
+    model.to(device)
+
+    # Held-out loss, local steps, held-out loss again.
+    before = progress.loss_before
+    if before is None:
+        before = evaluate(model, data.corpus, data.measured, settings)
+        progress.on_loss_before(before)
+    done = train(
+        model,
+        data.corpus,
+        settings,
+        positions=data.train,
+        steps=request.steps,
+        start_step=request.global_step,
+        total_steps=total_steps,
+        state=progress.state,
+        log=progress.log,
+        on_step=progress.on_step,
+    )
+    if not done.finished:
+        return None
+    after = evaluate(model, data.corpus, data.measured, settings)
+
+    # The parts go separate ways: the encoder is encoded and leaves, the decoder stays.
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    encoder, own_decoder = (
+        {name: tensor.numpy() for name, tensor in part(tensors).items()} for part in (encoder_of, decoder_of)
+    )
+    return Trained(encoder, data.own, done.steps, before, after, own_decoder)
