@@ -46,42 +46,88 @@ class Candidate:
         return replace(self, broken=reason)
 
 
-def walk(sources: Sequence[Path], skip: Sequence[Path] = ()) -> Iterator[Candidate]:
-    """Every regular file below the sources in a stable order, without what lies below `skip`.
+@dataclass(frozen=True)
+class Listing:
+    """The files of one folder, as a walk found them, sorted by name."""
 
-    Links to folders are not followed. Archives come as one candidate each, see `is_archive` and `members`.
-    Raises SourceError where a source is absent.
+    folder: str  # absolute
+    below: str  # below the source, for grouping; "" for the source itself
+    parent: str = ""  # the folder in which it was found, "" for a source
+    files: tuple[tuple[str, int, int], ...] = ()  # (name, size in bytes, modification time in ns) of regular files
+    broken: tuple[tuple[str, str], ...] = ()  # (name, reason) of what could not be looked at; "" is the folder itself
+    alone: bool = False  # one file that was named as a source
+
+    @property
+    def place(self) -> str:
+        """The path that was listed."""
+        return f"{self.folder}/{self.files[0][0]}" if self.alone and self.files else self.folder
+
+    def candidates(self) -> Iterator[Candidate]:
+        folder = Path(self.folder)
+        for name, size, stamp in self.files:
+            yield Candidate(folder / name, "", self.below, size, stamp)
+        for name, reason in self.broken:
+            yield Candidate(folder / name, "", self.below, broken=reason)
+
+
+def walk(sources: Sequence[Path], skip: Sequence[Path] = ()) -> Iterator[Candidate]:
+    """Every regular file below the sources in a stable order, without what lies below `skip`; see `listings`.
+
+    Archives come as one candidate each, see `is_archive` and `members`.
     """
-    skipped = {path.resolve() for path in skip}
+    for listing in listings(sources, skip):
+        yield from listing.candidates()
+
+
+def listings(sources: Sequence[Path], skip: Sequence[Path] = ()) -> Iterator[Listing]:
+    """Every folder below the sources in a stable order, without what lies below `skip`.
+
+    Links to folders are not followed. Raises SourceError where a source is absent.
+    """
+    skipped = {str(path.resolve()) for path in skip}
     for source in sources:
         if not source.exists():
             raise SourceError(f"source {source}", "does not exist", "give an existing file or folder")
         if source.name.upper() == DIRECTORY and source.is_file():
             source = source.parent  # it lists the file-set below its own folder (PS3.10 8.6)
         if source.is_file():
-            yield from _candidate(source, "")
+            yield _listing(str(source.absolute().parent), "", "", [source.absolute()], alone=True)
+        else:
+            yield from _below(str(source.absolute()), skipped)
+
+
+def _below(source: str, skipped: set[str]) -> Iterator[Listing]:
+    """The folders of one source, each before the folders in it."""
+    waiting = [(source, "", "")]
+    while waiting:
+        folder, below, parent = waiting.pop()
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:  # a folder that cannot be listed is said, not passed over
+            yield Listing(folder, below, parent, broken=(("", f"os-{error.errno}"),))
             continue
-        denied: list[OSError] = []
-        for root, folders, names in os.walk(source, onerror=denied.append):
-            folders[:] = sorted(name for name in folders if (Path(root) / name).resolve() not in skipped)
-            below = Path(root).relative_to(source).as_posix()
-            for name in sorted(names):
-                path = Path(root) / name
-                if path.resolve() not in skipped:
-                    yield from _candidate(path, "" if below == "." else below)
-        for error in denied:  # a folder that cannot be listed is said, not passed over
-            yield Candidate(Path(error.filename), broken=f"os-{error.errno}")
+        inside = [entry.is_dir(follow_symlinks=False) for entry in entries]
+        yield _listing(
+            folder, below, parent, [e for e, is_folder in zip(entries, inside, strict=True) if not is_folder]
+        )
+        for entry in reversed([e for e, is_folder in zip(entries, inside, strict=True) if is_folder]):
+            if not (skipped and os.path.realpath(entry.path) in skipped):
+                waiting.append((entry.path, f"{below}/{entry.name}" if below else entry.name, folder))
 
 
-def _candidate(path: Path, folder: str) -> Iterator[Candidate]:
-    """The file at `path`; nothing for pipes, devices and sockets, a broken candidate where it cannot be got at."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        yield Candidate(path.absolute(), "", folder, broken=f"os-{error.errno}")
-        return
-    if stat.S_ISREG(status.st_mode):
-        yield Candidate(path.absolute(), "", folder, status.st_size, status.st_mtime_ns)
+def _listing(folder: str, below: str, parent: str, entries: Sequence[Any], alone: bool = False) -> Listing:
+    """Entries with a `name` and a `stat()`; pipes, devices and sockets are left out."""
+    files, broken = [], []
+    for entry in entries:
+        try:
+            status = entry.stat()
+        except OSError as error:
+            broken.append((entry.name, f"os-{error.errno}"))
+            continue
+        if stat.S_ISREG(status.st_mode):
+            files.append((entry.name, status.st_size, status.st_mtime_ns))
+    return Listing(folder, below, parent, tuple(files), tuple(broken), alone)
 
 
 def is_archive(candidate: Candidate) -> bool:
