@@ -23,7 +23,7 @@ from usfmae.core.bench.evaluate import described
 from usfmae.core.bench.features import Features, features, squares
 from usfmae.core.bench.metrics import Predictions, measures, resampled, score
 from usfmae.core.bench.probe import HEADS, probe
-from usfmae.core.bench.tasks.base import load as load_task
+from usfmae.core.bench.tasks import load as load_task
 from usfmae.core.checkpoint import describe, save
 from usfmae.core.config import ReadSettings
 from usfmae.core.config.bench import BenchSettings

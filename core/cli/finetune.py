@@ -41,7 +41,7 @@ def finetune(
 ) -> None:
     from usfmae.core.bench.encoders import load as load_encoder
     from usfmae.core.bench.evaluate import finetuned, line
-    from usfmae.core.bench.tasks.base import load as load_task
+    from usfmae.core.bench.tasks import load as load_task
     from usfmae.core.bench.tasks.base import only
     from usfmae.core.config import Settings, load
     from usfmae.core.errors import UsageError

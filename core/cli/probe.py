@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
+from usfmae.core.bench.tasks import BENCHMARKS
 from usfmae.core.cli.shell import configured, print_json
 
-TASKS = ("bus-bra", "mmotu-2d", "gist514", "folder")
-task_option = click.option("--task", required=True, type=click.Choice(TASKS), help="Benchmark.")
+task_option = click.option("--task", required=True, type=click.Choice(tuple(BENCHMARKS)), help="Benchmark.")
 data_option = click.option("--data", required=True, type=click.Path(path_type=Path), help="Its folder or zip.")
 weights_option = click.option(
     "--weights",
@@ -55,7 +55,7 @@ def probe(
 ) -> None:
     from usfmae.core.bench.encoders import load as load_encoder
     from usfmae.core.bench.evaluate import described, paired, probed
-    from usfmae.core.bench.tasks.base import load as load_task
+    from usfmae.core.bench.tasks import load as load_task
     from usfmae.core.config import Settings, load
 
     settings = load(Settings, config_file, overrides)[0].bench

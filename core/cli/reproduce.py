@@ -15,7 +15,7 @@ from usfmae.core.cli.probe import weights_option
 from usfmae.core.cli.shell import configured, print_json
 
 if TYPE_CHECKING:
-    from usfmae.core.bench.plan import Plan
+    from usfmae.core.bench.reproduce.plan import Plan
 
 TINY_LIMIT = 20  # scans of each data set: the whole path in minutes
 
@@ -80,8 +80,8 @@ def reproduce(
     config_file: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
-    from usfmae.core.bench.plan import make
-    from usfmae.core.bench.reproduce import reproduce as run
+    from usfmae.core.bench.reproduce.plan import make
+    from usfmae.core.bench.reproduce.run import reproduce as run
     from usfmae.core.mae.presets import TRIAL, configure
     from usfmae.core.openus46.registry import CorpusName, LicenceFilter
     from usfmae.core.prepare.progress import shown_progress
@@ -112,7 +112,7 @@ def reproduce(
 
 
 def _show(plan: Plan, as_json: bool) -> None:
-    from usfmae.core.bench.plan import estimated, steps_of
+    from usfmae.core.bench.reproduce.plan import estimated, steps_of
     from usfmae.core.web.templating import duration
 
     steps = steps_of(plan)

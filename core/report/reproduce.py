@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from usfmae.core.bench.paper import SHOWN, Published, shown, table_2
+from usfmae.core.bench.reproduce.paper import SHOWN, Published, shown, table_2
 from usfmae.core.mae.train_log import read as read_log
 from usfmae.core.report.page import write_page
 from usfmae.core.web.chart import REPORT, line_chart

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from usfmae.core.bench.tasks.base import BENCHMARKS
+from usfmae.core.bench.tasks import BENCHMARKS
 from usfmae.core.checkpoint import load
 from usfmae.core.config import TrainSettings
 from usfmae.core.config.continual import ContinualSettings

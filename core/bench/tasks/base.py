@@ -1,12 +1,12 @@
 """What a benchmark is: labelled images, groups that a split must not part, and splits.
 
-A benchmark is one file with `load(root) -> Task`. `checked` is called on each task before anything is trained.
+A benchmark is one file with `load(root, seed) -> BenchmarkTask` and one row of the table in `tasks/__init__.py`.
+`checked` is called on each task before anything is trained.
 """
 
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import warnings
 from collections import Counter
@@ -19,16 +19,8 @@ from numpy.typing import NDArray
 
 from usfmae.core.errors import SourceError, UsageError
 from usfmae.core.openus46.archive import Entry, pattern
-from usfmae.core.optional import needs
 
 Positions = NDArray[np.int64]
-
-BENCHMARKS = {
-    "bus-bra": "usfmae.core.bench.tasks.bus_bra",
-    "mmotu-2d": "usfmae.core.bench.tasks.mmotu",
-    "gist514": "usfmae.core.bench.tasks.gist514",
-    "folder": "usfmae.core.bench.tasks.folder",
-}
 
 
 @dataclass(frozen=True)
@@ -70,17 +62,6 @@ class BenchmarkTask:
     @property
     def groups(self) -> NDArray[np.str_]:
         return np.array([example.group for example in self.examples])
-
-
-def load(name: str, root: Path, seed: int = 42) -> BenchmarkTask:
-    """A benchmark by name from a folder or zip, checked. Raises UsageError, SourceError or ResourceError."""
-    needs("sklearn", "bench")
-    if name not in BENCHMARKS:
-        raise UsageError(f"task {name}", "is not known", f"choose one of {', '.join(BENCHMARKS)}")
-    if not root.exists():
-        raise SourceError(f"data of {name}: {root}", "does not exist", "give the folder or zip of the data set")
-    task: BenchmarkTask = importlib.import_module(BENCHMARKS[name]).load(root, seed)
-    return checked(task)
 
 
 def checked(task: BenchmarkTask) -> BenchmarkTask:

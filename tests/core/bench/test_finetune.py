@@ -12,7 +12,8 @@ from usfmae.core.bench.features import squares
 from usfmae.core.bench.finetune import finetune, grid
 from usfmae.core.bench.fit import FitRun, worth
 from usfmae.core.bench.metrics import measures
-from usfmae.core.bench.tasks.base import load, only
+from usfmae.core.bench.tasks import load
+from usfmae.core.bench.tasks.base import only
 from usfmae.core.config.bench import FinetuneSettings
 
 SETTINGS = FinetuneSettings(

@@ -13,7 +13,8 @@ from usfmae.core.bench.evaluate import paired, probed, save_predictions
 from usfmae.core.bench.features import features, squares
 from usfmae.core.bench.metrics import measures
 from usfmae.core.bench.probe import draw, probe
-from usfmae.core.bench.tasks.base import BenchmarkTask, Example, grouped_folds, load
+from usfmae.core.bench.tasks import load
+from usfmae.core.bench.tasks.base import BenchmarkTask, Example, grouped_folds
 from usfmae.core.config.bench import BenchSettings
 from usfmae.core.errors import CheckpointError, SourceError, UsageError
 from usfmae.core.openus46.archive import Entry
@@ -158,7 +159,7 @@ def test_ultrasam_names_cover_every_tensor_of_timms_sam() -> None:
     import timm
     import torch
 
-    from usfmae.core.bench.ultrasam import renamed
+    from usfmae.core.bench.encoders.ultrasam import renamed
 
     with torch.device("meta"):
         model = timm.create_model("samvit_base_patch16")
@@ -173,7 +174,7 @@ def test_a_file_laid_out_like_ultrasams_gives_sams_own_features(
     import timm
     import torch
 
-    from usfmae.core.bench import ultrasam
+    from usfmae.core.bench.encoders import ultrasam
 
     create = timm.create_model
     small = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2, "global_attn_indexes": (1,), "window_size": 3}

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from usfmae.core.bench.paper import bus_bra_row, table_2
-from usfmae.core.bench.plan import make, steps_of
-from usfmae.core.bench.steps import Steps
+from usfmae.core.bench.reproduce.paper import bus_bra_row, table_2
+from usfmae.core.bench.reproduce.plan import make, steps_of
+from usfmae.core.bench.reproduce.steps import Steps
 from usfmae.core.cli import group
 from usfmae.core.config import Settings
 from usfmae.core.errors import SourceError

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from usfmae.core.bench.tasks.base import BenchmarkTask, Split, checked, load, only
+from usfmae.core.bench.tasks import load
+from usfmae.core.bench.tasks.base import BenchmarkTask, Split, checked, only
 from usfmae.core.errors import SourceError, UsageError
 
 

@@ -69,7 +69,7 @@ def test_the_very_same_file_under_another_name_is_refused_always(tmp_path: Path)
 
 
 def test_benchmarks_at_hand_do_not_leak_into_the_other_data_sets(shared_data: Path) -> None:
-    from usfmae.core.bench.tasks.base import load
+    from usfmae.core.bench.tasks import load
     from usfmae.core.openus46.layout import check_all
     from usfmae.core.openus46.registry import corpus
 

@@ -13,8 +13,8 @@ import torch
 
 from usfmae.core.bench.encoders import BASELINES, missing
 from usfmae.core.bench.finetune import grid
-from usfmae.core.bench.paper import shown
-from usfmae.core.bench.tasks import base
+from usfmae.core.bench.reproduce.paper import shown
+from usfmae.core.bench.tasks import BENCHMARKS, base, load
 from usfmae.core.config import Settings
 from usfmae.core.errors import CheckpointError, SourceError
 from usfmae.core.mae.device import autocast
@@ -23,8 +23,6 @@ from usfmae.core.openus46.archive import Entry
 from usfmae.core.openus46.layout import USABLE, Found, check_all, locate
 from usfmae.core.openus46.leak import enforce, same_files
 from usfmae.core.openus46.registry import CorpusName, LicenceFilter, corpus, dataset
-
-TASKS = {"bus-bra": "bus_bra", "mmotu-2d": "mmotu_2d", "gist514": "gist514"}
 
 
 @dataclass(frozen=True)
@@ -105,12 +103,14 @@ def _no_broken_set(found: Sequence[Found], root: Path) -> None:
 def _tasks(root: Path, settings: Settings) -> tuple[dict[str, base.BenchmarkTask], list[Absent]]:
     tasks: dict[str, base.BenchmarkTask] = {}
     absent: list[Absent] = []
-    for name, id_ in TASKS.items():
-        places = locate(dataset(id_), root)
-        if places:
-            tasks[name] = base.load(name, places[0], settings.bench.seed)
+    for name, benchmark in BENCHMARKS.items():
+        if not benchmark.dataset:
+            continue
+        published = dataset(benchmark.dataset)
+        if places := locate(published, root):
+            tasks[name] = load(name, places[0], settings.bench.seed)
         else:
-            absent.append(Absent("benchmark", dataset(id_).name, dataset(id_).link))
+            absent.append(Absent("benchmark", published.name, published.link))
     if not tasks:
         raise SourceError(f"root {root}", "holds none of the three benchmarks", "fetch at least one of them")
     return tasks, absent

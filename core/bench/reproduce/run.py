@@ -19,8 +19,8 @@ import torch
 from usfmae.core.bench import encoders
 from usfmae.core.bench.evaluate import described, finetuned, paired, probed, safe_name, save_json, save_predictions
 from usfmae.core.bench.features import images_id, squares
-from usfmae.core.bench.plan import Plan
-from usfmae.core.bench.steps import Steps, Told
+from usfmae.core.bench.reproduce.plan import Plan
+from usfmae.core.bench.reproduce.steps import Steps, Told
 from usfmae.core.bench.tasks.base import BenchmarkTask
 from usfmae.core.config import Settings
 from usfmae.core.corpus.batch import Corpus

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from usfmae.core.bench.encoders import Encoder
+from usfmae.core.bench.encoders.base import Encoder
 from usfmae.core.checkpoint import tensors_id
 from usfmae.core.errors import CheckpointError
 from usfmae.core.types import content_id
