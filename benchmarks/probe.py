@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from usfmae.core.bench import encoders
-from usfmae.core.bench.encoders import Pooling
+from usfmae.core.bench.encoders.base import Pooling
 from usfmae.core.bench.evaluate import described
 from usfmae.core.bench.features import Features, features, squares
 from usfmae.core.bench.metrics import Predictions, measures, resampled, score

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from usfmae.core.bench.encoders import Encoder
+from usfmae.core.bench.encoders.base import Encoder
 from usfmae.core.bench.features import Progress, features, squares
 from usfmae.core.bench.finetune import finetune
 from usfmae.core.bench.fit import FitRun

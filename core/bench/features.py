@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from usfmae.core.bench.encoders import Encoder
+from usfmae.core.bench.encoders.base import Encoder
 from usfmae.core.bench.tasks.base import BenchmarkTask, Example
 from usfmae.core.corpus.shard import square
 from usfmae.core.errors import SourceError

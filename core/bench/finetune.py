@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from usfmae.core.bench.encoders import Encoder
+from usfmae.core.bench.encoders.base import Encoder
 from usfmae.core.bench.features import images_id
 from usfmae.core.bench.fit import FitChoice, FitRun, Training
 from usfmae.core.bench.metrics import Predictions, pooled

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from usfmae.core.bench.encoders import Encoder
+from usfmae.core.bench.encoders.base import Encoder
 from usfmae.core.bench.features import device
 from usfmae.core.bench.metrics import Predictions, measures
 from usfmae.core.bench.tasks.base import BenchmarkTask, Positions, Split
