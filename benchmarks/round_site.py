@@ -62,7 +62,7 @@ class Instant(Workers):
 
     def tend(self, work: jobs.Job) -> None:
         if not work.result:
-            request = protocol.from_record(TrainRequest, work.asked)
+            request = protocol.from_record(TrainRequest, work.request)
             update = packed(work, jobs.previous(work.site, request), request)
             figures = {"images": 1000, "steps": request.steps, "loss_before": 1.0, "loss_after": 1.0, "seconds": 0.0}
             write_json(work.place / "result.json", {**update, **figures})

@@ -154,18 +154,18 @@ class Agent:
             self.site.note("request.refused", "refused", message=pending.request.id[:12], why=str(error))
             self._decline(pending, participation.refusal(error))
 
-    def _answer(self, pending: PendingRequest, asked: TrainRequest) -> None:
-        place = outbox.folder(self.site, outbox.key(asked))
+    def _answer(self, pending: PendingRequest, request: TrainRequest) -> None:
+        place = outbox.folder(self.site, outbox.key(request))
         if (place / "entry.json").exists():
-            self._release(pending, asked, outbox.state(place))
+            self._release(pending, request, outbox.state(place))
             return
-        reason = participation.unwilling(self.site, asked)
+        reason = participation.unwilling(self.site, request)
         if reason == participation.WAIT:
             self.state = "quiet"
         elif reason:
             self._decline(pending, reason)
         else:
-            self._work(pending, asked)
+            self._work(pending, request)
 
     # --- the request
 
@@ -181,34 +181,34 @@ class Agent:
             pending.remember(messages.config_record(fetch(ids[protocol.RECORD])), ids)
         return participation.checked(self.site, pending.record or {})
 
-    def _work(self, pending: PendingRequest, asked: TrainRequest) -> None:
+    def _work(self, pending: PendingRequest, request: TrainRequest) -> None:
         """Have the request's job prepared, training, or staged when it is done."""
-        work = jobs.job(self.site, asked)
+        work = jobs.job(self.site, request)
         if work.error:
             self._decline(pending, "refused: training failed here")
         elif work.result:
-            participation.stage(self.site, work, asked)
+            participation.stage(self.site, work, request)
             self.wake.set()
         else:
             if not work.ready:
-                self._download(pending, asked, work)
-            self._take_up(work, asked)
+                self._download(pending, request, work)
+            self._take_up(work, request)
 
-    def _download(self, pending: PendingRequest, asked: TrainRequest, work: jobs.Job) -> None:
+    def _download(self, pending: PendingRequest, request: TrainRequest, work: jobs.Job) -> None:
         """The base, and the seed's decoder where it comes along; nothing is trained on what fails the inspection."""
         self.state = "downloading"
         self._write_status()
         self.workers.warm_up()
-        seen = download.model(self.site, asked, work, pending.ids, self.line.fetcher(pending.request.run))
-        participation.accept(self.site, work, asked, seen)
+        seen = download.model(self.site, request, work, pending.ids, self.line.fetcher(pending.request.run))
+        participation.accept(self.site, work, request, seen)
         with contextlib.suppress(NetworkError):  # it frees the aggregator's memory, no more
             self.line.fleet.confirm(pending.request)
 
-    def _take_up(self, work: jobs.Job, asked: TrainRequest) -> None:
+    def _take_up(self, work: jobs.Job, request: TrainRequest) -> None:
         """Train this job now, in place of an older round's; another campaign's is finished first."""
         if self.current is not None and self.current.place != work.place:
-            other = self.current.asked
-            if other.get("campaign") != asked.campaign or other.get("round", 0) > asked.round:
+            other = self.current.request
+            if other.get("campaign") != request.campaign or other.get("round", 0) > request.round:
                 return
             self.site.note("training.given-up", "superseded", job=self.current.place.name, by=work.place.name)
             self.workers.stop(self.current, self.site.settings.stop_wait)
@@ -218,19 +218,19 @@ class Agent:
 
     # --- the answer
 
-    def _release(self, pending: PendingRequest, asked: TrainRequest, state: outbox.State) -> None:
+    def _release(self, pending: PendingRequest, request: TrainRequest, state: outbox.State) -> None:
         """Send what may leave; hold what waits for a person."""
         if state == "waiting":
             self.state = "waiting for approval"
         elif state == "rejected":
             self._decline(pending, "refused: kept by the site")
         else:
-            self._send_update(pending, asked)
+            self._send_update(pending, request)
 
-    def _send_update(self, pending: PendingRequest, asked: TrainRequest) -> None:
+    def _send_update(self, pending: PendingRequest, request: TrainRequest) -> None:
         self.state = "uploading"
         self._write_status()
-        self.sender.update(pending, asked)
+        self.sender.update(pending, request)
         self.wake.set()
 
     def _decline(self, pending: PendingRequest, why: str) -> None:
@@ -287,7 +287,7 @@ class Agent:
             self.state = "offline"
 
     def _write_status(self) -> None:
-        asked = self.current.asked if self.current else {}
+        request = self.current.request if self.current else {}
         status = {
             "state": self.state,
             "pid": os.getpid(),
@@ -295,8 +295,8 @@ class Agent:
             "online": self.line.online and self.state != "offline",
             "contact": self.contact,
             "trouble": self.trouble,
-            "campaign": asked.get("campaign", ""),
-            "round": asked.get("round"),
+            "campaign": request.get("campaign", ""),
+            "round": request.get("round"),
             "progress": self.current.progress if self.current else {},
             "waiting_requests": len(PendingRequest.all(self.site)),
         }

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from usfmae.core.federated.admission import ADMITTED
-from usfmae.server.ledger import Ledger, Round
+from usfmae.core.federated.messages import VerdictCode
+from usfmae.server.ledger import Ledger, Round, RoundState
 
 
 def history(ledger: Ledger) -> list[dict[str, Any]]:
     """Every committed round, oldest first: JSON values."""
     names = {site.site: site.name for site in ledger.sites().values()}
-    return [_line(ledger, found, names) for found in ledger.rounds() if found.state == "committed"]
+    return [_line(ledger, found, names) for found in ledger.rounds() if found.state == RoundState.COMMITTED]
 
 
 def _line(ledger: Ledger, found: Round, names: Mapping[str, str]) -> dict[str, Any]:
@@ -21,8 +21,8 @@ def _line(ledger: Ledger, found: Round, names: Mapping[str, str]) -> dict[str, A
     verdicts = {names.get(site, site): v.verdict for site, v in ledger.verdicts(found.number).items()}
     return {
         "round": found.number,
-        "merged": sum(verdict == ADMITTED for verdict in verdicts.values()),
-        "not_merged": {name: verdict for name, verdict in sorted(verdicts.items()) if verdict != ADMITTED},
+        "merged": sum(verdict == VerdictCode.ADMITTED for verdict in verdicts.values()),
+        "not_merged": {name: verdict for name, verdict in sorted(verdicts.items()) if verdict != VerdictCode.ADMITTED},
         "gate": gate.get("outcome"),
         "kept": gate.get("share"),
         "worst": gate.get("worst"),

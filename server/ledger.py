@@ -13,11 +13,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from usfmae.core.errors import ConfigError, PolicyError, ResourceError
-from usfmae.core.federated.enrolment import EnrolledSite, Enrolment
+from usfmae.core.federated.enrolment import EnrolledSite, Enrolment, SiteState
+from usfmae.core.federated.messages import VerdictCode
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -40,10 +42,15 @@ CREATE TABLE IF NOT EXISTS refusals (
 """
 
 
+class RoundState(StrEnum):
+    OPEN = "open"
+    COMMITTED = "committed"
+
+
 @dataclass(frozen=True)
 class Round:
     number: int
-    state: str  # "open" or "committed"
+    state: RoundState
     base: str
     global_step: int
     steps: int
@@ -59,7 +66,7 @@ class Verdict:
 
     round: int
     site: str
-    verdict: str  # "admitted", or the code of the reason it was not
+    verdict: VerdictCode
     detail: str = ""
     content: str = ""
     images: int = 0
@@ -134,7 +141,7 @@ class Ledger:
                 "SELECT state FROM sites WHERE site = ? OR node_key = ?", (site, enrolment.node_key)
             ).fetchone()
             if known:
-                why = "was revoked" if known["state"] == "revoked" else "is enrolled already"
+                why = "was revoked" if known["state"] == SiteState.REVOKED else "is enrolled already"
                 raise PolicyError(f"site {enrolment.name}", f"its key {why}", "make new keys with usfmae-client init")
             if db.execute("SELECT 1 FROM sites WHERE name = ? AND state = 'active'", (enrolment.name,)).fetchone():
                 raise PolicyError(f"site {enrolment.name}", "the name is taken by another site", "choose another name")
@@ -174,7 +181,7 @@ class Ledger:
         """Every site by fingerprint, active and revoked, in the order of fingerprints."""
         columns = "site, name, node_key, signing_key, capacity, state, has_decoder, seen"
         rows = self._db.execute(f"SELECT {columns} FROM sites ORDER BY site").fetchall()
-        return {row["site"]: EnrolledSite(**{**dict(row), "has_decoder": bool(row["has_decoder"])}) for row in rows}
+        return {row["site"]: _site(row) for row in rows}
 
     def saw(self, sites: Iterator[str] | list[str] | set[str]) -> None:
         now = time.time()
@@ -187,7 +194,7 @@ class Ledger:
 
     # rounds
 
-    def last_round(self, state: str = "committed") -> Round | None:
+    def last_round(self, state: RoundState = RoundState.COMMITTED) -> Round | None:
         row = self._db.execute("SELECT * FROM rounds WHERE state = ? ORDER BY number DESC LIMIT 1", (state,)).fetchone()
         return _round(row) if row else None
 
@@ -202,7 +209,7 @@ class Ledger:
                 " VALUES (?, 'open', ?, ?, ?, ?)",
                 (number, base, global_step, steps, time.time()),
             )
-        found = self.last_round("open")
+        found = self.last_round(RoundState.OPEN)
         if found is None or found.number != number or found.base != base:
             raise PolicyError(
                 f"round {number}", "the ledger and the checkpoints disagree", "restore one backup of both"
@@ -254,7 +261,7 @@ class Ledger:
     def verdicts(self, number: int) -> dict[str, Verdict]:
         """The verdicts of a round by site, in the order of fingerprints."""
         rows = self._db.execute("SELECT * FROM replies WHERE round = ? ORDER BY site", (number,)).fetchall()
-        return {row["site"]: Verdict(**dict(row)) for row in rows}
+        return {row["site"]: Verdict(**{**dict(row), "verdict": VerdictCode(row["verdict"])}) for row in rows}
 
     def seen_content(self, site: str, content: str, number: int) -> bool:
         """Whether this very update was admitted from the site in another round."""
@@ -274,7 +281,11 @@ class Ledger:
 def _round(row: sqlite3.Row) -> Round:
     values = dict(row)
     values["summary"] = json.loads(values["summary"]) if values["summary"] else None
-    return Round(**values)
+    return Round(**{**values, "state": RoundState(values["state"])})
+
+
+def _site(row: sqlite3.Row) -> EnrolledSite:
+    return EnrolledSite(**{**dict(row), "state": SiteState(row["state"]), "has_decoder": bool(row["has_decoder"])})
 
 
 def _store(db: sqlite3.Connection, verdict: Verdict) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, StrictUndefined
 
 from usfmae.core.config.coordinator import CoordinatorSettings
-from usfmae.core.federated.admission import ADMITTED
+from usfmae.core.federated.messages import VerdictCode
 from usfmae.server.campaign import Campaign
-from usfmae.server.ledger import Ledger
+from usfmae.server.ledger import Ledger, RoundState
 
 if TYPE_CHECKING:
     from usfmae.server.release import ReleaseChoice
@@ -79,9 +79,9 @@ def card(
     benchmarks: Sequence[Mapping[str, Any]],
 ) -> str:
     """README.md of a release."""
-    rounds = [r for r in ledger.rounds() if r.number <= choice.round and r.state == "committed"]
+    rounds = [r for r in ledger.rounds() if r.number <= choice.round and r.state == RoundState.COMMITTED]
     fed = next((r for r in reversed(rounds) if (r.summary or {}).get("sites")), rounds[-1])
-    took_part = {s for r in rounds for s, v in ledger.verdicts(r.number).items() if v.verdict == ADMITTED}
+    took_part = {s for r in rounds for s, v in ledger.verdicts(r.number).items() if v.verdict == VerdictCode.ADMITTED}
     gates = Counter((r.summary or {}).get("gate", {}).get("outcome", "not gated") for r in rounds)
     template = Environment(undefined=StrictUndefined, autoescape=False, trim_blocks=True).from_string(TEXT)
     return template.render(

@@ -28,7 +28,7 @@ from usfmae.core.files import write_atomic
 from usfmae.core.keys import read_private
 from usfmae.server import campaign
 from usfmae.server.layout import Layout
-from usfmae.server.ledger import Ledger, Round
+from usfmae.server.ledger import Ledger, Round, RoundState
 from usfmae.server.model_card import card
 from usfmae.server.rounds.forgetting_gate import EMA, ForgettingGate
 from usfmae.server.rounds.panel import PanelReader
@@ -73,7 +73,7 @@ def choose(home: Layout, ledger: Ledger, settings: CoordinatorSettings, reader: 
 
     Without a panel the last round, and the card says that forgetting was not measured.
     """
-    rounds = [r for r in ledger.rounds() if r.state == "committed" and home.checkpoint(r.number).exists()]
+    rounds = [r for r in ledger.rounds() if r.state == RoundState.COMMITTED and home.checkpoint(r.number).exists()]
     if not rounds:
         raise PolicyError("release", "no round is committed", "run rounds first")
     if reader is None:
@@ -161,7 +161,7 @@ def _links(ledger: Ledger, last: int) -> list[dict[str, Any]]:
             **({"back_to": (r.summary or {})["back_to"]} if "back_to" in (r.summary or {}) else {}),
         }
         for r in ledger.rounds()
-        if r.number <= last and r.state == "committed"
+        if r.number <= last and r.state == RoundState.COMMITTED
     ]
 
 

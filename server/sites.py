@@ -10,6 +10,7 @@ from typing import Any
 from usfmae.core import audit, keys
 from usfmae.core.errors import PolicyError, UsfmaeError
 from usfmae.core.federated import enrolment, key_rotation
+from usfmae.core.federated.enrolment import SiteState
 from usfmae.core.federated.messages import fingerprint
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
@@ -24,14 +25,14 @@ def add(home: Layout, file: Path) -> dict[str, Any]:
         audit.append(home.audit, "coordinator", "site-add", "refused", why=f"{error.what}: {error.why}"[:200])
         raise
     audit.append(home.audit, "coordinator", "site-add", site=found.site, name=found.name, capacity=found.capacity)
-    return {"site": found.site, "name": found.name, "capacity": found.capacity, "state": "active"}
+    return {"site": found.site, "name": found.name, "capacity": found.capacity, "state": SiteState.ACTIVE}
 
 
 def revoke(home: Layout, name: str) -> dict[str, Any]:
     """Revoke a site; a running aggregator cuts it off at once, and what it sent in the open round is not merged."""
     site = Ledger(home.ledger).revoke_site(name)
     audit.append(home.audit, "coordinator", "site-revoke", site=site, name=name)
-    return {"site": site, "name": name, "state": "revoked"}
+    return {"site": site, "name": name, "state": SiteState.REVOKED}
 
 
 def rotate(home: Layout, file: Path) -> dict[str, Any]:
@@ -39,13 +40,13 @@ def rotate(home: Layout, file: Path) -> dict[str, Any]:
     found = key_rotation.load(file)
     ledger = Ledger(home.ledger)
     known = ledger.sites().get(found.replaces)
-    if known is None or known.state != "active":
+    if known is None or known.state != SiteState.ACTIVE:
         raise PolicyError(f"rotation of {found.enrolment.name}", "its old key is not active here", "enrol it anew")
     key_rotation.verify(found, known.signing_key)
     new = dataclasses.replace(found.enrolment, capacity=known.capacity)
     ledger.rotate_site(known.site, new)
     audit.append(home.audit, "coordinator", "site-rotate", old=known.site, new=new.site, name=new.name)
-    return {"site": new.site, "name": new.name, "replaces": known.site, "state": "active"}
+    return {"site": new.site, "name": new.name, "replaces": known.site, "state": SiteState.ACTIVE}
 
 
 def listed(home: Layout) -> list[dict[str, Any]]:

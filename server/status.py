@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from usfmae.server.layout import Layout
-from usfmae.server.ledger import Ledger, Verdict
+from usfmae.server.ledger import Ledger, RoundState, Verdict
 from usfmae.server.sites import free_bytes, listed
 
 SHOWN = ("verdict", "detail", "images", "steps", "bytes", "norm", "weight", "loss_before", "loss_after", "seconds")
@@ -17,8 +17,8 @@ def status(home: Layout) -> dict[str, Any]:
     """One JSON object; reads the ledger only, so it works beside a running aggregator and after it."""
     ledger = Ledger(home.ledger)
     rounds = ledger.rounds()
-    committed = [r for r in rounds if r.state == "committed"]
-    opened = next((r for r in rounds if r.state == "open"), None)
+    committed = [r for r in rounds if r.state == RoundState.COMMITTED]
+    opened = next((r for r in rounds if r.state == RoundState.OPEN), None)
     names = {site: known.name for site, known in ledger.sites().items()}
     last = committed[-1] if committed else None
     return {

@@ -23,17 +23,17 @@ from usfmae.core.log import note
 logger = logging.getLogger(__name__)
 
 
-def model(site: Site, asked: TrainRequest, work: Job, ids: Mapping[str, str], fetch: Fetch) -> Inspection | None:
+def model(site: Site, request: TrainRequest, work: Job, ids: Mapping[str, str], fetch: Fetch) -> Inspection | None:
     """Fetch what a request brings: the base, the seed's decoder and the replay corpus where they come along.
 
     `ids`: the request's records by name. Returns what was seen of a base that was made here. PolicyError where a record
     is missing or unfit; ResourceError where the disk is too full.
     """
     work.place.mkdir(parents=True, exist_ok=True)
-    wanted = {} if asked.step else {messages.ENCODER: work.base}
-    if asked.with_decoder:
+    wanted = {} if request.delta_from else {messages.ENCODER: work.base}
+    if request.with_decoder:
         wanted[messages.DECODER] = work.decoder
-    others = [(messages.STEP, asked.step), (messages.REPLAY, asked.with_replay)]
+    others = [(messages.STEP, request.delta_from), (messages.REPLAY, request.with_replay)]
     names = [*wanted, *(name for name, comes in others if comes)]
     absent = [name for name in names if name not in ids]
     if absent:
@@ -43,11 +43,11 @@ def model(site: Site, asked: TrainRequest, work: Job, ids: Mapping[str, str], fe
         if not target.exists():
             size = receive(ids[name], fetch, target, site.settings.max_model_gb * 1e9, room)
             note(logger, "downloaded", record=name, bytes=size)
-    if asked.with_replay:
-        replay_corpus.receive(site, recipe_of(asked), ids[messages.REPLAY], fetch, room)
-    if not asked.step or work.base.exists():
+    if request.with_replay:
+        replay_corpus.receive(site, recipe_of(request), ids[messages.REPLAY], fetch, room)
+    if not request.delta_from or work.base.exists():
         return None
-    return apply_step.receive(site, asked, work, ids[messages.STEP], fetch, room)
+    return apply_step.receive(site, request, work, ids[messages.STEP], fetch, room)
 
 
 def receive(

@@ -44,23 +44,23 @@ def train(message: Message, context: Context) -> Message:
     site = Site.open(Path(os.environ.get(SITE, "")))
     record = dict(message.content.config_records.get(messages.RECORD, {}))
     try:
-        asked = participation.checked(site, record)
-        why = answer(site, asked, message.content)
-        reply = participation.declined(site, record, why) if why else participation.signed_update(site, asked)
+        request = participation.checked(site, record)
+        why = answer(site, request, message.content)
+        reply = participation.declined(site, record, why) if why else participation.signed_update(site, request)
     except PolicyError as error:
         site.note("request.refused", "refused", why=str(error))
         reply = participation.declined(site, record, participation.refusal(error))
     return Message(_content(site, reply), reply_to=message)
 
 
-def answer(site: Site, asked: TrainRequest, content: RecordDict, workers: Workers | None = None) -> str:
+def answer(site: Site, request: TrainRequest, content: RecordDict, workers: Workers | None = None) -> str:
     """See the round through to a released update; returns why there is none, or nothing."""
-    workers, place = workers or Workers(site), outbox.folder(site, outbox.key(asked))
+    workers, place = workers or Workers(site), outbox.folder(site, outbox.key(request))
     while not (place / "entry.json").exists():
-        why = participation.unwilling(site, asked)
+        why = participation.unwilling(site, request)
         if why and why != participation.WAIT:
             return why
-        if not why and _worked(site, asked, content, workers):
+        if not why and _worked(site, request, content, workers):
             return "refused: training failed here"
         time.sleep(LOOK)
     while outbox.state(place) == "waiting":
@@ -68,38 +68,38 @@ def answer(site: Site, asked: TrainRequest, content: RecordDict, workers: Worker
     return "refused: kept by the site" if outbox.state(place) == "rejected" else ""
 
 
-def _worked(site: Site, asked: TrainRequest, content: RecordDict, workers: Workers) -> bool:
+def _worked(site: Site, request: TrainRequest, content: RecordDict, workers: Workers) -> bool:
     """One look at the round's job; True where it cannot be done."""
-    work = jobs.job(site, asked)
+    work = jobs.job(site, request)
     if work.result:
-        participation.stage(site, work, asked)
+        participation.stage(site, work, request)
     elif not work.ready:
         site_policy.check_disk(site)
         room = lambda size: site_policy.check_disk(site, size)  # noqa: E731
-        seen = _base(site, asked, work, content, room)
-        if asked.with_decoder:
+        seen = _base(site, request, work, content, room)
+        if request.with_decoder:
             _write(content, messages.DECODER, work.decoder)
-        if asked.with_replay:
+        if request.with_replay:
             files = {name: array.data for name, array in content.array_records[messages.REPLAY].items()}
-            replay_corpus.put(site, participation.recipe_of(asked), files, room)
-        participation.accept(site, work, asked, seen)
+            replay_corpus.put(site, participation.recipe_of(request), files, room)
+        participation.accept(site, work, request, seen)
     else:
         workers.tend(work)
     return bool(work.error)
 
 
 def _base(
-    site: Site, asked: TrainRequest, work: jobs.Job, content: RecordDict, room: Callable[[int], None]
+    site: Site, request: TrainRequest, work: jobs.Job, content: RecordDict, room: Callable[[int], None]
 ) -> Inspection | None:
     """The round's encoder, whole or by the step that leads to it."""
-    if not asked.step:
+    if not request.delta_from:
         _write(content, messages.ENCODER, work.base)
         return None
     step = work.place / "step.bin"
     data = content.array_records[messages.STEP][messages.STEP].data
     work.place.mkdir(parents=True, exist_ok=True)
     byte_stream.write(step, len(data), [data])
-    return apply_step.apply_step(site, asked, work, step, room)
+    return apply_step.apply_step(site, request, work, step, room)
 
 
 def _write(content: RecordDict, name: str, target: Path) -> None:
@@ -116,8 +116,8 @@ def _write(content: RecordDict, name: str, target: Path) -> None:
 def _content(site: Site, reply: TrainReply) -> RecordDict:
     content = RecordDict({messages.RECORD: ConfigRecord(dict(messages.to_record(reply)))})
     if not reply.declined:
-        asked = TrainRequest(reply.campaign, reply.round, reply.base, 0, 0, "")
-        place = outbox.folder(site, outbox.key(asked))
+        request = TrainRequest(reply.campaign, reply.round, reply.base, 0, 0, "")
+        place = outbox.folder(site, outbox.key(request))
         with TensorFile(place / outbox.UPDATE) as file:
             outbox.check(file, reply.content)
             parts = outbox.parts(file, reply.encoding)

@@ -26,9 +26,9 @@ class Uploader:
     def __init__(self, site: Site, line: Connection) -> None:
         self.site, self.line = site, line
 
-    def update(self, pending: PendingRequest, asked: TrainRequest) -> None:
+    def update(self, pending: PendingRequest, request: TrainRequest) -> None:
         """The update that was made for this request, signed now."""
-        place, signed = outbox.folder(self.site, outbox.key(asked)), participation.signed_update(self.site, asked)
+        place, signed = outbox.folder(self.site, outbox.key(request)), participation.signed_update(self.site, request)
         with TensorFile(place / outbox.UPDATE) as file:
             outbox.check(file, signed.content)
             arrays = {protocol.UPDATE: flower_objects.array_record(outbox.parts(file, signed.encoding))}

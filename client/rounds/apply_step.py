@@ -20,32 +20,30 @@ from usfmae.client.site import Site, read_json
 from usfmae.core import flower_objects
 from usfmae.core.errors import CheckpointError, PolicyError, ResourceError
 from usfmae.core.federated import codec, messages
-from usfmae.core.federated.messages import TrainRequest
+from usfmae.core.federated.messages import DeclineReason, TrainRequest
 from usfmae.core.tensors import TensorFile, Writer
-
-NEEDED = "need-base"  # what a site answers that needs the whole encoder
 
 
 class LostError(PolicyError):
     """The step does not lead from what is here to what was signed."""
 
 
-def missing_base(site: Site, asked: TrainRequest) -> str:
+def missing_base(site: Site, request: TrainRequest) -> str:
     """What to answer where the step's start is not here; "" where nothing is missing."""
-    return NEEDED if asked.step and _start(site, asked) is None else ""
+    return DeclineReason.NEED_BASE if request.delta_from and _start(site, request) is None else ""
 
 
-def _start(site: Site, asked: TrainRequest) -> Path | None:
+def _start(site: Site, request: TrainRequest) -> Path | None:
     """The encoder from which the step leads on, of any round that was asked here."""
     for about in (site.root / "jobs").glob("*/request.json"):
         base = Job(site, about.parent).base
-        if (read_json(about) or {}).get("request", {}).get("base") == asked.step and base.exists():
+        if (read_json(about) or {}).get("request", {}).get("base") == request.delta_from and base.exists():
             return base
     return None
 
 
 def receive(
-    site: Site, asked: TrainRequest, work: Job, record: str, fetch: flower_objects.Fetch, room: Callable[[int], None]
+    site: Site, request: TrainRequest, work: Job, record: str, fetch: flower_objects.Fetch, room: Callable[[int], None]
 ) -> Inspection:
     """Fetch the step in the ArrayRecord `record` and go it. LostError where it does not lead to the signed encoder."""
     found = flower_objects.references(fetch(record), "ArrayRecord")
@@ -57,22 +55,22 @@ def receive(
         raise PolicyError(f"step of {size} bytes", "is more than the site allows", "raise max_model_gb")
     room(size)
     byte_stream.receive(file, about, fetch)
-    return apply_step(site, asked, work, file, room)
+    return apply_step(site, request, work, file, room)
 
 
-def apply_step(site: Site, asked: TrainRequest, work: Job, step: Path, room: Callable[[int], None]) -> Inspection:
+def apply_step(site: Site, request: TrainRequest, work: Job, step: Path, room: Callable[[int], None]) -> Inspection:
     """Write the round's base, one tensor in memory, and remove the step; returns what was seen of the base."""
-    start, part = _start(site, asked), work.base.with_suffix(".part")
+    start, part = _start(site, request), work.base.with_suffix(".part")
     try:
         if start is None:
             raise ValueError("the encoder it starts from is not here")
         room(start.stat().st_size)
-        spent = jobs.spent(site, asked.campaign, start.name, start)
+        spent = jobs.spent(site, request.campaign, start.name, start)
         if spent:
             spent.replace(part)
         with TensorFile(start) as old, step.open("rb") as packed, part.open("r+b" if spent else "wb") as file:
-            seen = write(old, packed, asked.encoding, file)
-        if seen.id() != asked.base:
+            seen = write(old, packed, request.encoding, file)
+        if seen.id() != request.base:
             raise ValueError("it leads to another encoder than the coordinator signed")
         part.replace(work.base)
     except (ValueError, CheckpointError) as error:

@@ -60,7 +60,7 @@ class Job:
         return read_json(self.place / "progress.json") or {}
 
     @property
-    def asked(self) -> dict[str, Any]:
+    def request(self) -> dict[str, Any]:
         """The request's record; empty until the job is ready."""
         found: dict[str, Any] = (read_json(self.place / "request.json") or {}).get("request", {})
         return found
@@ -139,9 +139,9 @@ def finished(site: Site, campaign: str) -> list[tuple[int, Job]]:
     found = []
     for place in (site.root / "jobs").glob("*/result.json"):
         about = read_json(place.parent / "request.json") or {}
-        asked = about.get("request", {})
-        if asked.get("campaign") == campaign:
-            found.append((int(asked["round"]), float(about.get("created", 0.0)), Job(site, place.parent)))
+        request = about.get("request", {})
+        if request.get("campaign") == campaign:
+            found.append((int(request["round"]), float(about.get("created", 0.0)), Job(site, place.parent)))
     return [(number, work) for number, _, work in sorted(found, key=lambda entry: entry[:2])]
 
 

@@ -18,9 +18,7 @@ from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import FOLDER
 from usfmae.core.errors import CorpusError, PolicyError
 from usfmae.core.federated import replay
-
-NEEDED = "need-replay"  # what a site answers that has no copy and would take one
-OFF = "no-replay"  # what a site answers that has none and wants none
+from usfmae.core.federated.messages import DeclineReason
 
 Room = Callable[[int], None]  # raises where so many bytes do not fit
 
@@ -55,7 +53,7 @@ def lacking(site: Site, recipe: TrainSettings) -> str:
     """What to answer where the corpus is wanted and not here; "" where nothing is missing."""
     if not recipe.replay or folder(site, recipe):
         return ""
-    return NEEDED if site.settings.replay_gb else OFF
+    return DeclineReason.NEED_REPLAY if site.settings.replay_gb else DeclineReason.NO_REPLAY
 
 
 def receive(site: Site, recipe: TrainSettings, record: str, fetch: flower_objects.Fetch, room: Room) -> None:

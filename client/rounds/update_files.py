@@ -48,7 +48,7 @@ def write(
     content, square = codec.PayloadHash(), 0.0
     with contextlib.ExitStack() as stack:
         out = _writer(stack, work.place / outbox.UPDATE, sizes, {"shapes": json.dumps(base.shapes)})
-        spent = jobs.spent(work.site, before.asked["campaign"], RESIDUAL, before.place / RESIDUAL) if before else None
+        spent = jobs.spent(work.site, before.request["campaign"], RESIDUAL, before.place / RESIDUAL) if before else None
         left = _writer(stack, work.place / RESIDUAL, sizes, {}, spent) if encoding != "fp32" else None
         for tensor in payload:
             content.add(tensor.name, tensor.data)

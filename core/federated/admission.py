@@ -20,12 +20,9 @@ from usfmae.core.errors import PolicyError
 from usfmae.core.federated import codec
 from usfmae.core.federated.enrolment import EnrolledSite
 from usfmae.core.federated.merge import side_by_side
-from usfmae.core.federated.messages import RAW, TrainReply, TrainRequest, from_record, verify
+from usfmae.core.federated.messages import RAW, TrainReply, TrainRequest, VerdictCode, from_record, verify
 from usfmae.core.keys import public_signing_key
 from usfmae.core.tensors import TensorFile
-
-ADMITTED = "admitted"
-DECLINED = "declined"
 
 
 @dataclass(frozen=True)
@@ -46,28 +43,29 @@ class Arrived:
 class Refusal(Exception):  # noqa: N818 - a verdict, not an error
     """Why a reply is not admitted: a code for machines, a detail for people."""
 
-    def __init__(self, code: str, detail: str) -> None:
+    def __init__(self, code: VerdictCode, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
         self.code, self.detail = code, detail
 
 
-def identify(record: Mapping[str, Any], site: EnrolledSite, asked: TrainRequest) -> TrainReply:
+def identify(record: Mapping[str, Any], site: EnrolledSite, request: TrainRequest) -> TrainReply:
     """The reply in a record, if this site signed it and it answers this request."""
     try:
         reply = from_record(TrainReply, record)
     except PolicyError as error:
-        raise Refusal("bad-record", str(error)) from None
+        raise Refusal(VerdictCode.BAD_RECORD, str(error)) from None
     try:
         verify(reply, public_signing_key(site.signing_key, site.name))
     except PolicyError:
-        raise Refusal("bad-signature", "the signature is not this site's over this reply") from None
+        raise Refusal(VerdictCode.BAD_SIGNATURE, "the signature is not this site's over this reply") from None
     if reply.site not in ("", site.site):
-        raise Refusal("wrong-site", "the reply names another site")
+        raise Refusal(VerdictCode.WRONG_SITE, "the reply names another site")
     for figure in ("loss_before", "loss_after", "seconds"):
         if not 0 <= getattr(reply, figure) < math.inf:
-            raise Refusal("bad-record", f"{figure} is {getattr(reply, figure):.3g}")
-    for name, code in (("campaign", "wrong-campaign"), ("round", "wrong-round"), ("base", "wrong-base")):
-        if getattr(reply, name) != getattr(asked, name):
+            raise Refusal(VerdictCode.BAD_RECORD, f"{figure} is {getattr(reply, figure):.3g}")
+    wrong = {"campaign": VerdictCode.WRONG_CAMPAIGN, "round": VerdictCode.WRONG_ROUND, "base": VerdictCode.WRONG_BASE}
+    for name, code in wrong.items():
+        if getattr(reply, name) != getattr(request, name):
             raise Refusal(code, f"{name} {str(getattr(reply, name))[:64]!r} was not asked for")
     return reply
 
@@ -76,7 +74,7 @@ def examine(
     reply: TrainReply,
     arrays: Mapping[str, Arrived],
     site: EnrolledSite,
-    asked: TrainRequest,
+    request: TrainRequest,
     base: TensorFile,
     gate: GateSettings,
     keep: Callable[[str, bytes], object],
@@ -87,20 +85,20 @@ def examine(
     """
     largest = int(site.capacity * gate.capacity_factor)
     if not 1 <= reply.images <= largest:
-        raise Refusal("example-count", f"{reply.images} images; enrolled for 1 to {largest}")
-    if not 1 <= reply.steps <= asked.steps:
-        raise Refusal("step-count", f"{reply.steps} steps; {asked.steps} were asked for")
-    if reply.encoding != asked.encoding:
-        raise Refusal("wrong-encoding", f"{reply.encoding[:20]!r} instead of {asked.encoding!r}")
-    _check_tensors(arrays, base.shapes, asked.encoding)
+        raise Refusal(VerdictCode.EXAMPLE_COUNT, f"{reply.images} images; enrolled for 1 to {largest}")
+    if not 1 <= reply.steps <= request.steps:
+        raise Refusal(VerdictCode.STEP_COUNT, f"{reply.steps} steps; {request.steps} were asked for")
+    if reply.encoding != request.encoding:
+        raise Refusal(VerdictCode.WRONG_ENCODING, f"{reply.encoding[:20]!r} instead of {request.encoding!r}")
+    _check_tensors(arrays, base.shapes, request.encoding)
     content = codec.PayloadHash()
 
     def taken() -> Iterator[tuple[str, bytes]]:
         for name, shape in base.shapes.items():
-            size = codec.packed_size(math.prod(shape), asked.encoding)
+            size = codec.packed_size(math.prod(shape), request.encoding)
             data = arrays[name].read(size)
             if len(data) != size:
-                raise Refusal("wrong-size", f"{name!r} does not have {size} bytes")
+                raise Refusal(VerdictCode.WRONG_SIZE, f"{name!r} does not have {size} bytes")
             content.add(name, data)
             keep(name, data)
             yield name, data
@@ -108,13 +106,13 @@ def examine(
     def square(tensor: tuple[str, bytes]) -> float | Refusal:
         name, data = tensor
         try:
-            return codec.square_norm(data, base.tensor(name), asked.encoding)
+            return codec.square_norm(data, base.tensor(name), request.encoding)
         except ValueError:
-            return Refusal("not-finite", f"{name!r} holds NaN, infinity or more than float32 holds")
+            return Refusal(VerdictCode.NOT_FINITE, f"{name!r} holds NaN, infinity or more than float32 holds")
 
     squares = list(side_by_side(square, taken()))
     if content.id() != reply.content:
-        raise Refusal("tampered", "the bytes are not those that were signed")
+        raise Refusal(VerdictCode.TAMPERED, "the bytes are not those that were signed")
     total = 0.0
     for found in squares:
         if isinstance(found, Refusal):
@@ -126,15 +124,15 @@ def examine(
 def _check_tensors(arrays: Mapping[str, Arrived], shapes: Mapping[str, tuple[int, ...]], encoding: str) -> None:
     missing, extra = sorted(set(shapes) - set(arrays)), sorted(set(arrays) - set(shapes))
     if missing:
-        raise Refusal("missing-tensor", f"{len(missing)} missing, first {missing[0]!r}")
+        raise Refusal(VerdictCode.MISSING_TENSOR, f"{len(missing)} missing, first {missing[0]!r}")
     if extra:
-        raise Refusal("extra-tensor", f"{len(extra)} unknown, first {extra[0][:80]!r}")
+        raise Refusal(VerdictCode.EXTRA_TENSOR, f"{len(extra)} unknown, first {extra[0][:80]!r}")
     for name, shape in shapes.items():
         arrived = arrays[name]
         if arrived.shape != shape:
-            raise Refusal("wrong-shape", f"{name!r} has {arrived.shape}, not {shape}"[:200])
+            raise Refusal(VerdictCode.WRONG_SHAPE, f"{name!r} has {arrived.shape}, not {shape}"[:200])
         if arrived.dtype != encoding or arrived.stype != RAW:
-            raise Refusal("wrong-dtype", f"{name!r} is {arrived.dtype[:20]!r}, not {encoding!r}")
+            raise Refusal(VerdictCode.WRONG_DTYPE, f"{name!r} is {arrived.dtype[:20]!r}, not {encoding!r}")
 
 
 def compare(
@@ -157,9 +155,9 @@ def compare(
     reference = statistics.median_low(known) if known else 0.0
     for site, norm in norms.items():
         if norm > gate.base_limit * base_norm:
-            refused[site] = Refusal("norm", f"length {norm:.3g}; the encoder itself has {base_norm:.3g}")
+            refused[site] = Refusal(VerdictCode.NORM, f"length {norm:.3g}; the encoder itself has {base_norm:.3g}")
         elif norm > gate.norm_limit * reference:
-            refused[site] = Refusal("norm", f"length {norm:.3g}; the median update has {reference:.3g}")
+            refused[site] = Refusal(VerdictCode.NORM, f"length {norm:.3g}; the median update has {reference:.3g}")
     if directions is not None:
         refused.update(_against(list(norms), directions, set(refused), gate))
     return refused
@@ -175,7 +173,9 @@ def _against(sites: Sequence[str], gram: NDArray[np.float64], out: set[str], gat
         others = [j for j in left if j != worst]
         if cosines[worst] >= gate.direction_limit or _agreement(gram, others) < gate.agreement:
             break
-        refused[sites[worst]] = Refusal("direction", f"cosine {cosines[worst]:.2f} to the sum of the other sites")
+        refused[sites[worst]] = Refusal(
+            VerdictCode.DIRECTION, f"cosine {cosines[worst]:.2f} to the sum of the other sites"
+        )
         left.remove(worst)
     return refused
 

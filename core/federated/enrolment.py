@@ -9,6 +9,7 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -23,6 +24,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 LARGEST_CAPACITY = 10**9  # images; more than any hospital holds
 
 
+class SiteState(StrEnum):
+    ACTIVE = "active"
+    REVOKED = "revoked"
+
+
 @dataclass(frozen=True)
 class EnrolledSite:
     """An enrolled hospital."""
@@ -32,7 +38,7 @@ class EnrolledSite:
     node_key: str
     signing_key: str
     capacity: int
-    state: str  # "active" or "revoked"
+    state: SiteState
     has_decoder: bool  # it answered a request that carried the seed's decoder
     seen: float | None = None  # Unix time it was last connected
 

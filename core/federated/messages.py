@@ -4,7 +4,7 @@ A round is one request and one reply. Both travel as a record of scalars (str, i
 byte strings. Neither side ever sends code, paths, names or identifiers of scans. The reply's signature covers
 (campaign, round, base, content, images), never the transport's run or message id, which change on a resubmission.
 
-    request  aggregator -> site   record + encoder tensors, or the packed step to them from the encoder `step` names
+    request  aggregator -> site   record + encoder tensors, or the packed step to them from the encoder `delta_from` names
                                   (+ decoder tensors where `with_decoder`,
                                   + the public corpus' files where `with_replay`)
     reply    site -> aggregator   record + packed delta of the encoder (see codec.py)
@@ -18,6 +18,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, TypeVar
 
 from cryptography.exceptions import InvalidSignature
@@ -25,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from usfmae.core.errors import PolicyError
 
-VERSION = 2
+VERSION = 3
 
 # Names of the records inside a message.
 RECORD = "usfmae"  # the scalars of a TrainRequest, TrainReply
@@ -50,6 +51,53 @@ WANTED: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (i
 T = TypeVar("T")
 
 
+class DeclineReason(StrEnum):
+    """Why a site sends no update: what `TrainReply.declined` holds. A refusal is followed by a colon and the cause."""
+
+    PAUSED = "paused"
+    NO_IMAGES = "no-images"
+    NO_NEW_IMAGES = "no-new-images"
+    NEED_BASE = "need-base"  # the whole encoder, not a step to it
+    NEED_DECODER = "need-decoder"
+    NEED_REPLAY = "need-replay"
+    NO_REPLAY = "no-replay"  # it has no copy of the public corpus and takes none
+    REFUSED = "refused"
+
+
+class VerdictCode(StrEnum):
+    """What became of a site's reply in a round; every code but the first two says why it was not merged."""
+
+    ADMITTED = "admitted"
+    DECLINED = "declined"  # the site's own no
+
+    # the reply alone
+    BAD_MESSAGE = "bad-message"
+    BAD_RECORD = "bad-record"
+    BAD_SIGNATURE = "bad-signature"
+    WRONG_SITE = "wrong-site"
+    WRONG_CAMPAIGN = "wrong-campaign"
+    WRONG_ROUND = "wrong-round"
+    WRONG_BASE = "wrong-base"
+    WRONG_ENCODING = "wrong-encoding"
+    EXAMPLE_COUNT = "example-count"
+    STEP_COUNT = "step-count"
+    MISSING_TENSOR = "missing-tensor"
+    EXTRA_TENSOR = "extra-tensor"
+    WRONG_SHAPE = "wrong-shape"
+    WRONG_DTYPE = "wrong-dtype"
+    WRONG_SIZE = "wrong-size"
+    NOT_FINITE = "not-finite"
+    TAMPERED = "tampered"
+    REPLAYED = "replayed"
+    LATE = "late"
+
+    # beside the others
+    NORM = "norm"
+    DIRECTION = "direction"
+    FORGETS = "forgets"  # it broke the forgetting budget
+    REVOKED = "revoked"
+
+
 @dataclass(frozen=True)
 class TrainRequest:
     """What a site is asked to do in one round."""
@@ -62,7 +110,7 @@ class TrainRequest:
     recipe: str  # canonical JSON: {"model": ModelSettings, "train": TrainSettings}
     decoder: str = ""  # tensors_id of the seed's decoder
     encoding: str = "int8"  # how the delta should be packed: int8, bf16, fp32
-    step: str = ""  # tensors_id of the encoder from which STEP leads to the base; "" where ENCODER comes
+    delta_from: str = ""  # tensors_id of the encoder from which STEP leads to the base; "" where ENCODER comes
     with_decoder: bool = False  # the seed's decoder comes along (a site's first round in a campaign)
     with_replay: bool = False  # the public corpus comes along (the site said it has none)
     min_new: int = 0  # a site with fewer images it never trained on declines; 0 asks every site
@@ -85,9 +133,7 @@ class TrainReply:
     loss_before: float = 0.0  # held-out masked loss at this site, base encoder
     loss_after: float = 0.0  # the same after local training
     seconds: float = 0.0  # training time
-    # Why there is no update: "no-images", "no-new-images", "paused", "need-base", "need-decoder", "need-replay",
-    # "no-replay", "refused: ..."
-    declined: str = ""
+    declined: str = ""  # a DeclineReason, "" with an update
     site: str = ""  # fingerprint of the site's public key
     signature: str = ""  # the site's Ed25519 signature over SIGNED_REPLY, base64
     version: int = VERSION

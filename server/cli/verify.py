@@ -18,7 +18,7 @@ def verify(directory: Path, as_json: bool) -> None:
     from usfmae.core.errors import PolicyError
     from usfmae.core.tensors import TensorFile
     from usfmae.server.layout import Layout
-    from usfmae.server.ledger import Ledger
+    from usfmae.server.ledger import Ledger, RoundState
 
     home = Layout(directory)
     entries, checked, parent = audit.verify(home.audit), 0, ""
@@ -27,7 +27,7 @@ def verify(directory: Path, as_json: bool) -> None:
             raise PolicyError(f"round {found.number}", "does not start from the round before", "restore from a backup")
         parent = found.result or ""
         file = home.checkpoint(found.number)
-        if found.state == "committed" and file.exists():
+        if found.state == RoundState.COMMITTED and file.exists():
             with TensorFile(file) as tensors:
                 if tensors.id() != found.result:
                     raise PolicyError(f"checkpoint {file}", "is not what was committed", "restore it from a backup")

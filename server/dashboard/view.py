@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from usfmae.core.errors import ConfigError
+from usfmae.core.federated.messages import VerdictCode
 from usfmae.server.layout import Layout
 
-ADMITTED = "admitted"
 CONNECTED_SECONDS = 180.0  # a site that spoke this recently is shown as connected
 LATEST = 6  # rounds on the overview
 RECENT = 20  # rounds back from which replies that were not admitted are listed there
@@ -199,7 +199,7 @@ class Overview:
         for site in self.active:
             reply = mine.get(site["site"])
             if reply:
-                admitted = reply["verdict"] == ADMITTED
+                admitted = reply["verdict"] == VerdictCode.ADMITTED
                 found["admitted" if admitted else "not admitted"].append({**site, "why": reply["verdict"]})
             else:
                 found["working" if site["connected"] else "away"].append(site)

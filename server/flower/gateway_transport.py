@@ -16,7 +16,7 @@ from numpy.lib import format as npy
 from usfmae.core import flower_objects
 from usfmae.core.federated import replay as replays
 from usfmae.core.federated.admission import Arrived
-from usfmae.core.federated.enrolment import EnrolledSite
+from usfmae.core.federated.enrolment import EnrolledSite, SiteState
 from usfmae.core.federated.messages import DECODER, ENCODER, RAW, RECORD, REPLAY, STEP, UPDATE, to_record
 from usfmae.core.tensors import TensorFile
 from usfmae.server.flower.link_state import LinkState, Reply, config_record, normal_pem
@@ -33,7 +33,7 @@ class GatewayTransport:
         sites = self.sites().values()
         self.link.enrol(sites)
         online = self.link.online()
-        keys = {site.site: normal_pem(site.node_key) for site in sites if site.state == "active"}
+        keys = {site.site: normal_pem(site.node_key) for site in sites if site.state == SiteState.ACTIVE}
         self.nodes = {site: online[key] for site, key in keys.items() if key in online}
         return set(self.nodes)
 

@@ -26,7 +26,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
 
 from usfmae.core import flower_objects
-from usfmae.core.federated.enrolment import EnrolledSite
+from usfmae.core.federated.enrolment import EnrolledSite, SiteState
 from usfmae.core.log import note, printable
 from usfmae.server.flower.node_auth import CALLER, CallRefused
 from usfmae.server.flower.object_store import DiskObjectStore, Offer
@@ -114,9 +114,9 @@ class LinkState:
         for site in sites:
             key = normal_pem(site.node_key)
             node = self.state.get_node_id_by_public_key(key)
-            if site.state == "active" and node is None:
+            if site.state == SiteState.ACTIVE and node is None:
                 self.state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 30, name=site.name)
-            elif site.state != "active" and node is not None:
+            elif site.state != SiteState.ACTIVE and node is not None:
                 # delete_node compares with online_until, which a node that never connected does not have.
                 self.state.nodes[node].online_until = self.state.nodes[node].online_until or time.time()
                 self.state.delete_node(NOOP_FLWR_AID, node)

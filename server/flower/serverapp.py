@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from usfmae.core.federated import replay as replays
 from usfmae.core.federated.admission import Arrived
-from usfmae.core.federated.enrolment import EnrolledSite
+from usfmae.core.federated.enrolment import EnrolledSite, SiteState
 from usfmae.core.federated.messages import DECODER, ENCODER, RAW, RECORD, REPLAY, STEP, UPDATE, to_record
 from usfmae.core.tensors import TensorFile
 from usfmae.server.flower.link_state import PASSING
@@ -32,7 +32,7 @@ class FlowerWire:
 
     def connected(self) -> set[str]:
         sites = self.sites().values()
-        by_key = {_key_text(site.node_key): site.site for site in sites if site.state == "active"}
+        by_key = {_key_text(site.node_key): site.site for site in sites if site.state == SiteState.ACTIVE}
         here = {by_key.get(_key_text(bytes(node.public_key).decode())): node.node_id for node in self.grid.get_nodes()}
         self.nodes = {site: node for site, node in here.items() if site}
         return set(self.nodes)

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from usfmae.core import audit
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.federated import merge
-from usfmae.core.federated.admission import ADMITTED, compare
+from usfmae.core.federated.admission import compare
+from usfmae.core.federated.enrolment import SiteState
+from usfmae.core.federated.messages import VerdictCode
 from usfmae.core.federated.rules import rule_for
 from usfmae.core.files import write_atomic
 from usfmae.core.log import note
@@ -29,8 +31,6 @@ from usfmae.server.weights import describe
 
 if TYPE_CHECKING:
     from usfmae.server.rounds.forgetting_gate import ForgettingGate
-
-FORGETS = "forgets"  # verdict on an update that was left out because it broke the forgetting budget
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +48,10 @@ def finish(
     Returns the encoder's hash, or "" where the comparison left fewer than the quorum: the round goes on then, until
     another site answers or its deadline has passed.
     """
-    active = {site for site, known in ledger.sites().items() if known.state == "active"}
+    active = {site for site, known in ledger.sites().items() if known.state == SiteState.ACTIVE}
     verdicts = _without_revoked(ledger.verdicts(current.number), active)
     verdicts, cosines = _compared(home, ledger, settings, current, base, verdicts)
-    chosen = [site for site in sorted(verdicts) if verdicts[site].verdict == ADMITTED]
+    chosen = [site for site in sorted(verdicts) if verdicts[site].verdict == VerdictCode.ADMITTED]
     if len(chosen) < settings.rounds.quorum:
         for verdict in verdicts.values():
             ledger.record(verdict)
@@ -64,7 +64,7 @@ def finish(
 
     result, judgement, left_out = gate.judge(current, chosen, merged) if gate else (merged(()), {}, {})
     for site, detail in left_out.items():
-        verdicts[site] = dataclasses.replace(verdicts[site], verdict=FORGETS, detail=detail)
+        verdicts[site] = dataclasses.replace(verdicts[site], verdict=VerdictCode.FORGETS, detail=detail)
     admitted = _weighted([verdicts[site] for site in chosen if site not in left_out], settings.gate.weight_cap)
     verdicts.update({verdict.site: verdict for verdict in admitted})
     ledger.commit_round(current.number, result, {**_summary(admitted), **cosines, **judgement}, list(verdicts.values()))
@@ -100,8 +100,8 @@ def _without_revoked(verdicts: dict[str, Verdict], active: set[str]) -> dict[str
     """A site revoked after it answered has no place in the merge."""
     return {
         site: verdict
-        if site in active or verdict.verdict != ADMITTED
-        else dataclasses.replace(verdict, verdict="revoked", detail="revoked before the round closed")
+        if site in active or verdict.verdict != VerdictCode.ADMITTED
+        else dataclasses.replace(verdict, verdict=VerdictCode.REVOKED, detail="revoked before the round closed")
         for site, verdict in verdicts.items()
     }
 
@@ -115,7 +115,7 @@ def _compared(
     verdicts: dict[str, Verdict],
 ) -> tuple[dict[str, Verdict], dict[str, Any]]:
     """Verdicts after the comparison, and for the ledger the cosine of each pair of updates."""
-    norms = {site: v.norm or 0.0 for site, v in sorted(verdicts.items()) if v.verdict == ADMITTED}
+    norms = {site: v.norm or 0.0 for site, v in sorted(verdicts.items()) if v.verdict == VerdictCode.ADMITTED}
     directions = None
     if len(norms) >= 2:
         with _opened([spool.path(home, current.number, site) for site in norms]) as files:

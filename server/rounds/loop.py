@@ -21,9 +21,9 @@ from usfmae.core import audit
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError, ResourceError
 from usfmae.core.federated import codec
-from usfmae.core.federated.admission import ADMITTED, DECLINED, Refusal, examine, identify
-from usfmae.core.federated.enrolment import EnrolledSite
-from usfmae.core.federated.messages import TrainRequest
+from usfmae.core.federated.admission import Refusal, examine, identify
+from usfmae.core.federated.enrolment import EnrolledSite, SiteState
+from usfmae.core.federated.messages import DeclineReason, TrainRequest, VerdictCode
 from usfmae.core.log import note, printable
 from usfmae.core.tensors import TensorFile
 from usfmae.server import campaign
@@ -63,7 +63,7 @@ class Loop:
     ) -> None:
         self.home, self.ledger, self.settings, self.transport, self.key = home, ledger, settings, transport, key
         self.clock, self.wait, self.committed = clock, wait, committed
-        self.asked: dict[str, tuple[str, TrainRequest]] = {}  # message -> (site, request)
+        self.outstanding: dict[str, tuple[str, TrainRequest]] = {}  # message -> (site, request)
         self.not_before: dict[str, float] = {}  # site -> time before which it is not asked again
         self.late: dict[str, tuple[str, TrainRequest]] = {}  # messages of closed rounds still out
         self.without_replay: set[str] = set()  # sites that have said they hold no copy of the replay corpus
@@ -117,8 +117,8 @@ class Loop:
 
     def _gate(self) -> ForgettingGate | None:
         """The forgetting gate, where the campaign asks for one: it loads torch, the loop does not."""
-        asked = self.settings.continual
-        if not (asked.panel or asked.pull or asked.anchor_every or asked.ema):
+        options = self.settings.continual
+        if not (options.panel or options.pull or options.anchor_every or options.ema):
             return None
         from usfmae.server.rounds.forgetting_gate import ForgettingGate
 
@@ -131,13 +131,13 @@ class Loop:
         spool.forget_unnoted(self.home, self.ledger, current.number)
         self._forget_damaged(current.number)
         while True:
-            sites = {name: site for name, site in self.ledger.sites().items() if site.state == "active"}
+            sites = {name: site for name, site in self.ledger.sites().items() if site.state == SiteState.ACTIVE}
             here = self.transport.connected() & set(sites)
             self._note_seen(here)
             verdicts = self.ledger.verdicts(current.number)
             for site in sorted(here - set(verdicts)):
                 self._ask(sites[site], request)
-            for answer in self.transport.answers(list(self.asked)):
+            for answer in self.transport.answers(list(self.outstanding)):
                 self._take(answer, sites, base)
             self._take_late()
             now, age = self.ledger.verdicts(current.number), self.clock() - current.opened
@@ -151,21 +151,21 @@ class Loop:
     def _forget_damaged(self, number: int) -> None:
         """After a restart: what was admitted must still be what its site signed, else the site is asked again."""
         for verdict in self.ledger.verdicts(number).values():
-            if verdict.verdict == ADMITTED and spool.damaged(self.home, verdict):
+            if verdict.verdict == VerdictCode.ADMITTED and spool.damaged(self.home, verdict):
                 audit.append(self.home.audit, "gate", "spool", "damaged", round=number, site=verdict.site)
                 note(logger, "spooled update damaged, asking again", level=logging.ERROR, site=verdict.site)
                 self.ledger.withdraw_verdict(number, verdict.site)
 
     def _ask(self, site: EnrolledSite, request: TrainRequest) -> None:
-        if any(asked == site.site for asked, _ in self.asked.values()) or self.clock() < self.not_before.get(
+        if any(other == site.site for other, _ in self.outstanding.values()) or self.clock() < self.not_before.get(
             site.site, 0
         ):
             return
         ships, before = site.site in self.without_replay, self._holds(site.site, request.round)
-        asked = dataclasses.replace(request, step=before, with_decoder=not site.has_decoder, with_replay=ships)
+        request = dataclasses.replace(request, delta_from=before, with_decoder=not site.has_decoder, with_replay=ships)
         task = RoundTask(
             site.site,
-            asked,
+            request,
             self.home.checkpoint(request.round - 1),
             self.home.step(request.round - 1) if before else None,
             None if site.has_decoder else self.home.decoder,
@@ -174,7 +174,7 @@ class Loop:
         )
         message = self.transport.ask(task)
         if message:
-            self.asked[message] = (site.site, asked)
+            self.outstanding[message] = (site.site, request)
             note(logger, "asked", round=request.round, site=site.name)
 
     def _holds(self, site: str, number: int) -> str:
@@ -183,17 +183,17 @@ class Loop:
         if last is None or site in self.without_base or not self.home.step(number - 1).exists():
             return ""
         answered = self.ledger.verdicts(last.number).get(site)
-        return last.base if answered and answered.verdict != DECLINED else ""
+        return last.base if answered and answered.verdict != VerdictCode.DECLINED else ""
 
     def _take(self, answer: Answer, sites: Mapping[str, EnrolledSite], base: TensorFile) -> None:
         """Judge one answer, spool what is admitted, note the verdict; a reply that was lost is asked for again."""
-        site_id, request = self.asked.pop(answer.message)
+        site_id, request = self.outstanding.pop(answer.message)
         site = sites.get(site_id)
         if site is None or site_id in self.ledger.verdicts(request.round):
             return  # revoked while it trained, or judged already
         try:
             if answer.hostile:
-                raise Refusal("bad-message", answer.error)
+                raise Refusal(VerdictCode.BAD_MESSAGE, answer.error)
             if answer.error:
                 note(logger, "reply lost", round=request.round, site=site.name, reason=answer.error)
                 self.not_before[site_id] = self.clock() + ASK_AGAIN
@@ -202,28 +202,28 @@ class Loop:
         except Refusal as refusal:
             self._verdict(Verdict(request.round, site_id, refusal.code, refusal.detail), site)
         except PolicyError as error:  # found as its bytes were read
-            self._verdict(Verdict(request.round, site_id, "bad-message", str(error)), site)
+            self._verdict(Verdict(request.round, site_id, VerdictCode.BAD_MESSAGE, str(error)), site)
         except ResourceError as error:
             note(logger, "reply not stored, asking again", site=site.name, reason=str(error))
             self.not_before[site_id] = self.clock() + ASK_AGAIN
 
     def _admit(self, answer: Answer, site: EnrolledSite, request: TrainRequest, base: TensorFile) -> None:
         reply = identify(answer.record, site, request)
-        if reply.declined == "need-decoder" and site.has_decoder:
+        if reply.declined == DeclineReason.NEED_DECODER and site.has_decoder:
             self.ledger.note_decoder(site.site, False)
             return
-        if reply.declined == "need-replay" and not request.with_replay and replayed(self.settings):
+        if reply.declined == DeclineReason.NEED_REPLAY and not request.with_replay and replayed(self.settings):
             self.without_replay.add(site.site)
             return
-        if reply.declined == "need-base" and request.step:
+        if reply.declined == DeclineReason.NEED_BASE and request.delta_from:
             self.without_base.add(site.site)
             return
         self.without_replay.discard(site.site)
         if reply.declined:
-            self._verdict(Verdict(request.round, site.site, DECLINED, reply.declined), site)
+            self._verdict(Verdict(request.round, site.site, VerdictCode.DECLINED, reply.declined), site)
             return
         if self.ledger.seen_content(site.site, reply.content, request.round):
-            raise Refusal("replayed", "the same update was admitted in another round")
+            raise Refusal(VerdictCode.REPLAYED, "the same update was admitted in another round")
         sizes = {n: codec.packed_size(math.prod(s), request.encoding) for n, s in base.shapes.items()}
         with spool.storing(self.home, request.round, site.site, sizes) as keep:
             norm = examine(reply, answer.arrays, site, request, base, self.settings.gate, keep)
@@ -232,7 +232,7 @@ class Loop:
         verdict = Verdict(
             request.round,
             site.site,
-            ADMITTED,
+            VerdictCode.ADMITTED,
             content=reply.content,
             images=reply.images,
             steps=reply.steps,
@@ -252,25 +252,24 @@ class Loop:
     def _ask_decliners(self, current: Round, verdicts: Mapping[str, Verdict]) -> None:
         """A site that declined is asked again after a while, as long as its round is open."""
         for site, verdict in verdicts.items():
-            if verdict.verdict == DECLINED and self.clock() - verdict.received > DECLINE_HOLDS:
+            if verdict.verdict == VerdictCode.DECLINED and self.clock() - verdict.received > DECLINE_HOLDS:
                 self.ledger.withdraw_verdict(current.number, site)
 
     def _let_go(self) -> None:
         """The round is closed: nobody new gets its request; who trains on it may still answer, and is told late."""
-        unread = [message for message, (site, _) in self.asked.items() if site not in self.transport.connected()]
+        unread = [message for message, (site, _) in self.outstanding.items() if site not in self.transport.connected()]
         self.transport.withdraw(unread)
-        self.late.update({message: asked for message, asked in self.asked.items() if message not in unread})
-        self.asked.clear()
+        self.late.update({message: sent for message, sent in self.outstanding.items() if message not in unread})
+        self.outstanding.clear()
 
     def _take_late(self) -> None:
         """Replies that come after their round closed are never merged."""
         for answer in self.transport.answers(list(self.late)):
             site, request = self.late.pop(answer.message)
             if not answer.error and self.settings.rounds.late == "record":
-                self.ledger.refuse(request.round, site, "late", "the round had closed")
-                audit.append(
-                    self.home.audit, "gate", "reply", "refused", round=request.round, site=site, verdict="late"
-                )
+                code, number = VerdictCode.LATE, request.round
+                self.ledger.refuse(number, site, code, "the round had closed")
+                audit.append(self.home.audit, "gate", "reply", "refused", round=number, site=site, verdict=code)
 
     def _note_seen(self, here: set[str]) -> None:
         if here and self.clock() - self.noted > SEEN_EVERY:

@@ -129,7 +129,7 @@ class Aggregator:
             {
                 messages.RECORD: ConfigRecord(
                     messages.to_record(
-                        replace(request, step=start, with_decoder=with_decoder, with_replay=bool(public))
+                        replace(request, delta_from=start, with_decoder=with_decoder, with_replay=bool(public))
                     )
                 )
             }

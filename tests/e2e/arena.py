@@ -103,7 +103,7 @@ class Hospital:
         asked = protocol.from_record(TrainRequest, messages.config_record(fetch(ids[protocol.RECORD])))
         file = self.scratch / f"{asked.round}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
-        if asked.step:
+        if asked.delta_from:
             self._step(asked, ids[protocol.STEP], fetch, file)
         else:
             download.receive(ids[protocol.ENCODER], fetch, file, 1e9)

@@ -13,8 +13,7 @@ from flwr.proto import message_pb2 as wire
 from tests.e2e.arena import Draft, Hospital, Stage, request_of, row
 from usfmae.client.flower import messages
 from usfmae.core import flower_objects
-from usfmae.core.federated.admission import ADMITTED
-from usfmae.core.federated.messages import RAW, RECORD, UPDATE
+from usfmae.core.federated.messages import RAW, RECORD, UPDATE, VerdictCode
 
 pytestmark = pytest.mark.attacks
 
@@ -95,4 +94,4 @@ def test_a_reply_in_order_made_by_the_same_hand_is_admitted(tmp_path):
         request = request_of(fleet)
         fleet.push(crafted(stage.mallory, request, stage.mallory.take(fleet, request), Form()))
         stage.done()
-        assert stage.verdict() == ADMITTED
+        assert stage.verdict() == VerdictCode.ADMITTED

@@ -16,8 +16,7 @@ from tests.e2e.arena import Draft, Hospital, Stage, request_of, row
 from usfmae.client.flower import fleet_client, messages, transport_errors
 from usfmae.core import flower_objects
 from usfmae.core.federated import messages as protocol
-from usfmae.core.federated.admission import ADMITTED
-from usfmae.core.federated.messages import RAW, TrainRequest
+from usfmae.core.federated.messages import RAW, TrainRequest, VerdictCode
 
 pytestmark = pytest.mark.attacks
 
@@ -43,7 +42,7 @@ def test_a_replayed_round_is_refused(tmp_path):
         audited = [stage.audited(actor="gate", round=n, verdict=verdicts[n - 1], status="refused") for n in (2, 3)]
         row("replayed round (word for word)", verdicts[1], audited[0])
         row("replayed update, signed anew", verdicts[2], audited[1])
-        assert (verdicts, audited) == ([ADMITTED, "wrong-round", "replayed"], [True, True])
+        assert (verdicts, audited) == ([VerdictCode.ADMITTED, "wrong-round", "replayed"], [True, True])
 
 
 def test_a_message_of_10_gb_is_stopped_at_the_size_of_an_update(tmp_path, honest_alone):
@@ -188,4 +187,4 @@ def test_nobody_answers_in_another_site_s_place(tmp_path, honest_alone):
         got, sent = stage.ledger.verdicts(1)[victim.site].verdict, stage.mallory.sent
         audited = stage.audited(actor="porch", code=403, why="a reply in another site's place")
         row("a reply in another site's place", 403 if not sent else "TAKEN", audited, result == honest_alone)
-        assert (got, sent, audited, result) == (ADMITTED, 0, True, honest_alone)
+        assert (got, sent, audited, result) == (VerdictCode.ADMITTED, 0, True, honest_alone)

@@ -20,14 +20,13 @@ from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import PolicyError, UsfmaeError
-from usfmae.core.federated.admission import ADMITTED
 from usfmae.core.federated.local_round import Trained
+from usfmae.core.federated.messages import VerdictCode
 from usfmae.core.mae.model import fresh
 from usfmae.core.mae.train import train
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
 from usfmae.server.release import release
-from usfmae.server.rounds.commit import FORGETS
 from usfmae.server.rounds.forgetting_gate import ForgettingGate
 from usfmae.server.rounds.panel import check_apart, opened
 from usfmae.server.simulate import populate, tissue
@@ -115,7 +114,11 @@ def test_the_site_that_makes_a_round_forget_is_left_out_and_the_round_counts(
     ledger = Ledger(home.ledger)
     names = {site.site: site.name for site in ledger.sites().values()}
     verdicts = {names[site]: v.verdict for site, v in ledger.verdicts(2).items()}
-    assert verdicts == {"virtual-001": ADMITTED, "virtual-002": ADMITTED, "virtual-003": FORGETS}
+    assert verdicts == {
+        "virtual-001": VerdictCode.ADMITTED,
+        "virtual-002": VerdictCode.ADMITTED,
+        "virtual-003": VerdictCode.FORGETS,
+    }
     second = ledger.rounds()[1]
     assert second.summary["sites"] == 2 and second.summary["gate"]["outcome"] == "accepted"
     assert second.result != second.base and excess(second.summary) <= 0.10

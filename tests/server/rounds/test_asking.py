@@ -52,7 +52,7 @@ def test_the_replay_corpus_goes_to_sites_that_have_none_and_to_nobody_twice(fede
 
     def missing(messages):
         for answer in answers(messages):
-            site, request = next((s, r) for m, (s, r) in loop.asked.items() if m == answer.message)
+            site, request = next((s, r) for m, (s, r) in loop.outstanding.items() if m == answer.message)
             if site in holders:
                 yield answer
             else:

@@ -58,7 +58,7 @@ def test_the_step_goes_to_who_answered_the_round_before_and_the_whole_to_the_oth
     made = federation(3, **{"rounds.quorum": 2, "rounds.deadline": 0.001})
     asked, slow, real = [], made.hospitals[2].site, made.wire.ask
     made.wire.ask = lambda task: (
-        asked.append((task.request.round, task.site == slow, task.step, task.request.step)) or real(task)
+        asked.append((task.request.round, task.site == slow, task.step, task.request.delta_from)) or real(task)
     )
     made.wire.order = lambda messages: [m for m in messages if made.wire.waiting[m].site != slow]
     made.run(1)
@@ -75,7 +75,7 @@ def test_the_step_goes_to_who_answered_the_round_before_and_the_whole_to_the_oth
 def test_a_site_without_the_start_gets_the_whole_encoder(federation):
     made = federation(1)
     made.run(1)
-    asked = made.declining("need-base", lambda request: bool(request.step))
+    asked = made.declining("need-base", lambda request: bool(request.delta_from))
     made.run(2)
     assert asked == [True, False]
     assert made.verdicts(2) == ["admitted"]
@@ -88,6 +88,6 @@ def test_an_encoder_put_in_place_of_the_merge_has_no_step(federation):
     made.run(1)
     made.home.forget_step(1)
     asked, real = [], made.wire.ask
-    made.wire.ask = lambda task: asked.append(task.request.step) or real(task)
+    made.wire.ask = lambda task: asked.append(task.request.delta_from) or real(task)
     made.run(2)
     assert asked == [""]
