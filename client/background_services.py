@@ -70,7 +70,7 @@ def _page(site: Site) -> Iterator[int]:
     from usfmae.client.page.serve import serving
 
     settings = site.settings.page
-    with serving(application(site, settings.names), settings.host, settings.port) as port:
+    with serving(application(site), settings.host, settings.port) as port:
         address = f"http://{settings.host}:{port}"
         note(logger, "page", address=address, token=str(site.root / "keys" / "page.token"))
         yield port

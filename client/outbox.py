@@ -128,14 +128,14 @@ def entries(site: Site) -> list[dict[str, Any]]:
     return Outbox(site).entries()
 
 
-def decide(site: Site, id_: str, approved: bool, reason: str = "") -> None:
-    """A person's decision. UsageError where the entry is unknown or already decided."""
+def decide(site: Site, id_: str, approved: bool, reason: str = "", by: str = "") -> None:
+    """A person's decision; `by`: their name, else the account of this process. UsageError where the entry is unknown or already decided."""
     place = folder(site, id_)
     if "/" in id_ or not (place / "entry.json").exists():
         raise UsageError(f"outbox entry {id_!r:.60}", "does not exist", f"see 'usfmae-client outbox {site.root}'")
     if state(place) != "waiting":
         raise UsageError(f"outbox entry {id_}", f"is {state(place)} already", "nothing to decide")
-    person = getpass.getuser()
+    person = by or getpass.getuser()
     write_json(place / "decision.json", {"approved": approved, "by": person, "time": time.time(), "reason": reason})
     site.note("outbox.approved" if approved else "outbox.rejected", id=id_, by=person, reason=reason)
 

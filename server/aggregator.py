@@ -114,7 +114,7 @@ def _wait(parent: int):  # type: ignore[no-untyped-def]
 
 
 class Refusals:
-    """Counts calls that the porch turned away, and writes one audit line a minute instead of one a call."""
+    """Counts calls that the public port refused, and writes one audit line a minute instead of one a call."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -142,7 +142,7 @@ class Refusals:
         for known, times in sorted(taken.items()):
             status, why, client = known
             try:
-                audit.append(self.log, "porch", "call", "refused", code=status, why=why, client=client, times=times)
+                audit.append(self.log, "fleet-api", "call", "refused", code=status, why=why, client=client, times=times)
             except ResourceError:  # a full disk: counted on, and written later; the caller gets its answer
                 with self.lock:
                     self._add(known, times)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,23 @@ from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
 
 
-def add(home: Layout, file: Path) -> dict[str, Any]:
-    """Enrol the site of an enrol.json; a running aggregator lets it in at once."""
+def add(home: Layout, file: Path, by: str = "") -> dict[str, Any]:
+    """Enrol the site of an enrol.json; a running aggregator lets it in at once. `by`: who did it, for the audit log."""
     try:
         found = enrolment.load(file)
         Ledger(home.ledger).add_site(found)
     except UsfmaeError as error:
         audit.append(home.audit, "coordinator", "site-add", "refused", why=f"{error.what}: {error.why}"[:200])
         raise
-    audit.append(home.audit, "coordinator", "site-add", site=found.site, name=found.name, capacity=found.capacity)
+    fields: dict[str, Any] = {"site": found.site, "name": found.name, "capacity": found.capacity}
+    audit.append(home.audit, "coordinator", "site-add", **fields, by=by or person())
     return {"site": found.site, "name": found.name, "capacity": found.capacity, "state": SiteState.ACTIVE}
 
 
-def revoke(home: Layout, name: str) -> dict[str, Any]:
+def revoke(home: Layout, name: str, by: str = "") -> dict[str, Any]:
     """Revoke a site; a running aggregator cuts it off at once, and what it sent in the open round is not merged."""
     site = Ledger(home.ledger).revoke_site(name)
-    audit.append(home.audit, "coordinator", "site-revoke", site=site, name=name)
+    audit.append(home.audit, "coordinator", "site-revoke", site=site, name=name, by=by or person())
     return {"site": site, "name": name, "state": SiteState.REVOKED}
 
 
@@ -47,6 +49,14 @@ def rotate(home: Layout, file: Path) -> dict[str, Any]:
     ledger.rotate_site(known.site, new)
     audit.append(home.audit, "coordinator", "site-rotate", old=known.site, new=new.site, name=new.name)
     return {"site": new.site, "name": new.name, "replaces": known.site, "state": SiteState.ACTIVE}
+
+
+def person() -> str:
+    """The account that runs this command."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
 
 
 def listed(home: Layout) -> list[dict[str, Any]]:

@@ -7,15 +7,12 @@ picture is ever stored.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
 
 from usfmae.client import outbox, site_policy
 from usfmae.client.page import view
@@ -26,46 +23,23 @@ from usfmae.client.review.quarantine import QuarantinedFrame
 from usfmae.client.site import Site
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.report.reasons import meaning
-from usfmae.core.web import templating
-from usfmae.core.web.headers import RequestGuard
-from usfmae.core.web.login import Login, Visit
-from usfmae.core.web.session import Sessions
+from usfmae.core.web.access import Access, People
+from usfmae.core.web.application import WebPage, assemble
 
 SHOWN = 24  # kept frames on a page
-BY = "page"  # who decides, in the audit log: whoever holds the token
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class SitePage:
+class SitePage(WebPage):
+    heading, why = "This page shows scans", "It is for people of this hospital who may see them."
+
     def __init__(self, site: Site) -> None:
+        settings = site.settings.page
+        access = Access(People(site.root / "keys"), site.note, settings.trusted_proxies, settings.user_header)
+        super().__init__("usfmae.client.page", access, name=site.settings.name)
         self.site = site
         self.intake, self.shelf = quarantine.Intake(), outbox.Outbox(site)
         self.album, self.darkroom = corpus_view.CorpusView(), Darkroom()
-        self.templates = templating.environment("usfmae.client.page")
         self.templates.filters["meaning"] = meaning
-
-    def show(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-        return HTMLResponse(self.render(template, request.scope["visit"], request.url.path, **values), status)
-
-    def render(self, template: str, visit: Visit, path: str, **values: Any) -> str:
-        about = {"known": visit.known, "mark": visit.mark, "path": path, "name": self.site.settings.name}
-        return self.templates.get_template(template).render(**about, **values)
-
-    def login(self, visit: Visit, **values: Any) -> str:
-        why = "It is for people of this hospital who may see them."
-        return self.render("login.html", visit, "/login", heading="This page shows scans", why=why, **values)
-
-    def own_form(self, endpoint: Callable[[Request, Any], Awaitable[Response]]) -> Endpoint:
-        """The endpoint for a form that our own page sent."""
-
-        async def checked(request: Request) -> Response:
-            form = await request.form()
-            if not request.scope["visit"].owns(form.get("mark")):
-                raise HTTPException(403, "this form is not from this page, or too old: go back and reload")
-            return await endpoint(request, form)
-
-        return checked
 
     # What it shows
 
@@ -160,36 +134,39 @@ class SitePage:
 
     # What it changes
 
-    async def pause(self, request: Request, form: Any) -> Response:
+    async def pause(self, request: Request) -> Response:
+        form = await self.access.own_form(request)
         action = site_policy.resume if form.get("now") == "resume" else site_policy.pause
         await asyncio.to_thread(action, self.site)
         return RedirectResponse("/", 303)
 
-    async def decide(self, request: Request, form: Any) -> Response:
+    async def decide(self, request: Request) -> Response:
+        form = await self.access.own_form(request)
         held = self._held(request)
         action = quarantine.release if form.get("decision") == "release" else quarantine.drop
         try:
-            await asyncio.to_thread(action, self.site, held, BY)
+            await asyncio.to_thread(action, self.site, held, request.user.display_name)
         except UsfmaeError as error:
             return self.show(request, "problem.html", 400, text=str(error))
         left = quarantine.waiting(self.site, self.intake)
         same = [h for h in left if h.reason == held.reason]
         return RedirectResponse(f"/quarantine/{same[0].id}" if same else "/quarantine", 303)
 
-    async def approve(self, request: Request, form: Any) -> Response:
+    async def approve(self, request: Request) -> Response:
+        form = await self.access.own_form(request)
         yes = form.get("decision") == "approve"
         try:
             await asyncio.to_thread(
-                outbox.decide, self.site, request.path_params["id"], yes, str(form.get("reason", ""))[:200]
+                outbox.decide,
+                self.site,
+                request.path_params["id"],
+                yes,
+                str(form.get("reason", ""))[:200],
+                by=request.user.display_name,
             )
         except UsfmaeError as error:
             return await self.left(request, str(error), bad=True)
         return await self.left(request, "approved: it leaves with the next look" if yes else "rejected: it stays here")
-
-    async def problem(self, request: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 503
-        text = error.detail if isinstance(error, HTTPException) else str(error)
-        return self.show(request, "problem.html", status, text=text)
 
 
 def _picture(content: bytes) -> Response:
@@ -199,24 +176,21 @@ def _picture(content: bytes) -> Response:
     return Response(content, media_type="image/png", headers={"Cache-Control": "no-store"})
 
 
-def application(site: Site, names: tuple[str, ...] = ()) -> RequestGuard:
-    """The page of one site, behind its guard and its door: nothing of it is shown without a session."""
+def application(site: Site) -> Starlette:
+    """The page of one site: nothing of it is shown without a login."""
     page = SitePage(site)
     routes = [
         Route("/", page.overview),
         Route("/quarantine", page.quarantine),
         Route("/quarantine/{id}", page.entry),
-        Route("/quarantine/{id}/decide", page.own_form(page.decide), methods=["POST"]),
+        Route("/quarantine/{id}/decide", page.decide, methods=["POST"]),
         Route("/quarantine/{id}/{which}.png", page.picture),
         Route("/kept", page.kept_images),
         Route("/kept/{shard}/{row:int}", page.kept_frame),
         Route("/kept/{shard}/{row:int}/{which}.png", page.kept_picture),
         Route("/outbox", page.left),
-        Route("/outbox/{id}", page.own_form(page.approve), methods=["POST"]),
+        Route("/outbox/{id}", page.approve, methods=["POST"]),
         Route("/audit", page.audit),
-        Route("/pause", page.own_form(page.pause), methods=["POST"]),
-        Mount("/static", StaticFiles(directory=templating.STATIC)),
+        Route("/pause", page.pause, methods=["POST"]),
     ]
-    handlers: Any = {HTTPException: page.problem, UsfmaeError: page.problem}
-    inside = Starlette(routes=routes, exception_handlers=handlers)
-    return RequestGuard(Login(inside, Sessions.of(site.root / "keys" / "page.token"), page.login, closed=True), names)
+    return assemble(page, routes, site.settings.page.names)

@@ -6,10 +6,12 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from usfmae.core.web import server_thread
 
 
 def serving(app: Any, host: str, port: int) -> AbstractContextManager[int]:
     """An ASGI application in a thread; the port it listens on. ResourceError where the port is taken."""
-    return server_thread.serving(uvicorn.Server(uvicorn.Config(app, **server_thread.OPTIONS)), host, port)
+    config = uvicorn.Config(app, http=server_thread.page_protocol(H11Protocol), **server_thread.OPTIONS)
+    return server_thread.serving(uvicorn.Server(config), host, port)

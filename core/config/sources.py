@@ -81,3 +81,7 @@ class PageSettings(Options):
     """Port of the web page; 0 switches it off."""
     names: tuple[str, ...] = ()
     """Further host names the page may be reached under, as a proxy in front passes them on."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses of proxies that have logged a person in already (oauth2-proxy and the like); empty trusts none."""
+    user_header: str = "X-Forwarded-User"
+    """Header in which a trusted proxy names that person; it must remove one that came from outside."""

@@ -1,1 +1,1 @@
-"""What both pages share: looks, charts, the guard and the door in front, the thread they run in. No web server here."""
+"""What both pages share: access, middleware, looks, charts, the thread a page runs in. No web server here."""

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.authentication import requires
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
 
+from usfmae.core import audit
+from usfmae.core.config.sources import PageSettings
 from usfmae.core.errors import UsfmaeError
-from usfmae.core.web import templating
+from usfmae.core.web.access import Access, People
+from usfmae.core.web.application import WebPage, assemble
 from usfmae.core.web.chart import line_chart
-from usfmae.core.web.headers import RequestGuard
-from usfmae.core.web.login import Login, Visit
-from usfmae.core.web.session import Sessions
 from usfmae.server import renewal
 from usfmae.server import sites as enrolled
 from usfmae.server.dashboard import view
@@ -30,24 +31,16 @@ from usfmae.server.layout import Layout
 LONG = 50  # rounds on one page of a list
 
 
-class Dashboard:
-    """The application's parts that need the coordinator's directory."""
+class Dashboard(WebPage):
+    why = "Downloads, enrolling and revoking need the coordinator's token."
 
-    def __init__(self, home: Layout) -> None:
-        self.home = home
-        self.history = view.History()
-        self.templates = templating.environment("usfmae.server.dashboard")
+    def __init__(self, home: Layout, settings: PageSettings) -> None:
+        def note(event: str, status: str, **fields: Any) -> None:
+            audit.append(home.audit, "page", event, status, **fields)
 
-    def show(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-        return HTMLResponse(self.render(template, request.scope["visit"], request.url.path, **values), status)
-
-    def render(self, template: str, visit: Visit, path: str, **values: Any) -> str:
-        about = {"known": visit.known, "mark": visit.mark, "path": path}
-        return self.templates.get_template(template).render(**about, **values)
-
-    def login(self, visit: Visit, **values: Any) -> str:
-        why = "Enrolling and revoking sites needs the coordinator's token."
-        return self.render("login.html", visit, "/login", heading="Who is asking?", why=why, **values)
+        access = Access(People(home.keys), note, settings.trusted_proxies, settings.user_header)
+        super().__init__("usfmae.server.dashboard", access)
+        self.home, self.history = home, view.History()
 
     # Reading
 
@@ -90,6 +83,7 @@ class Dashboard:
         }
         return self.show(request, "lineage.html", kept=kept, releases=releases(self.home), **paged)
 
+    @requires("authenticated", redirect="login")
     async def released(self, request: Request) -> Response:
         """A file of a release; both names must be ones that the lineage shows."""
         name, file = request.path_params["name"], request.path_params["file"]
@@ -97,6 +91,7 @@ class Dashboard:
             raise HTTPException(404, "there is no such file of a release")
         return FileResponse(self.home.root / "releases" / name / file, filename=f"{name}-{file}")
 
+    @requires("authenticated", redirect="login")
     async def download(self, request: Request) -> Response:
         """A round's encoder. The number is the only thing taken from the address, so no other file can be asked for."""
         file = self.home.checkpoint(int(request.path_params["number"]))
@@ -113,44 +108,32 @@ class Dashboard:
         return self.show(request, "sites.html", status, sites=found, notice=notice, bad=bad)
 
     async def enrol(self, request: Request) -> Response:
-        form = await self._own_form(request)
+        form = await self.access.own_form(request)
         given = form.get("file")
-        content = await given.read() if given is not None and not isinstance(given, str) else b""
+        content = await given.read() if isinstance(given, UploadFile) else b""
         content = content or str(form.get("text", "")).encode()
         try:
-            added = await asyncio.to_thread(self._add, content)
+            added = await asyncio.to_thread(self._add, content, request.user.display_name)
         except UsfmaeError as error:
             return await self.sites(request, str(error), bad=True)
         return await self.sites(request, f"{added['name']} is enrolled; a running aggregator lets it in at once.")
 
-    def _add(self, content: bytes) -> dict[str, Any]:
+    def _add(self, content: bytes, by: str) -> dict[str, Any]:
         with tempfile.NamedTemporaryFile(suffix=".json", dir=self.home.root) as file:
             file.write(content)
             file.flush()
-            return enrolled.add(self.home, Path(file.name))
+            return enrolled.add(self.home, Path(file.name), by)
 
     async def revoke(self, request: Request) -> Response:
-        form = await self._own_form(request)
+        form = await self.access.own_form(request)
         name, typed = str(form.get("name", "")), str(form.get("typed", ""))
         if typed != name:
             return await self.sites(request, f"Type the name {name} to revoke it: nothing was changed.", bad=True)
         try:
-            await asyncio.to_thread(enrolled.revoke, self.home, name)
+            await asyncio.to_thread(enrolled.revoke, self.home, name, request.user.display_name)
         except UsfmaeError as error:
             return await self.sites(request, str(error), bad=True)
         return await self.sites(request, f"{name} is revoked; a running aggregator cuts it off at once.")
-
-    async def _own_form(self, request: Request) -> Any:
-        """The form of a logged-in person, sent from our own page."""
-        form = await request.form()
-        if not request.scope["visit"].owns(form.get("mark")):
-            raise HTTPException(403, "log in first: this needs the coordinator's token")
-        return form
-
-    async def problem(self, request: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 503
-        text = error.detail if isinstance(error, HTTPException) else str(error)
-        return self.show(request, "problem.html", status, text=text)
 
 
 def _paged(request: Request, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -160,9 +143,10 @@ def _paged(request: Request, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]
     return {"rounds": rounds[(page - 1) * LONG : page * LONG], "page": page, "more": len(rounds) > page * LONG}
 
 
-def application(home: Layout, names: tuple[str, ...] = ()) -> RequestGuard:
-    """The page of one coordinator's directory, behind its guard and its door: reading is open."""
-    page = Dashboard(home)
+def application(home: Layout, settings: PageSettings | None = None) -> Starlette:
+    """The page of one coordinator's directory: reading is open, downloads and changes need a login."""
+    settings = settings or PageSettings()
+    page = Dashboard(home, settings)
     routes = [
         Route("/", page.overview),
         Route("/rounds", page.rounds),
@@ -173,8 +157,5 @@ def application(home: Layout, names: tuple[str, ...] = ()) -> RequestGuard:
         Route("/sites", page.sites),
         Route("/sites/enrol", page.enrol, methods=["POST"]),
         Route("/sites/revoke", page.revoke, methods=["POST"]),
-        Mount("/static", StaticFiles(directory=templating.STATIC)),
     ]
-    handlers: Any = {HTTPException: page.problem, UsfmaeError: page.problem}
-    inside = Starlette(routes=routes, exception_handlers=handlers)
-    return RequestGuard(Login(inside, Sessions.of(home.keys / "page.token"), page.login, closed=False), names)
+    return assemble(page, routes, settings.names, closed=False)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from usfmae.core import metrics
 from usfmae.core.config.sources import MetricsSettings, PageSettings
@@ -32,11 +33,12 @@ def watched(home: Layout, page: PageSettings, measured: MetricsSettings) -> Iter
             stop, ports["metrics"] = metrics.serve(source, measured.host, measured.port)
             stack.callback(stop)
         if page.port:
-            ports["page"] = stack.enter_context(serving(application(home, page.names), page.host, page.port))
+            ports["page"] = stack.enter_context(serving(application(home, page), page.host, page.port))
             note(logger, "page", address=f"http://{page.host}:{ports['page']}", token=str(home.keys / "page.token"))
         yield ports
 
 
 def serving(app: Any, host: str, port: int) -> contextlib.AbstractContextManager[int]:
     """An ASGI application in a thread; the port it listens on. ResourceError where the port is taken."""
-    return server_thread.serving(uvicorn.Server(uvicorn.Config(app, **server_thread.OPTIONS)), host, port)
+    config = uvicorn.Config(app, http=server_thread.page_protocol(H11Protocol), **server_thread.OPTIONS)
+    return server_thread.serving(uvicorn.Server(config), host, port)

@@ -1,6 +1,6 @@
-"""The door before the public port: who may hold a connection without having proved a key, and for how long.
+"""Connections to the public port: who may hold a connection without having proved a key, and for how long.
 
-A connection counts as a stranger's until a call on it has passed the porch. Strangers are few, in all and from one
+A connection counts as a stranger's until a call on it has passed node_auth. Strangers are few, in all and from one
 address; where there are too many, the one that has waited longest goes, so that a hospital which proves its key at once
 gets in through any crowd that only stands there. Connections are counted before TLS begins. Whoever has proved a key
 holds few as well, so that no hospital takes the places of all the others.
@@ -67,11 +67,11 @@ class ConnectionLimits:
 
 
 class LimitedServer(uvicorn.Server):
-    """uvicorn's server with the door before it: connections are taken by ourselves and handed to its protocol."""
+    """uvicorn's server with limits: connections are accepted here and handed to its protocol."""
 
-    def __init__(self, config: uvicorn.Config, door: ConnectionLimits) -> None:
+    def __init__(self, config: uvicorn.Config, limits: ConnectionLimits) -> None:
         super().__init__(config)
-        self.door = door
+        self.limits = limits
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -92,22 +92,22 @@ class LimitedServer(uvicorn.Server):
         while not self.should_exit:
             try:
                 connection, address = await loop.sock_accept(listener)
-            except OSError as error:  # no descriptors left: the door will have closed some by then
+            except OSError as error:  # no descriptors left: the limits will have closed some by then
                 logger.warning("accept: %s", error)
                 await asyncio.sleep(0.1)
                 continue
             connection.setblocking(False)
-            self._spawn(self._welcome(connection, (address[0], address[1])))
+            self._spawn(self._start(connection, (address[0], address[1])))
 
-    async def _welcome(self, connection: socket.socket, peer: Peer) -> None:
+    async def _start(self, connection: socket.socket, peer: Peer) -> None:
         """TLS, then uvicorn's protocol, which says when the connection ends."""
-        self.door.enter(peer, connection)
+        self.limits.enter(peer, connection)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._protocol, connection, ssl=self.config.ssl, ssl_handshake_timeout=HANDSHAKE_SECONDS
             )
-        except (TimeoutError, OSError):  # no TLS, closed by the door, or too slow
-            self.door.leave(peer)
+        except (TimeoutError, OSError):  # no TLS, closed by the limits, or too slow
+            self.limits.leave(peer)
 
     def _protocol(self) -> asyncio.Protocol:
         made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]

@@ -1,7 +1,7 @@
 """Flower's fleet handlers, called straight: one ASGI application that parses, checks the node, calls and answers.
 
 Flower mounts the same handlers behind FastAPI and four middlewares, which cost more than a chunk's transfer on one
-machine. The porch has checked the caller's signature before; what is left of Flower's node authentication, that the
+machine. node_auth has checked the caller's signature before; what is left of Flower's node authentication, that the
 node id belongs to the key, is checked here.
 """
 
@@ -59,7 +59,7 @@ class FleetApi:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         name, key = scope["path"].removeprefix(FLEET), CALLER.get()
-        body = (await receive())["body"]  # the porch gives it whole
+        body = (await receive())["body"]  # node_auth gives it whole
         if name == "pull-messages":
             await self._hold(key, _asked(dict(scope["headers"]).get(HOLD, b"")))
         status, kind, answer = await asyncio.to_thread(self._answer, name, key, body)

@@ -1,12 +1,11 @@
 """The gateway: one public TLS port that speaks Flower's fleet API and nothing else.
 
 Flower's control and runtime APIs are not mounted at all: nobody, inside or outside, can submit code or read the state
-over the network. Calls pass the porch, then `fleet`, which works on the state that `link` holds.
+over the network. Calls pass `node_auth`, then `fleet_api`, which works on the state that `link_state` holds.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 import threading
@@ -19,57 +18,35 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from usfmae.core.config.coordinator import NetworkSettings
 from usfmae.core.errors import NetworkError
+from usfmae.core.web.server_thread import HeaderTimeout
 from usfmae.server.flower.connection_limits import ConnectionLimits, LimitedServer, Refuse
 from usfmae.server.flower.fleet_api import FleetApi
 from usfmae.server.flower.link_state import LinkState
 from usfmae.server.flower.node_auth import NodeAuth
 
 BEAT_SECONDS = 10.0
-HEADER_SECONDS = 20.0
 
 
-class _Protocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with a limit on the time that headers may take, of the first request and of any other."""
+class _Protocol(HeaderTimeout, H11Protocol):
+    """uvicorn's HTTP/1.1, which tells the limits when a connection ends and what was refused."""
 
-    door: ClassVar[ConnectionLimits]
+    limits: ClassVar[ConnectionLimits]
     on_refused: ClassVar[Refuse]
-    waiting: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._watch()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._watch()
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
         if self.client:
-            self.door.leave(self.client)
+            self.limits.leave(self.client)
 
     def send_400_response(self, msg: str) -> None:
         self._refused(400, "not HTTP")
         super().send_400_response(msg)
 
+    def on_slow(self) -> None:
+        self._refused(408, f"headers took longer than {self.header_seconds:.0f} s")
+
     def _refused(self, status: int, why: str) -> None:
         type(self).on_refused(status, why, self.client[0] if self.client else "?")
-
-    def _watch(self) -> None:
-        """Start the clock where no request is being served, stop it where one is."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            if self.waiting:
-                self.waiting.cancel()
-            self.waiting = None
-        elif self.waiting is None:
-            self.waiting = self.loop.call_later(HEADER_SECONDS, self._hurry)
-
-    def _hurry(self) -> None:
-        self.waiting = None
-        idle = self.timeout_keep_alive_task is not None  # between two requests: uvicorn's own clock runs
-        if (self.cycle is None or self.cycle.response_complete) and not idle and not self.transport.is_closing():
-            self._refused(408, f"headers took longer than {HEADER_SECONDS:.0f} s")
-            self.transport.abort()  # close() would wait for the caller's goodbye
 
 
 class Gateway:
@@ -86,18 +63,18 @@ class Gateway:
         self.link, self.settings = link, settings
         self.socket = _listen(settings.host, settings.port)
         self.port: int = self.socket.getsockname()[1]
-        door = ConnectionLimits(settings.connections, settings.connections_from_one, on_refused)
-        porch = NodeAuth(
+        limits = ConnectionLimits(settings.connections, settings.connections_from_one, on_refused)
+        application = NodeAuth(
             FleetApi(link.state, link.waits),
             link.knows,
             int(settings.body_mib * 2**20),
             settings.body_seconds,
             on_refused,
-            door.prove,
+            limits.prove,
         )
         config = uvicorn.Config(
-            porch,
-            http=type("Protocol", (_Protocol,), {"door": door, "on_refused": staticmethod(on_refused)}),
+            application,
+            http=type("Protocol", (_Protocol,), {"limits": limits, "on_refused": staticmethod(on_refused)}),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -109,7 +86,7 @@ class Gateway:
             ssl_certfile=str(certificate),
             ssl_keyfile=str(key),
         )
-        self.server = LimitedServer(config, door)
+        self.server = LimitedServer(config, limits)
         self.thread = threading.Thread(target=self.server.run, args=([self.socket],), name="gateway", daemon=True)
         self.stopped = threading.Event()
 

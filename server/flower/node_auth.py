@@ -1,4 +1,4 @@
-"""The porch before the public port: who may come in, with how much, and how slowly.
+"""Node authentication on the public port: whose call goes on, how large and how slow it may be.
 
 Answered here, before a byte of Flower's code runs: paths other than the fleet API's nine (404), keys that are not
 enrolled or do not prove themselves (401), bodies that are too large (413) or too slow (408). Everything else is read

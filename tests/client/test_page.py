@@ -49,7 +49,7 @@ def page(site: Site, monkeypatch: pytest.MonkeyPatch) -> TestClient:
 def log_in(page: TestClient, site: Site) -> str:
     token = (site.root / "keys" / "page.token").read_text().strip()
     answer = page.post("/login", data={"token": token, "next": "/"})
-    return re.search(r'name="mark" value="(\w+)"', answer.text)[1]  # type: ignore[index]
+    return re.search(r'name="form_token" value="([\w-]+)"', answer.text)[1]  # type: ignore[index]
 
 
 def entry(index: int) -> str:
@@ -65,17 +65,17 @@ def test_nothing_is_shown_without_the_token(page: TestClient, path: str) -> None
 
 @pytest.mark.parametrize("path", ["/pause", f"/quarantine/{entry(2)}/decide", "/outbox/r1"])
 def test_nothing_is_changed_without_the_token_or_from_another_page(page: TestClient, site: Site, path: str) -> None:
-    assert page.post(path, data={"mark": "x"}).status_code == 403
+    assert page.post(path, data={"form_token": "x"}).status_code == 403
     log_in(page, site)
-    assert page.post(path, data={"mark": "x"}).status_code == 403
+    assert page.post(path, data={"form_token": "x"}).status_code == 403
     assert not site_policy.paused(site) and quarantine.decisions(site) == {}
 
 
 def test_pause_and_resume(page: TestClient, site: Site) -> None:
     mark = log_in(page, site)
-    assert "declines to train" in page.post("/pause", data={"mark": mark, "now": "pause"}).text
+    assert "declines to train" in page.post("/pause", data={"form_token": mark, "now": "pause"}).text
     assert site_policy.paused(site)
-    page.post("/pause", data={"mark": mark, "now": "resume"})
+    page.post("/pause", data={"form_token": mark, "now": "resume"})
     assert not site_policy.paused(site)
 
 
@@ -84,12 +84,12 @@ def test_release_puts_the_frame_into_the_corpus_once(page: TestClient, site: Sit
     assert "text-left" in page.get("/quarantine").text
     picture = page.get(f"/quarantine/{entry(2)}/before.png")
     assert picture.content == PNG and picture.headers["cache-control"] == "no-store"
-    page.post(f"/quarantine/{entry(2)}/decide", data={"mark": mark, "decision": "release"})
+    page.post(f"/quarantine/{entry(2)}/decide", data={"form_token": mark, "decision": "release"})
     (index,) = (site.corpus / FOLDER).glob("released-*.json")
     assert read_index(index).ids == (content_id(SCAN, "2"),)
-    again = page.post(f"/quarantine/{entry(2)}/decide", data={"mark": mark, "decision": "drop"})
+    again = page.post(f"/quarantine/{entry(2)}/decide", data={"form_token": mark, "decision": "drop"})
     assert again.status_code == 400 and "released already" in again.text
-    page.post(f"/quarantine/{entry(3)}/decide", data={"mark": mark, "decision": "drop"})
+    page.post(f"/quarantine/{entry(3)}/decide", data={"form_token": mark, "decision": "drop"})
     assert [h.reason for h in quarantine.waiting(site, quarantine.Intake().refresh(site.corpus))] == ["unreadable"]
     events = [json.loads(line)["event"] for line in site.audit_log.read_text().splitlines()]
     assert events[-2:] == ["quarantine.released", "quarantine.dropped"]
@@ -99,7 +99,7 @@ def test_what_could_not_be_read_can_only_be_dropped(page: TestClient, site: Site
     mark = log_in(page, site)
     whole = content_id("b" * 64, "-1")[:16]
     assert "Release" not in page.get(f"/quarantine/{whole}").text
-    answer = page.post(f"/quarantine/{whole}/decide", data={"mark": mark, "decision": "release"})
+    answer = page.post(f"/quarantine/{whole}/decide", data={"form_token": mark, "decision": "release"})
     assert answer.status_code == 400 and not list((site.corpus / FOLDER).glob("*"))
 
 
@@ -122,9 +122,9 @@ def test_approval_of_what_waits_to_leave(page: TestClient, site: Site) -> None:
     shown = page.get("/outbox").text
     assert "9 images, 5 steps" in shown and "<b>c</b>" not in shown
     assert "1 update wait" in page.get("/").text
-    assert "approved" in page.post(f"/outbox/{place.name}", data={"mark": mark, "decision": "approve"}).text
+    assert "approved" in page.post(f"/outbox/{place.name}", data={"form_token": mark, "decision": "approve"}).text
     assert outbox.state(place) == "released"
-    twice = page.post(f"/outbox/{place.name}", data={"mark": mark, "decision": "reject"})
+    twice = page.post(f"/outbox/{place.name}", data={"form_token": mark, "decision": "reject"})
     assert twice.status_code == 400 and "already" in twice.text
 
 

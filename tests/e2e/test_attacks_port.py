@@ -51,7 +51,7 @@ def stage(tmp_path_factory) -> Iterator[Stage]:
 )
 def test_the_public_port_answers_the_fleet_api_and_nothing_else(stage, path):
     status = call(stage, path, headers=signed_headers(stage.honest[0]))
-    audited = stage.audited(actor="porch", code=404, status="refused")
+    audited = stage.audited(actor="fleet-api", code=404, status="refused")
     row(f"POST {path}", status, audited)
     assert (status, audited) == (404, True)
 
@@ -60,7 +60,7 @@ def test_an_unregistered_key_is_turned_away(stage):
     stranger = fleet_client.FleetClient(f"https://127.0.0.1:{stage.port}", stage.home.ca, keys.new_node_key())
     with pytest.raises(transport_errors.UnknownKeyError):
         stranger.activate(60)
-    audited = stage.audited(actor="porch", code=401, why=NOT_KNOWN)
+    audited = stage.audited(actor="fleet-api", code=401, why=NOT_KNOWN)
     row("unregistered key", 401, audited)
     assert audited
 
@@ -91,7 +91,7 @@ def test_a_signature_by_another_key_is_turned_away(stage):
     headers = signed_headers(stage.honest[0])
     headers["flwr-signature"] = signed_headers(stage.honest[1])["flwr-signature"]
     status = call(stage, "/v1/fleet/pull-messages", headers=headers)
-    audited = stage.audited(actor="porch", code=401, why="the signature does not match the key")
+    audited = stage.audited(actor="fleet-api", code=401, why="the signature does not match the key")
     row("another site's public key", status, audited)
     assert (status, audited) == (401, True)
 
@@ -104,7 +104,7 @@ def test_a_revoked_key_is_cut_off_within_a_second(stage):
         for _ in range(600):  # a second, on a machine with nothing else to do
             fleet.pull()
             time.sleep(0.1)
-    entries = stage.audited(actor="porch", code=401, why=NOT_KNOWN)
+    entries = stage.audited(actor="fleet-api", code=401, why=NOT_KNOWN)
     row("revoked key", 401, entries)
     assert entries
 
@@ -112,7 +112,7 @@ def test_a_revoked_key_is_cut_off_within_a_second(stage):
 def test_a_body_beyond_the_limit_is_refused_unread(stage):
     headers = {**signed_headers(stage.honest[0]), "content-length": str(10 * 2**30)}
     status = call(stage, "/v1/fleet/push-object", headers=headers)
-    audited = stage.audited(actor="porch", code=413)
+    audited = stage.audited(actor="fleet-api", code=413)
     row("10 GB in one request", status, audited)
     assert (status, audited) == (413, True)
 
@@ -142,7 +142,7 @@ def test_a_body_that_drips_is_dropped(stage):
         began = time.monotonic()
         line.sendall(b"x")
         status = int(line.recv(1000).split(b" ")[1])
-    audited = stage.audited(actor="porch", code=408)
+    audited = stage.audited(actor="fleet-api", code=408)
     row("slow-loris upload", status, audited)
     assert (status, audited) == (408, True) and time.monotonic() - began < 60
 
@@ -150,7 +150,7 @@ def test_a_body_that_drips_is_dropped(stage):
 @pytest.mark.parametrize("first", [b"", b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"])
 def test_headers_that_drip_end_the_connection(stage, monkeypatch, first):
     """Also those of a second request on a connection that was let in: nobody holds a place for ever."""
-    monkeypatch.setattr(gateway, "HEADER_SECONDS", 1.0)
+    monkeypatch.setattr(gateway._Protocol, "header_seconds", 1.0)
     began = time.monotonic()
     with line_to(stage) as line:
         if first:
@@ -163,7 +163,7 @@ def test_headers_that_drip_end_the_connection(stage, monkeypatch, first):
             dropped = False
         except OSError:
             dropped = True
-    audited = stage.audited(actor="porch", code=408, why="headers took longer than 1 s")
+    audited = stage.audited(actor="fleet-api", code=408, why="headers took longer than 1 s")
     row("headers that drip" + (", second request" if first else ""), "closed" if dropped else "HELD", audited)
     assert (dropped, audited) == (True, True)
 
@@ -172,7 +172,7 @@ def test_bytes_that_are_no_http_are_answered_once(stage):
     with line_to(stage) as line:
         line.sendall(np.random.default_rng(1).bytes(5000) + b"\r\n\r\n")
         status = int(line.recv(1000).split(b" ")[1])
-    audited = stage.audited(actor="porch", code=400, why="not HTTP")
+    audited = stage.audited(actor="fleet-api", code=400, why="not HTTP")
     row("random bytes to the parser", status, audited)
     assert (status, audited) == (400, True)
 
@@ -182,7 +182,7 @@ def test_silent_connections_do_not_keep_a_hospital_out(tmp_path, after_tls):
     """Three hundred from the hospitals' own address, before TLS or after it; rounds go on meanwhile."""
     silent: list[socket.socket] = []
     with Stage(tmp_path, rounds=0) as stage:
-        place = stage.gateway.server.door
+        place = stage.gateway.server.limits
         place.most_from_one = 32
         try:
             for _ in range(300):
@@ -198,7 +198,7 @@ def test_silent_connections_do_not_keep_a_hospital_out(tmp_path, after_tls):
         finally:
             for line in silent:
                 line.close()
-        audited = stage.audited(actor="porch", code=429, why=connection_limits.FULL)
+        audited = stage.audited(actor="fleet-api", code=429, why=connection_limits.FULL)
     row(f"300 silent connections {'after' if after_tls else 'before'} TLS", "closed" if went_on else "HELD", audited)
     assert (went_on, audited) == (True, True) and strangers <= 32
 
@@ -207,7 +207,7 @@ def test_a_hospital_cannot_take_the_places_of_the_others(stage):
     """An enrolled liar opens connections, proves its key on each and holds them."""
     lines = "".join(f"{k}: {v}\r\n" for k, v in signed_headers(stage.liars[1]).items())
     head = f"POST /v1/fleet/send-node-heartbeat HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n{lines}\r\n".encode()
-    place, key = stage.gateway.server.door, keys.public_pem(stage.liars[1].node_key).encode()
+    place, key = stage.gateway.server.limits, keys.public_pem(stage.liars[1].node_key).encode()
     before, taken = sum(known == key for known, _ in place.known.values()), []
     try:
         for _ in range(3 * connection_limits.MOST_OF_ONE_KEY):
@@ -221,7 +221,7 @@ def test_a_hospital_cannot_take_the_places_of_the_others(stage):
     finally:
         for line in taken:
             line.close()
-    audited = stage.audited(actor="porch", code=429, why=connection_limits.FULL_OF_ONE)
+    audited = stage.audited(actor="fleet-api", code=429, why=connection_limits.FULL_OF_ONE)
     row(
         f"{len(taken)} connections with one key",
         "closed" if held <= connection_limits.MOST_OF_ONE_KEY else "HELD",
@@ -244,7 +244,7 @@ def test_calls_that_are_not_flower_s_language_do_no_harm(stage):
             statuses.add(call(stage, path, body, headers))
     assert statuses <= {200, 400, 401, 403, 404, 409, 415, 422, 500}
     stage.liars[1].connect(stage.home, stage.port).activate(60)  # and it goes on serving
-    audited = stage.audited(actor="porch", code=400, why="not a message of this call")
+    audited = stage.audited(actor="fleet-api", code=400, why="not a message of this call")
     row("random bytes on every path", "/".join(map(str, sorted(statuses))), audited)
     assert audited
 

@@ -185,6 +185,6 @@ def test_nobody_answers_in_another_site_s_place(tmp_path, honest_alone):
         stage.ledger.revoke_site("liar-0")
         result = stage.done()
         got, sent = stage.ledger.verdicts(1)[victim.site].verdict, stage.mallory.sent
-        audited = stage.audited(actor="porch", code=403, why="a reply in another site's place")
+        audited = stage.audited(actor="fleet-api", code=403, why="a reply in another site's place")
         row("a reply in another site's place", 403 if not sent else "TAKEN", audited, result == honest_alone)
         assert (got, sent, audited, result) == (VerdictCode.ADMITTED, 0, True, honest_alone)

@@ -12,8 +12,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from usfmae.core import keys, metrics
+from usfmae.core.config.sources import PageSettings
 from usfmae.core.federated.enrolment import Enrolment
-from usfmae.core.web.login import WRONG_TOKEN_SECONDS
+from usfmae.core.web.access import WRONG_TOKEN_SECONDS
 from usfmae.server.dashboard.app import application
 from usfmae.server.dashboard.figures import figures
 from usfmae.server.dashboard.view import History, overview
@@ -68,7 +69,7 @@ def page(home: Layout) -> TestClient:
 def log_in(page: TestClient, home: Layout) -> str:
     token = (home.keys / "page.token").read_text().strip()
     answer = page.post("/login", data={"token": token, "next": "/sites"})
-    return re.search(r'name="mark" value="(\w+)"', answer.text)[1]  # type: ignore[index]
+    return re.search(r'name="form_token" value="([\w-]+)"', answer.text)[1]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("path", ["/", "/sites", "/rounds", "/rounds/2", "/lineage", "/login"])
@@ -87,7 +88,7 @@ def test_overview_shows_sites_verdicts_and_forgetting(page: TestClient) -> None:
 
 
 def test_changing_needs_the_token(page: TestClient, home: Layout) -> None:
-    refused = page.post("/sites/revoke", data={"name": "site-00", "typed": "site-00", "mark": "x"})
+    refused = page.post("/sites/revoke", data={"name": "site-00", "typed": "site-00", "form_token": "x"})
     assert refused.status_code == 403
     assert Ledger(home.ledger).sites() and all(s.state == "active" for s in Ledger(home.ledger).sites().values())
     started = time.monotonic()
@@ -99,12 +100,14 @@ def test_changing_needs_the_token(page: TestClient, home: Layout) -> None:
 def test_enrol_and_revoke_with_the_token(page: TestClient, home: Layout) -> None:
     mark = log_in(page, home)
     text = json.dumps(dataclasses.asdict(enrolment("kiel")))
-    answer = page.post("/sites/enrol", data={"mark": mark, "text": text})
+    answer = page.post("/sites/enrol", data={"form_token": mark, "text": text})
     assert "kiel is enrolled" in answer.text
-    again = page.post("/sites/enrol", data={"mark": mark, "text": text})
+    again = page.post("/sites/enrol", data={"form_token": mark, "text": text})
     assert again.status_code == 400 and "enrolled already" in again.text
-    assert page.post("/sites/revoke", data={"mark": mark, "name": "kiel", "typed": "kie"}).status_code == 400
-    assert "kiel is revoked" in page.post("/sites/revoke", data={"mark": mark, "name": "kiel", "typed": "kiel"}).text
+    assert page.post("/sites/revoke", data={"form_token": mark, "name": "kiel", "typed": "kie"}).status_code == 400
+    assert (
+        "kiel is revoked" in page.post("/sites/revoke", data={"form_token": mark, "name": "kiel", "typed": "kiel"}).text
+    )
     states = {s.name: s.state for s in Ledger(home.ledger).sites().values()}
     assert states["kiel"] == "revoked" and states["site-00"] == "active"
 
@@ -113,7 +116,7 @@ def test_enrol_and_revoke_with_the_token(page: TestClient, home: Layout) -> None
 def test_a_hostile_name_is_refused_and_escaped(page: TestClient, home: Layout, name: str) -> None:
     mark = log_in(page, home)
     hostile = dataclasses.asdict(enrolment("fine")) | {"name": name}
-    answer = page.post("/sites/enrol", data={"mark": mark, "text": json.dumps(hostile)})
+    answer = page.post("/sites/enrol", data={"form_token": mark, "text": json.dumps(hostile)})
     assert answer.status_code == 400 and "<script>alert" not in answer.text
     assert not (home.root / "etc").exists() and len(Ledger(home.ledger).sites()) == 2
 
@@ -130,25 +133,29 @@ def test_a_name_from_an_old_ledger_is_escaped(page: TestClient, home: Layout) ->
 @pytest.mark.parametrize("text", ["", "not json", "[]", "{}", '{"name": "a"}', "{" * 9000])
 def test_rubbish_in_the_enrolment_form_is_one_clear_line(page: TestClient, home: Layout, text: str) -> None:
     mark = log_in(page, home)
-    answer = page.post("/sites/enrol", data={"mark": mark, "text": text})
+    answer = page.post("/sites/enrol", data={"form_token": mark, "text": text})
     assert answer.status_code == 400 and "not an enrol.json" in answer.text
 
 
 def test_only_known_hosts_own_forms_and_small_bodies(page: TestClient, home: Layout) -> None:
     assert page.get("/", headers={"Host": "evil.example"}).status_code == 400  # DNS rebinding
     mark = log_in(page, home)
-    form = {"mark": mark, "name": "site-00", "typed": "site-00"}
+    form = {"form_token": mark, "name": "site-00", "typed": "site-00"}
     assert page.post("/sites/revoke", data=form, headers={"Origin": "https://evil.example"}).status_code == 403
     assert page.post("/sites/revoke", data=form, headers={"Origin": "null"}).status_code == 403
-    assert page.post("/sites/enrol", data={"mark": mark, "text": "x" * 70_000}).status_code == 413
-    named = TestClient(application(home, ("fl.example.org",)), base_url="https://fl.example.org")
+    assert page.post("/sites/enrol", data={"form_token": mark, "text": "x" * 70_000}).status_code == 413
+    named = TestClient(application(home, PageSettings(names=("fl.example.org",))), base_url="https://fl.example.org")
     assert named.get("/").status_code == 200
 
 
 def test_download_gives_a_rounds_encoder_and_no_other_file(page: TestClient, home: Layout) -> None:
     home.checkpoints.mkdir()
     home.checkpoint(2).write_bytes(b"weights")
-    assert page.get("/checkpoints/2").content == b"weights"
+    stranger = page.get("/checkpoints/2", follow_redirects=False)
+    assert stranger.status_code == 303 and stranger.headers["location"].startswith("http://127.0.0.1/login?next=")
+    token = (home.keys / "page.token").read_text().strip()
+    answer = page.post("/login", data={"token": token, "next": "http://127.0.0.1/checkpoints/2"})
+    assert answer.content == b"weights"
     for path in ("/checkpoints/1", "/checkpoints/../ledger.sqlite", "/checkpoints/%2e%2e%2fledger.sqlite", "/keys/ca"):
         assert page.get(path).status_code == 404
 
@@ -158,7 +165,10 @@ def test_login_leads_back_to_this_page_only(page: TestClient, home: Layout) -> N
     for wanted in ("//evil.example", "https://evil.example", "/\\evil"):
         answer = page.post("/login", data={"token": token, "next": wanted}, follow_redirects=False)
         assert answer.headers["location"] == "/"
-    assert "HttpOnly" in answer.headers["set-cookie"] and "samesite=strict" in answer.headers["set-cookie"].lower()
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie and "samesite=strict" in cookie and "secure" not in cookie
+    proxied = page.post("/login", data={"token": token}, headers={"X-Forwarded-Proto": "https"}, follow_redirects=False)
+    assert proxied.headers["set-cookie"].endswith("; Secure")
 
 
 def test_figures_name_only_known_metrics_and_follow_new_rounds(home: Layout) -> None:
@@ -222,6 +232,7 @@ def test_lineage_shows_releases_and_where_a_campaign_began_anew(home: Layout, pa
     text = page.get("/lineage").text
     assert "from round 1" in text and text.count("from round") == 1
     assert "release spring" in text and "notes" not in text
+    log_in(page, home)
     assert page.get("/releases/spring/weights.safetensors").content == b"weights"
     for path in ("/releases/spring/secret.txt", "/releases/notes/x", "/releases/..%2fkeys/page.token"):
         assert page.get(path).status_code == 404, path

@@ -7,20 +7,20 @@ from usfmae.server.flower.connection_limits import FULL, FULL_OF_ONE, MOST_OF_ON
 
 def test_the_longest_waiting_stranger_goes_and_whoever_proved_a_key_stays():
     refused: list[tuple[int, str, str]] = []
-    door = ConnectionLimits(4, 2, lambda *told: refused.append(told))
+    limits = ConnectionLimits(4, 2, lambda *told: refused.append(told))
     ends = [socket.socketpair() for _ in range(8)]
     peers = [("10.0.0.1", n) for n in range(4)] + [(f"10.0.1.{n}", 9) for n in range(4)]
-    door.enter(peers[0], ends[0][0])
-    assert door.prove(peers[0], b"a")
+    limits.enter(peers[0], ends[0][0])
+    assert limits.prove(peers[0], b"a")
     for peer, (mine, _) in zip(peers[1:], ends[1:], strict=True):
-        door.enter(peer, mine)
+        limits.enter(peer, mine)
     assert refused == [(429, FULL, "10.0.0.1")] * 3, "one of its own address, then the longest waiting of all"
-    assert list(door.strangers) == peers[4:] and peers[0] in door.known
+    assert list(limits.strangers) == peers[4:] and peers[0] in limits.known
     assert [theirs.recv(1) for _, theirs in ends[1:4]] == [b""] * 3
-    assert door.prove(peers[0], b"a") and door.prove(peers[7], b"b")
-    assert not door.prove(peers[1], b"c"), "its call came too late: it must not be acted upon"
-    door.leave(peers[0])
-    assert not door.prove(peers[0], b"a")
+    assert limits.prove(peers[0], b"a") and limits.prove(peers[7], b"b")
+    assert not limits.prove(peers[1], b"c"), "its call came too late: it must not be acted upon"
+    limits.leave(peers[0])
+    assert not limits.prove(peers[0], b"a")
     for pair in ends:
         for end in pair:
             end.close()
@@ -28,16 +28,16 @@ def test_the_longest_waiting_stranger_goes_and_whoever_proved_a_key_stays():
 
 def test_a_hospital_holds_few_connections_however_many_it_opens():
     refused: list[tuple[int, str, str]] = []
-    door = ConnectionLimits(4, 4, lambda *told: refused.append(told))
+    limits = ConnectionLimits(4, 4, lambda *told: refused.append(told))
     ends = [socket.socketpair() for _ in range(MOST_OF_ONE_KEY + 3)]
-    door.enter(("10.0.0.9", 1), ends[0][0])
-    assert door.prove(("10.0.0.9", 1), b"other")
+    limits.enter(("10.0.0.9", 1), ends[0][0])
+    assert limits.prove(("10.0.0.9", 1), b"other")
     for number, (mine, _) in enumerate(ends[1:]):
-        door.enter(("10.0.0.1", number), mine)
-        assert door.prove(("10.0.0.1", number), b"greedy")
+        limits.enter(("10.0.0.1", number), mine)
+        assert limits.prove(("10.0.0.1", number), b"greedy")
     assert refused == [(429, FULL_OF_ONE, "10.0.0.1")] * 2
     assert [theirs.recv(1) for _, theirs in ends[1:3]] == [b""] * 2, "its oldest go"
-    assert ("10.0.0.9", 1) in door.known and len(door.known) == MOST_OF_ONE_KEY + 1
+    assert ("10.0.0.9", 1) in limits.known and len(limits.known) == MOST_OF_ONE_KEY + 1
     for pair in ends:
         for end in pair:
             end.close()

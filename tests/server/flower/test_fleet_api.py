@@ -37,7 +37,7 @@ def call(app: FleetApi, name: str, body: bytes, key: bytes = b"key", hold: bytes
 
     try:
         asyncio.run(run())
-    except CallRefused as refusal:  # the porch answers, and has it audited
+    except CallRefused as refusal:  # node_auth answers, and has it audited
         return refusal.status, refusal.why.encode()
     return sent[0]["status"], sent[1]["body"]
 

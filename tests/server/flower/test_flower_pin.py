@@ -75,7 +75,7 @@ def test_object_store_has_the_parts_that_transit_replaces():
         assert list(inspect.signature(getattr(DiskObjectStore, name)).parameters) == wanted
 
 
-def test_the_fleet_api_has_the_calls_the_porch_lets_through():
+def test_the_fleet_api_has_the_calls_node_auth_lets_through():
     from flwr.superlink.routers.fleet.router import router
 
     known = {route.path for route in router.routes}
@@ -84,7 +84,7 @@ def test_the_fleet_api_has_the_calls_the_porch_lets_through():
     assert known - node_auth.CALLS == {"/v1/fleet/register-node", "/v1/fleet/unregister-node", "/v1/fleet/get-fab"}
 
 
-def test_node_authentication_uses_the_headers_and_window_the_porch_expects():
+def test_node_authentication_uses_the_headers_and_window_node_auth_expects():
     from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
     from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 
@@ -93,7 +93,7 @@ def test_node_authentication_uses_the_headers_and_window_the_porch_expects():
     assert (node_auth.EARLY, node_auth.LATE) == (-SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE)
 
 
-def test_every_call_the_porch_lets_through_has_flowers_own_handler():
+def test_every_call_node_auth_lets_through_has_flowers_own_handler():
     from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
     from flwr.superlink.servicer.fleet import fleet_handlers
 
