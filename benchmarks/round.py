@@ -2,7 +2,7 @@
 
     python benchmarks/round.py --json [--sites 2] [--many 32] [--no-plain] [--flare PYTHON]
 
-Ours: `usfmae-server serve` and the site agent, int8 updates. Plain Flower: SuperLink, SuperNodes and FedAvg with fp32
+Ours: `usfmae-server run` and the site agent, int8 updates. Plain Flower: SuperLink, SuperNodes and FedAvg with fp32
 weights, TLS and node authentication, in the same run, turn and turn about. "Training" is one multiplication of every
 weight on both sides, so a round's seconds are what is not training:
 

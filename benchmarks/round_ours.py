@@ -1,4 +1,4 @@
-"""Rounds of our own: `usfmae-server serve` and sites, real processes over TLS."""
+"""Rounds of our own: `usfmae-server run` and sites, real processes over TLS."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(root: Path, sites: int, rounds: int, small: bool, processes: int = 0) ->
     places = [str(root / f"site-{number}") for number in range(sites)]
     groups = [["upload", *places[i::processes]] for i in range(processes)] or [["agent", place] for place in places]
     commands = [[sys.executable, str(HERE / "round_site.py"), *group] for group in groups]
-    server = [sys.executable, "-m", "usfmae.server", "serve", str(home.root), "--rounds", str(rounds)]
+    server = [sys.executable, "-m", "usfmae.server", "run", str(home.root), "--rounds", str(rounds)]
     peaks = Peaks()
     peaks.directories[home.transit] = 0
     # Sites first: a round is timed from the moment the aggregator is up, not while Python starts.

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from usfmae.core import errors, metrics
+from usfmae.core.cli.shell import LazyGroup
 from usfmae.core.config.base import Options, sub_options
 
 PROGRAMS = {"usfmae": "usfmae.core.cli", "usfmae-client": "usfmae.client.cli", "usfmae-server": "usfmae.server.cli"}
@@ -45,19 +46,18 @@ def write_reference(folder: Path) -> None:
             file.write_text(text)
 
 
-def groups() -> Iterator[tuple[str, click.Group, dict[str, tuple[str, str]]]]:
+def groups() -> Iterator[tuple[str, LazyGroup]]:
     for program, module in PROGRAMS.items():
-        found = importlib.import_module(module)
-        yield program, found.group, found.COMMANDS
+        yield program, importlib.import_module(module).group
 
 
 def every_command() -> Iterator[tuple[str, click.Command, str]]:
     """(full name, command, one-line help) of every command and subcommand."""
-    for program, group, table in groups():
-        for name, (_, text) in table.items():
+    for program, group in groups():
+        for name in group.commands_at:
             command = group.get_command(click.Context(group), name)
             if command is not None:
-                yield from _below(f"{program} {name}", command, text)
+                yield from _below(f"{program} {name}", command, group.summary(name))
 
 
 def _below(name: str, command: click.Command, text: str) -> Iterator[tuple[str, click.Command, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import resource
 import signal
 import threading
@@ -28,7 +27,7 @@ MOST_KINDS = 50  # of refused calls, each with an entry of its own; others are c
 
 
 class AggregatorStopped(Exception):  # noqa: N818 - not an error
-    """SIGTERM or SIGINT, or the supervisor is gone."""
+    """SIGTERM or SIGINT."""
 
 
 def serve(home: Layout, rounds: int, overrides: Iterable[str] = ()) -> None:
@@ -60,7 +59,7 @@ def serve(home: Layout, rounds: int, overrides: Iterable[str] = ()) -> None:
             audit.append(home.audit, "aggregator", "start", port=gateway.port)
             note(logger, "serving", address=f"{settings.network.host}:{gateway.port}", sites=len(ledger.sites()))
             try:
-                Loop(home, ledger, settings, wire, key, wait=_wait(os.getppid())).run(rounds)
+                Loop(home, ledger, settings, wire, key).run(rounds)
                 note(logger, "all rounds committed", rounds=rounds)
                 _linger(link)
             finally:
@@ -82,7 +81,7 @@ def _linger(link: object) -> None:
 
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-    """One aggregator per directory, ended by SIGTERM. PolicyError where another holds it."""
+    """One aggregator per directory, ended by SIGTERM or Ctrl-C. PolicyError where another holds it."""
     with lock.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -91,6 +90,7 @@ def _alone(lock: Path) -> Iterator[None]:
                 f"directory {lock.parent}", "another aggregator is running here", "stop it first"
             ) from None
         signal.signal(signal.SIGTERM, _stop)
+        signal.signal(signal.SIGINT, _stop)
         try:
             yield
         except AggregatorStopped:
@@ -98,19 +98,9 @@ def _alone(lock: Path) -> Iterator[None]:
 
 
 def _stop(number: int, frame: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the ending short
+    for again in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(again, signal.SIG_IGN)  # a second one must not cut the ending short
     raise AggregatorStopped
-
-
-def _wait(parent: int):  # type: ignore[no-untyped-def]
-    """Sleep, unless the supervisor died: an aggregator without one would not be restarted."""
-
-    def wait(seconds: float) -> None:
-        if os.getppid() != parent:
-            raise AggregatorStopped
-        time.sleep(seconds)
-
-    return wait
 
 
 class Refusals:

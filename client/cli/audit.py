@@ -10,13 +10,16 @@ from usfmae.client.cli.options import as_json, site_directory
 from usfmae.core.cli.shell import print_json
 
 
-@click.command(short_help="The hash-chained log: show it, verify it.")
+@click.command()
 @site_directory
 @click.argument("action", required=False, type=click.Choice(["show", "verify"]), default="show")
 @click.option("--head", metavar="HASH", help="verify: a hash noted earlier that must occur; finds a log cut short.")
 @as_json
 def audit(directory: Path, action: str, head: str | None, as_json: bool) -> None:
-    """Show every entry, or verify that none was edited, removed or swapped (exit code 8 where one was)."""
+    """The hash-chained log: show it, verify it.
+
+    Show every entry, or verify that none was edited, removed or swapped (exit code 8 where one was).
+    """
     from usfmae.client.site import Site
     from usfmae.core import audit as chain
     from usfmae.core.errors import SourceError

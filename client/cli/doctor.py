@@ -10,12 +10,14 @@ from usfmae.client.cli.options import as_json, overriding, site_directory
 from usfmae.core.cli.shell import print_json
 
 
-@click.command(short_help="Check network, clock, key, disk, GPU, Tesseract and sources.")
+@click.command()
 @site_directory
 @overriding
 @as_json
 def doctor(directory: Path, overrides: tuple[str, ...], as_json: bool) -> int:
-    """Check the way to the aggregator and this machine; each line says PASS or FAIL, the cause and the fix.
+    """Check network, clock, key, disk, GPU, Tesseract and sources.
+
+    Check the way to the aggregator and this machine; each line says PASS or FAIL, the cause and the fix.
 
     Nothing is changed, and a running agent is not disturbed. Exit code 6 where the network or the key fails, 7 where
     the machine does.

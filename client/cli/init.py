@@ -9,7 +9,7 @@ import click
 from usfmae.core.cli.shell import print_json
 
 
-@click.command(short_help="Make a site: keys, settings, and the file to send to the coordinator.")
+@click.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--server", required=True, metavar="URL", help="The aggregator, https://HOST:PORT.")
 @click.option("--ca", type=click.Path(path_type=Path, dir_okay=False), help="The coordinator's ca.pem.")
@@ -35,7 +35,9 @@ def init(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Make DIRECTORY a site of a federation.
+    """Make a site: keys, settings, and the file to send to the coordinator.
+
+    Make DIRECTORY a site of a federation.
 
     Its private keys are made here and never leave. Send DIRECTORY/enrol.json to the coordinator: it holds public
     keys, the site's name and the number of images it may claim.

@@ -10,14 +10,16 @@ from usfmae.client.cli.options import as_json, site_directory
 from usfmae.core.cli.shell import print_json
 
 
-@click.command(short_help="What left, what waits to leave; approve or reject it.")
+@click.command()
 @site_directory
 @click.argument("action", required=False, type=click.Choice(["list", "show", "approve", "reject"]), default="list")
 @click.argument("entry", required=False)
 @click.option("--reason", default="", help="Why, for the audit log.")
 @as_json
 def outbox(directory: Path, action: str, entry: str | None, reason: str, as_json: bool) -> None:
-    """List every update this site made; show the sheet of one; approve or reject one that waits.
+    """What left, what waits to leave; approve or reject it.
+
+    List every update this site made; show the sheet of one; approve or reject one that waits.
 
     \b
     usfmae-client outbox SITE

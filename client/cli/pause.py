@@ -9,10 +9,13 @@ import click
 from usfmae.client.cli.options import site_directory
 
 
-@click.command(short_help="Stop training here, now; the site stays enrolled.")
+@click.command()
 @site_directory
 def pause(directory: Path) -> None:
-    """A running training writes its checkpoint and ends within seconds; requests are declined until `resume`."""
+    """Stop training here, now; the site stays enrolled.
+
+    A running training writes its checkpoint and ends within seconds; requests are declined until `resume`.
+    """
     from usfmae.client import site_policy
     from usfmae.client.site import Site
 
@@ -20,10 +23,13 @@ def pause(directory: Path) -> None:
     click.echo("paused", err=True)
 
 
-@click.command(short_help="Go on after a pause.")
+@click.command()
 @site_directory
 def resume(directory: Path) -> None:
-    """Train again when asked; a training that the pause cut short goes on at its checkpoint."""
+    """Go on after a pause.
+
+    Train again when asked; a training that the pause cut short goes on at its checkpoint.
+    """
     from usfmae.client import site_policy
     from usfmae.client.site import Site
 

@@ -11,13 +11,15 @@ from usfmae.client.cli.options import as_json, overriding, site_directory
 from usfmae.core.cli.shell import print_json
 
 
-@click.command(short_help="Clean the site's scans into its corpus; again: only new ones.")
+@click.command()
 @site_directory
 @overriding
 @click.option("--workers", type=click.IntRange(1), default=None, help="Decoding processes (default: one per core).")
 @as_json
 def prepare(directory: Path, overrides: tuple[str, ...], workers: int | None, as_json: bool) -> None:
-    """Read every scan of the site's sources, remove all that is not tissue, pack it into SITE/corpus.
+    """Clean the site's scans into its corpus; again: only new ones.
+
+    Read every scan of the site's sources, remove all that is not tissue, pack it into SITE/corpus.
 
     Sources are only ever read. Run it again when scans were added; it may run while the agent trains.
     """

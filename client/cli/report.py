@@ -10,13 +10,16 @@ from usfmae.client.cli.options import as_json, site_directory
 from usfmae.core.cli.shell import print_json
 
 
-@click.command(short_help="One month as one page for the security officer.")
+@click.command()
 @site_directory
 @click.option("--month", metavar="YYYY-MM", help="The month (UTC); by default the present one.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Default: SITE/report-MONTH.html.")
 @as_json
 def report(directory: Path, month: str | None, out: Path | None, as_json: bool) -> None:
-    """What came in, what left, approvals, anomalies: out of audit log and outbox. No picture, no identifier."""
+    """One month as one page for the security officer.
+
+    What came in, what left, approvals, anomalies: out of audit log and outbox. No picture, no identifier.
+    """
     from usfmae.client import outbox
     from usfmae.client.site import Site
     from usfmae.core import audit

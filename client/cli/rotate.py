@@ -9,12 +9,15 @@ import click
 from usfmae.client.cli.options import site_directory
 
 
-@click.command(short_help="New keys for this site, without enrolling anybody anew.")
+@click.command()
 @site_directory
 @click.option("--take", is_flag=True, help="Second step, once the coordinator has taken rotation.json.")
 def rotate(directory: Path, take: bool) -> None:
-    """First without --take: makes new keys and SITE/rotation.json, signed with the present key, for the coordinator
-    ('usfmae-server site rotate DIR rotation.json'). Then stop the agent, call this again with --take, start it."""
+    """New keys for this site, without enrolling anybody anew.
+
+    First without --take: makes new keys and SITE/rotation.json, signed with the present key, for the coordinator
+    ('usfmae-server site rotate DIR rotation.json'). Then stop the agent, call this again with --take, start it.
+    """
     from usfmae.client import key_rotation
     from usfmae.client.site import Site
 

@@ -9,12 +9,14 @@ import click
 from usfmae.client.cli.options import overriding, site_directory
 
 
-@click.command(short_help="Serve the federation until stopped.")
+@click.command()
 @site_directory
 @overriding
 @click.option("--until-idle", type=click.FloatRange(min=1), metavar="SECONDS", help="End after this long without work.")
 def run(directory: Path, overrides: tuple[str, ...], until_idle: float | None) -> None:
-    """Connect to the aggregator, train when asked, send what the site's policy lets go.
+    """Serve the federation until stopped.
+
+    Connect to the aggregator, train when asked, send what the site's policy lets go.
 
     Beside it run, as far as site.yaml switches them on: the site's page, the Prometheus endpoint, the C-STORE
     listener, the DICOMweb pull and the cleaning of new scans.

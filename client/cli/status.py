@@ -10,11 +10,14 @@ from usfmae.client.cli.options import as_json, site_directory
 from usfmae.core.cli.shell import print_json
 
 
-@click.command(short_help="What the site is doing, and since when.")
+@click.command()
 @site_directory
 @as_json
 def status(directory: Path, as_json: bool) -> None:
-    """The agent's last word, the corpus, and what left. Works whether or not the agent runs."""
+    """What the site is doing, and since when.
+
+    The agent's last word, the corpus, and what left. Works whether or not the agent runs.
+    """
     from usfmae.client.report import summary
     from usfmae.client.site import Site
 

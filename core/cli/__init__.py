@@ -7,18 +7,18 @@ import click
 from usfmae.core import __version__
 from usfmae.core.cli.shell import LazyGroup, run
 
-COMMANDS = {
-    "demo": ("usfmae.core.cli.demo:demo", "The whole system on this machine, with real Flower processes."),
-    "prepare": ("usfmae.core.cli.prepare:prepare", "Read, clean and pack scans into a corpus."),
-    "pretrain": ("usfmae.core.cli.pretrain:pretrain", "Pretrain the masked autoencoder on corpora."),
-    "probe": ("usfmae.core.cli.probe:probe", "Frozen encoder: kNN and linear probe on a benchmark."),
-    "finetune": ("usfmae.core.cli.finetune:finetune", "Fine-tune an encoder on a benchmark."),
-    "reproduce": ("usfmae.core.cli.reproduce:reproduce", "OpenUS-46 to corpus to pretraining to Table 2."),
-    "datasets": ("usfmae.core.cli.datasets:datasets", "The registry of public data sets: list, check."),
-    "export": ("usfmae.core.cli.export:export", "Write a checkpoint for timm, Hugging Face, MAE or ONNX."),
-    "inspect": ("usfmae.core.cli.inspect:inspect", "Show what a checkpoint is."),
-    "verify": ("usfmae.core.cli.verify:verify", "Check a checkpoint's or release's hashes and signature."),
-    "config": ("usfmae.core.cli.config:config", "Show settings, their JSON Schema or a template."),
+COMMANDS = {  # name -> "module:attribute"; its line of help is the first sentence of its docstring
+    "demo": "usfmae.core.cli.demo:demo",
+    "prepare": "usfmae.core.cli.prepare:prepare",
+    "pretrain": "usfmae.core.cli.pretrain:pretrain",
+    "probe": "usfmae.core.cli.probe:probe",
+    "finetune": "usfmae.core.cli.finetune:finetune",
+    "reproduce": "usfmae.core.cli.reproduce:reproduce",
+    "datasets": "usfmae.core.cli.datasets:datasets",
+    "export": "usfmae.core.cli.export:export",
+    "inspect": "usfmae.core.cli.inspect:inspect",
+    "verify": "usfmae.core.cli.verify:verify",
+    "config": "usfmae.core.cli.config:config",
 }
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import difflib
 import importlib
+import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,11 +20,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called: `--help` never loads torch."""
+    """A group whose commands are imported when they are called: `--help` reads their docstrings, not their modules."""
 
-    def __init__(self, *args: Any, commands_at: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, commands_at: Mapping[str, str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.commands_at = commands_at  # name -> ("module:attribute", one-line help)
+        self.commands_at = commands_at  # name -> "module:attribute"
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands_at)
@@ -28,13 +32,49 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.commands_at:
             return None
-        module, _, attribute = self.commands_at[cmd_name][0].partition(":")
+        module, _, attribute = self.commands_at[cmd_name].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, with a hint at what was probably meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self.commands_at, 1)
+            if near:
+                raise click.UsageError(f"{error.message} Did you mean '{near[0]}'?", ctx) from None
+            raise
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in self.commands_at.items()])
+            formatter.write_dl([(name, self.summary(name)) for name in self.commands_at])
+
+    def _help_of(self, name: str) -> str:
+        """Of a command that both programs share, and that is made by a call: light enough to import."""
+        command = self.get_command(click.Context(self), name)
+        return (command.help or "") if command else ""
+
+    def summary(self, name: str) -> str:
+        """The first sentence of a command's help, read from its source."""
+        module, _, attribute = self.commands_at[name].partition(":")
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            return ""
+        tree = ast.parse(Path(spec.origin).read_text())
+        function = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == attribute), None)
+        text = (ast.get_docstring(function) or _help_argument(function)) if function else self._help_of(name)
+        sentence = re.match(r".*?\.(?=\s|$)", text, re.DOTALL)
+        return " ".join((sentence[0] if sentence else text).split())
+
+
+def _help_argument(function: ast.FunctionDef) -> str:
+    """The text of `@click.command(help=...)`."""
+    calls = [d for d in function.decorator_list if isinstance(d, ast.Call)]
+    texts = [k.value.value for d in calls for k in d.keywords if k.arg == "help" and isinstance(k.value, ast.Constant)]
+    return str(texts[0]) if texts else ""
 
 
 def run(group: click.Group, program: str) -> None:

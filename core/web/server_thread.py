@@ -37,7 +37,7 @@ class HeaderTimeout:
     cycle: Any
     timeout_keep_alive_task: Any
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[misc]
         self._watch()
 
@@ -76,7 +76,7 @@ class FewConnections(HeaderTimeout):
     header_seconds = 10.0
     open: ClassVar[dict[FewConnections, None]]  # the oldest first; a class of its own for each server
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.open[self] = None
         if len(self.open) > MOST_CONNECTIONS:

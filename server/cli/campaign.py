@@ -11,7 +11,10 @@ from usfmae.core.cli.shell import print_json
 
 @click.group()
 def campaign() -> None:
-    """Spans of rounds with one recipe. Settings may change between campaigns, never within one."""
+    """Begin, end and list spans of rounds with one recipe.
+
+    Spans of rounds with one recipe. Settings may change between campaigns, never within one.
+    """
 
 
 directory_argument = click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))

@@ -16,7 +16,9 @@ from usfmae.core.cli.shell import print_json
 @click.option("--key", type=click.Path(path_type=Path), help="The PEM key of --certificate.")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def certificate(directory: Path, renew: bool, certificate: Path | None, key: Path | None, as_json: bool) -> None:
-    """When the server's certificate ends; renew it, or bring one along. A new one holds from the next start on.
+    """When the certificate ends; renew or replace it.
+
+    When the server's certificate ends; renew it, or bring one along. A new one holds from the next start on.
 
     Sites trust the CA (ca.pem), so a renewal asks nothing of them. A certificate of another CA does: give the sites
     that CA's file.

@@ -22,10 +22,10 @@ from usfmae.core.cli.shell import print_json
 def init(
     directory: Path, name: str, seed: Path | None, host: str, port: int, overrides: tuple[str, ...], as_json: bool
 ) -> None:
-    """Make a federation in DIRECTORY: a certificate authority, the server's certificate, the coordinator's key,
-    coordinator.yaml, the ledger and round 0.
+    """Make a federation: keys, certificates, settings, seed.
 
-    Without --seed the encoder starts at random. Give ca.pem and coordinator.pub.pem to every hospital.
+    DIRECTORY gets a certificate authority, the server's certificate, the coordinator's key, coordinator.yaml, the
+    ledger and round 0.
     """
     from usfmae.server.bootstrap import create
 

@@ -24,8 +24,11 @@ from usfmae.core.cli.shell import print_json
 def release(
     directory: Path, out: Path, benchmarks: tuple[Path, ...], overrides: tuple[str, ...], as_json: bool
 ) -> None:
-    """Write the best encoder under the forgetting budget, not the last one, to a signed folder with its model card and
-    lineage. 'usfmae verify OUT --key coordinator.pub.pem' checks all of it offline."""
+    """The best encoder under the budget, signed, with a card.
+
+    Write the best encoder under the forgetting budget, not the last one, to a signed folder with its model card and
+    lineage. 'usfmae verify OUT --key coordinator.pub.pem' checks all of it offline.
+    """
     from usfmae.server.layout import Layout
     from usfmae.server.release import release as write
 

@@ -14,7 +14,10 @@ from usfmae.core.cli.shell import print_json
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Default: DIRECTORY/campaign.html.")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def report(directory: Path, out: Path | None, as_json: bool) -> None:
-    """The campaign as one page to file: sites, rounds, losses by round and organ, what was not admitted and why."""
+    """The campaign as one page to file.
+
+    The campaign as one page to file: sites, rounds, losses by round and organ, what was not admitted and why.
+    """
     from usfmae.core import audit
     from usfmae.core.errors import PolicyError
     from usfmae.core.report.campaign import write_campaign

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 
 import click
@@ -14,17 +13,19 @@ import click
 @click.option("--rounds", default=0, show_default=True, help="End when this many rounds are committed; 0 goes on.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of coordinator.yaml.")
 def run_(directory: Path, rounds: int, overrides: tuple[str, ...]) -> None:
-    """Serve the hospitals and run rounds. The work is done in a child process that is started again after a crash
-    and goes on at the round it was in; Ctrl-C stops cleanly, and the same command goes on later."""
+    """Serve the sites and run rounds, until stopped.
+
+    One process: the hospitals' port, the round loop, the page and the metrics. Ctrl-C and SIGTERM stop it cleanly; the
+    same command goes on at the round it was in. systemd, Docker or Kubernetes starts it again after a crash.
+    """
+    from usfmae.server.aggregator import serve
     from usfmae.server.dashboard.serve import watched
     from usfmae.server.layout import Layout
     from usfmae.server.renewal import warning
-    from usfmae.server.supervisor import supervise
 
     home = Layout(directory)
     settings = home.settings(overrides)  # a mistake is told at once
     if soon := warning(home):
         logging.getLogger(__name__).warning(soon)
     with watched(home, settings.page, settings.metrics):
-        code = supervise(home, rounds, overrides)
-    sys.exit(code)
+        serve(home, rounds, overrides)

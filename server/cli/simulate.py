@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 def simulate(
     directory: Path, sites: int, rounds: int, steps: int, images: int, overrides: tuple[str, ...], as_json: bool
 ) -> None:
-    """Run a whole federation of virtual hospitals in this process: simulated tissue, a tiny model, the real loop,
-    gate, ledger and merge; no network. Merging rules, encodings and attacks can be tried here before a campaign."""
+    """A federation of virtual hospitals in this process.
+
+    Run a whole federation of virtual hospitals in this process: simulated tissue, a tiny model, the real loop,
+    gate, ledger and merge; no network. Merging rules, encodings and attacks can be tried here before a campaign.
+    """
     from usfmae.server.bootstrap import create
     from usfmae.server.layout import Layout
     from usfmae.server.ledger import Ledger

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def site() -> None:
-    """Enrol, list and revoke hospitals. A running aggregator follows within a second."""
+    """Enrol, list, revoke hospitals; take their new keys.
+
+    Enrol, list and revoke hospitals. A running aggregator follows within a second.
+    """
 
 
 directory_argument = click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))

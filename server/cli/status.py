@@ -13,7 +13,10 @@ from usfmae.core.cli.shell import print_json
 @click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def status(directory: Path, as_json: bool) -> None:
-    """Round, sites, verdicts of the last round, last checkpoint and its hash."""
+    """Round, sites, verdicts, last checkpoint and its hash.
+
+    Round, sites, verdicts of the last round, last checkpoint and its hash.
+    """
     from usfmae.server.layout import Layout
     from usfmae.server.status import status as read
 

@@ -13,7 +13,10 @@ from usfmae.core.cli.shell import print_json
 @click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def verify(directory: Path, as_json: bool) -> None:
-    """Check the audit log's hash chain, and that each round's checkpoint has the hash the ledger committed."""
+    """Check the audit log and the chain of checkpoints.
+
+    Check the audit log's hash chain, and that each round's checkpoint has the hash the ledger committed.
+    """
     from usfmae.core import audit
     from usfmae.core.errors import PolicyError
     from usfmae.core.tensors import TensorFile

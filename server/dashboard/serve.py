@@ -33,9 +33,18 @@ def watched(home: Layout, page: PageSettings, measured: MetricsSettings) -> Iter
             stop, ports["metrics"] = metrics.serve(source, measured.host, measured.port)
             stack.callback(stop)
         if page.port:
-            ports["page"] = stack.enter_context(serving(application(home, page), page.host, page.port))
-            note(logger, "page", address=f"http://{page.host}:{ports['page']}", token=str(home.keys / "page.token"))
+            address = stack.enter_context(page_served(home, page))
+            ports["page"] = int(address.rsplit(":", 1)[1])
         yield ports
+
+
+@contextlib.contextmanager
+def page_served(home: Layout, page: PageSettings) -> Iterator[str]:
+    """The page while the block runs; its address. ResourceError where the port is taken."""
+    with serving(application(home, page), page.host, page.port) as port:
+        address = f"http://{page.host}:{port}"
+        note(logger, "page", address=address, token=str(home.keys / "page.token"))
+        yield address
 
 
 def serving(app: Any, host: str, port: int) -> contextlib.AbstractContextManager[int]:

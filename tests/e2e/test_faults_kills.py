@@ -36,8 +36,6 @@ CELLS = [(phase, process) for phase in PHASES for process in PROCESSES] + [
     ("staged, not sent", "agent"),
     ("training", "agent and worker"),
     ("training", "everything"),
-    ("training", "supervised aggregator"),
-    ("training", "supervisor"),
 ]
 
 
@@ -54,9 +52,8 @@ class Matrix:
         self.server = self.start_server()
         self.agents = {name: self.federation.start_site(name) for name in self.federation.names}
 
-    def start_server(self, supervised: bool = False) -> Program:
-        start = self.federation.start_server if supervised else self.federation.start_serve
-        return start(len(CELLS))
+    def start_server(self) -> Program:
+        return self.federation.start_server(len(CELLS))
 
     # points
 
@@ -85,29 +82,12 @@ class Matrix:
             worker = self.federation.worker(site)
             assert worker, "no training process in this phase"
             os.kill(worker, signal.SIGKILL)
-        if process == "supervised aggregator":
-            os.kill(self.child(), signal.SIGKILL)
-        if process == "supervisor":
-            self.federation.kill(self.server)
 
     def restart(self, process: str, site: str) -> None:
         if process in ("agent", "agent and worker", "everything"):
             self.agents[site] = self.federation.start_site(site)
         if process in ("aggregator", "everything"):
             self.server = self.start_server()
-        if process == "supervisor":
-            self.federation.wait("the orphan to end", lambda: not self.child(), 30)
-            self.server = self.start_server(supervised=True)
-
-    def child(self) -> int:
-        """The aggregator under its supervisor."""
-        return self.federation.process("-m", "usfmae.server", str(self.federation.home.root))
-
-    def supervised(self) -> None:
-        """From now on under `usfmae-server run`."""
-        if self.server.process.args[-4] != "run":
-            self.federation.kill(self.server)
-            self.server = self.start_server(supervised=True)
 
     def site_of(self, pid: int) -> str:
         line = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
@@ -131,8 +111,6 @@ def test_a_killed_process_changes_no_bit(matrix, phase, process):
     held = matrix.reached("idle")
     if phase != "idle":
         matrix.arm(phase)
-        if process.startswith("supervis"):
-            matrix.supervised()
         matrix.release("idle")
         held = matrix.reached(phase)
     site = matrix.site_of(held)

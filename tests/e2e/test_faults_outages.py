@@ -31,7 +31,7 @@ def aggregator_away(federation: Federation) -> None:
     server = federation.start_server(ROUNDS)
     federation.start_sites()
     federation.wait("a training", lambda: asked(federation))
-    federation.kill(server)  # the supervisor; its child ends by itself
+    federation.kill(server)
     federation.wait("the aggregator to end", lambda: not federation.process("usfmae.server", str(federation.home.root)))
     time.sleep(OUTAGE)
     federation.start_server(ROUNDS)
