@@ -6,7 +6,7 @@ ARGS   ?=
 # The tests without processes of their own share the cores; a file's tests stay together.
 UNIT   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not e2e and not faults and not attacks and not system and not slow"
 
-.PHONY: help demo test test-unit test-e2e test-slow test-faults test-attacks test-system docs bundle lint lock venv tesseract packages clean
+.PHONY: help demo test test-unit test-e2e test-slow test-faults test-attacks test-system test-all coverage docs bundle lint lock hashes venv tesseract packages clean
 
 help:                ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
@@ -39,6 +39,13 @@ test-system: packages ## against Debian's Orthanc, DCMTK, Prometheus, Chromium, 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/system/requirements.txt
 	$(BIN)/python -m pytest -m system -rs $(ARGS)
 
+test-all: ## every suite one after the other, and one table of what each said
+	$(PYTHON) tests/suites.py
+
+coverage: packages   ## the ordinary tests under coverage; fails below the floor in pyproject.toml
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered \
+	  -m "not e2e and not faults and not attacks and not system and not slow" $(ARGS)
+
 docs: venv           ## the documentation, in docs/_build/html
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
@@ -50,14 +57,15 @@ bundle: docs         ## the offline bundle, in dist/bundle; VARIANT=cpu leaves t
 lint: venv           ## ruff, mypy, import-linter
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy -p usfmae.core -p usfmae.client -p usfmae.server
+	$(BIN)/mypy --config-file tests/mypy.ini tests benchmarks
 	PYTHONPATH= $(BIN)/lint-imports --no-cache >.lint-imports.log || { cat .lint-imports.log; exit 1; }
 
 venv: $(VENV)/ready  ## .venv with the pinned dependencies and this project
 
-$(VENV)/ready: requirements.lock pyproject.toml
+$(VENV)/ready: requirements.hashes.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) - not found - install Python 3.11 with venv, or give PYTHON=..." >&2; exit 7; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.hashes.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -68,12 +76,19 @@ tesseract: venv      ## make sure of Tesseract and what OpenCV links to
 packages: tesseract  ## ... and of what the ordinary tests start
 	@$(call debian,chromium:chromium tinyproxy:tinyproxy ip:iproute2 nft:nftables faketime:faketime)
 
-lock:                ## pin the newest packages that pyproject.toml admits into requirements.lock
+lock:                ## pin the newest packages that pyproject.toml admits, with and without their hashes
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
 	build/lock/bin/pip install --quiet --disable-pip-version-check "setuptools>=77" ".[dev,bench,onnx,dicomweb,cstore,ray]"
 	{ echo "# Every package of the tested environment (Python 3.11, Linux x86-64). Made by 'make lock'."; \
 	  build/lock/bin/pip freeze --all --exclude usfmae --exclude pip; } > requirements.lock
+	$(MAKE) hashes PIP=build/lock/bin/pip
+
+PIP ?= $(BIN)/python -m pip
+hashes:              ## requirements.hashes.lock from requirements.lock: the same versions, each with its file's SHA-256
+	$(PIP) install --quiet --disable-pip-version-check --dry-run --ignore-installed --no-deps \
+	  --report build/report.json -r requirements.lock
+	$(PYTHON) deploy/lock_hashes.py build/report.json > requirements.hashes.lock
 
 # Install Debian packages when root, else say exactly what to install.
 install = if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -180,7 +180,7 @@ class Ledger:
     def sites(self) -> dict[str, EnrolledSite]:
         """Every site by fingerprint, active and revoked, in the order of fingerprints."""
         columns = "site, name, node_key, signing_key, capacity, state, has_decoder, seen"
-        rows = self._db.execute(f"SELECT {columns} FROM sites ORDER BY site").fetchall()
+        rows = self._db.execute(f"SELECT {columns} FROM sites ORDER BY site").fetchall()  # noqa: S608
         return {row["site"]: _site(row) for row in rows}
 
     def saw(self, sites: Iterator[str] | list[str] | set[str]) -> None:
@@ -292,4 +292,4 @@ def _store(db: sqlite3.Connection, verdict: Verdict) -> None:
     values = {**vars(verdict), "received": verdict.received or time.time(), "detail": verdict.detail[:300]}
     names = ", ".join(values)
     marks = ", ".join(f":{name}" for name in values)
-    db.execute(f"INSERT OR REPLACE INTO replies ({names}) VALUES ({marks})", values)
+    db.execute(f"INSERT OR REPLACE INTO replies ({names}) VALUES ({marks})", values)  # noqa: S608

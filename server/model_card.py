@@ -83,7 +83,7 @@ def card(
     fed = next((r for r in reversed(rounds) if (r.summary or {}).get("sites")), rounds[-1])
     took_part = {s for r in rounds for s, v in ledger.verdicts(r.number).items() if v.verdict == VerdictCode.ADMITTED}
     gates = Counter((r.summary or {}).get("gate", {}).get("outcome", "not gated") for r in rounds)
-    template = Environment(undefined=StrictUndefined, autoescape=False, trim_blocks=True).from_string(TEXT)
+    template = Environment(undefined=StrictUndefined, autoescape=False, trim_blocks=True).from_string(TEXT)  # noqa: S701
     return template.render(
         name=settings.name,
         choice=choice,

@@ -54,7 +54,7 @@ class SampleCounts:
         return db
 
 
-def mixture(
+def mixture(  # noqa: PLR0913
     corpus: Corpus,
     own: Positions,
     public: Positions,

@@ -61,7 +61,7 @@ class FitRun:
 class Training:
     """A training that is about to begin. `encoder` is trained in place; pixels: (N, S, S, C) uint8 of the task."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         task: BenchmarkTask,
         split: Split,

@@ -15,7 +15,7 @@ Rule = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "trimmed", "median"]
 
 
 class NetworkSettings(Options):
-    host: str = "0.0.0.0"
+    host: str = "0.0.0.0"  # noqa: S104
     """Address the fleet API listens on; the only port that must be reachable from the hospitals."""
     port: int = Field(8443, ge=0, le=65535)
     """Port of the fleet API; 0 takes a free one."""

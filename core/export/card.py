@@ -95,7 +95,7 @@ def text(loaded: Loaded, target: str) -> str:
     measured = f"Masked error on held-out groups: {loss}" if loss else "Nothing is recorded in this checkpoint."
     if loss and "held_out_variance" in metadata:
         measured += f" (variance of the same images: {metadata['held_out_variance']})"
-    template = Environment(undefined=StrictUndefined, autoescape=False, trim_blocks=True).from_string(TEXT)
+    template = Environment(undefined=StrictUndefined, autoescape=False, trim_blocks=True).from_string(TEXT)  # noqa: S701
     return template.render(
         target=target,
         model=loaded.model,

@@ -70,7 +70,7 @@ def identify(record: Mapping[str, Any], site: EnrolledSite, request: TrainReques
     return reply
 
 
-def examine(
+def examine(  # noqa: C901, PLR0913
     reply: TrainReply,
     arrays: Mapping[str, Arrived],
     site: EnrolledSite,

@@ -102,7 +102,7 @@ def side_by_side(work: Callable[[P], T], pieces: Iterable[P]) -> Iterator[T]:
         yield waiting.popleft().result()
 
 
-def merge(
+def merge(  # noqa: PLR0913
     base: TensorFile,
     updates: Sequence[TensorFile],
     weights: Sequence[float],

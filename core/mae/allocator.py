@@ -40,7 +40,7 @@ def keep() -> None:
 def relaunch() -> None:
     """Begin this very command again under jemalloc; return where that cannot be, or has been done."""
     if more := environment():
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **more})
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **more})  # noqa: S606
 
 
 def name() -> str:

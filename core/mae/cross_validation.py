@@ -24,7 +24,7 @@ from usfmae.core.mae.train import evaluate, train
 RESULT = "selection.json"
 
 
-def select(
+def select(  # noqa: PLR0913
     corpora: Sequence[Path],
     out: Path,
     settings: Settings,

@@ -72,7 +72,7 @@ class PretrainSummary:
         return dataclasses.asdict(self)
 
 
-def pretrain(
+def pretrain(  # noqa: PLR0913
     corpora: Sequence[Path],
     out: Path,
     settings: Settings,

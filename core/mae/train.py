@@ -59,7 +59,7 @@ class TrainResult:
     finished: bool  # False where `on_step` asked to stop
 
 
-def train(
+def train(  # noqa: PLR0913
     model: MaskedAutoencoder,
     corpus: Corpus,
     settings: TrainSettings,
@@ -168,7 +168,7 @@ def chunks(positions: Positions, size: int) -> Iterator[Positions]:
     return (positions[start : start + size] for start in range(0, len(positions), size))
 
 
-def call_id(
+def call_id(  # noqa: PLR0913
     model: MaskedAutoencoder,
     corpus: Corpus,
     settings: TrainSettings,

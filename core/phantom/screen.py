@@ -48,7 +48,7 @@ def draw_screen(image: Pixels, seed: int, in_tissue: bool = True) -> Screen:
     return Screen(drawn, clean, ink, (x0, y0, x0 + width, y0 + height), name, patient, date, tuple(strings))
 
 
-def _text(canvas: Pixels, text: str, x: int, y: int, scale: float, colour: tuple[int, int, int], font: int) -> None:
+def _text(canvas: Pixels, text: str, x: int, y: int, scale: float, colour: tuple[int, int, int], font: int) -> None:  # noqa: PLR0913
     cv2.putText(canvas, text, (x, y), font, scale, colour, 1, cv2.LINE_AA)
 
 

@@ -19,7 +19,7 @@ BATCH = 64  # identifications written at once
 Chosen = Mapping[tuple[Path, str], tuple[str, str]]
 
 
-def identified(
+def identified(  # noqa: PLR0913
     sources: Sequence[Path],
     ledger: CorpusLedger,
     pool: Pool,

@@ -29,7 +29,7 @@ from usfmae.core.types import recipe_id, secret_id
 OPERATIONAL = {"decode_seconds", "clean_seconds", "memory_mb", "shard_images"}
 
 
-def prepare(
+def prepare(  # noqa: PLR0913
     sources: Sequence[Path],
     corpus_dir: Path,
     settings: Settings,

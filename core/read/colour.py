@@ -61,7 +61,7 @@ class Converter:
             centre, width = (float(np.atleast_1d(self.ds[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
             if width >= 1:
                 return centre - width / 2, centre + width / 2
-        except Exception:
+        except Exception:  # noqa: S110
             pass
         return float(array.min()), float(array.max())
 

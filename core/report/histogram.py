@@ -21,7 +21,7 @@ def histogram(values: Sequence[float], low: float, high: float, title: str) -> M
         for i, n in enumerate(counts)
     ]
     middle = f"median {np.median(values):.3g} of {len(values)} scans" if len(values) else "no values"
-    return Markup(
+    return Markup(  # noqa: S704
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}: {middle}" class="chart">'
         f'<text x="0" y="10">{escape(title)}</text>{"".join(bars)}'
         f'<line class="grid-line" x1="0" x2="{WIDTH}" y1="{BASE}" y2="{BASE}"/>'

@@ -54,7 +54,7 @@ def line_chart(
     for number, line in enumerate(series.values()):
         parts += _line([at(i, v) for i in keep if (v := line[i]) is not None], _look(number))
     legend = [f"<li>{_sample(_look(number))}{escape(name)}</li>" for number, name in enumerate(series)]
-    return Markup("".join([*parts, "</svg>", '<ul class="legend">', *legend, "</ul>"]))
+    return Markup("".join([*parts, "</svg>", '<ul class="legend">', *legend, "</ul>"]))  # noqa: S704
 
 
 def _thinned(count: int) -> list[int]:

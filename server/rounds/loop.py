@@ -50,7 +50,7 @@ DECLINE_HOLDS = 60.0  # seconds before a site that declined is asked again
 class Loop:
     """Runs rounds over a transport. `clock` and `wait` are there for tests; `committed` hears of each round's end."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         home: Layout,
         ledger: Ledger,

@@ -60,7 +60,7 @@ class Plan:
         return [listed[i] for i in np.linspace(0, len(listed) - 1, self.limit).round().astype(int)]
 
 
-def make(
+def make(  # noqa: PLR0913
     root: Path,
     settings: Settings,
     corpus_name: CorpusName = "strict42",

@@ -96,7 +96,7 @@ def _model_recipe(settings: Settings) -> dict[str, Any]:
     return {"model": settings.model.model_dump(), "train": settings.train.model_dump()}
 
 
-def build_corpus(
+def build_corpus(  # noqa: PLR0913
     settings: Settings,
     found: Found,
     scans: Sequence[Entry],
