@@ -83,7 +83,7 @@ def local_round(
     return LocalRound(trained, codec.encode(base, trained.encoder, request.encoding, residual))
 
 
-def train_autoencoder(
+def train_autoencoder(  # noqa: PLR0913
     base: Tensors,
     decoder: Tensors,
     data: TrainingData,
