@@ -58,7 +58,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
     """Write weights atomically: the old file or the whole new one. Raises ResourceError where the disk is full."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = tensors_id(plain)
-    trail = dataclasses.replace(_trail(metadata), id=content)
+    trail = dataclasses.replace(trail_of(metadata), id=content)
     stated = {**metadata, "format": FORMAT, "content": content, "trail": json.dumps(dataclasses.asdict(trail))}
     write_tensors(path, plain, stated)
     return Checkpoint(path, stated, trail)
@@ -71,7 +71,7 @@ def load(path: Path) -> Loaded:
         raise CheckpointError(
             f"checkpoint {path}",
             "is safetensors without usfmae's metadata",
-            "import it with 'usfmae pretrain --init' and name its architecture",
+            "make it one of ours first: 'usfmae import FILE --out CHECKPOINT'",
         )
     if tensors_id(tensors) != metadata.get("content"):
         raise CheckpointError(f"checkpoint {path}", "its weights do not match their hash: damaged", "fetch it again")
@@ -81,7 +81,7 @@ def load(path: Path) -> Loaded:
     except (KeyError, ValueError) as error:
         problem = str(error).splitlines()[0]
         raise CheckpointError(f"checkpoint {path}", f"metadata unreadable: {problem}", "update usfmae") from None
-    return Loaded(tensors, model, train, metadata, _trail(metadata))
+    return Loaded(tensors, model, train, metadata, trail_of(metadata))
 
 
 def tensors_id(tensors: Mapping[str, Tensor]) -> str:
@@ -134,7 +134,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         save_file(dict(tensors), partial, dict(metadata))
 
 
-def _trail(metadata: Mapping[str, str]) -> Trail:
+def trail_of(metadata: Mapping[str, str]) -> Trail:
     try:
         values: dict[str, Any] = json.loads(metadata.get("trail", "{}"))
         return Trail(**{**values, "parents": tuple(values.get("parents", ()))})

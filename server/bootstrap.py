@@ -19,6 +19,7 @@ from usfmae.core.errors import ConfigError
 from usfmae.core.federated.messages import fingerprint
 from usfmae.core.files import write_atomic
 from usfmae.core.mae.model import MaskedAutoencoder
+from usfmae.core.mae.weights.init_weights import load_any
 from usfmae.server import certificates
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
@@ -73,7 +74,7 @@ def _with_seed(wanted: Sequence[str], seed: Path | None) -> tuple[CoordinatorSet
     """Settings; a seed brings its own architecture and recipe, which `wanted` keys override."""
     if seed is None:
         return load(CoordinatorSettings, None, wanted)[0], None
-    loaded = checkpoint.load(seed)
+    loaded = load_any(seed)
     brought = {"model": loaded.model, "train": loaded.train.model_copy(update={"steps": None})}
     settings, origins = load(CoordinatorSettings, None, wanted)
     values = settings.model_dump()
@@ -94,7 +95,11 @@ def _write_seed(home: Layout, settings: CoordinatorSettings, loaded: Loaded | No
     metadata = checkpoint.describe(settings.model, settings.train, parents=tuple(parents), round=0, step=0)
     encoder, decoder = checkpoint.encoder_of(tensors), checkpoint.decoder_of(tensors)
     if not decoder:
-        raise ConfigError("seed", "holds no decoder", "use a pretraining checkpoint, not an exported encoder")
+        raise ConfigError(
+            "seed",
+            "holds no decoder, or one whose heads nothing states",
+            "use a pretraining checkpoint, or 'usfmae import FILE --decoder-heads N --out CHECKPOINT' first",
+        )
     checkpoint.save(home.decoder, decoder, metadata)
     checkpoint.save(home.checkpoint(0), encoder, metadata)
     return settings

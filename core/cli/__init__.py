@@ -15,6 +15,7 @@ COMMANDS = {  # name -> "module:attribute"; its line of help is the first senten
     "finetune": "usfmae.core.cli.finetune:finetune",
     "reproduce": "usfmae.core.cli.reproduce:reproduce",
     "datasets": "usfmae.core.cli.datasets:datasets",
+    "import": "usfmae.core.cli.import_weights:import_",
     "export": "usfmae.core.cli.export:export",
     "inspect": "usfmae.core.cli.inspect:inspect",
     "verify": "usfmae.core.cli.verify:verify",

@@ -15,10 +15,10 @@ from usfmae.core.cli.shell import print_json
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the files.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def export(path: Path, target: str, out: Path, as_json: bool) -> None:
-    from usfmae.core.checkpoint import load
     from usfmae.core.export import export as write
+    from usfmae.core.mae.weights.init_weights import load_any
 
-    done = write(load(path), target, out)
+    done = write(load_any(path), target, out)
     if as_json:
         print_json(
             {

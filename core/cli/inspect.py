@@ -31,9 +31,9 @@ def inspect(path: Path, as_json: bool) -> None:
 def facts_of(path: Path) -> dict[str, Any]:
     """Of our checkpoints all the metadata; of other files what their tensors show. Raises CheckpointError."""
     from usfmae.core.checkpoint import FORMAT, encoder_of, read_metadata
-    from usfmae.core.mae.init_weights import read
+    from usfmae.core.mae.weights.init_weights import read
 
-    metadata = read_metadata(path) if path.suffix == ".safetensors" else {}
+    metadata = read_metadata(path) if path.suffix == ".safetensors" and path.is_file() else {}
     start = read(path)
     facts: dict[str, Any] = {
         "file": str(path),
@@ -46,8 +46,7 @@ def facts_of(path: Path) -> dict[str, Any]:
     }
     structured = ("model", "train", "trail", "datasets")
     facts |= {k: json.loads(v) if k in structured else v for k, v in metadata.items() if k not in facts}
-    if start.model and "model" not in facts:
-        facts["model"] = start.model.model_dump()
-    if not start.model:
-        facts["note"] = "heads, mask ratio and normalisation are not stated in this file and do not show in its shapes"
+    facts.setdefault("model", start.model.model_dump())
+    if start.unstated:
+        facts["note"] = f"nothing in this file states its {' and '.join(sorted(start.unstated))}: the usual are shown"
     return facts

@@ -16,7 +16,8 @@ from usfmae.core.checkpoint import Loaded, decoder_of, write_tensors
 from usfmae.core.errors import CheckpointError
 from usfmae.core.export import model_of, probe_images
 from usfmae.core.files import write_atomic
-from usfmae.core.mae.foreign_weights import INSIDE, OUTSIDE, STACKS, THIRDS, WEIGHTS, renamed_block, renamed_prefix
+from usfmae.core.mae.weights.foreign_files import SAFETENSORS as WEIGHTS
+from usfmae.core.mae.weights.foreign_weights import INSIDE, OUTSIDE, STACKS, THIRDS, renamed_block, renamed_prefix
 
 TOLERANCE = 1e-4
 

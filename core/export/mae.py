@@ -8,7 +8,7 @@ import torch
 
 from usfmae.core.checkpoint import Loaded
 from usfmae.core.files import replacing
-from usfmae.core.mae.foreign_weights import read_pth
+from usfmae.core.mae.weights.foreign_files import read_stored
 
 TOLERANCE = 0.0
 WEIGHTS = "mae.pth"
@@ -22,7 +22,7 @@ def write(loaded: Loaded, out: Path) -> list[Path]:
 
 
 def difference(loaded: Loaded, out: Path) -> float:
-    theirs = read_pth(out / WEIGHTS)
+    theirs = read_stored(out / WEIGHTS).tensors
     if theirs.keys() != loaded.tensors.keys():
         return float("inf")
     return max(float((theirs[name] - tensor).abs().max()) for name, tensor in loaded.tensors.items())

@@ -17,7 +17,7 @@ from usfmae.core.checkpoint import Loaded, encoder_of, write_tensors
 from usfmae.core.config import ModelSettings
 from usfmae.core.export import model_of, probe_images
 from usfmae.core.files import write_atomic
-from usfmae.core.mae.foreign_weights import WEIGHTS
+from usfmae.core.mae.weights.foreign_files import SAFETENSORS as WEIGHTS
 
 TOLERANCE = 1e-4
 NAMES = {192: "tiny", 384: "small", 768: "base", 1024: "large"}  # encoder width -> timm's word for it

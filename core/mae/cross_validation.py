@@ -17,9 +17,9 @@ from usfmae.core.corpus.batch import Corpus
 from usfmae.core.errors import UsageError
 from usfmae.core.files import write_atomic
 from usfmae.core.mae.distributed import ranks
-from usfmae.core.mae.init_weights import architecture, build, read
 from usfmae.core.mae.pretrain import OnStep, steps_of
 from usfmae.core.mae.train import evaluate, train
+from usfmae.core.mae.weights.init_weights import architecture, build, read
 
 RESULT = "selection.json"
 

@@ -28,10 +28,10 @@ from usfmae.core.errors import CorpusError, UsageError
 from usfmae.core.files import replacing, write_atomic
 from usfmae.core.mae import train_log
 from usfmae.core.mae.distributed import ranks
-from usfmae.core.mae.init_weights import InitWeights, architecture, build, read
 from usfmae.core.mae.model import MaskedAutoencoder
 from usfmae.core.mae.reconstructions import panel
 from usfmae.core.mae.train import StepRecord, TrainResult, evaluate, target_variance, train
+from usfmae.core.mae.weights.init_weights import InitWeights, architecture, build, read
 
 RESULT = "checkpoint.safetensors"
 PANEL_ROWS = 8

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from usfmae.core.bench.encoders.base import Encoder, Pooling
 from usfmae.core.checkpoint import encoder_of, tensors_id
-from usfmae.core.checkpoint import load as load_checkpoint
 from usfmae.core.config import ModelSettings
 from usfmae.core.errors import CheckpointError
 from usfmae.core.mae.model import MaskedAutoencoder
+from usfmae.core.mae.weights.init_weights import load_any
 from usfmae.core.types import content_id
 
 
@@ -34,7 +34,7 @@ class MaskedEncoder(nn.Module):
 
 
 def checkpoint(spec: str, pooling: Pooling) -> Encoder:
-    loaded = load_checkpoint(Path(spec))
+    loaded = load_any(Path(spec))
     encoder = encoder_of(loaded.tensors)
     module = MaskedEncoder(loaded.model, encoder, pooling)
     missing = {n for n in module.autoencoder.state_dict() if n != "mask_token" and not n.startswith("decoder_")}
@@ -47,7 +47,7 @@ def checkpoint(spec: str, pooling: Pooling) -> Encoder:
 
 def random_weights(spec: str, rest: str, pooling: Pooling) -> Encoder:
     path, _, seed = rest.partition("@")
-    loaded = load_checkpoint(Path(path))
+    loaded = load_any(Path(path))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed or 0))
         module = MaskedEncoder(loaded.model, None, pooling)

@@ -13,8 +13,8 @@ from usfmae.core.checkpoint import Loaded, describe, encoder_of, load, read_tens
 from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.errors import CheckpointError, UsageError
 from usfmae.core.export import export, hf, model_of
-from usfmae.core.mae import foreign_weights
 from usfmae.core.mae.model import fresh
+from usfmae.core.mae.weights import foreign_weights
 
 MODEL = ModelSettings(
     image_size=32, patch_size=8, width=192, depth=2, heads=3, decoder_width=32, decoder_depth=1, decoder_heads=4
@@ -78,8 +78,9 @@ def test_a_difference_to_the_other_library_fails_the_export(
 
 def test_hugging_face_names_go_there_and_back(loaded: Loaded, tmp_path: Path) -> None:
     hf.write(loaded, tmp_path)
-    tensors, model = foreign_weights.read_hf(tmp_path)
-    assert model == MODEL
+    foreign = foreign_weights.read_foreign(tmp_path)
+    tensors = foreign.tensors
+    assert foreign.model == MODEL and foreign.train == {"mask_ratio": 0.5, "norm_pix": True}
     assert tensors.keys() == loaded.tensors.keys()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in loaded.tensors.items())
     config = json.loads((tmp_path / "config.json").read_text())
@@ -145,7 +146,7 @@ def test_facebookresearch_files_are_read_in_every_form_found(
 ) -> None:
     tensors = {prefix + name: tensor for name, tensor in loaded.tensors.items()}
     torch.save({wrapper: tensors} if wrapper else tensors, tmp_path / "w.pt")
-    found = foreign_weights.read_pth(tmp_path / "w.pt")
+    found = foreign_weights.read_foreign(tmp_path / "w.pt").tensors
     assert all(torch.equal(found[name], tensor) for name, tensor in loaded.tensors.items())
 
 
@@ -165,7 +166,7 @@ def test_anything_but_tensors_is_refused_without_being_run(tmp_path: Path, conte
     else:
         torch.save(values[content], path)
     with pytest.raises(CheckpointError, match=r"refused|no state dict"):
-        foreign_weights.read_pth(path)
+        foreign_weights.read_foreign(path)
     assert not Path("/tmp/usfmae-was-here").exists()
 
 

@@ -18,11 +18,11 @@ from usfmae.core.errors import CheckpointError, CorpusError, ResourceError, Usag
 from usfmae.core.export import export
 from usfmae.core.mae import train_log
 from usfmae.core.mae.cross_validation import combinations, select
-from usfmae.core.mae.init_weights import build, read
 from usfmae.core.mae.model import MaskedAutoencoder, fresh
 from usfmae.core.mae.presets import preset
 from usfmae.core.mae.pretrain import pretrain, resume
 from usfmae.core.mae.train import evaluate
+from usfmae.core.mae.weights.init_weights import build, read
 
 MODEL = ModelSettings(
     image_size=32, patch_size=8, width=32, depth=1, heads=2, decoder_width=32, decoder_depth=1, decoder_heads=8
