@@ -10,18 +10,19 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.errors import SourceError
 from usfmae.core.read.header import Facts
 from usfmae.core.read.reader import READERS, reader
 from usfmae.core.read.refusal_codes import RefusedScan, Unreadable, guarded
-from usfmae.core.read.source import opened
+from usfmae.core.read.source import beside, opened
 from usfmae.core.types import Quarantined, Scan, Trail, secret_id
 
 HEAD = 4096
 DIRECTORY = "DICOMDIR"
+GZIP_MAGIC = b"\x1f\x8b"
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 NOT_ARCHIVES = (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".jar", ".whl", ".npz", ".epub")
 
@@ -177,14 +178,18 @@ def identify(
     try:
         with opened(bare, settings) as file:
             head = file.read(HEAD)
-            file.seek(0)
-            content = secret_id(secret, "scan", hashlib.file_digest(cast(Any, file), "sha256").digest())
+            digest = _digest(file)
+        content = secret_id(secret, "scan", digest)
         kind = _kind(head, candidate)
         if not kind:
             return None
         scan = Scan(candidate.path, kind, Trail(content), candidate.member)
         with guarded("unreadable"):
             known = reader(kind).facts(scan, settings)
+        if known.beside:  # equal headers may stand over different pixels
+            with beside(scan, known.beside, settings) as file:
+                content = secret_id(secret, "scan", digest, _digest(file))
+            scan = replace(scan, trail=Trail(content))
     except Unreadable as error:
         return Quarantined(error.reason, Trail(content or candidate.place(secret)), error.why)
     except RefusedScan as error:
@@ -192,6 +197,11 @@ def identify(
     group = _group(known, candidate, settings, content)
     scan = Scan(scan.path, kind, scan.trail, scan.member, secret_id(secret, "group", *group))
     return Identified(scan, known, secret_id(secret, "study", known.study) if known.study else "")
+
+
+def _digest(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return hashlib.file_digest(cast(Any, file), "sha256").digest()
 
 
 def _group(known: Facts, candidate: Candidate, settings: ReadSettings, content: str) -> tuple[str, bytes]:
@@ -215,6 +225,8 @@ def _kind(head: bytes, candidate: Candidate) -> str:
             return kind
     if head.startswith(ZIP_MAGIC) and candidate.member:
         raise Unreadable("nested-archive", "an archive inside an archive is not opened")
+    if head.startswith(GZIP_MAGIC):
+        raise Unreadable("packed-file", "gzip, and no volume in it")
     expected = not name.name.startswith(".") and any(name.suffix.lower() in reader(kind).SUFFIXES for kind in READERS)
     if not head and expected:
         raise Unreadable("empty", "zero bytes")

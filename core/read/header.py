@@ -19,6 +19,7 @@ class Facts:
     patient: str = ""
     study: str = ""
     notes: tuple[str, ...] = ()  # for the ledger: "default-rate"
+    beside: str = ""  # name of the file in the same folder that holds the pixels; in memory only
 
 
 def check_size(width: int, height: int, frames: int, settings: ReadSettings) -> None:

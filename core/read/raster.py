@@ -109,8 +109,8 @@ def as_rgb(array: NDArray[np.generic], low: float | None = None, high: float | N
         scale = 255.0 / (high - low) if high > low else 0.0
         array = np.clip((values - low) * scale + 0.5, 0, 255).astype(np.uint8)
     if array.ndim == 2:
-        array = np.repeat(array[..., None], 3, axis=2)
-    return np.ascontiguousarray(array[..., :3]).astype(np.uint8, copy=False)
+        return np.repeat(np.asarray(array, np.uint8)[..., None], 3, axis=2)
+    return np.array(array[..., :3], np.uint8, order="C")  # its own memory: a decoder may use its buffer again
 
 
 def encode_png(pixels: Pixels) -> bytes:

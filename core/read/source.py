@@ -1,15 +1,20 @@
-"""The bytes of a scan: a file, or a member of a zip archive. Opened for reading only, never extracted to disk."""
+"""The bytes of a scan: a file, or a member of a zip archive. Opened for reading only, never extracted to disk.
+
+Every file is opened by one function, `open_file`; a process that may open nothing itself is given another.
+"""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+import posixpath
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from usfmae.core.archive import opened as archive_at
+from usfmae.core import archive
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.read.refusal_codes import Unreadable, guarded
 from usfmae.core.types import Scan
@@ -17,11 +22,46 @@ from usfmae.core.types import Scan
 ENCRYPTED = 1  # bit 0 of a member's flags (APPNOTE 4.4.4)
 
 
-def read_member(archive: Path, member: str, settings: ReadSettings) -> bytes:
+def open_file(path: Path, beside: str = "") -> int:
+    """A descriptor of the file at `path`, or of the one of that plain name in the same folder. Raises OSError.
+
+    A file beside another must be a regular one: no link, no device, no pipe.
+    """
+    if not beside:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    if "/" in beside or beside in ("", ".", ".."):
+        raise ValueError("no plain name")
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(beside, flags, dir_fd=folder)
+    finally:
+        os.close(folder)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("no regular file")
+    return descriptor
+
+
+_opener: Callable[[Path, str], int] = open_file
+
+
+def open_through(opener: Callable[[Path, str], int]) -> None:
+    """From now on this process opens scans by `opener(path, beside)`, which returns a descriptor."""
+    global _opener
+    _opener = opener
+
+
+def name_of(scan: Scan) -> str:
+    """The scan's own file name, without a folder."""
+    return posixpath.basename(scan.member) if scan.member else scan.path.name
+
+
+def read_member(path: Path, member: str, settings: ReadSettings) -> bytes:
     """A member's content, with the declared and the real size both held under the limit. Raises Unreadable."""
     limit = int(settings.max_member_mb * 1e6)
     with guarded("bad-archive"):
-        content = archive_at(archive)
+        content = archive.opened_at(_opener(path, ""))
         if content.getinfo(member).flag_bits & ENCRYPTED:
             raise Unreadable("encrypted-archive", "the member is encrypted")
         with content.open(member) as file:
@@ -37,7 +77,25 @@ def opened(scan: Scan, settings: ReadSettings) -> Iterator[BinaryIO]:
     if scan.member:
         yield io.BytesIO(read_member(scan.path, scan.member, settings))
         return
-    with scan.path.open("rb") as file:
+    with os.fdopen(_opener(scan.path, ""), "rb") as file:
+        yield file
+
+
+@contextmanager
+def beside(scan: Scan, name: str, settings: ReadSettings) -> Iterator[BinaryIO]:
+    """The file of a plain `name` in the scan's own folder, of the disk or of the archive. Raises Unreadable."""
+    if scan.member:
+        try:
+            data = read_member(scan.path, posixpath.join(posixpath.dirname(scan.member), name), settings)
+        except Unreadable as error:
+            raise Unreadable("no-data-file" if error.why == "KeyError" else error.reason, error.why) from None
+        yield io.BytesIO(data)
+        return
+    try:
+        descriptor = _opener(scan.path, name)
+    except (OSError, ValueError) as error:  # absent, a link, a folder: the header is at fault, not the disk
+        raise Unreadable("no-data-file", type(error).__name__) from None
+    with os.fdopen(descriptor, "rb") as file:
         yield file
 
 
