@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from usfmae.core.bench.encoders.base import Encoder
-from usfmae.core.bench.tasks.base import BenchmarkTask, Example
+from usfmae.core.bench.pictures import picture
+from usfmae.core.bench.tasks.base import BenchmarkTask
 from usfmae.core.corpus.shard import square
-from usfmae.core.errors import SourceError
 from usfmae.core.files import replacing
 from usfmae.core.types import CleanImage, Pixels, content_id
 
@@ -29,15 +27,6 @@ def cache_folder() -> Path:
     """Where features are kept unless a folder is named: `$XDG_CACHE_HOME/usfmae/features`."""
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(home) / "usfmae" / "features"
-
-
-def picture(example: Example) -> Pixels:
-    """(H, W, 3) RGB at native size. Raises SourceError where the file is no picture."""
-    try:
-        with Image.open(io.BytesIO(example.entry.read())) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise SourceError(f"image {example.id}", f"cannot be decoded: {error}", "fetch it again") from None
 
 
 def squares(task: BenchmarkTask, size: int) -> Pixels:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -154,15 +156,44 @@ def required(listed: Sequence[Entry], glob: str, what: str) -> Entry:
 
 
 def table(entry: Entry, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file that must have these columns. Raises SourceError."""
+    """Rows of a table that must have these columns, however a spreadsheet wrote it. Raises SourceError.
+
+    Commas, semicolons or tabs; UTF-8, UTF-16 or a Western code page, with or without a byte order mark; `5.0` and
+    `5,0` for 5; spaces about names and values; names of columns in any case.
+    """
+    text = _decoded(entry.read())
+    first = text.partition("\n")[0]
+    mark = max(",;\t", key=first.count)
     try:
-        rows = list(csv.DictReader(io.StringIO(entry.read().decode("utf-8-sig"))))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(f"{entry.name}", f"is no CSV file: {error}", "fetch it again") from None
-    missing = set(columns) - set(rows[0] if rows else {})
-    if missing:
-        raise SourceError(f"{entry.name}", f"lacks the column(s) {', '.join(sorted(missing))}", "fetch it again")
-    return rows
+        raw = list(csv.reader(io.StringIO(text), delimiter=mark, strict=True))
+    except csv.Error as error:
+        raise SourceError(f"{entry.name}", f"is no table: {error}", "save it as CSV again") from None
+    head = [name.strip().lower() for name in raw[0]] if raw else []
+    lacking = [name for name in columns if name.lower() not in head]
+    if lacking:
+        raise SourceError(
+            f"{entry.name}",
+            f"lacks the column(s) {', '.join(lacking)}; it has {', '.join(head) or 'none'}",
+            f"name its columns {','.join(columns)}",
+        )
+    names = {name.lower(): name for name in columns}
+    rows = [row for row in raw[1:] if any(cell.strip() for cell in row)]
+    return [{names.get(n, n): _cell(v) for n, v in zip_longest(head, row[: len(head)], fillvalue="")} for row in rows]
+
+
+def _decoded(data: bytes) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", errors="replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")
+
+
+def _cell(text: str) -> str:
+    """A cell without spaces about it; a whole number without the decimals that a spreadsheet has added."""
+    whole = re.fullmatch(r"(-?\d+)[.,]0+", text.strip())
+    return whole[1] if whole else text.strip()
 
 
 def images_by_stem(listed: Sequence[Entry], glob: str) -> dict[str, Entry]:
@@ -172,10 +203,11 @@ def images_by_stem(listed: Sequence[Entry], glob: str) -> dict[str, Entry]:
 
 
 def image_named(images: dict[str, Entry], stem: str, label_file: str) -> Entry:
-    """The image a label file names, or a SourceError that names both."""
-    if stem not in images:
+    """The image a label file names, with slashes of either kind, or a SourceError that names both."""
+    plain = stem.replace("\\", "/").removeprefix("./")
+    if plain not in images:
         raise SourceError(f"{label_file}", f"names image {stem}, which is absent", "give the whole archive")
-    return images[stem]
+    return images[plain]
 
 
 def partial_note(task: str, found: int, total: int) -> tuple[str, ...]:

@@ -49,6 +49,9 @@ def load(root: Path, seed: int = 42) -> BenchmarkTask:
         )
         for row in rows
     )
+    wrong = [row["ID"] for row in rows if row["kFold"] not in {str(k) for k in FOLDS}]
+    if wrong:
+        raise SourceError(f"{folds.name}", f"gives image {wrong[0]} no fold from 1 to 5", "fetch it again")
     unlisted = sorted(set(images) - {row["ID"] for row in rows})
     if unlisted:
         raise SourceError(
@@ -89,7 +92,7 @@ def _check_counts(rows: list[dict[str, str]]) -> None:
 
 def _split(task: BenchmarkTask, rows: list[dict[str, str]], k: int) -> Split:
     fold = np.array([int(row["kFold"]) for row in rows])
-    marked = np.array([row[f"valid_{k}"].strip() in ("0", "0.0") for row in rows])
+    marked = np.array([row[f"valid_{k}"] == "0" for row in rows])
     outside = fold != k
     order = sorted(range(len(rows)), key=lambda i: task.examples[i].id, reverse=True)
     first = {task.examples[i].group: i for i in order}  # the last one written is the first in the alphabet

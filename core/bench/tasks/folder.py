@@ -2,16 +2,20 @@
 
 In a tree, the folder right below the class is the patient; an image that lies directly in its class folder stands for
 itself. In a table, `group` names the patient and `split` (train, validation, test) is honoured where it is given.
+Label masks beside the images are left out by their content, as `prepare` leaves them out.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from usfmae.core.bench.pictures import is_label_mask
 from usfmae.core.bench.tasks.base import (
     BenchmarkTask,
     Example,
@@ -28,6 +32,7 @@ from usfmae.core.openus46.layout import RASTER
 
 FOLDS = 5
 PARTS = ("train", "validation", "test")
+USUAL = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
 
 
 def load(root: Path, seed: int = 42) -> BenchmarkTask:
@@ -39,21 +44,30 @@ def load(root: Path, seed: int = 42) -> BenchmarkTask:
 
 def _from_tree(listed: Sequence[Entry], root: Path, seed: int) -> BenchmarkTask:
     images = [e for e in listed if e.name.lower().endswith(RASTER) and e.name.count("/") >= 2]
-    classes = tuple(sorted({e.name.split("/")[1] for e in images}))
+    parts = {e: e.name.split("/")[1:] for e in images}
+    if root.is_file() and len({names[0] for names in parts.values()}) == 1:
+        # A zip as desktops make it: the folder itself is packed, not its content.
+        parts = {e: names[1:] for e, names in parts.items() if len(names) > 2}
+    with ThreadPoolExecutor() as pool:
+        masks = dict(zip(parts, pool.map(is_label_mask, parts), strict=True))
+    parts = {e: names for e, names in parts.items() if not masks[e]}
+    classes = tuple(sorted({names[0] for names in parts.values()}))
     if len(classes) < 2:
         raise SourceError(
             f"folder {root}", f"holds {len(classes)} class folder(s) with images", "make one folder a class"
         )
-    examples = []
-    for e in images:
-        _, class_, *rest = e.name.split("/")
-        # A patient may have images of several classes, so the class is no part of the group.
-        examples.append(Example(e.name, e, classes.index(class_), rest[0] if len(rest) > 1 else e.name))
-    known = all(e.name.count("/") >= 3 for e in images)
-    notes = (
-        () if known else ("images without a patient folder stand for themselves: give labels.csv with a group column",)
+    # A patient may have images of several classes, so the class is no part of the group.
+    examples = tuple(
+        Example(e.name, e, classes.index(class_), rest[0] if len(rest) > 1 else e.name)
+        for e, (class_, *rest) in parts.items()
     )
-    task = BenchmarkTask("folder", classes, tuple(examples), (), _positive(classes), groups_known=known, notes=notes)
+    known = all(len(names) > 2 for names in parts.values())
+    notes = (
+        [] if known else ["images without a patient folder stand for themselves: give labels.csv with a group column"]
+    )
+    if left := sum(masks.values()):
+        notes.append(f"{left:,} label mask(s) beside the images are left out")
+    task = BenchmarkTask("folder", classes, examples, (), _positive(classes), groups_known=known, notes=tuple(notes))
     return replace(task, splits=grouped_folds(task, FOLDS, seed))
 
 
@@ -62,6 +76,9 @@ def _from_table(listed: Sequence[Entry], labels: Entry, seed: int) -> BenchmarkT
     top = labels.name.rpartition("/")[0]
     by_name = {e.name.removeprefix(f"{top}/"): e for e in listed}
     classes = tuple(sorted({row["label"] for row in rows}))
+    twice = [name for name, count in Counter(name.lower() for name in classes).items() if count > 1]
+    if twice:
+        raise SourceError(f"{labels.name}", f"writes label '{twice[0]}' in several ways", "write each label one way")
     if len(classes) < 2:
         raise SourceError(f"{labels.name}", "names one class only", "label at least two classes")
     examples = tuple(
@@ -73,7 +90,14 @@ def _from_table(listed: Sequence[Entry], labels: Entry, seed: int) -> BenchmarkT
         raise SourceError(f"{labels.name}", f"has no group for {nameless[0]}", "name the patient of every image")
     task = BenchmarkTask("folder", classes, examples, (), _positive(classes))
     if "split" in rows[0]:
-        return replace(task, splits=(_given(task, [row["split"] for row in rows], labels.name, seed),))
+        return replace(
+            task,
+            splits=(
+                _given(
+                    task, [USUAL.get(row["split"].lower(), row["split"].lower()) for row in rows], labels.name, seed
+                ),
+            ),
+        )
     return replace(task, splits=grouped_folds(task, FOLDS, seed))
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from usfmae.core.bench.tasks import load
-from usfmae.core.bench.tasks.base import BenchmarkTask, Split, checked, only
+from usfmae.core.bench.tasks.base import BenchmarkTask, Example, Split, checked, only
 from usfmae.core.errors import SourceError, UsageError
 
 
@@ -199,3 +199,68 @@ def test_real_copies_at_hand_load_and_keep_patients_whole(shared_data: Path) -> 
         task = load(name, shared_data / folder)
         assert len(task.examples) == images and not task.complete
         assert_whole_patients(task)
+
+
+@pytest.mark.parametrize("form", ["5.0", ";", "; and 5,0", "tabs in UTF-16", "BOM", "spaces", "Windows code page"])
+def test_bus_bra_reads_its_tables_as_spreadsheets_write_them(bus_bra: Path, form: str) -> None:
+    plain = load("bus-bra", bus_bra)
+    for name in ("bus_data.csv", "5-fold-cv.csv"):
+        with (bus_bra / name).open() as file:
+            rows = list(csv.reader(file))
+        if "5" in form:
+            rows = [[f"{c}{',' if ',0' in form else '.'}0" if c.isdigit() else c for c in row] for row in rows]
+        if form == "spaces":
+            rows = [[f" {c} " for c in row] for row in rows]
+        if form == "Windows code page":
+            rows = [[*row, "Größe" if n == 0 else "für"] for n, row in enumerate(rows)]
+        mark = ";" if ";" in form else "\t" if "tabs" in form else ","
+        text = "\n".join(mark.join(f'"{c}"' if mark in c else c for c in row) for row in rows) + "\n\n"
+        encoding = {"tabs in UTF-16": "utf-16", "BOM": "utf-8-sig", "Windows code page": "cp1252"}.get(form, "utf-8")
+        (bus_bra / name).write_bytes(text.encode(encoding))
+    read = load("bus-bra", bus_bra)
+    assert [(e.id, e.label, e.group) for e in read.examples] == [(e.id, e.label, e.group) for e in plain.examples]
+    assert all((a.validation == b.validation).all() for a, b in zip(read.splits, plain.splits, strict=True))
+
+
+def test_own_tables_take_backslashes_usual_names_of_parts_and_spaces_in_labels(folder_task: Path) -> None:
+    files = sorted(p.relative_to(folder_task).as_posix() for p in folder_task.rglob("*.png"))
+    parts = ["Train", "val", "test", "training"]
+    rows = [
+        f"{f.replace('/', chr(92))};{f.split('/')[0]}{' ' * (n % 2)};{f.split('/')[1]};{parts[int(f.split('-')[1].split('/')[0]) % 4]}"
+        for n, f in enumerate(files)
+    ]
+    (folder_task / "labels.csv").write_text("File;Label;Group;Split\n" + "\n".join(rows) + "\n")
+    task = load("folder", folder_task)
+    assert task.classes == ("normal", "other") and len(task.examples) == len(files)
+    assert [len(p) for p in (task.splits[0].train, task.splits[0].validation, task.splits[0].test)] == [24, 12, 12]
+
+
+def test_a_table_without_the_columns_says_how_to_name_them(folder_task: Path) -> None:
+    (folder_task / "labels.csv").write_text("filename,class\na.png,x\n")
+    with pytest.raises(SourceError, match=r"it has filename, class - name its columns file,label,group"):
+        load("folder", folder_task)
+
+
+def test_masks_beside_the_images_are_no_examples_and_a_zipped_folder_is_understood(tmp_path: Path) -> None:
+    root, random = tmp_path / "Dataset_BUSI", np.random.default_rng(0)
+    for kind in ("benign", "malignant"):
+        (root / kind).mkdir(parents=True)
+        for n in range(12):
+            Image.fromarray(random.integers(0, 200, (60, 60)).astype(np.uint8)).save(root / kind / f"{kind} ({n}).png")
+            mask = (np.indices((60, 60)).sum(0) < 50) * 255
+            Image.fromarray(mask.astype(np.uint8)).save(root / kind / f"{kind} ({n})_mask.png")
+    shutil.make_archive(str(tmp_path / "archive"), "zip", tmp_path, "Dataset_BUSI")
+    for place in (root, tmp_path / "archive.zip"):
+        task = load("folder", place)
+        assert task.classes == ("benign", "malignant") and len(task.examples) == 24
+        assert not any("mask" in e.id for e in task.examples) and any("24 label mask" in note for note in task.notes)
+
+
+def test_sixteen_bits_are_scaled_not_cut(tmp_path: Path) -> None:
+    from usfmae.core.bench.pictures import picture
+    from usfmae.core.openus46.archive import entries
+
+    gray = np.random.default_rng(0).integers(0, 200, (40, 40))
+    Image.fromarray((gray * 64).astype(np.uint16)).save(tmp_path / "deep.png")
+    found = picture(Example("deep", entries(tmp_path)[0], 0, "p"))
+    assert found.dtype == np.uint8 and np.abs(found[..., 0] - gray * 255 / gray.max()).max() <= 1
