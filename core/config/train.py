@@ -68,6 +68,12 @@ class TrainSettings(Options):
     """Share of patches that are masked (paper: 0.25)."""
     norm_pix: bool = False
     """Normalise each target patch by its own mean and variance."""
+    target: Literal["pixels", "latents", "mixture"] = "pixels"
+    """What hidden patches are predicted as: pixels (paper), a frozen teacher's features, or both."""
+    latent_share: float = Field(0.5, gt=0, lt=1)
+    """Weight of the teacher's features in the loss of a mixture; the pixels have the rest."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw (paper), or muon for the matrices of the blocks and adamw for all other tensors."""
     batch_size: int = Field(64, ge=1)
     """Images per optimizer step, over all processes."""
     micro_batch: int = Field(12, ge=1)

@@ -113,7 +113,9 @@ class MaskedAutoencoder(nn.Module):
         visible = int(order.shape[1] * (1 - self.mask_ratio))
 
         latent = self._encode(patches, order[:, :visible])  # (B, 1 + V, D)
-        prediction = self._decode(latent, order, full)  # (B, L or M, P), in that order
+        prediction: Tensor = self.decoder_pred(
+            self._hidden_states(latent, order, full)
+        )  # (B, L or M, P), in that order
         target = self.target(take(patches, order[:, visible:]))  # (B, M, P)
         loss = F.mse_loss(prediction[:, -target.shape[1] :].float(), target)
 
@@ -149,8 +151,11 @@ class MaskedAutoencoder(nn.Module):
         latent: Tensor = self.norm(x)
         return latent
 
-    def _decode(self, latent: Tensor, order: Tensor, full: bool) -> Tensor:
-        """Latent (B, 1 + V, D) -> predictions in the order of `order`: attention does not mind it, so nothing moves."""
+    def _hidden_states(self, latent: Tensor, order: Tensor, full: bool) -> Tensor:
+        """Latent (B, 1 + V, D) -> decoder output (B, L or M, E) in the order of `order`.
+
+        Attention does not mind the order, so nothing is moved back.
+        """
         x = self.decoder_embed(latent)  # (B, 1 + V, E)
         masked = order.shape[1] + 1 - x.shape[1]
         x = torch.cat([x, self.mask_token.to(x.dtype).expand(x.shape[0], masked, -1)], dim=1)  # (B, 1 + L, E)
@@ -159,8 +164,8 @@ class MaskedAutoencoder(nn.Module):
         for block in self.decoder_blocks[:-1]:
             x = block(x)
         x = self.decoder_blocks[-1](x, order.shape[1] if full else masked)
-        prediction: Tensor = self.decoder_pred(self.decoder_norm(x))
-        return prediction
+        hidden: Tensor = self.decoder_norm(x)
+        return hidden
 
     def target(self, patches: Tensor) -> Tensor:
         """What is to be predicted for patches (..., P): they themselves, or normalised each by its own pixels."""

@@ -20,6 +20,7 @@ from usfmae.core.errors import ResourceError, UsfmaeError
 from usfmae.core.mae.device import autocast, device_of, out_of_memory
 from usfmae.core.mae.distributed import ranks
 from usfmae.core.mae.model import MaskedAutoencoder
+from usfmae.core.mae.optimizers import optimizer_of
 from usfmae.core.types import Pixels
 
 
@@ -29,9 +30,7 @@ class Stepper:
     def __init__(self, model: MaskedAutoencoder, settings: TrainSettings) -> None:
         self.model, self.settings = model, settings
         self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.trained, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
-        )
+        self.optimizer = optimizer_of(model, settings)
         self.anchor = anchored(model) if settings.proximal else []
 
     @cached_property

@@ -22,7 +22,6 @@ from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
 logger = logging.getLogger(__name__)
 
 OPTIMIZER = ".optimizer.safetensors"
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ResumeState:
@@ -93,12 +92,13 @@ class ResumeState:
 
 
 def moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's two moments of every trained tensor, by name."""
+    """What the optimizer keeps of every trained tensor (AdamW: two moments, Muon: one), as kind/name."""
     return {
-        f"{kind}/{name}": optimizer.state[parameter][kind].detach().cpu().contiguous()
+        f"{kind}/{name}": value.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
         if parameter in optimizer.state
-        for kind in MOMENTS
+        for kind, value in optimizer.state[parameter].items()
+        if kind != "step" and isinstance(value, Tensor)
     }
 
 
@@ -106,8 +106,12 @@ def set_moments(
     model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor], updates: int
 ) -> None:
     """Put stored moments back. KeyError where one is missing."""
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, value in moments.items():
+        kind, _, name = key.partition("/")
+        by_name.setdefault(name, {})[kind] = value
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            stored = {kind: moments[f"{kind}/{name}"].to(parameter.device).clone() for kind in MOMENTS}
+            stored = {kind: value.to(parameter.device).clone() for kind, value in by_name[name].items()}
             count = torch.tensor(float(updates), device=parameter.device)
             optimizer.state[parameter] = {"step": count, **stored}
