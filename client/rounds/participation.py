@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ def checked(site: Site, record: Mapping[str, Any]) -> TrainRequest:
     """The request in a record from the wire. PolicyError where the coordinator did not sign it, or it cannot be."""
     request = messages.from_record(TrainRequest, record)
     messages.verify(request, site.coordinator)
+    messages.check_addressed(request, site.fingerprint, time.time())
     if not NAME.fullmatch(request.campaign) or request.round < 0 or request.steps < 1 or request.global_step < 0:
         raise PolicyError("request", "holds a campaign, round or step that cannot be", "refused")
     return request
@@ -103,7 +105,7 @@ def stage(site: Site, work: jobs.Job, request: TrainRequest) -> None:
 def signed_update(site: Site, request: TrainRequest) -> TrainReply:
     """The record of a released update, signed now."""
     entry = read_json(outbox.folder(site, outbox.key(request)) / "entry.json") or {}
-    return messages.sign(messages.from_record(TrainReply, entry["record"]), site.signing_key)
+    return _signed(site, messages.from_record(TrainReply, entry["record"]))
 
 
 def refusal(error: PolicyError) -> str:
@@ -124,4 +126,10 @@ def declined(site: Site, record: Mapping[str, Any], why: str) -> TrainReply:
         declined=why[:200],
         site=site.fingerprint,
     )
-    return messages.sign(reply, site.signing_key)
+    return _signed(site, reply)
+
+
+def _signed(site: Site, reply: TrainReply) -> TrainReply:
+    """The reply, signed for this site's coordinator and for a while."""
+    recipient, expires = messages.fingerprint(site.coordinator), time.time() + messages.REPLY_COUNTS
+    return messages.sign(dataclasses.replace(reply, recipient=recipient, expires=expires), site.signing_key)
