@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 class Uploader:
     """Uploads replies; a request that has its answer is done with."""
 
-    def __init__(self, site: Site, line: Connection) -> None:
-        self.site, self.line = site, line
+    def __init__(self, site: Site, connection: Connection) -> None:
+        self.site, self.connection = site, connection
 
     def update(self, pending: PendingRequest, request: TrainRequest) -> None:
         """The update that was made for this request, signed now."""
@@ -48,6 +48,6 @@ class Uploader:
         message = messages.reply(
             pending.reply_metadata(), {protocol.RECORD: protocol.to_record(reply)}, arrays, reply.seconds
         )
-        sent = self.line.patiently(lambda: self.line.fleet.push(message))
+        sent = self.connection.patiently(lambda: self.connection.fleet.push(message))
         pending.drop()
         return sent
