@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from usfmae.core.bench.encoders.base import Encoder
-from usfmae.core.bench.features import Progress, features, squares
+from usfmae.core.bench.features import Progress, aspect_of, features, squares
 from usfmae.core.bench.finetune import finetune
 from usfmae.core.bench.fit import FitRun
 from usfmae.core.bench.metrics import Predictions, compare, score
@@ -22,6 +22,7 @@ from usfmae.core.config.bench import BenchSettings
 from usfmae.core.files import write_atomic
 
 COMPARED = ("ultrasam.f1", "balanced_accuracy", "auroc")
+PRINTED = ("paper.f1", *COMPARED, "auroc_by_split")
 
 
 def scored(task: BenchmarkTask, runs: Predictions | Sequence[Predictions], settings: BenchSettings) -> dict[str, Any]:
@@ -60,14 +61,15 @@ def probed(
     curve: bool = True,
 ) -> tuple[dict[str, Any], dict[str, Predictions]]:
     """Features, probe and scores of one encoder: a report and the predictions by head."""
-    began = time.perf_counter()
-    found, cached = features(encoder, task, settings.image_size, cache, progress)
+    began, aspect = time.perf_counter(), aspect_of(encoder, settings)
+    found, cached = features(encoder, task, settings.image_size, cache, progress, aspect)
     ready = time.perf_counter()
     result = probe(task, found, settings, curve=curve)
     report = {
         "model": encoder.name,
         "model_id": encoder.id,
         "width": encoder.width,
+        "aspect": aspect,
         "features_cached": cached,
         "feature_seconds": round(ready - began, 3),
         "probe_seconds": round(time.perf_counter() - ready, 3),
@@ -87,8 +89,8 @@ def finetuned(
 ) -> dict[str, Any]:
     """Fine-tune on a task and save `report.json` and the probabilities of each seed below `out`."""
     began = time.perf_counter()
-    pixels = squares(task, settings.image_size)
     encoder = build()
+    pixels = squares(task, settings.image_size, aspect_of(encoder, settings))
     runs, trained = finetune(task, build, pixels, settings.finetune, out, on_run)
     for seed, said in zip(settings.finetune.seeds, runs, strict=True):
         save_predictions(out / f"seed-{seed}.csv", task, said)
@@ -98,7 +100,7 @@ def finetuned(
         "model_id": encoder.id,
         "seeds": list(settings.finetune.seeds),
         "seconds": round(time.perf_counter() - began, 1),
-        "runs": [{k: v for k, v in asdict(run).items() if k != "probabilities"} for run in trained],
+        "runs": [{k: v for k, v in asdict(run).items() if k not in ("probabilities", "weights")} for run in trained],
         "scores": scored(task, runs, settings),
     }
     save_json(out / "report.json", report)
@@ -138,7 +140,7 @@ def safe_name(spec: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in spec).strip("-.")[-80:]
 
 
-def line(name: str, scores: dict[str, Any], measures: Sequence[str] = ("paper.f1", *COMPARED)) -> str:
+def line(name: str, scores: dict[str, Any], measures: Sequence[str] = PRINTED) -> str:
     """`name  paper.f1 81.6 (76.0-86.5) ...` in per cent."""
     shown = [
         f"{m} {100 * scores[m]['value']:.1f} ({100 * scores[m]['low']:.1f}-{100 * scores[m]['high']:.1f})"

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,11 +15,13 @@ from numpy.typing import NDArray
 from usfmae.core.bench.encoders.base import Encoder
 from usfmae.core.bench.pictures import picture
 from usfmae.core.bench.tasks.base import BenchmarkTask
+from usfmae.core.config.bench import BenchSettings
 from usfmae.core.corpus.shard import square
 from usfmae.core.files import replacing
 from usfmae.core.types import CleanImage, Pixels, content_id
 
 Features = NDArray[np.float32]
+Aspect = Literal["squash", "keep"]
 Progress = Callable[[int, int], None]  # images done, images in all
 BATCH = 32
 
@@ -29,27 +32,32 @@ def cache_folder() -> Path:
     return Path(home) / "usfmae" / "features"
 
 
-def squares(task: BenchmarkTask, size: int) -> Pixels:
+def squares(task: BenchmarkTask, size: int, aspect: Aspect = "squash") -> Pixels:
     """(N, S, S, C) uint8, C = 1 where every image is gray; the last task's are kept for the next model."""
-    key = (images_id(task), size)
+    key = (images_id(task), size, aspect)
     if key not in _LAST:
         _LAST.clear()
-        _LAST[key] = _squares(task, size)
+        _LAST[key] = _squares(task, size, aspect)
     return _LAST[key]
 
 
-_LAST: dict[tuple[str, int], Pixels] = {}
+_LAST: dict[tuple[str, int, str], Pixels] = {}
 
 
-def _squares(task: BenchmarkTask, size: int) -> Pixels:
-    images = [_square(picture(example), size) for example in task.examples]
+def aspect_of(encoder: Encoder, settings: BenchSettings) -> Aspect:
+    """How a task's images are made square: as the settings say, else as the encoder's own were."""
+    return encoder.aspect if settings.aspect == "auto" else settings.aspect
+
+
+def _squares(task: BenchmarkTask, size: int, aspect: Aspect) -> Pixels:
+    images = [_square(picture(example), size, aspect) for example in task.examples]
     gray = all(image.ndim == 2 for image in images)
     channels = 1 if gray else 3
     return np.stack([np.broadcast_to(i if i.ndim == 3 else i[..., None], (size, size, channels)) for i in images])
 
 
-def _square(pixels: Pixels, size: int) -> Pixels:
-    return square(CleanImage(pixels, np.zeros(pixels.shape[:2], bool)), size, "").pixels
+def _square(pixels: Pixels, size: int, aspect: Aspect) -> Pixels:
+    return square(CleanImage(pixels, np.zeros(pixels.shape[:2], bool)), size, "", aspect=aspect).pixels
 
 
 def images_id(task: BenchmarkTask) -> str:
@@ -62,18 +70,23 @@ def device() -> torch.device:
 
 
 def features(
-    encoder: Encoder, task: BenchmarkTask, size: int, cache: Path | None = None, progress: Progress | None = None
+    encoder: Encoder,
+    task: BenchmarkTask,
+    size: int,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    aspect: Aspect = "squash",
 ) -> tuple[Features, bool]:
     """(N, D) features of every image of a task, and whether they were read from the cache.
 
-    The key is the encoder's weights and pooling, the images' bytes and the size; a damaged entry is computed again.
+    The key is the encoder's weights and pooling, the images' bytes, the size and the aspect; a damaged entry is computed again.
     """
     folder = cache or cache_folder()
-    path = folder / f"{content_id('features-1', encoder.id, images_id(task), str(size))[:40]}.npy"
+    path = folder / f"{content_id('features-2', encoder.id, images_id(task), str(size), aspect)[:40]}.npy"
     kept = _kept(path, (len(task.examples), encoder.width))
     if kept is not None:
         return kept, True
-    found = compute(encoder, squares(task, size), progress)
+    found = compute(encoder, squares(task, size, aspect), progress)
     with replacing(path) as partial, partial.open("wb") as file:
         np.save(file, found)
     return found, False

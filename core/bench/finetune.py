@@ -1,7 +1,8 @@
-"""Fine-tuning a whole encoder on a benchmark: the paper's grid, early stopping on the validation part, several seeds.
+"""Fine-tuning a whole encoder on a benchmark: a grid, early stopping on the validation part, several seeds.
 
-The paper states the grid (learning rate, weight decay, batch size) and the augmentations, not the rest (`fit.py`).
-The validation part alone chooses; the test part is read once for each seed. A run that is done is never done again.
+Recipe `paper`: the paper states the grid (learning rate, weight decay, batch size) and the augmentations, not the rest
+(`fit.py`). Recipe `good` is ours. The validation part alone chooses; the test part is read once for each seed. A run
+that is done is never done again. The weights of the best run stay, as a classifier to use.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import itertools
 import json
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
+from usfmae.core.bench import classifier
 from usfmae.core.bench.encoders.base import Encoder
 from usfmae.core.bench.features import images_id
 from usfmae.core.bench.fit import FitChoice, FitRun, Training
@@ -32,6 +34,36 @@ def grid(settings: FinetuneSettings) -> list[FitChoice]:
     ]
 
 
+class Runs:
+    """The trainings of one model on one task, each done once and kept below a folder; the best one's weights too."""
+
+    def __init__(
+        self, task: BenchmarkTask, build: Callable[[], Encoder], settings: FinetuneSettings, out: Path
+    ) -> None:
+        self.task, self.build, self.settings, self.out = task, build, settings, out
+        constant = settings.model_dump_json(exclude={"seeds", "lrs", "weight_decays", "batch_sizes"})
+        self.key = content_id(build().id, images_id(task), constant)
+        self.done: list[FitRun] = []
+
+    def run(self, pixels: Pixels, split: Split, choice: FitChoice, seed: int) -> tuple[FitRun, bool]:
+        """One training, and whether it was read back."""
+        parts = (split.train.tobytes(), split.validation.tobytes(), split.test.tobytes())
+        size = str(pixels.shape[1])
+        name = content_id(self.key, size, split.name, json.dumps(asdict(choice)), str(seed), *parts)[:32]
+        path = self.out / "runs" / f"{name}.npz"
+        kept = _read(path)
+        if kept is not None:
+            self.done.append(kept)
+            return kept, True
+        encoder = self.build()
+        trained = Training(self.task, split, encoder, pixels, self.settings, choice, seed).run()
+        classifier.keep_best(self.out / classifier.WEIGHTS, self.task, encoder, trained)
+        trained = replace(trained, weights=None)
+        _write(path, trained)
+        self.done.append(trained)
+        return trained, False
+
+
 def finetune(
     task: BenchmarkTask,
     build: Callable[[], Encoder],
@@ -42,24 +74,15 @@ def finetune(
 ) -> tuple[list[Predictions], list[FitRun]]:
     """Predictions over all splits, one entry for each seed, and every run. `build` gives a fresh encoder.
 
-    pixels: (N, S, S, C) uint8 squares of the task's images. Runs are kept under `out/runs`; `on_run` is told each run
-    and whether it was read back.
+    pixels: (N, S, S, C) uint8 squares of the task's images. Runs are kept under `out/runs`, the weights of the one with
+    the best validation score in `out`; `on_run` is told each run and whether it was read back.
     """
-    runs: list[FitRun] = []
-    constant = settings.model_dump_json(exclude={"seeds", "lrs", "weight_decays", "batch_sizes"})
-    key = content_id(build().id, images_id(task), str(pixels.shape[1]), constant)
+    runs = Runs(task, build, settings, out)
 
     def run(split: Split, choice: FitChoice, seed: int) -> FitRun:
-        parts = (split.train.tobytes(), split.validation.tobytes(), split.test.tobytes())
-        name = content_id(key, split.name, json.dumps(asdict(choice)), str(seed), *parts)[:32]
-        path = out / "runs" / f"{name}.npz"
-        kept = _read(path)
-        done = kept or Training(task, split, build(), pixels, settings, choice, seed).run()
-        if kept is None:
-            _write(path, done)
-        runs.append(done)
+        done, kept = runs.run(pixels, split, choice, seed)
         if on_run:
-            on_run(done, kept is not None)
+            on_run(done, kept)
         return done
 
     by_seed: dict[int, list[Predictions]] = {seed: [] for seed in settings.seeds}
@@ -69,11 +92,11 @@ def finetune(
         for seed in settings.seeds:
             found = best if seed == settings.seeds[0] else run(split, best.choice, seed)
             by_seed[seed].append(predictions(task, split, found.probabilities))
-    return [pooled(parts) for parts in by_seed.values()], runs
+    return [pooled(parts) for parts in by_seed.values()], runs.done
 
 
 def _write(path: Path, run: FitRun) -> None:
-    facts = {k: v for k, v in asdict(run).items() if k != "probabilities"}
+    facts = {k: v for k, v in asdict(run).items() if k not in ("probabilities", "weights")}
     with replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, probabilities=run.probabilities, facts=np.array(json.dumps(facts)))
 

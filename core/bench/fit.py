@@ -1,15 +1,18 @@
 """One fine-tuning: encoder and linear head on one split, stopped by the validation part.
 
-AdamW, linear warm-up and cosine, cross-entropy on pooled features. The test part is read once, at the end.
+AdamW, linear warm-up and cosine, cross-entropy on pooled features. The test part is read once, at the end. The head may
+normalise its input over the batch and learn at a rate of its own; blocks may learn the slower the deeper they lie.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +35,8 @@ Floats = NDArray[np.float64]
 TEST_BATCH = 64
 RAN_AWAY = 1e9
 CLIP = 1.0
+BLOCK = re.compile(r"\bblocks\.(\d+)\.")
+STEM = re.compile(r"patch_embed|pos_embed|cls_token|conv_stem|\bbn1\b")
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class FitRun:
     best_epoch: int
     seconds: float
     probabilities: Floats
+    weights: dict[str, Tensor] | None = None  # of encoder and head at the best epoch; not kept with the run
 
 
 class Training:
@@ -75,10 +81,10 @@ class Training:
         self.settings, self.choice, self.seed = settings, choice, seed
         torch.manual_seed(seed)
         self.device = device()
-        head = nn.Linear(encoder.width, len(task.classes))
-        self.model = nn.Sequential(encoder.module.train(), head).to(self.device)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=choice.lr, weight_decay=choice.weight_decay)
+        self.model = nn.Sequential(encoder.module.train(), head(encoder, len(task.classes), settings)).to(self.device)
+        groups = parameter_groups(self.model, settings, choice.lr)
+        self.optimizer = torch.optim.AdamW(groups, lr=choice.lr, weight_decay=choice.weight_decay)
+        self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def run(self) -> FitRun:
         """Train; the weights of the best validation epoch give the test probabilities.
@@ -110,7 +116,10 @@ class Training:
         else:  # the loss ran away before the first validation: the run says nothing
             said = np.full((len(self.split.test), len(self.task.classes)), 1 / len(self.task.classes))
         seconds = time.perf_counter() - began
-        return FitRun(self.split.name, self.choice, self.seed, best[0], -best[1], epoch, best_epoch, seconds, said)
+        weights = {n: t.cpu() for n, t in kept.items()} if kept is not None else None
+        return FitRun(
+            *(self.split.name, self.choice, self.seed, best[0], -best[1], epoch, best_epoch, seconds, said), weights
+        )
 
     def _epoch(self, epoch: int) -> float:
         """One pass over the training part; the last batch's loss."""
@@ -118,8 +127,9 @@ class Training:
         self.model.train()
         loss = torch.zeros(())
         for step, (images, labels) in enumerate(self._batches(epoch), start=(epoch - 1) * batches):
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.choice.lr * rate(step, self.settings.epochs * batches, self.settings.warmup)
+            share = rate(step, self.settings.epochs * batches, self.settings.warmup)
+            for group, peak in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = peak * share
             loss = F.cross_entropy(self._logits(images), labels.to(self.device))
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -138,7 +148,11 @@ class Training:
         asked, size = self.settings, self.choice.batch
         order = np.random.default_rng((self.seed, epoch)).permutation(self.split.train)
         wanted = AugmentSettings(
-            rotation=asked.rotation, flips=asked.flips, zoom_min=asked.zoom_min, zoom_max=asked.zoom_max
+            rotation=asked.rotation,
+            two_sided=asked.two_sided,
+            flips=asked.flips,
+            zoom_min=asked.zoom_min,
+            zoom_max=asked.zoom_max,
         )
 
         def make(start: int) -> tuple[Tensor, Tensor]:
@@ -164,6 +178,37 @@ class Training:
             rows = plain(self.pixels[positions[start : start + TEST_BATCH]], self.encoder.size)
             parts.append(self._logits(torch.from_numpy(rows)).softmax(dim=1).double().cpu().numpy())
         return np.concatenate(parts)
+
+
+def head(encoder: Encoder, classes: int, settings: FinetuneSettings) -> nn.Module:
+    """Features (B, D) -> logits (B, K)."""
+    linear = nn.Linear(encoder.width, classes)
+    if settings.norm == "none":
+        return linear
+    return nn.Sequential(nn.BatchNorm1d(encoder.width, affine=False, eps=1e-6), linear)
+
+
+def parameter_groups(model: nn.Sequential, settings: FinetuneSettings, lr: float) -> list[dict[str, Any]]:
+    """The trained tensors with their peak rates: one group where all are equal, else one for each depth and the head."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if settings.head_lr is None and settings.layer_decay == 1:
+        return [{"params": [p for _, p in trained], "lr": lr}]
+    names = [name for name, _ in trained]
+    above = 2 + max((int(m[1]) for n in names if (m := BLOCK.search(n))), default=-1)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in trained:
+        own = lr * settings.layer_decay ** (above - _depth(name, above))
+        if name.startswith("1."):  # the head
+            own = settings.head_lr or lr
+        groups.setdefault(own, []).append(parameter)
+    return [{"params": parameters, "lr": own} for own, parameters in groups.items()]
+
+
+def _depth(name: str, above: int) -> int:
+    """0 for patch embedding and positions, i + 1 for block i, `above` for what follows the blocks."""
+    if block := BLOCK.search(name):
+        return int(block[1]) + 1
+    return 0 if STEM.search(name) else above
 
 
 def worth(task: BenchmarkTask, positions: Positions, said: Floats) -> tuple[float, float]:

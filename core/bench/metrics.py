@@ -110,6 +110,21 @@ def auroc(predictions: Predictions, weights: Floats | None = None) -> Floats:
     return area if weights is not None else area[0]
 
 
+def auroc_by_split(predictions: Predictions, weights: Floats | None = None) -> Floats:
+    """Mean over the splits of each one's area: scores of models that were fitted apart need not share a scale."""
+    names = list(dict.fromkeys(predictions.splits))
+    if len(names) < 2:
+        return auroc(predictions, weights)
+    inside = [np.array([s == name for s in predictions.splits]) for name in names]
+    areas = [
+        auroc(predictions.of([name]), None if weights is None else weights[:, mask])
+        for name, mask in zip(names, inside, strict=True)
+    ]
+    known = ~np.isnan(areas)
+    mean: Floats = np.where(known.any(axis=0), _ratio(np.nansum(areas, axis=0), known.sum(axis=0)), np.nan)
+    return mean if weights is not None else mean[()]
+
+
 def _area(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> Floats:
     """Weighted probability that a positive outranks a negative, ties counting half: (R,)."""
     values, inverse = np.unique(scores, return_inverse=True)
@@ -143,7 +158,8 @@ def measures(predictions: Predictions, weights: Floats | None = None) -> dict[st
     """Every measure with an interval by dotted name, such as `paper.f1`; scalars, or (R,) for weights."""
     counts = confusion(predictions, weights)
     found = {f"{v}.{k}": x for v in ("paper", "ultrasam") for k, x in view(counts, v, predictions.positive).items()}
-    return {**found, "balanced_accuracy": balanced_accuracy(counts), "auroc": auroc(predictions, weights)}
+    areas = {"auroc": auroc(predictions, weights), "auroc_by_split": auroc_by_split(predictions, weights)}
+    return {**found, "balanced_accuracy": balanced_accuracy(counts), **areas}
 
 
 def score(runs: Predictions | Sequence[Predictions], resamples: int = 1000, seed: int = 42) -> dict[str, Any]:

@@ -12,9 +12,12 @@ from usfmae.core.cli.shell import configured, print_json
 
 
 @click.command(
-    help="""Fine-tune an encoder on a benchmark: the paper's grid, early stopping on a validation part, several seeds.
+    help="""Fine-tune an encoder on a benchmark: a small grid, early stopping on a validation part, several seeds.
 
-    Every run is kept below --out; the same command again goes on where it was cut."""
+    Every run is kept below --out; the same command again goes on where it was cut. The weights of the run with the best
+    validation score stay as OUT/classifier.safetensors, and as a timm model in OUT/classifier.
+
+    Example: usfmae finetune --task bus-bra --data BUSBRA.zip --model CKPT --out OUT"""
 )
 @task_option
 @data_option
@@ -23,6 +26,14 @@ from usfmae.core.cli.shell import configured, print_json
 )
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of runs and report."
+)
+@click.option(
+    "--recipe",
+    type=click.Choice(["good", "paper"]),
+    help="good (default): mild augmentation, encoder 3e-5, head 1e-3. paper: its grid and augmentations.",
+)
+@click.option(
+    "--export", "targets", multiple=True, type=click.Choice(["timm", "onnx"]), help="Repeatable; default: timm."
 )
 @click.option("--split", "splits", multiple=True, help="Only these splits, such as fold-1; repeatable.")
 @weights_option
@@ -33,26 +44,38 @@ def finetune(
     data: Path,
     model: str,
     out: Path,
+    recipe: str | None,
+    targets: tuple[str, ...],
     splits: tuple[str, ...],
     weights: Path | None,
     as_json: bool,
     config_file: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
+    from usfmae.core.bench import classifier
     from usfmae.core.bench.encoders import load as load_encoder
     from usfmae.core.bench.evaluate import finetuned, line
     from usfmae.core.bench.tasks import load as load_task
     from usfmae.core.bench.tasks.base import only
     from usfmae.core.config import Settings, load
     from usfmae.core.errors import UsageError
+    from usfmae.core.optional import needs
 
-    settings = load(Settings, config_file, overrides)[0].bench
+    chosen = (f"bench.finetune.recipe={recipe}",) if recipe else ()
+    settings = load(Settings, config_file, (*chosen, *overrides))[0].bench
     if model == "pixels":
         raise UsageError("model pixels", "has nothing to train", "use 'usfmae probe'")
     loaded = only(load_task(task, data, settings.seed), splits)
     for note in loaded.notes:
         click.echo(f"note: {note}", err=True)
+    if "onnx" in targets:
+        needs("onnx", "onnx")  # said before the training, not after it
     report = finetuned(loaded, lambda: load_encoder(model, settings.pooling, weights), settings, out, _told)
+    for target in targets or ("timm",):
+        if (out / classifier.WEIGHTS).exists():  # a model of timm's own leaves none
+            folder = out / ("classifier" if target == "timm" else f"classifier-{target}")
+            classifier.export(out / classifier.WEIGHTS, target, folder)
+            click.echo(f"classifier for {target}: {folder}", err=True)
     if as_json:
         print_json(report)
         return

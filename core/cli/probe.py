@@ -25,8 +25,10 @@ out_option = click.option(
 @click.command(
     help="""Frozen features of an encoder: kNN and logistic regression on every split of a benchmark.
 
-    A model is a checkpoint, timm:NAME[=FILE], ultrasam:FILE, efficientnet-lite0, random:CHECKPOINT[@SEED] or pixels.
-    Features are computed once for a model and kept."""
+    A model is a checkpoint, any file that 'usfmae import' reads, timm:NAME[=FILE], ultrasam:FILE, efficientnet-lite0, random:CHECKPOINT[@SEED] or pixels.
+    Features are computed once for a model and kept.
+
+    Example: usfmae probe --task bus-bra --data BUSBRA.zip --model CKPT --baseline random:CKPT"""
 )
 @task_option
 @data_option

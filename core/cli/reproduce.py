@@ -89,7 +89,9 @@ def reproduce(
 
     tiny = preset == "tiny"
     changed = TRIAL if tiny else None
-    settings = configure(preset, config_file, (f"clean.profile={profile}", *overrides), changed)
+    # The paper's own evaluation: its fine-tuning recipe, images squashed to squares.
+    papers = (f"clean.profile={profile}", "bench.finetune.recipe=paper", "bench.aspect=squash")
+    settings = configure(preset, config_file, (*papers, *overrides), changed)
     wanted = finetune if finetune is not None else not tiny
     most = (limit if limit is not None else TINY_LIMIT if tiny else 0) or None
     plan = make(

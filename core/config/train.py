@@ -51,6 +51,10 @@ class AugmentSettings(Options):
     """Largest zoom factor of the crop."""
     resize: Literal["bilinear", "nearest"] = "bilinear"
     """How `prepare` brings images to the corpus size: bilinear (paper) or nearest (official notebook)."""
+    two_sided: bool = False
+    """Rotation drawn from minus to plus `rotation` degrees instead of from 0."""
+    aspect: Literal["squash", "keep"] = "squash"
+    """How `prepare` makes images square: squash (paper), or keep: the aspect stays, black is padded. Probes follow."""
     crop: Literal["zoom", "torchvision"] = "zoom"
     """zoom: true zoom with padding (paper). torchvision: RandomResizedCrop, zoom_* as shares of area (notebook)."""
 

@@ -37,7 +37,7 @@ def draws(count: int, size: int, settings: AugmentSettings, seed: int, step: int
     crop = {"zoom": _zoom_crop, "torchvision": _area_crop}[settings.crop]
     return [
         Draw(
-            float(random.uniform(0, settings.rotation)),
+            float(random.uniform(-settings.rotation if settings.two_sided else 0, settings.rotation)),
             bool(random.random() < 0.5) and settings.flips,
             bool(random.random() < 0.5) and settings.flips,
             crop(random, size, settings),

@@ -57,17 +57,31 @@ def square(
     group: str,
     dataset: str = "",
     resample: Literal["bilinear", "nearest"] = "bilinear",
+    aspect: Literal["squash", "keep"] = "squash",
 ) -> PackedImage:
-    """The image resized to `size` x `size` (aspect is not kept, as in the paper), one channel where R = G = B.
+    """The image resized to `size` x `size`, one channel where R = G = B.
 
+    `squash` gives up the aspect, as the paper does; `keep` pads the shorter side with black on both ends.
     `nearest` is the official notebook's first transform, bit for bit; `bilinear` filters before it samples.
     """
     filters = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
     pixels = image.pixels
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., 0]
+    if aspect == "keep":
+        pixels = padded(pixels)
     resized = Image.fromarray(np.ascontiguousarray(pixels)).resize((size, size), filters[resample])
     return PackedImage(np.asarray(resized), image.trail.id, group, dataset)
+
+
+def padded(pixels: Pixels) -> Pixels:
+    """(H, W[, 3]) -> (M, M[, 3]) with M the longer side: the image in the middle, black about it."""
+    height, width = pixels.shape[:2]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    square = np.zeros((side, side, *pixels.shape[2:]), np.uint8)
+    square[top : top + height, left : left + width] = pixels
+    return square
 
 
 def write_shard(root: Path, name: str, items: Sequence[PackedImage]) -> list[Shard]:

@@ -32,19 +32,24 @@ class OnnxEncoder(nn.Module):
 def write(loaded: Loaded, out: Path) -> list[Path]:
     needs("onnx", "onnx")
     needs("onnxscript", "onnx")
+    with replacing(out / MODEL) as partial:
+        write_onnx(OnnxEncoder(model_of(loaded)).eval(), probe_images(loaded), "features", partial)
+    return [out / MODEL]
+
+
+def write_onnx(module: nn.Module, images: Tensor, output: str, path: Path) -> None:
+    """A module of images (B, 3, S, S), any batch size, as one ONNX file."""
     program = torch.onnx.export(
-        OnnxEncoder(model_of(loaded)).eval(),
-        (probe_images(loaded),),
+        module,
+        (images,),
         input_names=["images"],
-        output_names=["features"],
-        dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=4096)}},
+        output_names=[output],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
         dynamo=True,
         verbose=False,
     )
     assert program is not None
-    with replacing(out / MODEL) as partial:
-        program.save(partial, external_data=False)
-    return [out / MODEL]
+    program.save(path, external_data=False)
 
 
 @torch.no_grad()

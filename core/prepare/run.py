@@ -113,7 +113,9 @@ def space_checked(
 
 def recipe_settings(settings: Settings) -> dict[str, Any]:
     """The settings that decide what an image of the corpus looks like."""
+    aspect = settings.train.augment.aspect  # a recipe of 0.1 says nothing of it: squash
     return {
+        **({"aspect": aspect} if aspect != "squash" else {}),
         "read": settings.read.model_dump(mode="json", exclude=OPERATIONAL),
         "clean": settings.clean.model_dump(mode="json"),
         "image_size": settings.model.image_size,

@@ -39,8 +39,10 @@ def run_unit(header: dict[str, Any], settings: Settings, secret: bytes, emit: Em
             emit(event="quarantined", scan=owner.scan.trail.id, index=frame.index, reason=result.reason)
             continue
         named = replace(result, trail=frame.trail)
-        resize = settings.train.augment.resize
-        packed = square(named, settings.model.image_size, owner.scan.group, owner.scan.dataset, resize)
+        augment = settings.train.augment
+        packed = square(
+            named, settings.model.image_size, owner.scan.group, owner.scan.dataset, augment.resize, augment.aspect
+        )
         emit(
             packed.pixels.tobytes(),
             event="image",

@@ -24,6 +24,7 @@ class Encoder:
     size: int  # S
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    aspect: Literal["squash", "keep"] = "keep"  # how the images it was trained on were made square
 
     def prepare(self, pixels: Tensor) -> Tensor:
         """(B, S', S', C) uint8 -> (B, 3, S, S) float, normalised."""

@@ -42,7 +42,8 @@ def checkpoint(spec: str, pooling: Pooling) -> Encoder:
         raise CheckpointError(f"checkpoint {spec}", f"lacks tensor {min(missing - set(encoder))}", "fetch it again")
     mean, std = loaded.train.mean, loaded.train.std
     id_ = content_id(tensors_id(encoder), pooling, str(mean), str(std))
-    return Encoder(spec, id_, module.eval(), loaded.model.width, loaded.model.image_size, mean, std)
+    aspect = loaded.train.augment.aspect
+    return Encoder(spec, id_, module.eval(), loaded.model.width, loaded.model.image_size, mean, std, aspect)
 
 
 def random_weights(spec: str, rest: str, pooling: Pooling) -> Encoder:
@@ -53,4 +54,5 @@ def random_weights(spec: str, rest: str, pooling: Pooling) -> Encoder:
         module = MaskedEncoder(loaded.model, None, pooling)
     id_ = content_id("random", tensors_id(module.state_dict()), pooling)
     model, train = loaded.model, loaded.train
-    return Encoder(spec, id_, module.eval(), model.width, model.image_size, train.mean, train.std)
+    aspect = train.augment.aspect
+    return Encoder(spec, id_, module.eval(), model.width, model.image_size, train.mean, train.std, aspect)

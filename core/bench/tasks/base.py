@@ -110,7 +110,7 @@ def validation_of(task: BenchmarkTask, train: Positions, share: float, seed: int
     if len(set(groups)) < folds:
         raise SourceError(f"{task.name}", f"{len(set(groups))} groups cannot make {folds} folds", "add patients")
     classes = set(labels)
-    candidates = [(train[kept], train[held]) for kept, held in _folds(labels, groups, folds, seed)]
+    candidates = [(train[kept], train[held]) for kept, held in grouped(labels, groups, folds, seed)]
     whole = [(kept, held) for kept, held in candidates if set(task.labels[kept]) == classes]
     kept, held = max(whole or candidates, key=lambda pair: len(set(task.labels[pair[1]])))
     return kept, held
@@ -120,11 +120,11 @@ def grouped_folds(task: BenchmarkTask, folds: int, seed: int) -> tuple[Split, ..
     """Cross-validation by group, classes in proportion, each with a tenth of its training groups for validation."""
     if len(set(task.groups)) < folds:
         raise SourceError(f"{task.name}", f"{len(set(task.groups))} groups cannot make {folds} folds", "add patients")
-    parts = enumerate(_folds(task.labels, task.groups, folds, seed), start=1)
+    parts = enumerate(grouped(task.labels, task.groups, folds, seed), start=1)
     return tuple(Split(f"fold-{k}", *validation_of(task, train, 0.1, seed), test) for k, (train, test) in parts)
 
 
-def _folds(
+def grouped(
     labels: NDArray[np.int64], groups: NDArray[np.str_], folds: int, seed: int
 ) -> list[tuple[Positions, Positions]]:
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold

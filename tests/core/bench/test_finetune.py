@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from usfmae.core.bench import encoders
+from usfmae.core.bench import classifier, encoders
+from usfmae.core.bench.encoders.base import Pooling
 from usfmae.core.bench.features import squares
 from usfmae.core.bench.finetune import finetune, grid
-from usfmae.core.bench.fit import FitRun, worth
+from usfmae.core.bench.fit import FitRun, head, parameter_groups, worth
 from usfmae.core.bench.metrics import measures
 from usfmae.core.bench.tasks import load
 from usfmae.core.bench.tasks.base import only
+from usfmae.core.checkpoint import read_metadata
 from usfmae.core.config.bench import FinetuneSettings
+from usfmae.core.corpus.augment import plain
 
 SETTINGS = FinetuneSettings(
+    recipe="paper",
     lrs=(1e-3, 3e-3),
     weight_decays=(0.01,),
     batch_sizes=(16,),
@@ -31,7 +38,52 @@ SETTINGS = FinetuneSettings(
 
 
 def test_the_papers_grid_has_eight_points() -> None:
-    assert len(grid(FinetuneSettings())) == 8
+    assert len(grid(FinetuneSettings(recipe="paper"))) == 8
+
+
+def test_a_recipe_sets_what_the_person_does_not() -> None:
+    paper = FinetuneSettings(recipe="paper", epochs=3)
+    assert (paper.epochs, paper.rotation, paper.two_sided, paper.head_lr, paper.norm) == (3, 90.0, False, None, "none")
+    assert FinetuneSettings().norm == "batch" and FinetuneSettings.model_validate(paper.model_dump()) == paper
+
+
+def test_the_head_learns_at_its_own_rate_and_deep_blocks_the_slower(checkpoint: Path) -> None:
+    encoder = encoders.load(str(checkpoint))
+    settings = FinetuneSettings(head_lr=1e-2, layer_decay=0.5)
+    model = nn.Sequential(encoder.module, head(encoder, 2, settings))
+    groups = parameter_groups(model, settings, 1e-3)
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    named = {name: rate[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+    assert named["1.1.weight"] == 1e-2 and named["0.autoencoder.norm.weight"] == 1e-3
+    assert named["0.autoencoder.blocks.0.norm1.weight"] == 5e-4  # the only block
+    assert named["0.autoencoder.patch_embed.proj.weight"] == 2.5e-4
+    assert len(parameter_groups(model, FinetuneSettings(recipe="paper"), 1e-3)) == 1
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_the_best_run_leaves_a_classifier_that_timm_and_onnx_run_alike(
+    folder_task: Path, checkpoint: Path, tmp_path: Path, pooling: Pooling
+) -> None:
+    onnxruntime, timm = pytest.importorskip("onnxruntime"), pytest.importorskip("timm")
+    task = only(load("folder", folder_task), ["fold-1"])
+    settings = SETTINGS.model_copy(update={"seeds": (0,), "norm": "batch", "epochs": 2})
+    build = lambda: encoders.load(str(checkpoint), pooling)  # noqa: E731
+    said, runs = finetune(task, build, squares(task, 32), settings, tmp_path)
+    facts = read_metadata(tmp_path / classifier.WEIGHTS)
+    best = max(runs, key=lambda r: (r.validation, -r.validation_loss))
+    assert float(facts["validation"]) == best.validation and json.loads(facts["classes"]) == ["normal", "other"]
+    for target in ("timm", "onnx"):
+        classifier.export(tmp_path / classifier.WEIGHTS, target, tmp_path / target)
+    model = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    pixels = plain(squares(task, 32)[task.splits[0].test], 32)
+    images = build().prepare(torch.from_numpy(pixels))
+    with torch.no_grad():
+        logits = model(images)
+    assert np.abs(logits.softmax(1).numpy() - said[0].probabilities).max() < 1e-5
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "classifier.onnx")
+    (theirs,) = session.run(None, {"images": images.numpy()})
+    assert np.abs(theirs - logits.numpy()).max() < 1e-4
+    assert "chose these weights" in (tmp_path / "timm" / "README.md").read_text()
 
 
 def test_a_visible_class_is_learned_and_a_second_call_trains_nothing(

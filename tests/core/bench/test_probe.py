@@ -10,12 +10,13 @@ import pytest
 
 from usfmae.core.bench import encoders
 from usfmae.core.bench.evaluate import paired, probed, save_predictions
-from usfmae.core.bench.features import features, squares
-from usfmae.core.bench.metrics import measures
-from usfmae.core.bench.probe import draw, probe
+from usfmae.core.bench.features import aspect_of, features, squares
+from usfmae.core.bench.metrics import Predictions, measures
+from usfmae.core.bench.probe import choose, chosen_folds, draw, probe
 from usfmae.core.bench.tasks import load
 from usfmae.core.bench.tasks.base import BenchmarkTask, Example, grouped_folds
 from usfmae.core.config.bench import BenchSettings
+from usfmae.core.corpus.shard import padded
 from usfmae.core.errors import CheckpointError, SourceError, UsageError
 from usfmae.core.openus46.archive import Entry
 
@@ -58,6 +59,45 @@ def test_permuted_labels_give_chance(classes: int) -> None:
     accuracy, area = np.mean(found, axis=0)
     error = np.std(found, axis=0, ddof=1) / np.sqrt(6)
     assert abs(accuracy - 1 / classes) < 3 * error[0] + 0.02 and abs(area - 0.5) < 3 * error[1] + 0.02
+
+
+def test_c_is_chosen_by_cross_entropy_over_folds_that_keep_patients_whole() -> None:
+    task = task_of()
+    random = np.random.default_rng(3)
+    noise = random.normal(size=(len(task.examples), 60)).astype(np.float32)
+    noise[:, 0] += 1.0 * task.labels  # a weak feature among many that say nothing: a strong penalty is right
+    train = np.concatenate([task.splits[0].train, task.splits[0].validation])
+    settings = SETTINGS.model_copy(update={"regularisation": (0.01, 0.1, 1.0, 1e5)})
+    assert choose(noise, task, train, settings) < 1e5
+    for fit, held in chosen_folds(task, train, 0):
+        assert not set(task.groups[fit]) & set(task.groups[held]) and set(held) <= set(train)
+
+
+def test_areas_of_folds_with_different_scales_are_averaged_not_mixed() -> None:
+    labels = np.array([0, 1] * 20)
+    first = np.where(labels == 1, 0.2, 0.1)  # right, on a scale of its own
+    second = np.where(labels == 1, 0.9, 0.8)
+    score = np.concatenate([first, second])
+    said = Predictions(
+        np.concatenate([labels, labels]),
+        np.stack([1 - score, score], 1),
+        tuple(map(str, range(80))),
+        tuple(map(str, range(80))),
+        ("a",) * 40 + ("b",) * 40,
+        1,
+    )
+    found = measures(said)
+    assert float(found["auroc_by_split"]) == 1.0 and float(found["auroc"]) == 0.75
+    weights = np.ones((3, 80))
+    assert measures(said, weights)["auroc_by_split"].shape == (3,)
+
+
+def test_images_become_square_as_the_encoders_own_did(bus_bra: Path, checkpoint: Path) -> None:
+    wide = np.zeros((10, 20, 3), np.uint8) + 200
+    assert padded(wide).shape == (20, 20, 3) and (padded(wide)[:5] == 0).all() and (padded(wide)[5:15] == 200).all()
+    ours, pixels = encoders.load(str(checkpoint)), encoders.load("pixels")
+    assert aspect_of(ours, SETTINGS) == "squash" and aspect_of(pixels, SETTINGS) == "keep"
+    assert aspect_of(pixels, SETTINGS.model_copy(update={"aspect": "squash"})) == "squash"
 
 
 def test_twins_in_one_patient_do_not_leak_into_the_test_part() -> None:
