@@ -249,9 +249,13 @@ class Doctor:
 
     def corpus(self) -> str:
         """Images ready to train on."""
-        from usfmae.client.rounds.jobs import images
+        from usfmae.client.rounds.jobs import corpus_size
 
-        count = images(self.site)
-        if count < self.site.settings.min_images:
-            raise Fail(f"{count} images are ready", f"run 'usfmae-client prepare {self.site.root}'")
-        return f"{count} images ready"
+        size, floor = corpus_size(self.site), self.site.settings.privacy
+        found = f"{size.images} images of {size.patients} patients are ready"
+        if size.images < floor.min_images or size.patients < floor.min_patients:
+            raise Fail(
+                f"{found}, this site's floor is {floor.min_images} of {floor.min_patients}",
+                f"run 'usfmae-client prepare {self.site.root}', or add sources",
+            )
+        return found

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from usfmae.client import site_policy
-from usfmae.client.rounds.trainer import DECODER
+from usfmae.client.rounds.jobs import Job
 from usfmae.client.site import Site
 from usfmae.core.checkpoint import encoder_of, load
 from usfmae.core.corpus.batch import Corpus, Positions
@@ -53,7 +53,7 @@ def _device(site: Site) -> str:
 
 def _latest_decoder(site: Site) -> dict[str, Tensor]:
     """The decoder of the round trained last at this site, or nothing."""
-    found = [place.parent / DECODER for place in (site.root / "jobs").glob("*/result.json")]
+    found = [Job(site, place.parent).trained_decoder for place in (site.root / "jobs").glob("*/result.json")]
     found = sorted((file for file in found if file.exists()), key=lambda file: file.stat().st_mtime)
     return load_file(found[-1]) if found else {}
 

@@ -44,7 +44,7 @@ def folder(site: Site, id_: str) -> Path:
 
 
 def stage(site: Site, request: TrainRequest, reply: TrainReply, update: Path, about: Mapping[str, Any]) -> Path:
-    """Put a finished update into the outbox. `about`: tensors, bytes, norm. Staging again changes nothing."""
+    """Put a finished update into the outbox. `about`: tensors, bytes, norm, drawn. Staging again changes nothing."""
     place = folder(site, key(request))
     if (place / "entry.json").exists():
         return place
@@ -60,6 +60,7 @@ def stage(site: Site, request: TrainRequest, reply: TrainReply, update: Path, ab
         "recipient": site.settings.server,
         "created": time.time(),
         "release": site.settings.release,
+        "floor": site.settings.privacy.model_dump(include={"min_images", "min_patients", "max_patient_share"}),
         **about,
         "record": {**reply.__dict__},
     }
@@ -80,11 +81,25 @@ def sheet(entry: Mapping[str, Any]) -> str:
         f"  contains     {entry['tensors']} arrays of numbers: how the encoder's weights changed here\n"
         f"  size         {entry['bytes']} bytes, packed as {record['encoding']}\n"
         f"  length       {entry['norm']:.4g} (L2 norm of the change)\n"
-        f"  made from    {record['images']} images, {record['steps']} steps, {record['seconds']:.0f} s\n"
+        f"  drawn on     {_drawn(entry)}\n"
+        f"  trained      {record['steps']} steps, {record['seconds']:.0f} s; {record['images']} images were there to draw\n"
         f"  loss here    {record['loss_before']:.4f} before, {record['loss_after']:.4f} after\n"
         f"  content hash {record['content']}\n\n"
         "Beside the arrays only the figures above leave, signed with this site's key.\n"
-        "No image, no part of an image, no name, date, number or path of any patient or scan leaves.\n"
+        "No image, no name, date, number or path of any patient or scan is among them. The arrays were computed from\n"
+        "the images, so they are no proof that nothing can be inferred: the floor is what keeps one from another.\n"
+    )
+
+
+def _drawn(entry: Mapping[str, Any]) -> str:
+    """What an update really drew on, and the floor that it kept; entries of version 0.1.0 did not count."""
+    drawn, floor = entry.get("drawn"), entry.get("floor")
+    if not drawn or not floor:
+        return "not counted by the version that made it"
+    kept = f"{floor['min_images']} images, {floor['min_patients']} patients, {floor['max_patient_share']:.0%}"
+    return (
+        f"{drawn['images']} images of {drawn['patients']} patients, largest share of one patient "
+        f"{drawn['largest_share']:.1%}, floor kept ({kept})"
     )
 
 

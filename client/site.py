@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,6 +111,12 @@ class Site:
     def fingerprint(self) -> str:
         return fingerprint(self.signing_key.public_key())
 
+    def close_to_others(self) -> None:
+        """Mode 0700 for the site's directory, which holds pictures and keys, however it was made."""
+        if stat.S_IMODE(self.root.stat().st_mode) & (stat.S_IRWXG | stat.S_IRWXO):
+            self.root.chmod(0o700)
+            self.note("mode.closed", directory=str(self.root.name))
+
     @contextlib.contextmanager
     def served_alone(self) -> Iterator[None]:
         """UsageError where another agent already serves this site."""
@@ -132,6 +139,7 @@ def create(root: Path, settings: SiteSettings, ca: Path | None, coordinator_key:
     coordinator = _text(coordinator_key, "coordinator key")
     keys.public_signing_key(coordinator, str(coordinator_key))
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    root.chmod(0o700)  # also where it was there before
     if ca is not None:
         write_atomic(root / "ca.pem", _text(ca, "CA certificate").encode())
     write_atomic(root / "coordinator.pem", coordinator.encode())

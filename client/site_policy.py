@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -64,6 +65,24 @@ def check_disk(site: Site, needed: float = 0.0) -> None:
 
 def _gigabytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 or not size else f"{size / 1e9:.4f} GB"
+
+
+def limit_memory(site: Site) -> None:
+    """From now on this process gets no more memory than the site allows; an allocation beyond it fails like a full one.
+
+    RLIMIT_DATA counts what a program fills, not what it maps. CUDA maps far more than it fills, so that a process that
+    trains on a GPU has no limit here: the card's own memory is one.
+    """
+    if chosen_gpus(site.settings.device, len(gpus())):
+        return
+    most = int(site.settings.privacy.max_memory_gb * 1e9) or _machine_memory() * 9 // 10
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+
+def _machine_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def gpus() -> list[str]:

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from usfmae.core.config import ModelSettings, TrainSettings
-from usfmae.core.errors import CheckpointError, ConfigError
+from usfmae.core.config.recipe import read_recipe
+from usfmae.core.errors import CheckpointError
 from usfmae.core.files import replacing
 from usfmae.core.types import Checkpoint, Trail, recipe_id
 
@@ -144,11 +145,8 @@ def trail_of(metadata: Mapping[str, str]) -> Trail:
 
 def recipe_of(text: str) -> tuple[ModelSettings, TrainSettings]:
     """The settings in a recipe, the canonical JSON `{"model": ..., "train": ...}`. Raises ConfigError."""
-    try:
-        values = json.loads(text)
-        return ModelSettings.model_validate(values["model"]), TrainSettings.model_validate(values["train"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise ConfigError("recipe", f"unreadable: {str(error).splitlines()[0]}", "update usfmae") from None
+    recipe = read_recipe(text)
+    return recipe.model, recipe.train
 
 
 def recipe_text(model: ModelSettings, train: TrainSettings) -> str:

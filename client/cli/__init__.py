@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from usfmae.core import __version__
@@ -15,6 +17,7 @@ COMMANDS = {  # name -> "module:attribute"; its line of help is the first senten
     "status": "usfmae.client.cli.status:status",
     "pause": "usfmae.client.cli.pause:pause",
     "resume": "usfmae.client.cli.pause:resume",
+    "campaign": "usfmae.client.cli.campaign:campaign",
     "outbox": "usfmae.client.cli.outbox:outbox",
     "evaluate": "usfmae.client.cli.evaluate:evaluate",
     "report": "usfmae.client.cli.report:report",
@@ -36,4 +39,5 @@ def group() -> None:
 
 
 def main() -> None:
+    os.umask(0o077)  # whatever a command writes holds pictures, keys or figures of this hospital
     run(group, "usfmae-client")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from usfmae.client.flower.messages import RequestMessage, reply_metadata
-from usfmae.client.site import Site, read_json, write_json
+from usfmae.client.site import Site, write_json
 from usfmae.core.types import content_id
 
 
@@ -30,14 +33,45 @@ class PendingRequest:
 
     @classmethod
     def all(cls, site: Site) -> list[PendingRequest]:
-        """Every waiting request, oldest first."""
+        """Every waiting request, oldest first. A damaged file is set aside, with an audit entry."""
         found = []
         for path in sorted((site.root / "pending").glob("*.json")):
-            about = read_json(path)
-            if about:
-                request = RequestMessage(base64.b64decode(about["metadata"]), about["id"])
-                found.append(cls(path, request, about["record"], about["ids"], base64.b64decode(about["reply"])))
+            try:
+                found.append(cls._read(path))
+            except (KeyError, ValueError, TypeError, DecodeError) as error:
+                path.replace(path.with_suffix(".damaged"))
+                site.note("request.damaged", "dropped", file=path.name, why=f"{type(error).__name__}: {error}"[:200])
         return found
+
+    @classmethod
+    def _read(cls, path: Path) -> PendingRequest:
+        about = json.loads(path.read_bytes())
+        request = RequestMessage(base64.b64decode(about["metadata"]), str(about["id"]))
+        _ = request.run, request.expires  # what cannot be read is found here, not in the middle of an answer
+        record, ids = about["record"], about["ids"]
+        if not isinstance(ids, dict) or not (record is None or isinstance(record, dict)):
+            raise TypeError("record or ids are no object")
+        return cls(path, request, record, ids, base64.b64decode(about["reply"]))
+
+    # How often the agent began with this request and did not come to the end of the step: a file of one byte a time,
+    # not flushed, since it counts ends of the process, not of the machine.
+
+    @property
+    def _begun(self) -> Path:
+        return self.path.with_suffix(".begun")
+
+    def begin(self) -> int:
+        """Note that a step with it begins; the number of beginnings without an end, this one included."""
+        try:
+            with self._begun.open("ab") as file:
+                file.write(b".")
+                return file.tell()
+        except OSError:  # a full disk, which the step itself will meet and say
+            return 0
+
+    def end(self) -> None:
+        """The step is over, however it went."""
+        self._begun.unlink(missing_ok=True)
 
     def remember(self, record: dict[str, Any], ids: dict[str, str]) -> None:
         self.record, self.ids = record, ids
@@ -63,6 +97,7 @@ class PendingRequest:
 
     def drop(self) -> None:
         self.path.unlink(missing_ok=True)
+        self.end()
 
     def _write(self) -> None:
         about = {

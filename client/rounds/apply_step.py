@@ -16,16 +16,21 @@ from usfmae.client.flower import byte_stream
 from usfmae.client.rounds import jobs
 from usfmae.client.rounds.jobs import Job
 from usfmae.client.rounds.model_inspection import Inspection
-from usfmae.client.site import Site, read_json
+from usfmae.client.site import Site
 from usfmae.core import flower_objects
 from usfmae.core.errors import CheckpointError, PolicyError, ResourceError
 from usfmae.core.federated import codec, messages
 from usfmae.core.federated.messages import DeclineReason, TrainRequest
+from usfmae.core.files import flush
 from usfmae.core.tensors import TensorFile, Writer
 
 
 class LostError(PolicyError):
-    """The step does not lead from what is here to what was signed."""
+    """Something this site should have is lost or damaged; the coordinator is asked for it."""
+
+    def __init__(self, what: str, why: str, needed: DeclineReason) -> None:
+        super().__init__(what, why, "the coordinator is asked for it")
+        self.needed = needed
 
 
 def missing_base(site: Site, request: TrainRequest) -> str:
@@ -36,10 +41,19 @@ def missing_base(site: Site, request: TrainRequest) -> str:
 def _start(site: Site, request: TrainRequest) -> Path | None:
     """The encoder from which the step leads on, of any round that was asked here."""
     for about in (site.root / "jobs").glob("*/request.json"):
-        base = Job(site, about.parent).base
-        if (read_json(about) or {}).get("request", {}).get("base") == request.delta_from and base.exists():
-            return base
+        work = Job(site, about.parent)
+        if work.request.get("base") == request.delta_from and _is_readable(work.base):
+            return work.base
     return None
+
+
+def _is_readable(base: Path) -> bool:
+    """Whether a file is there and as long as its header says: a damaged one is asked for again."""
+    try:
+        with TensorFile(base) as file:
+            return base.stat().st_size == file.size
+    except (CheckpointError, OSError):
+        return False
 
 
 def receive(
@@ -72,10 +86,12 @@ def apply_step(site: Site, request: TrainRequest, work: Job, step: Path, room: C
             seen = write(old, packed, request.encoding, file)
         if seen.id() != request.base:
             raise ValueError("it leads to another encoder than the coordinator signed")
+        flush(part)
         part.replace(work.base)
+        flush(work.base.parent)
     except (ValueError, CheckpointError) as error:
         step.unlink()
-        raise LostError("step", str(error), "the whole encoder is asked for") from None
+        raise LostError("step", str(error), DeclineReason.NEED_BASE) from None
     except OSError as error:
         raise ResourceError(f"writing {work.base}", error.strerror or str(error), "free space on the disk") from None
     finally:

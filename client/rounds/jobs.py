@@ -17,7 +17,7 @@ import fcntl
 import functools
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,11 @@ class Job:
         return self.place / "seed-decoder.safetensors"
 
     @property
+    def trained_decoder(self) -> Path:
+        """This site's own decoder as the round left it."""
+        return self.place / "decoder.safetensors"
+
+    @property
     def result(self) -> dict[str, Any] | None:
         return read_json(self.place / "result.json")
 
@@ -62,8 +67,8 @@ class Job:
     @property
     def request(self) -> dict[str, Any]:
         """The request's record; empty until the job is ready."""
-        found: dict[str, Any] = (read_json(self.place / "request.json") or {}).get("request", {})
-        return found
+        record = (read_json(self.place / "request.json") or {}).get("request", {})
+        return record if isinstance(record, dict) else {}
 
     @property
     def ready(self) -> bool:
@@ -86,18 +91,32 @@ def job(site: Site, request: TrainRequest) -> Job:
     return Job(site, site.root / "jobs" / outbox.key(request))
 
 
-def prepare(work: Job, request: TrainRequest, norms: dict[str, float]) -> None:
-    """Write down what the worker needs; from now on the round can be trained without the network."""
-    shards = sorted(str(found) for found in shard_sums(work.site))
+def prepare(work: Job, request: TrainRequest, seed: int, norms: Mapping[str, float], shapes: Mapping[str, Any]) -> None:
+    """Write down what the worker needs; from now on the round can be trained without the network.
+
+    `seed`: the recipe's. The worker draws by a seed of this site's own that follows from it and from the site's secret.
+    """
+    from usfmae.core.corpus.sampling import order_seed
+
     before = previous(work.site, request)
     about = {
         "request": to_record(request),
+        "order": order_seed(work.site.secret, request.campaign, seed),
         "norms": norms,
-        "shards": shards,
+        "shapes": shapes,
+        "shards": sorted(shard_sums(work.site)),
         "previous": before.place.name if before else "",
         "created": time.time(),
     }
     write_json(work.place / "request.json", about)
+
+
+def extend(work: Job, deadline: float) -> None:
+    """The request came again with a later end: the training may go on until then."""
+    about = read_json(work.place / "request.json")
+    if about and deadline > float(about["request"].get("deadline", 0.0)):
+        about["request"]["deadline"] = deadline
+        write_json(work.place / "request.json", about)
 
 
 def shard_sums(site: Site) -> Iterator[str]:
@@ -108,19 +127,29 @@ def shard_sums(site: Site) -> Iterator[str]:
         yield read_index(path).sha256
 
 
-def images(site: Site) -> int:
-    """Images in the site's corpus."""
+@dataclass(frozen=True)
+class CorpusSize:
+    """What there is to draw on."""
+
+    images: int
+    patients: int  # groups; an image without one stands for itself
+
+
+def corpus_size(site: Site) -> CorpusSize:
+    """Images and patients in the site's corpus."""
     from usfmae.core.corpus.shard import FOLDER
 
-    return sum(_count(path, path.stat().st_mtime_ns) for path in (site.corpus / FOLDER).glob("*.json"))
+    shards = [_count(path, path.stat().st_mtime_ns) for path in (site.corpus / FOLDER).glob("*.json")]
+    return CorpusSize(sum(count for count, _ in shards), len(frozenset().union(*(groups for _, groups in shards))))
 
 
 @functools.lru_cache(maxsize=65536)
-def _count(index: Path, changed: int) -> int:
-    """Images of one shard; asked at every look while a request waits."""
+def _count(index: Path, changed: int) -> tuple[int, frozenset[str]]:
+    """Images and groups of one shard; read once, since they are wanted again while a request waits."""
     from usfmae.core.corpus.shard import read_index
 
-    return read_index(index).shard.count
+    found = read_index(index)
+    return found.shard.count, frozenset(group or id_ for group, id_ in zip(found.groups, found.ids, strict=True))
 
 
 def new_images(site: Site, recipe: TrainSettings) -> int:
@@ -168,10 +197,10 @@ def previous(site: Site, request: TrainRequest) -> Job | None:
     return earlier[-1] if earlier else None
 
 
-def parent_norms(site: Site, request: TrainRequest) -> dict[str, float] | None:
-    """Norms of the last encoder this site accepted in the campaign."""
+def has_decoder(site: Site, request: TrainRequest) -> bool:
+    """Whether this site holds a decoder to train with: its own of the round before, or the seed's."""
     before = previous(site, request)
-    return (read_json(before.place / "request.json") or {}).get("norms") if before else None
+    return bool(before and before.trained_decoder.exists()) or job(site, request).decoder.exists()
 
 
 def prune(site: Site, request: TrainRequest) -> None:

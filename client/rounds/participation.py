@@ -6,61 +6,81 @@ The agent (agent.py) and the app for a stock SuperNode (app.py) differ in the tr
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any
 
 from usfmae.client import outbox, site_policy
-from usfmae.client.rounds import apply_step, jobs, model_inspection, replay_corpus
+from usfmae.client.rounds import apply_step, campaigns, jobs, model_inspection, replay_corpus
+from usfmae.client.rounds.campaigns import CampaignState
 from usfmae.client.site import Site, read_json
-from usfmae.core.config import TrainSettings
-from usfmae.core.errors import PolicyError, TryLaterError
-from usfmae.core.federated import messages
+from usfmae.core.config.recipe import Recipe, read_recipe
+from usfmae.core.errors import ConfigError, PolicyError, TryLaterError
+from usfmae.core.federated import messages, privacy
 from usfmae.core.federated.enrolment import NAME
 from usfmae.core.federated.messages import DeclineReason, TrainReply, TrainRequest
 
-WAIT = "wait"  # not now, but later: the request is kept
+
+class Wait(StrEnum):
+    """Why a request is neither taken up nor declined now."""
+
+    QUIET_HOURS = "quiet"
+    CAMPAIGN = "campaign"  # a person has not agreed to it yet
 
 
 def checked(site: Site, record: Mapping[str, Any]) -> TrainRequest:
     """The request in a record from the wire. PolicyError where the coordinator did not sign it, or it cannot be."""
     request = messages.from_record(TrainRequest, record)
     messages.verify(request, site.coordinator)
-    messages.check_addressed(request, site.fingerprint, time.time())
     if not NAME.fullmatch(request.campaign) or request.round < 0 or request.steps < 1 or request.global_step < 0:
         raise PolicyError("request", "holds a campaign, round or step that cannot be", "refused")
     return request
 
 
-def unwilling(site: Site, request: TrainRequest) -> str:
-    """Why this site does not train for a request: a reason that goes out, WAIT, or nothing."""
+def unwilling(site: Site, request: TrainRequest, now: float | None = None) -> str:
+    """Why this site does not train for a request: a DeclineReason that goes out, a Wait, or nothing.
+
+    PolicyError where the request is outside the site's floor, not as agreed for its campaign, or out of its turn: all
+    of it is known before anything is downloaded. `now`: Unix time by the coordinator's clock.
+    """
+    recipe, settings = recipe_of(request), site.settings
+    privacy.check(request, recipe, settings.privacy, settings.max_model_gb * 1e9)
+    campaigns.check_turn(site, request)
+    if 0 < request.deadline < (now or time.time()):
+        raise PolicyError("request", "its deadline has passed", "the next round comes by itself")
     if site_policy.paused(site):
         return DeclineReason.PAUSED
+    size = jobs.corpus_size(site)
+    if size.images < settings.privacy.min_images or size.patients < settings.privacy.min_patients:
+        return DeclineReason.NO_IMAGES
+    if campaigns.state_of(site, request, recipe) is CampaignState.WAITING:
+        return Wait.CAMPAIGN
     try:
         site_policy.check(site)
     except TryLaterError:
-        return WAIT
-    if jobs.images(site) < site.settings.min_images:
-        return DeclineReason.NO_IMAGES
-    recipe = recipe_of(request)
-    if request.min_new and jobs.new_images(site, recipe) < request.min_new:
+        return Wait.QUIET_HOURS
+    return _lacking(site, request, recipe)
+
+
+def _lacking(site: Site, request: TrainRequest, recipe: Recipe) -> str:
+    """What has to come along, or be there, and is not; "" where nothing is missing."""
+    if request.min_new and jobs.new_images(site, recipe.train) < request.min_new:
         return DeclineReason.NO_NEW_IMAGES
     if apply_step.missing_base(site, request):
         return DeclineReason.NEED_BASE
-    lacking = replay_corpus.lacking(site, recipe)
+    lacking = replay_corpus.lacking(site, recipe.train)
     if lacking and not (request.with_replay and lacking == DeclineReason.NEED_REPLAY):
         return lacking
-    known = request.with_decoder or jobs.previous(site, request) or jobs.job(site, request).decoder.exists()
-    return "" if known else DeclineReason.NEED_DECODER
+    return "" if request.with_decoder or jobs.has_decoder(site, request) else DeclineReason.NEED_DECODER
 
 
-def recipe_of(request: TrainRequest) -> TrainSettings:
-    """The training settings asked for; without torch, unlike core.checkpoint.recipe_of."""
+def recipe_of(request: TrainRequest) -> Recipe:
+    """The model and training settings of a request. PolicyError where they are none."""
     try:
-        return TrainSettings.model_validate(json.loads(request.recipe)["train"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise PolicyError("recipe", str(error).splitlines()[0], "update this program") from None
+        return read_recipe(request.recipe)
+    except ConfigError as error:
+        raise PolicyError(error.what, error.why, error.do) from None
 
 
 def accept(site: Site, work: jobs.Job, request: TrainRequest, seen: model_inspection.Inspection | None = None) -> None:
@@ -68,22 +88,33 @@ def accept(site: Site, work: jobs.Job, request: TrainRequest, seen: model_inspec
 
     `seen`: what was seen of the base as it was written.
     """
-    before = jobs.previous(site, request)
+    recipe = recipe_of(request)
+    parent = campaigns.parent(site, request, recipe.model)
     try:
-        norms = model_inspection.inspect(
-            work.base, request.base, jobs.parent_norms(site, request), site.settings.max_norm_ratio, seen
-        )
-        if before and before.base.exists():
-            model_inspection.same_shapes(work.base, before.base)
+        seen = model_inspection.inspect(work.base, request.base, parent, site.settings.max_norm_ratio, seen)
         if work.decoder.exists():
             model_inspection.inspect_decoder(work.decoder, request.decoder)
     except PolicyError:
         work.base.unlink(missing_ok=True)
         work.decoder.unlink(missing_ok=True)
         raise
-    jobs.prepare(work, request, norms)
+    jobs.prepare(work, request, recipe.train.seed, seen.norms, seen.shapes)
+    campaigns.take_up(site, request)
     way = "step" if request.delta_from else "whole"
     site.note("base.accepted", campaign=request.campaign, round=request.round, base=request.base, way=way)
+
+
+def failure(work: jobs.Job) -> str:
+    """What goes out for a job that cannot be done; one that only lacks something may be begun again."""
+    error = work.error or {}
+    if error.get("wanted"):
+        (work.place / "error.json").unlink()
+        return str(error["wanted"])
+    if not error.get("refused"):
+        return f"{DeclineReason.REFUSED}: training failed here"
+    why = f"{error.get('what', '')} - {error.get('why', '')}"
+    work.site.note("training.refused", "refused", job=work.place.name, why=why)
+    return f"{DeclineReason.REFUSED}: this site's floor or inspection"
 
 
 def stage(site: Site, work: jobs.Job, request: TrainRequest) -> None:
@@ -97,21 +128,23 @@ def stage(site: Site, work: jobs.Job, request: TrainRequest) -> None:
         site=site.fingerprint,
         **{k: v for k, v in result.items() if k in fields},
     )
-    about = {k: result[k] for k in ("tensors", "bytes", "norm")}
+    about = {k: result[k] for k in ("tensors", "bytes", "norm", "drawn")}
     outbox.stage(site, request, reply, work.place / outbox.UPDATE, about)
+    prepared = read_json(work.place / "request.json") or {}
+    campaigns.accept(site, request, prepared["norms"], prepared["shapes"])
     jobs.prune(site, request)
 
 
 def signed_update(site: Site, request: TrainRequest) -> TrainReply:
     """The record of a released update, signed now."""
     entry = read_json(outbox.folder(site, outbox.key(request)) / "entry.json") or {}
-    return _signed(site, messages.from_record(TrainReply, entry["record"]))
+    return messages.sign(messages.from_record(TrainReply, entry["record"]), site.signing_key)
 
 
 def refusal(error: PolicyError) -> str:
     """What goes out where a request came to nothing here."""
     if isinstance(error, apply_step.LostError):
-        return DeclineReason.NEED_BASE
+        return error.needed
     return f"{DeclineReason.REFUSED}: {error.what} {error.why}"[:200]
 
 
@@ -126,10 +159,4 @@ def declined(site: Site, record: Mapping[str, Any], why: str) -> TrainReply:
         declined=why[:200],
         site=site.fingerprint,
     )
-    return _signed(site, reply)
-
-
-def _signed(site: Site, reply: TrainReply) -> TrainReply:
-    """The reply, signed for this site's coordinator and for a while."""
-    recipient, expires = messages.fingerprint(site.coordinator), time.time() + messages.REPLY_COUNTS
-    return messages.sign(dataclasses.replace(reply, recipient=recipient, expires=expires), site.signing_key)
+    return messages.sign(reply, site.signing_key)

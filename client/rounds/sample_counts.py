@@ -49,8 +49,24 @@ class SampleCounts:
         return True
 
     def _open(self) -> sqlite3.Connection:
+        """A damaged file is set aside and counting starts anew: every image then counts as new."""
+        try:
+            return self._connected()
+        except sqlite3.OperationalError:  # locked, or a full disk: the file is sound
+            raise
+        except sqlite3.DatabaseError:
+            self.path.replace(self.path.with_suffix(".damaged"))
+            return self._connected()
+
+    def _connected(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, timeout=30)
-        db.executescript(_TABLES)
+        try:
+            db.executescript(_TABLES)
+            if db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                raise sqlite3.DatabaseError("damaged")
+        except sqlite3.Error:
+            db.close()
+            raise
         return db
 
 

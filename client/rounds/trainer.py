@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,15 +23,18 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from usfmae.client.rounds import replay_corpus, update_files
+from usfmae.client import site_policy
+from usfmae.client.rounds import encoder_behaviour, replay_corpus, update_files
+from usfmae.client.rounds.apply_step import LostError
 from usfmae.client.rounds.jobs import Job
 from usfmae.client.rounds.sample_counts import SampleCounts, mixture, parted
 from usfmae.client.site import Site, read_json, write_json
 from usfmae.core.checkpoint import recipe_of
 from usfmae.core.config import TrainSettings
+from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.sampling import Sampler
-from usfmae.core.errors import ResourceError, UsfmaeError
+from usfmae.core.errors import PolicyError, ResourceError, UsfmaeError
 from usfmae.core.federated.local_round import (
     LocalRound,
     Progress,
@@ -40,14 +43,18 @@ from usfmae.core.federated.local_round import (
     local_round,
     train_autoencoder,
 )
-from usfmae.core.federated.messages import TrainRequest, from_record
+from usfmae.core.federated.messages import DeclineReason, TrainRequest, from_record
+from usfmae.core.federated.privacy import Drawn, check_drawn, drawn
 from usfmae.core.files import replacing
+from usfmae.core.mae.device import device_of
 from usfmae.core.mae.distributed import anyone, joined, ranks
+from usfmae.core.mae.model import MaskedAutoencoder
+from usfmae.core.mae.optimizer_step import normalise
 from usfmae.core.mae.train import StepRecord
 from usfmae.core.tensors import TensorFile, TensorMapping
 
-DECODER = "decoder.safetensors"
 SECONDS_BETWEEN_NOTES = 1.0
+INSPECTED = 8  # images of the site on which an incoming model is tried
 
 
 class TrainingJob:
@@ -63,9 +70,9 @@ class TrainingJob:
         roots, public = replay_corpus.roots(site, self.settings)
         self.corpus = Corpus(roots, only=[*about["shards"], *public])
         self.positions, self.held_out = self._divided(public)
-        self.settings = self.settings.model_copy(
-            update={"batch_size": max(min(self.settings.batch_size, len(self.positions)), ranks()[1])}
-        )
+        batch = max(min(self.settings.batch_size, len(self.positions)), ranks()[1])
+        # From here on the site's own seed decides: the order of images, masks and augmentation is nobody else's choice.
+        self.settings = self.settings.model_copy(update={"batch_size": batch, "seed": int(about["order"])})
         self.before = Job(site, work.place.parent / about["previous"]) if about["previous"] else None
         self.noted = 0.0
         self.seconds_before = float(work.progress.get("seconds", 0.0))
@@ -109,14 +116,29 @@ class TrainingJob:
     def uses(self) -> SampleCounts:
         return SampleCounts(self.site.root / "uses.sqlite")
 
-    def count_uses(self) -> None:
-        """Note what this round has drawn: the sampler's order follows from the recipe."""
+    @cached_property
+    def draws(self) -> Positions:
+        """Every image that this round draws, with repeats: they follow from the recipe and the site's own seed."""
         settings, first = self.settings, self.request.global_step
         sampler = Sampler(
             self.positions, self.corpus.datasets, settings.batch_size, settings.seed, settings.temperature
         )
-        drawn = (sampler.batch(step) for step in range(first, first + self.request.steps))
-        self.uses.add(self.work.place.name, (self.corpus.ids[p] for batch in drawn for p in batch))
+        return sampler.between(first, first + self.request.steps)
+
+    @cached_property
+    def drawn(self) -> Drawn:
+        """Different images and patients among the draws."""
+        return drawn(self.draws, self.corpus.groups, self.own)
+
+    def count_uses(self) -> None:
+        """Note what this round has drawn."""
+        self.uses.add(self.work.place.name, (self.corpus.ids[p] for p in self.draws))
+
+    def inspect(self, model: MaskedAutoencoder) -> None:
+        """PolicyError where the incoming model behaves on this site's images as no trained encoder does."""
+        rows = self.own[:: max(1, len(self.own) // INSPECTED)][:INSPECTED]
+        pixels = plain(self.corpus.fetch(rows).pixels, self.model_settings.image_size)
+        encoder_behaviour.inspect(model, normalise(pixels, self.settings, device_of(model)))
 
     @property
     def state(self) -> Path:
@@ -124,9 +146,16 @@ class TrainingJob:
         return self.site.root / "campaigns" / self.request.campaign / "state"
 
     def decoder(self) -> Tensors:
-        """This site's decoder: the last round's, else the seed's that came along."""
-        own = self.before.place / DECODER if self.before else self.work.decoder
-        return load_file(own if own.exists() else self.work.decoder)
+        """This site's decoder: the last round's, else the seed's that came along.
+
+        LostError where neither is here whole: a damaged one is removed, and the coordinator asked for the seed's.
+        """
+        files = [self.before.trained_decoder] if self.before else []
+        for file in [*files, self.work.decoder]:
+            if file.exists() and update_files.is_whole(file):
+                return load_file(file)
+            file.unlink(missing_ok=True)
+        raise LostError("decoder", "this site's is lost or damaged", DeclineReason.NEED_DECODER)
 
     def note(self, record: StepRecord) -> bool:
         """Progress for `status`, at most once a second; True where training should stop after this step."""
@@ -155,11 +184,16 @@ class TrainingJob:
             loss_before=self.work.progress.get("loss_before"),
             on_loss_before=lambda loss: self._note(loss_before=loss) if ranks()[0] == 0 else None,
             on_step=self.note,
+            on_model=self.inspect,
         )
 
 
 def work_on(this: TrainingJob, device: str) -> bool:
-    """Train, measure, pack. True when the result is written, False where the worker was asked to stop."""
+    """Train, measure, pack. True when the result is written, False where the worker was asked to stop.
+
+    PolicyError where the update would draw on too little, or the incoming model is unfit.
+    """
+    check_drawn(this.drawn, this.site.settings.privacy)
     with TensorFile(this.work.base) as file, update_files.residual_of(this.before, file, this.request.encoding) as left:
         base = TensorMapping(file)
         learn = partial(
@@ -182,12 +216,14 @@ def work_on(this: TrainingJob, device: str) -> bool:
 
 def finish(this: TrainingJob, base: TensorFile, done: LocalRound) -> None:
     """Write decoder, update and residual, and the result last."""
-    with replacing(this.work.place / DECODER) as partial_file:
+    with replacing(this.work.trained_decoder) as partial_file:
         save_file({name: np.ascontiguousarray(values) for name, values in done.trained.decoder.items()}, partial_file)
+    update_files.seal(this.work.trained_decoder)
     packed = update_files.write(this.work, this.before, base, done.payload, this.request.encoding)
     trained = done.trained
     result = {
         **packed,
+        "drawn": this.drawn.as_dict(),
         "images": trained.images,
         "steps": trained.steps,
         "loss_before": trained.loss_before,
@@ -202,12 +238,12 @@ class Stop:
     """SIGTERM: leave the loop at the next step, with a checkpoint."""
 
     def __init__(self) -> None:
-        self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
+        self.requested = False
+        signal.signal(signal.SIGTERM, self._request)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the agent's; it sends SIGTERM
 
-    def _ask(self, number: int, frame: object) -> None:
-        self.asked = True
+    def _request(self, number: int, frame: object) -> None:
+        self.requested = True
 
 
 def run(work: Job, stop: Callable[[], bool], device: str = "cpu") -> int:
@@ -225,9 +261,15 @@ def run(work: Job, stop: Callable[[], bool], device: str = "cpu") -> int:
             return error.exit_code
         except UsfmaeError as error:
             say(error)
-            write_json(work.place / "error.json", {"what": error.what, "why": error.why})
+            write_json(work.place / "error.json", refusal_of(error))
             return error.exit_code
     return 0
+
+
+def refusal_of(error: UsfmaeError) -> dict[str, Any]:
+    """What the agent needs to know: the words, whether a rule refused, and what to ask the coordinator for."""
+    wanted = error.needed if isinstance(error, LostError) else ""
+    return {"what": error.what, "why": error.why, "refused": isinstance(error, PolicyError), "wanted": wanted}
 
 
 def _locked(lock: IO[str]) -> bool:
@@ -248,7 +290,7 @@ def say(error: UsfmaeError) -> None:
 def next_job(seconds: float, stop: Stop) -> str:
     """The name of another job from the agent, "" when none comes in time or the agent is gone."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end and not stop.asked:
+    while time.monotonic() < end and not stop.requested:
         if select.select([sys.stdin], [], [], 0.2)[0]:
             return sys.stdin.readline().strip()
     return ""
@@ -259,6 +301,7 @@ def main(root: Path, name: str, warm: float = 0.0) -> int:
     from usfmae.core import log
 
     log.setup()
+    site_policy.limit_memory(Site.open(root))
     with joined("cuda" if torch.cuda.is_available() else "cpu") as device:
         if code := jobs(root, name, warm, device):
             raise SystemExit(code)
@@ -271,8 +314,8 @@ def jobs(root: Path, name: str, warm: float, device: str) -> int:
     if not name:
         torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # the first optimizer of a process loads for seconds
         name = next_job(warm, stop)
-    while name and not stop.asked:
-        code = run(Job(site, root / "jobs" / name), lambda: stop.asked, device)
+    while name and not stop.requested:
+        code = run(Job(site, root / "jobs" / name), lambda: stop.requested, device)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         name = next_job(warm, stop) if code == 0 else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from usfmae.client.rounds import jobs
 from usfmae.client.rounds.jobs import Job
 from usfmae.core.federated import codec
 from usfmae.core.federated.codec import EncodedTensor, Floats
-from usfmae.core.files import rewriting
+from usfmae.core.files import rewriting, write_atomic
 from usfmae.core.tensors import TensorFile, Writer
 
 RESIDUAL = "residual.safetensors"
@@ -29,7 +30,7 @@ RESIDUAL = "residual.safetensors"
 def residual_of(before: Job | None, base: TensorFile, encoding: str) -> Iterator[Mapping[str, Floats]]:
     """What the round before could not express, by name; empty without one, or where its encoding was another."""
     path = before.place / RESIDUAL if before else None
-    if path is None or not path.exists():
+    if path is None or not path.exists() or not is_whole(path):
         yield {}
         return
     with TensorFile(path) as file:
@@ -59,8 +60,36 @@ def write(
         for writer in (out, left):
             if writer is not None:
                 writer.finish()
+    if left is not None:
+        seal(work.place / RESIDUAL)
     total = sum(size for (size,) in sizes.values())
     return {"content": content.id(), "encoding": encoding, "tensors": len(sizes), "bytes": total, "norm": square**0.5}
+
+
+def seal(path: Path) -> None:
+    """Write a checksum beside a file that a later round goes on from. ResourceError where the disk is full."""
+    write_atomic(_seal(path), str(_checksum(path)).encode())
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is what was sealed; one without a seal, as it came over the wire, was checked when it came."""
+    try:
+        return not _seal(path).exists() or _seal(path).read_text() == str(_checksum(path))
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _seal(path: Path) -> Path:
+    return path.with_suffix(".crc32")
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32: finds what a disk does to a file; whoever can write here could write anything."""
+    total = 0
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            total = zlib.crc32(piece, total)
+    return total
 
 
 class _Residual(Mapping[str, Floats]):

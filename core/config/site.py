@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from usfmae.core.config.base import Options
 from usfmae.core.config.clean import CleanSettings
+from usfmae.core.config.privacy import PrivacySettings
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.config.sources import CstoreSettings, DicomwebSettings, IntakeSettings, MetricsSettings, PageSettings
 
@@ -32,8 +33,6 @@ class SiteSettings(Options):
     """Images this site may claim at most in one reply; the coordinator enrols this figure."""
     image_size: int = Field(224, ge=16, le=1024)
     """Side of the square images in this site's corpus, in pixels; at least the campaign's."""
-    min_images: int = Field(1, ge=1)
-    """With fewer images than this in its corpus the site declines to train."""
     replay: Path | None = None
     """A copy of the coordinator's public replay corpus on this machine; without one it is fetched into DIR/replay."""
     replay_gb: float = Field(1.0, ge=0)
@@ -68,6 +67,8 @@ class SiteSettings(Options):
     """For a stock SuperNode alone: SHA-256 of the app this site agreed to; any other is refused and audited."""
     keep_rounds: int = Field(3, ge=1)
     """Rounds whose base, update and training log stay on disk to answer a repeated request."""
+    privacy: PrivacySettings = PrivacySettings()
+    """What every request must keep to; no coordinator can change it."""
     read: ReadSettings = ReadSettings()
     """Reading scans."""
     clean: CleanSettings = CleanSettings()

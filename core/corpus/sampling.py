@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -13,6 +14,18 @@ from usfmae.core.corpus.batch import Positions
 def generator(*key: int) -> np.random.Generator:
     """Random numbers that depend on the key alone: (seed, purpose, step)."""
     return np.random.default_rng(np.random.SeedSequence(key))
+
+
+def order_seed(secret: bytes, campaign: str, seed: int) -> int:
+    """The seed of a site's order of images, masks and augmentation: HMAC-SHA256 of the campaign's under its secret.
+
+    Nobody without the secret can foresee or choose what a step draws. The same campaign always gives the same seed, so
+    a round that was killed ends with the same bits. Without a secret (a simulated site) it is the campaign's own.
+    """
+    if not secret:
+        return seed
+    said = f"usfmae order of images, masks and augmentation\0{campaign}\0{seed}"
+    return int.from_bytes(hmac.digest(secret, said.encode(), "sha256")[:16], "big")
 
 
 class Sampler:
@@ -33,7 +46,11 @@ class Sampler:
 
     def batch(self, step: int) -> Positions:
         """Positions of the images in optimizer step `step`: (batch,)."""
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return self.between(step, step + 1)
+
+    def between(self, start: int, stop: int) -> Positions:
+        """Positions of every image drawn in the optimizer steps start..stop - 1, in order: (N,)."""
+        places = np.arange(start * self.batch_size, stop * self.batch_size)
         epochs, offsets = np.divmod(places, self.count)
         return np.concatenate([self._epoch(int(e))[offsets[epochs == e]] for e in np.unique(epochs)])
 

@@ -17,6 +17,14 @@ from usfmae.core.errors import ResourceError, SourceError, UsageError
 from usfmae.core.files import write_atomic
 
 HELD_OUT = ("--set", "train.held_out=0.3")  # a demo is small: enough patients to measure on
+# A demo's hospital has a few patients and nobody to agree to its campaign. A real one keeps the default floor.
+LOWERED_FLOOR = tuple(
+    word
+    for setting in (
+        *("new_campaigns=auto", "min_images=1", "min_patients=1", "max_patient_share=1", "min_batch=1", "min_steps=1"),
+    )
+    for word in ("--set", f"privacy.{setting}")
+)
 MARK = ".usfmae-demo"  # lies in a folder that a demo made, and that the next one may clear
 
 
@@ -149,6 +157,7 @@ def _enrol(demo: Demo) -> None:
             *("--ca", demo.coordinator / "ca.pem", "--coordinator-key", demo.coordinator / "coordinator.pub.pem"),
             *("--name", name, "--source", demo.sources[name]),
             *("--set", "disk_floor_gb=0.2", "--set", "poll=0.5", "--set", "threads=1"),
+            *LOWERED_FLOOR,
         )
         demo.run(f"{name}-add", "usfmae-server", "site", "add", demo.coordinator, demo.site(name) / "enrol.json")
 

@@ -47,6 +47,7 @@ class Progress:
     loss_before: float | None = None  # measured already, before an interruption
     on_loss_before: Callable[[float], None] = lambda loss: None
     on_step: Callable[[StepRecord], bool | None] = lambda record: None  # True stops after this step
+    on_model: Callable[[MaskedAutoencoder], None] = lambda model: None  # sees the incoming model, and may refuse it
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def train_autoencoder(  # noqa: PLR0913
     load_tensors(model, start, "incoming model")
     del start
     model.to(device)
+    progress.on_model(model)
 
     # Held-out loss, local steps, held-out loss again.
     before = progress.loss_before

@@ -39,7 +39,7 @@ class Here:
 
 def connected(site: Site, aggregator: Aggregator) -> Agent:
     agent = Agent(site)
-    agent.line.fleet = fleet_client.FleetClient(
+    agent.connection.fleet = fleet_client.FleetClient(
         site.settings.server, None, site.node_key, transport=httpx.MockTransport(aggregator)
     )
     agent.workers = Here(site)  # type: ignore[assignment]

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from tests.floors import LOWERED
 from usfmae.client.agent import Agent
 from usfmae.client.flower import fleet_client
 from usfmae.client.site import Site, create
@@ -54,7 +55,8 @@ def make_site(tmp_path: Path, coordinator: Ed25519PrivateKey) -> Callable[..., S
     def make(name: str = "hospital-a", images: int = 16, **settings: object) -> Site:
         key = tmp_path / "coordinator.pub.pem"
         key.write_text(keys.public_pem(coordinator))
-        values = {"name": name, "server": SERVER, "disk_floor_gb": 0.0, "poll": 0.1, "device": "cpu", **settings}
+        values = {"name": name, "server": SERVER, "disk_floor_gb": 0.0, "poll": 0.1, "device": "cpu"}
+        values |= {"privacy": LOWERED, **settings}
         site = create(tmp_path / name, validated(SiteSettings, values, "test"), None, key)
         if images:
             rng = np.random.default_rng(7)
@@ -124,9 +126,16 @@ class Aggregator:
             steps=3,
             recipe=recipe_text(MODEL, TRAIN),
         )
-        request = replace(request, delta_from=start, with_decoder=with_decoder, with_replay=bool(public))
         request = messages.sign(replace(request, **changes), signer)  # type: ignore[arg-type]
-        content = RecordDict({messages.RECORD: ConfigRecord(messages.to_record(request))})
+        content = RecordDict(
+            {
+                messages.RECORD: ConfigRecord(
+                    messages.to_record(
+                        replace(request, delta_from=start, with_decoder=with_decoder, with_replay=bool(public))
+                    )
+                )
+            }
+        )
         if start:
             content[messages.STEP] = ArrayRecord({messages.STEP: Array("uint8", (len(packed),), messages.RAW, packed)})
         else:

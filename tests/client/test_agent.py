@@ -9,7 +9,7 @@ import torch
 
 from usfmae.client.agent import Agent
 from usfmae.client.flower.request_queue import PendingRequest
-from usfmae.client.rounds import jobs, trainer
+from usfmae.client.rounds import jobs
 from usfmae.client.site import Site
 from usfmae.core import keys
 from usfmae.core.checkpoint import encoder_of
@@ -56,9 +56,9 @@ def test_a_repeated_request_is_answered_from_disk_without_download_or_training(
 
 def test_training_that_outlives_its_request_answers_the_next_one(agent: Agent, aggregator: Aggregator) -> None:
     aggregator.ask()
-    agent._look()  # downloaded, not yet trained
+    agent._see_to_requests()  # downloaded, not yet trained
     aggregator.restart()
-    agent.line.online = False
+    agent.connection.online = False
     turns(agent)
     aggregator.ask()
     turns(agent)
@@ -110,12 +110,12 @@ def test_two_rounds_keep_decoder_optimizer_and_residue_on_site(
 ) -> None:
     aggregator.ask(1)
     turns(agent)
-    first = jobs.finished(site, "demo")[0][1].place
+    first = jobs.finished(site, "demo")[0][1]
     aggregator.ask(2, seed=0, with_decoder=False, step=3)
     turns(agent)
     works = jobs.finished(site, "demo")
     assert [number for number, _ in works] == [1, 2]
-    assert (works[1][1].place / trainer.DECODER).read_bytes() != (first / trainer.DECODER).read_bytes()
+    assert works[1][1].trained_decoder.read_bytes() != first.trained_decoder.read_bytes()
     assert sorted(p.name for p in (site.root / "campaigns/demo/state").glob("*optimizer*"))[-1].startswith(
         "step-000000006"
     )
@@ -126,7 +126,7 @@ def test_a_later_round_takes_the_place_of_one_that_was_never_finished(
     agent: Agent, aggregator: Aggregator, site: Site
 ) -> None:
     aggregator.ask(1)
-    agent._look()
+    agent._see_to_requests()
     aggregator.ask(2, seed=1)
     turns(agent)
     assert [r.round for r in replies(aggregator)] == [2]

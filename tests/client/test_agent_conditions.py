@@ -8,6 +8,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from tests.floors import LOWERED
 from usfmae.client import outbox, site_policy
 from usfmae.client.agent import Agent
 from usfmae.client.flower import fleet_client, transport_errors
@@ -15,7 +16,7 @@ from usfmae.client.flower.connection import KeyRefusedError
 from usfmae.client.flower.request_queue import PendingRequest
 from usfmae.client.rounds import jobs
 from usfmae.client.site import Site
-from usfmae.core import flower_objects, keys
+from usfmae.core import keys
 from usfmae.core.federated import messages
 from usfmae.core.federated.messages import TrainReply
 
@@ -72,7 +73,7 @@ def test_on_a_full_disk_no_request_is_taken_and_none_is_lost(
     monkeypatch.setattr(site_policy.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 5e8}))
     aggregator.ask()
     turns(agent)
-    assert "0.5 GB free" in agent.trouble and not PendingRequest.all(site) and len(aggregator.queue) == 1
+    assert "0.5 GB free" in agent.problem and not PendingRequest.all(site) and len(aggregator.queue) == 1
     monkeypatch.undo()
     turns(agent)
     assert len(replies(aggregator)) == 1
@@ -122,15 +123,15 @@ def test_a_server_that_learns_its_sites_a_moment_late_does_not_lose_them(site: S
 def test_a_clock_ten_minutes_off_is_named(agent: Agent, aggregator: Aggregator, offset: float, word: str) -> None:
     aggregator.clock_offset = offset
     agent._turn()
-    assert word.split(" ", 1)[1] in agent.trouble and "NTP" in agent.trouble
-    assert abs(int(agent.trouble.split("clock is ")[1].split(" s")[0]) - 600) <= 2
+    assert word.split(" ", 1)[1] in agent.problem and "NTP" in agent.problem
+    assert abs(int(agent.problem.split("clock is ")[1].split(" s")[0]) - 600) <= 2
 
 
 def test_after_a_kill_the_old_node_id_goes_on_without_a_new_activation(
     agent: Agent, aggregator: Aggregator, site: Site
 ) -> None:
     aggregator.ask()
-    agent._look()
+    agent._see_to_requests()
     again = connected(site, aggregator)  # the first one dies without a word; its activation has not lapsed
     again.current = jobs.unfinished(site)
     turns(again)
@@ -169,7 +170,7 @@ def test_a_site_with_fewer_images_than_a_batch_trains_with_a_smaller_one(
 def test_a_site_below_its_own_least_number_of_images_sits_out(
     make_site: Callable[..., Site], aggregator: Aggregator
 ) -> None:
-    site = make_site(images=3, min_images=4)
+    site = make_site(images=3, privacy={**LOWERED, "min_images": 4})
     aggregator.enrol(site)
     aggregator.ask()
     turns(connected(site, aggregator))
@@ -197,18 +198,16 @@ def test_a_site_with_nothing_to_do_lets_its_call_be_held_and_signs_once_for_many
 
     def listening(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("pull-messages"):
-            heard.append(
-                (request.headers.get(flower_objects.HOLD_HEADER, ""), request.headers[flower_objects.SIGNATURE_HEADER])
-            )
+            heard.append((request.headers.get(fleet_client.HOLD, ""), request.headers[fleet_client.SIGNATURE]))
         return aggregator(request)
 
-    agent.line.fleet.http = httpx.Client(base_url=site.settings.server, transport=httpx.MockTransport(listening))
-    agent._look()
+    agent.connection.fleet.http = httpx.Client(base_url=site.settings.server, transport=httpx.MockTransport(listening))
+    agent._see_to_requests()
     aggregator.ask()
-    agent._look()  # takes the request
-    agent._look()  # has something to do: no time for waiting
+    agent._see_to_requests()  # takes the request
+    agent._see_to_requests()  # has something to do: no time for waiting
     assert [hold for hold, _ in heard] == ["3", "3", ""]
     assert len({signature for _, signature in heard}) == 1
-    agent.line.fleet.proved -= fleet_client.SIGNED_FOR
-    agent._look()
+    agent.connection.fleet.proved -= fleet_client.SIGNED_FOR
+    agent._see_to_requests()
     assert len({signature for _, signature in heard}) == 2

@@ -17,6 +17,7 @@ from usfmae.client.cli.doctor import doctor
 from usfmae.client.doctor import Doctor, Finding
 from usfmae.client.site import Site
 from usfmae.core import keys
+from usfmae.core.config.privacy import PrivacySettings
 
 from .conftest import Aggregator
 from .network import Port, Proxy
@@ -127,7 +128,13 @@ def test_a_proxy_is_used_and_one_that_refuses_is_named(near: Site) -> None:
 
 def test_the_machine(near: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    checks = found(near, disk_floor_gb=1e9, sources=(Path("/no/such/folder"),), device="cuda:7", min_images=1000)
+    checks = found(
+        near,
+        disk_floor_gb=1e9,
+        sources=(Path("/no/such/folder"),),
+        device="cuda:7",
+        privacy=PrivacySettings(min_images=1000),
+    )
     failed = {name for name, check in checks.items() if check.status == "FAIL"}
     assert failed == {"disk", "gpu", "tesseract", "sources", "corpus"}
     assert all(checks[name].fix for name in failed)

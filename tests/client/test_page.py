@@ -113,6 +113,8 @@ def test_approval_of_what_waits_to_leave(page: TestClient, site: Site) -> None:
     mark = log_in(page, site)
     record = {"images": 9, "steps": 5, "seconds": 1.0, "loss_before": 0.5, "loss_after": 0.4, "content": "c" * 64}
     about = {"campaign": "<b>c</b>", "round": 1, "recipient": "https://fl", "tensors": 3, "bytes": 99, "norm": 1.0}
+    about |= {"drawn": {"images": 300, "patients": 60, "largest_share": 0.021}}
+    about |= {"floor": {"min_images": 256, "min_patients": 50, "max_patient_share": 0.1}}
     place = site.root / "outbox" / "r00001-abc"
     place.mkdir(parents=True)
     write_json(
@@ -120,7 +122,8 @@ def test_approval_of_what_waits_to_leave(page: TestClient, site: Site) -> None:
         {"id": place.name, "created": 1e9, "release": "approve", "record": {**record, "encoding": "int8"}, **about},
     )
     shown = page.get("/outbox").text
-    assert "9 images, 5 steps" in shown and "<b>c</b>" not in shown
+    assert "drawn on     300 images of 60 patients, largest share of one patient 2.1%, floor kept" in shown
+    assert "5 steps, 1 s; 9 images were there to draw" in shown and "<b>c</b>" not in shown
     assert "1 update wait" in page.get("/").text
     assert "approved" in page.post(f"/outbox/{place.name}", data={"form_token": mark, "decision": "approve"}).text
     assert outbox.state(place) == "released"

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.floors import LOWERED
 from tests.ports import free_port
 
 MODEL = {
@@ -75,6 +76,7 @@ class Federation:
         self, root: Path, sites: int = 2, images: int = 24, enrolled: int | None = None, **settings: Any
     ) -> None:
         from usfmae.client import site as client_site
+        from usfmae.core.config.privacy import PrivacySettings
         from usfmae.core.config.site import SiteSettings
         from usfmae.core.corpus.shard import PackedImage, write_shard
         from usfmae.server.bootstrap import create
@@ -113,6 +115,7 @@ class Federation:
                 device="cpu",
                 stop_wait=5,
                 capacity=1000,
+                privacy=PrivacySettings(**LOWERED),
             )
             made = client_site.create(root / name, options, self.home.ca, self.home.public_key)
             pixels = blobs(number + 1, images + 4 * number)

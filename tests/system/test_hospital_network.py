@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.floors import lowered
 from usfmae.core.corpus.shard import PackedImage, write_shard
 
 pytestmark = pytest.mark.system
@@ -118,6 +119,7 @@ def test_a_round_behind_an_outbound_only_firewall_survives_a_pulled_cable(networ
         *(x for s in sets for x in ("--set", s)))  # fmt: skip
     where = ["--server", f"https://{SERVER}:{PORT}", "--ca", home / "ca.pem"]
     where += ["--coordinator-key", home / "coordinator.pub.pem", "--set", "poll=0.5", "--set", "heartbeat=10"]
+    where += lowered()
     run(*network.command(network.hospital, "client", "init", site, "--name", "h", *where))
     run(*network.command(network.centre, "server", "site", "add", home, site / "enrol.json"))
     rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.floors import lowered
 from tests.ports import free_port
 
 pytestmark = pytest.mark.system
@@ -43,7 +44,7 @@ def test_a_federation_of_one_site_through_tinyproxy(tmp_path: Path) -> None:
     usfmae("server", "init", home, "--name", "p", "--port", target, *(x for s in sets for x in ("--set", s)))
     where = ["--server", f"https://127.0.0.1:{target}", "--ca", home / "ca.pem"]
     where += ["--coordinator-key", home / "coordinator.pub.pem", "--set", f"proxy=http://127.0.0.1:{port}"]
-    usfmae("client", "init", site, "--name", "s", *where, "--set", "poll=0.5")
+    usfmae("client", "init", site, "--name", "s", *where, "--set", "poll=0.5", *lowered())
     usfmae("server", "site", "add", home, site / "enrol.json")
     rng = np.random.default_rng(0)
     images = [PackedImage(rng.integers(0, 255, (32, 32), dtype=np.uint8), str(k), str(k)) for k in range(8)]

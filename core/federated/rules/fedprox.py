@@ -6,6 +6,4 @@ from usfmae.core.federated.rules import fedavg
 
 
 class Rule(fedavg.Rule):
-    @property
-    def proximal(self) -> float:
-        return self.settings.proximal
+    pass

@@ -29,8 +29,8 @@ def agent(site: Site, aggregator: Aggregator) -> Agent:
     return connected(site, aggregator)
 
 
-def first_round(agent: Agent, aggregator: Aggregator) -> TrainRequest:
-    asked = aggregator.ask(1)
+def first_round(agent: Agent, aggregator: Aggregator, encoding: str = "int8") -> TrainRequest:
+    asked = aggregator.ask(1, encoding=encoding)
     turns(agent)
     return asked
 
@@ -55,7 +55,7 @@ def ask_second(aggregator: Aggregator, start: str, after: dict[str, np.ndarray],
 def test_the_second_round_is_made_from_the_first_and_a_step(
     agent: Agent, aggregator: Aggregator, site: Site, encoding: str
 ) -> None:
-    asked = first_round(agent, aggregator)
+    asked = first_round(agent, aggregator, encoding)
     after, packed = step_from(0, encoding)
     pulled = aggregator.calls.count("pull-object")
     ask_second(aggregator, asked.base, after, packed, encoding=encoding)
@@ -105,7 +105,7 @@ def test_what_comes_out_is_inspected_like_an_encoder_that_came_whole(
     agent: Agent, aggregator: Aggregator, site: Site
 ) -> None:
     """A signed hash is not enough: the coordinator itself may be hostile, or broken."""
-    asked = first_round(agent, aggregator)
+    asked = first_round(agent, aggregator, "bf16")
     after, packed = step_from(0, "bf16")
     nan = np.full(after["norm.weight"].size, 0x7FC0, "<u2").tobytes()
     at = 2 * sum(values.size for name, values in after.items() if name < "norm.weight")

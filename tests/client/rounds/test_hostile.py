@@ -99,8 +99,8 @@ def _spoiled(content: bytes, rubbish: bytes) -> bytes:
 
 @pytest.mark.parametrize("date", ["yesterday", "", "Mon, 99 Foo 99999 99:99:99 GMT", None])
 def test_a_date_that_is_none_says_nothing_about_the_clock(agent: Agent, date: str | None) -> None:
-    agent.line.fleet._note_clock(date)
-    assert agent.line.fleet.clock_offset == 0.0
+    agent.connection.fleet._note_clock(date)
+    assert agent.connection.fleet.clock_offset == 0.0
 
 
 def test_a_disk_that_cannot_be_read_is_our_trouble_and_its_path_is_not_told(
@@ -113,7 +113,7 @@ def test_a_disk_that_cannot_be_read_is_our_trouble_and_its_path_is_not_told(
         m.setattr("usfmae.client.rounds.model_inspection.np.fromfile", broken)
         aggregator.ask()
         turns(agent)
-        assert "Input/output error" in agent.trouble and not replies(aggregator)
+        assert "Input/output error" in agent.problem and not replies(aggregator)
     turns(agent)
     assert [r.declined for r in replies(aggregator)] == [""]
 

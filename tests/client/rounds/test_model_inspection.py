@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from tests.client.conftest import MODEL
 from usfmae.client.rounds import model_inspection
+from usfmae.client.rounds.campaigns import AcceptedEncoder
 from usfmae.core.checkpoint import decoder_of, encoder_of, tensors_id
 from usfmae.core.errors import PolicyError
 from usfmae.core.mae.model import fresh
@@ -27,17 +28,21 @@ def saved(tensors: dict[str, torch.Tensor], folder: Path) -> tuple[Path, str]:
     return file, tensors_id(tensors)
 
 
+def accepted(seen: model_inspection.Inspection) -> AcceptedEncoder:
+    return AcceptedEncoder({}, seen.norms, {name: list(shape) for name, shape in seen.shapes.items()}, 0.0)
+
+
 def test_a_fresh_encoder_passes_and_its_norms_are_its_norms(encoder: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    norms = model_inspection.inspect(*saved(encoder, tmp_path))
+    norms = model_inspection.inspect(*saved(encoder, tmp_path)).norms
     assert norms == pytest.approx({name: float(tensor.norm()) for name, tensor in encoder.items()}, rel=1e-5)
 
 
 def test_a_round_of_training_away_from_its_parent_passes(encoder: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    parent = model_inspection.inspect(*saved(encoder, tmp_path))
+    parent = accepted(model_inspection.inspect(*saved(encoder, tmp_path)))
     torch.manual_seed(0)
     moved = {name: tensor + 0.02 * torch.randn_like(tensor) for name, tensor in encoder.items()}
-    norms = model_inspection.inspect(*saved(moved, tmp_path), parent)
-    assert norms.keys() == parent.keys() and norms != parent
+    norms = model_inspection.inspect(*saved(moved, tmp_path), parent).norms
+    assert norms.keys() == parent.norms.keys() and norms != parent.norms
 
 
 def test_one_dead_row_is_normal_two_are_not(encoder: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -60,7 +65,7 @@ def test_values_that_no_training_makes_are_refused(
 
 @pytest.mark.parametrize("factor", [0.2, 5.0])
 def test_a_tensor_whose_norm_jumped_is_refused(encoder: dict[str, torch.Tensor], tmp_path: Path, factor: float) -> None:
-    parent = model_inspection.inspect(*saved(encoder, tmp_path))
+    parent = accepted(model_inspection.inspect(*saved(encoder, tmp_path)))
     encoder["blocks.0.mlp.fc1.weight"] *= factor
     with pytest.raises(PolicyError, match="norm went from"):
         model_inspection.inspect(*saved(encoder, tmp_path), parent)
@@ -68,13 +73,10 @@ def test_a_tensor_whose_norm_jumped_is_refused(encoder: dict[str, torch.Tensor],
 
 def test_a_tensor_of_another_shape_than_its_parent_is_refused(encoder: dict[str, torch.Tensor], tmp_path: Path) -> None:
     """Same name, same values, same norm: only the shape is another."""
-    for name in ("old", "new"):
-        (tmp_path / name).mkdir()
-    parent, _ = saved(encoder, tmp_path / "old")
-    model_inspection.same_shapes(parent, parent)
+    parent = accepted(model_inspection.inspect(*saved(encoder, tmp_path)))
     encoder["blocks.0.mlp.fc1.weight"] = encoder["blocks.0.mlp.fc1.weight"].T.contiguous()
     with pytest.raises(PolicyError, match="shape went from"):
-        model_inspection.same_shapes(saved(encoder, tmp_path / "new")[0], parent)
+        model_inspection.inspect(*saved(encoder, tmp_path), parent)
 
 
 def test_the_seeds_decoder_is_looked_at_too(tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_copies_up_to_a_factor_count_as_copies(factor: float) -> None:
 
 
 def test_a_tensor_that_vanished_or_appeared_is_refused(encoder: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    parent = model_inspection.inspect(*saved(encoder, tmp_path))
+    parent = accepted(model_inspection.inspect(*saved(encoder, tmp_path)))
     fewer = {name: tensor for name, tensor in encoder.items() if name != "norm.bias"}
     with pytest.raises(PolicyError, match="other tensors"):
         model_inspection.inspect(*saved(fewer, tmp_path), parent)

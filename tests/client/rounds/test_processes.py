@@ -238,8 +238,8 @@ def test_several_processes_under_torchrun_make_one_update(
     aggregator.ask(steps=4)
     agent = Agent(hospital)
     agent.workers.warm_up = lambda: None  # type: ignore[method-assign]
-    agent._look()
-    agent.line.fleet.close()
+    agent._see_to_requests()
+    agent.connection.fleet.close()
     work = job(hospital)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "usfmae.client.rounds.trainer", str(hospital.root), work.place.name]
