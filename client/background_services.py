@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from usfmae.client import site_policy
@@ -77,7 +78,8 @@ def _page(site: Site) -> Iterator[int]:
 
 
 def spool_of(site: Site) -> Spool:
-    return Spool(site.root / SPOOL, site.secret, floor_bytes=site.floor_bytes)
+    largest = int(site.settings.intake.max_instance_gb * 1e9)
+    return Spool(site.root / SPOOL, site.secret, floor_bytes=site.floor_bytes, largest_bytes=largest)
 
 
 @contextlib.contextmanager
@@ -87,14 +89,17 @@ def _listener(site: Site, stop: threading.Event) -> Iterator[int]:
     spool = spool_of(site)
     spool.sweep()
     listener = listen(site.settings.cstore, spool)
-    written = 0
+    written: Counter[str] = Counter()
+    named: set[tuple[str, str]] = set()
 
     def count() -> None:
-        nonlocal written
-        stored = listener.counts["stored"]
-        if stored != written:
-            _received(site, "cstore", stored - written)
-            written = stored
+        counts = Counter(listener.counts)
+        for what in counts - written:
+            _received(site, "cstore" if what == "stored" else f"cstore.{what}", counts[what] - written[what])
+            written[what] = counts[what]
+        for caller, sop_class in listener.named() - named:
+            named.add((caller, sop_class))
+            site.note("cstore.unsupported", "refused", caller=caller, sop_class=sop_class)
 
     _repeat("counts", site, stop, COUNT_SECONDS, count)
     try:
@@ -155,9 +160,10 @@ def _repeat(name: str, site: Site, stop: threading.Event, seconds: float, act: C
             try:
                 act()
                 trouble = ""
-            except (UsfmaeError, OSError, ValueError) as error:
-                if str(error) != trouble:
-                    trouble = str(error)
+            except Exception as error:  # also one of our own making: the next time may go well
+                text = str(error) if isinstance(error, UsfmaeError | OSError) else f"{type(error).__name__}: {error}"
+                if text != trouble:
+                    trouble = text
                     logger.warning("%s: %s", name, trouble)
                     with contextlib.suppress(UsfmaeError, OSError):
                         site.note(f"{name}.trouble", "failed", why=trouble[:300])

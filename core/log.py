@@ -13,7 +13,8 @@ import re
 import sys
 from typing import Any
 
-_UID = re.compile(r"\b[0-2](?:\.\d+){5,}\b")
+# A SOP class says what kind of object it is, not whose; a person needs it to write it into the settings.
+_UID = re.compile(r"(sop_class(?:=|\": \"))?\b[0-2](?:\.\d+){5,}\b")
 _PERSON = re.compile(r"\b[\w'-]+\^[\w'^-]+")
 _PATH = re.compile(
     r"(?<![\w:/])/(?:[^\s/:'\"]+/)+[^\s:'\"]+\.(?:dcm|png|jpe?g|bmp|tiff?|mp4|avi|mov|gif|nii|mh[ad])\b", re.I
@@ -22,7 +23,8 @@ _PATH = re.compile(
 
 def scrub(text: str) -> str:
     """The text without UIDs, person names (`Family^Given`) and paths of scans."""
-    for pattern, name in ((_UID, "<uid>"), (_PERSON, "<name>"), (_PATH, "<scan>")):
+    text = _UID.sub(lambda found: found[0] if found[1] else "<uid>", text)
+    for pattern, name in ((_PERSON, "<name>"), (_PATH, "<scan>")):
         text = pattern.sub(name, text)
     return text
 

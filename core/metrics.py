@@ -53,7 +53,11 @@ SITE = (
     _counter("usfmae_site_frames_kept_total", "Frames cleaned and packed into the corpus"),
     _counter("usfmae_site_quarantined_total", "Scans and frames kept back for a person, by reason", "reason"),
     _gauge("usfmae_site_quarantine_waiting", "Entries in quarantine nobody has decided on"),
-    _counter("usfmae_site_received_total", "Instances taken in over the network, by source", "source"),
+    _counter(
+        "usfmae_site_received_total",
+        "Instances taken in over the network, by source, and what was not taken (cstore.rejected and others)",
+        "source",
+    ),
     _gauge("usfmae_site_spool_files", "Instances received and not yet cleaned"),
     _gauge("usfmae_site_images", "Images in the corpus, ready for training"),
     _gauge("usfmae_site_clean_images_per_second", "Cleaning rate of the last preparation"),

@@ -1,119 +1,270 @@
 """A C-STORE listener: the PACS or the scanner sends, the spool keeps (DICOM PS3.4 Annex B, PS3.7 section 9.1.1).
 
-Instances are written as they arrive, never decoded here. Anything but "success" makes the sender keep the instance:
-0xA700 (out of resources) below the disk floor.
+Ultrasound classes only. Instances are written as they arrive, never decoded here. "Success" is answered once the file
+is on disk: associations that wait at the same time share one flush. Anything else makes the sender keep the instance:
+0xA700 (out of resources) below the disk floor, 0xC000 (cannot understand) for what is larger than the limit.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import socket
 import ssl
 import threading
+import time
+import warnings
+from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
-from usfmae.client.intake.association import Association
-from usfmae.client.intake.spool import Spool
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import UID
+from pynetdicom import _config, evt, register_uid
+from pynetdicom.association import Association
+from pynetdicom.dimse_messages import DIMSEMessage
+from pynetdicom.dsutils import create_file_meta
+from pynetdicom.service_class import StorageServiceClass
+from pynetdicom.sop_class import Verification, uid_to_service_class  # type: ignore[attr-defined]
+
+from usfmae.client.intake import dimse_server
+from usfmae.client.intake.dimse_server import Entity, LimitedServer, Received
+from usfmae.client.intake.spool import Incoming, Spool, TooLargeError
 from usfmae.core import log
 from usfmae.core.config.sources import CstoreSettings
 from usfmae.core.errors import ConfigError, ResourceError
+from usfmae.core.read.sop_classes import ROOT, ULTRASOUND
 
 logger = logging.getLogger(__name__)
 
-UNASKED = 32  # connections beyond the associations allowed: who has not asked yet, or is about to hear "try later"
-ENDING = 5.0  # seconds that a stopping listener waits for what has arrived to be on disk
+SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
+ENDING = 5.0  # seconds that a stopping listener waits for what is being answered
+MOST_NAMED = 1000  # pairs of a sender and a class that are remembered as not taken
+QUIET_SECONDS = 60.0  # between two log lines about connections from one address that were turned away
+
+# As stored by scanners and archives; the listener takes any of them and converts none (PS3.5 section 10).
+TRANSFER_SYNTAXES = [
+    "1.2.840.10008.1.2.1",  # explicit little endian
+    "1.2.840.10008.1.2",  # implicit little endian
+    "1.2.840.10008.1.2.2",  # explicit big endian
+    "1.2.840.10008.1.2.1.99",  # deflated
+    "1.2.840.10008.1.2.5",  # RLE
+    *(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91, 100, 101, 102, 103, 104, 105, 106, 107)),
+    *(f"1.2.840.10008.1.2.4.{n}" for n in (108, 201, 202, 203)),
+]
+# (source, diagnostic) of a rejection, PS3.8 table 9-21
+REASONS: dict[tuple[int | None, int | None], str] = {
+    (1, 2): "no DICOM application",
+    (1, 3): "not in cstore.allow",
+    (1, 7): "calls another title than cstore.ae_title",
+    (2, 2): "another version of the protocol",
+    (3, 2): "as many associations as cstore.associations allows",
+}
+
+
+def storage_classes(settings: CstoreSettings) -> list[str]:
+    """SOP classes that are taken: ultrasound, the retired classes included, and those of the settings."""
+    return [*(ROOT + below for below in ULTRASOUND), *settings.sop_classes]
+
+
+class StoredFile:
+    """The data set of one request on its way to the spool; what is refused is read and dropped, so that the sender
+    hears why."""
+
+    def __init__(self, incoming: Incoming | None, status: int = SUCCESS, why: str = "") -> None:
+        self.incoming, self.status, self.why = incoming, status, why
+
+    def write(self, content: bytes) -> None:
+        if self.incoming is None:
+            return
+        try:
+            self.incoming.write(content)
+        except Exception as error:
+            self.refuse(error)
+
+    def refuse(self, error: Exception) -> None:
+        self.discard()
+        self.status = CANNOT_UNDERSTAND if isinstance(error, TooLargeError) else OUT_OF_RESOURCES
+        self.why = error.why if isinstance(error, ResourceError) else type(error).__name__
+
+    def discard(self) -> None:
+        if self.incoming is not None:
+            self.incoming.discard()
+        self.incoming = None
 
 
 @dataclass
 class Listener:
-    """Takes connections in a thread, each association in one of its own, until `stop`."""
+    """A running listener: what it took in and what it did not, by reason; `stop` ends it."""
 
     settings: CstoreSettings
     spool: Spool
-    server: socket.socket
-    tls: ssl.SSLContext | None
-    counts: dict[str, int] = field(default_factory=lambda: {"stored": 0, "repeated": 0, "refused": 0, "rejected": 0})
-    open: dict[threading.Thread, socket.socket] = field(default_factory=dict)
+    counts: Counter[str] = field(
+        default_factory=lambda: Counter(stored=0, repeated=0, refused=0, rejected=0, unsupported=0, turned_away=0)
+    )
+    unsupported: Counter[tuple[str, str]] = field(default_factory=Counter)  # (calling title, SOP class)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    said: dict[str, float] = field(default_factory=dict)  # address -> when a line was last written about it
+    server: LimitedServer = field(init=False)
 
     def __post_init__(self) -> None:
-        self.port = int(self.server.getsockname()[1])
-        self.places = threading.BoundedSemaphore(self.settings.associations)
-        threading.Thread(target=self._accept, name="cstore", daemon=True).start()
+        self.server = self._server()
+        self.server.on_turned_away = self.turned_away
+        self.port = int(self.server.server_address[1])
+        self.server.start()
+
+    def _server(self) -> LimitedServer:
+        handlers: list[Any] = [
+            (evt.EVT_C_STORE, self.store),
+            (evt.EVT_REJECTED, self.rejected),
+            (evt.EVT_ACCEPTED, self.accepted),
+        ]
+        try:
+            return LimitedServer(
+                entity(self.settings),
+                (self.settings.host, self.settings.port),
+                handlers,
+                self.open_file,
+                self.settings.idle_seconds,
+                _tls(self.settings),
+            )
+        except OSError as error:
+            where = f"C-STORE listener {self.settings.host}:{self.settings.port}"
+            raise ResourceError(where, error.strerror or str(error), "set cstore.port and cstore.host") from None
 
     def stop(self) -> None:
-        """End the associations; what was acknowledged is on disk afterwards."""
-        with contextlib.suppress(OSError):
-            self.server.shutdown(socket.SHUT_RDWR)
-        self.server.close()
-        with self.lock:
-            left = list(self.open.items())
-        for thread, link in left:
-            with contextlib.suppress(OSError):
-                link.shutdown(socket.SHUT_RDWR)
-            thread.join(ENDING)
+        """End the associations; what was answered with success is on disk."""
+        self.server.end(ENDING)
 
     def count(self, what: str) -> None:
         with self.lock:
             self.counts[what] += 1
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                link, _ = self.server.accept()
-                link.settimeout(self.settings.idle_seconds)
-                link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if self.tls:  # shaken hands in the association's thread: who connects and says nothing delays nobody
-                    link = self.tls.wrap_socket(link, server_side=True, do_handshake_on_connect=False)
-            except OSError:
-                if self.server.fileno() < 0:  # stopped
-                    return
-                continue
-            thread = threading.Thread(target=self._attend, args=(link,), name="association", daemon=True)
-            with self.lock:
-                crowded = len(self.open) >= self.settings.associations + UNASKED
-                if not crowded:  # started here: `stop` joins what is open
-                    self.open[thread] = link
-                    thread.start()
-            if crowded:
-                link.close()
+    # --- one instance
 
-    def _attend(self, link: socket.socket) -> None:
-        taken = False
-
-        def has_place() -> bool:
-            nonlocal taken
-            taken = self.places.acquire(blocking=False)
-            return taken
-
+    def open_file(self, message: DIMSEMessage, association: Association) -> StoredFile:
+        """A file in the spool that begins with its file meta information (PS3.10 section 7.1)."""
+        file = StoredFile(None)
         try:
-            with link:
-                if isinstance(link, ssl.SSLSocket):
-                    link.do_handshake()
-                Association(link, self.settings, self.spool, self.count).run(has_place)
-        except OSError as error:  # a handshake that failed
-            log.note(logger, "connection ended early", logging.WARNING, why=type(error).__name__)
-        finally:
-            if taken:
-                self.places.release()
+            file.incoming = self.spool.incoming()
+            file.incoming.write(_file_head(message, association))
+        except Exception as error:
+            file.refuse(error)
+        return file
+
+    def store(self, event: evt.Event) -> int:
+        """The status of a C-STORE response; success only where the file is on disk."""
+        received = getattr(event.request, "DataSet", None)
+        file = received.file if isinstance(received, Received) else None
+        if not isinstance(file, StoredFile):
+            file = StoredFile(None, CANNOT_UNDERSTAND, "no data set")
+        new = self._keep(file)
+        if isinstance(received, Received):
+            received.discard()
+            received.reception.stored()
+        if file.status == SUCCESS:
+            self.count("stored" if new else "repeated")
+        else:
+            self.count("refused")
+            log.note(logger, "instance refused", logging.WARNING, why=file.why)
+        return file.status
+
+    def _keep(self, file: StoredFile) -> bool:
+        if file.incoming is None:
+            return False
+        try:
+            new = file.incoming.keep()
+            self.spool.settle()
+        except Exception as error:  # whatever it is: the sender keeps its instance
+            file.refuse(error)
+            return False
+        file.incoming = None
+        return new
+
+    # --- associations
+
+    def rejected(self, event: evt.Event) -> None:
+        answer = event.assoc.acceptor.primitive
+        why = REASONS.get((answer.result_source, answer.diagnostic), "") if answer else ""
+        self.count("rejected")
+        log.note(logger, "association rejected", logging.WARNING, caller=_caller(event), why=why)
+
+    def accepted(self, event: evt.Event) -> None:
+        """Says once for each sender which of its classes are not taken."""
+        caller = _caller(event)
+        for context in event.assoc.rejected_contexts:
+            uid = str(context.abstract_syntax)
+            why = "transfer syntax" if uid in storage_classes(self.settings) else "SOP class"
             with self.lock:
-                self.open.pop(threading.current_thread(), None)
+                self.counts["unsupported"] += 1
+                first = (caller, uid) not in self.unsupported and len(self.unsupported) < MOST_NAMED
+                if first or (caller, uid) in self.unsupported:
+                    self.unsupported[caller, uid] += 1
+            if first:
+                log.note(logger, f"{why} not accepted", caller=caller, sop_class=uid, name=UID(uid).name)
+
+    def named(self) -> set[tuple[str, str]]:
+        """(calling title, SOP class) of what was offered and not taken."""
+        with self.lock:
+            return set(self.unsupported)
+
+    def turned_away(self, address: str, why: str) -> None:
+        self.count("turned_away")
+        now = time.monotonic()
+        with self.lock:
+            self.said = {other: when for other, when in self.said.items() if now - when < QUIET_SECONDS}
+            first = self.said.setdefault(address, now) == now
+        if first:
+            log.note(logger, "connection turned away", logging.WARNING, address=address, why=why)
+
+
+def _caller(event: evt.Event) -> str:
+    return str(event.assoc.requestor.ae_title)[:16]
 
 
 def listen(settings: CstoreSettings, spool: Spool) -> Listener:
     """Listen in threads until `stop()`. ConfigError without an allow-list; ResourceError where the port is taken."""
     if not settings.allow:
         raise ConfigError("cstore.allow", "is empty, so nobody could send", "list the AE titles of your senders")
-    tls = _tls(settings)
-    try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        server = socket.create_server((settings.host, settings.port), family=family, backlog=128)
-    except OSError as error:
-        where = f"C-STORE listener {settings.host}:{settings.port}"
-        raise ResourceError(where, error.strerror or str(error), "set cstore.port and cstore.host") from None
-    log.note(logger, "listening for C-STORE", port=server.getsockname()[1], tls=tls is not None)
-    return Listener(settings, spool, server, tls)
+    listener = Listener(settings, spool)
+    log.note(logger, "listening for C-STORE", port=listener.port, tls=settings.certificate is not None)
+    return listener
+
+
+def entity(settings: CstoreSettings) -> Entity:
+    """The application entity: its title, who may call, what it takes."""
+    # Their lines and warnings hold UIDs and what strangers sent; ours say what happened.
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom\.")
+    _config.LOG_HANDLER_LEVEL = "none"  # a text of every message, made whether somebody reads it or not
+    made = Entity(ae_title=settings.ae_title)
+    made.require_called_aet = True
+    made.require_calling_aet = list(settings.allow)
+    made.maximum_associations = settings.associations
+    made.maximum_pdu_size = dimse_server.LONGEST_PDU
+    made.acse_timeout = dimse_server.ASKING_SECONDS
+    made.network_timeout = made.dimse_timeout = settings.idle_seconds
+    for uid in storage_classes(settings):
+        if uid_to_service_class(uid) is not StorageServiceClass:  # retired or private
+            register_uid(uid, "Storage_" + uid.replace(".", "_"), StorageServiceClass)
+        made.add_supported_context(uid, TRANSFER_SYNTAXES)
+    made.add_supported_context(Verification)
+    return made
+
+
+def _file_head(message: DIMSEMessage, association: Association) -> bytes:
+    """Preamble, prefix and file meta information of the data set that follows."""
+    command = message.command_set
+    context = next(c for c in association.accepted_contexts if c.context_id == message.context_id)
+    head = DicomBytesIO()
+    head.write(b"\0" * 128 + b"DICM")
+    meta = create_file_meta(
+        sop_class_uid=command.AffectedSOPClassUID,
+        sop_instance_uid=command.AffectedSOPInstanceUID,
+        transfer_syntax=context.transfer_syntax[0],
+    )
+    write_file_meta_info(head, meta)
+    return head.getvalue()
 
 
 def _tls(settings: CstoreSettings) -> ssl.SSLContext | None:

@@ -1,8 +1,7 @@
 """Where instances that came over the network lie until they are cleaned: files in the site's own directory.
 
-A file gets its name when it is complete, before the sender hears "stored": a killed process loses nothing. `settle`
-puts all that was kept on disk, in one commit however many files these are; then a power cut loses nothing either.
-A file's name is an HMAC of its bytes: no UID on disk, and the same instance sent twice is one file.
+A file gets its name when it is complete, and the sender hears "stored" when it is on disk: neither a killed process
+nor a power cut loses what was acknowledged. Those who wait at the same time share one commit. A file's name is an HMAC of its bytes: no UID on disk, and the same instance sent twice is one file.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import filecmp
 import hashlib
 import itertools
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +26,23 @@ PARTIAL = "spool.partial"  # beside it: files being written, which `prepare` mus
 CLEANED = "spool.cleaned"  # beside it: what was cleaned and is kept for a while, for the page to show
 NAME_DIGITS = 32
 SHORT = 1 << 16  # bytes held back before a file is written
+LARGEST = 4 * 10**9  # bytes of one instance, unless `intake.max_instance_gb` says otherwise
+
+
+class TooLargeError(ResourceError):
+    """One instance beyond the limit: to send it again would not help."""
+
+
+@dataclass
+class _Flushes:
+    """Whose files are on disk: each caller gets a number, a flush covers all numbers given out before it began."""
+
+    asked: int = 0
+    covered: int = 0
+    failed: int = 0  # highest number that a failed flush covered: its files may be lost though a later flush succeeds
+    error: OSError | None = None
+    counting: threading.Lock = field(default_factory=threading.Lock)
+    flushing: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass
@@ -35,8 +52,10 @@ class Spool:
     directory: Path
     secret: bytes
     floor_bytes: int = 0  # intake stops while less than this is free
+    largest_bytes: int = LARGEST
     partial: Path = field(init=False)
     _counter: Iterator[int] = field(default_factory=itertools.count)
+    _flushes: _Flushes = field(default_factory=_Flushes)
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -77,11 +96,24 @@ class Spool:
         return new
 
     def settle(self) -> None:
-        """All that was kept so far is on disk. ResourceError where the disk fails."""
-        try:
-            flush_disk(self.directory)
-        except OSError as error:
-            raise self.failed(error) from None
+        """All that was kept so far is on disk. ResourceError where the disk fails.
+
+        Threads that wait while another one flushes share the next flush.
+        """
+        state = self._flushes
+        with state.counting:
+            state.asked += 1
+            mine = state.asked
+        with state.flushing:
+            if state.covered < mine:
+                covers = state.asked
+                try:
+                    flush_disk(self.directory)
+                except OSError as error:
+                    state.failed, state.error = covers, error
+                state.covered = covers
+            if mine <= state.failed and state.error is not None:
+                raise self.failed(state.error) from None
 
     def failed(self, error: OSError) -> ResourceError:
         return ResourceError(f"spool {self.directory}", error.strerror or str(error), "free some space")
@@ -138,9 +170,15 @@ class Incoming:
         self.digest = hashlib.sha256()
         self.held = bytearray()
         self.handle = -1
+        self.size = 0
 
     def write(self, content: bytes | memoryview) -> None:
-        """ResourceError, and the file is gone, where the disk has no room for it."""
+        """ResourceError, and the file is gone, where the disk has no room for it or it is too large."""
+        self.size += len(content)
+        if self.size > self.spool.largest_bytes:
+            self.discard()
+            why = f"larger than {self.spool.largest_bytes / 1e9:g} GB"
+            raise TooLargeError(f"instance for spool {self.spool.directory}", why, "raise intake.max_instance_gb")
         self.digest.update(content)
         if len(self.held) + len(content) > SHORT:
             self._out(self.held)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from usfmae.core.config.base import Options
+
+_UID = re.compile(r"[0-2](\.(0|[1-9]\d*))+")  # PS3.5 section 9.1
 
 
 class DicomwebSettings(Options):
@@ -43,10 +46,12 @@ class CstoreSettings(Options):
     """Our own application entity title; senders that call another one are rejected."""
     allow: tuple[str, ...] = ()
     """Calling AE titles that may send, such as [PACS1, ULTRASOUND2]; none may while this is empty."""
+    sop_classes: tuple[str, ...] = ()
+    """Storage SOP classes to accept besides ultrasound, by UID: private ones of a scanner, for example."""
     associations: int = Field(8, ge=1, le=256)
     """Associations at the same time; more are rejected with "try later"."""
     idle_seconds: float = Field(60.0, gt=0, le=3600)
-    """An association that is silent for this long is ended."""
+    """An association in which no instance comes for this long is ended; to echo does not keep it."""
     certificate: Path | None = None
     """PEM certificate of the listener; with `key`, associations use TLS."""
     key: Path | None = None
@@ -54,10 +59,20 @@ class CstoreSettings(Options):
     client_ca: Path | None = None
     """Certificate authority of the senders; where given, a sender without a certificate of it is refused."""
 
+    @field_validator("sop_classes")
+    @classmethod
+    def _are_uids(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for uid in value:
+            if len(uid) > 64 or not _UID.fullmatch(uid):
+                raise ValueError(f"'{uid}' is no UID such as 1.3.46.670589.2.5.1.1")
+        return value
+
 
 class IntakeSettings(Options):
     every_minutes: float = Field(0.0, ge=0)
     """Minutes between two cleanings of what is new in the sources while the agent runs; 0 leaves it to `prepare`."""
+    max_instance_gb: float = Field(4.0, gt=0, le=1000)
+    """A larger instance is not taken in over the network, in gigabytes."""
     workers: int = Field(1, ge=1, le=256)
     """Decoding processes of such a cleaning; they run with the lowest priority."""
     keep_days: float = Field(0.0, ge=0, le=3650)

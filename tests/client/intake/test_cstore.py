@@ -21,10 +21,12 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import JPEGBaseline8Bit, UltrasoundImageStorage, generate_uid
 from pynetdicom import AE
 from pynetdicom.association import Association
-from pynetdicom.sop_class import Verification
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from usfmae.client.intake import dimse_server
 from usfmae.client.intake.cstore import Listener, listen
 from usfmae.client.intake.spool import Spool
+from usfmae.core import log
 from usfmae.core.config.sources import CstoreSettings
 from usfmae.core.errors import ConfigError, ResourceError
 
@@ -79,6 +81,7 @@ def test_stored_as_sent_and_again_is_one_file(listener: Listener, spool: Spool) 
     assert stored.SOPInstanceUID == sent.SOPInstanceUID and stored.file_meta.TransferSyntaxUID == JPEGBaseline8Bit
     assert str(sent.SOPInstanceUID) not in str(file)
     assert (listener.counts["stored"], listener.counts["repeated"]) == (1, 1)
+    assert spool._flushes.covered == 2, "acknowledged before it was on disk"
 
 
 def request(calling: str, called: str) -> bytes:
@@ -163,9 +166,9 @@ def test_who_only_looks_whether_the_port_is_open_leaves_no_word_in_the_log(
     link = call(listener.port)
     link.abort()
     deadline = time.monotonic() + 20
-    while listener.open and time.monotonic() < deadline:
+    while listener.server.connections and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not listener.open and "ended early" not in caplog.text
+    assert not listener.server.connections and not caplog.text
 
 
 def test_a_place_that_was_given_back_is_given_again(listener: Listener, spool: Spool) -> None:
@@ -176,19 +179,85 @@ def test_a_place_that_was_given_back_is_given_again(listener: Listener, spool: S
     assert len(spool.files()) == 20 and listener.counts["rejected"] == 0
 
 
-def test_a_flood_of_connections_is_turned_away_and_passes(listener: Listener) -> None:
+def test_a_flood_of_silent_connections_keeps_nobody_out(listener: Listener, spool: Spool) -> None:
+    """The one that has waited longest goes; a sender that asks at once gets in while they stand."""
     flood = [socket.create_connection(("127.0.0.1", listener.port), timeout=10) for _ in range(60)]
-    flood[-1].sendall(b"x")
-    with pytest.raises(ConnectionError):
-        if not flood[-1].recv(10):
-            raise ConnectionError
-    for link in flood:
-        link.close()
-    deadline = time.monotonic() + 10
-    while not (link := call(listener.port)).is_established and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert link.is_established
+    link = call(listener.port)
+    assert link.is_established and link.send_c_store(instance()).Status == 0x0000
     link.release()
+    assert flood[0].recv(10) == b"" and listener.counts["turned_away"] >= 52
+    for silent in flood:
+        silent.close()
+
+
+def test_echoes_do_not_keep_an_association(impatient: Listener) -> None:
+    link = call(impatient.port)
+    deadline = time.monotonic() + 20
+    while link.is_established and time.monotonic() < deadline:
+        link.send_c_echo()
+        time.sleep(0.3)
+    assert not link.is_established, "an echo now and then holds a place for ever"
+
+
+@pytest.mark.parametrize("below", ["6.1", "6", "3.1", "3"])
+def test_ultrasound_of_today_and_the_retired_classes_are_stored(listener: Listener, spool: Spool, below: str) -> None:
+    uid = f"1.2.840.10008.5.1.4.1.1.{below}"
+    sent = instance()
+    sent.SOPClassUID = uid
+    sender = AE(ae_title="PACS1")
+    sender.add_requested_context(uid, [JPEGBaseline8Bit])
+    link = sender.associate("127.0.0.1", listener.port, ae_title="USFMAE")
+    assert link.is_established and link.send_c_store(sent).Status == 0x0000
+    link.release()
+    assert dcmread(spool.files()[0], specific_tags=["SOPClassUID"]).SOPClassUID == uid
+
+
+def test_other_classes_are_not_taken_unless_the_settings_name_them(
+    spool: Spool, caplog: pytest.LogCaptureFixture
+) -> None:
+    private, tomography = "1.3.46.670589.2.5.1.1", "1.2.840.10008.5.1.4.1.1.2"
+    sent = instance()
+    sent.SOPClassUID = private
+    sender = AE(ae_title="PACS1")
+    for uid in (private, tomography):
+        sender.add_requested_context(uid, [JPEGBaseline8Bit])
+    for named in (False, True):
+        classes = (private,) if named else ()
+        running = listen(CstoreSettings(allow=("PACS1",), sop_classes=classes), spool)
+        with caplog.at_level("INFO"):
+            link = sender.associate("127.0.0.1", running.port, ae_title="USFMAE")
+        assert [str(c.abstract_syntax) for c in link.accepted_contexts] == list(classes)
+        assert not named or link.send_c_store(sent).Status == 0x0000
+        link.release()
+        running.stop()
+        assert running.counts["unsupported"] == (1 if named else 2)
+        assert running.unsupported["PACS1", tomography] == 1
+    assert len(spool.files()) == 1
+    lines = [log._Lines(False).format(record) for record in caplog.records]
+    assert any(f"sop_class={private}" in line and "SOP class not accepted" in line for line in lines)
+
+
+def test_an_instance_beyond_the_limit_is_refused_for_good(listener: Listener, spool: Spool) -> None:
+    spool.largest_bytes = 100_000
+    link, large = call(listener.port), instance()
+    large.add_new("PixelData", "OB", b"\0" * 200_000)
+    assert link.send_c_store(large).Status == 0xC000
+    assert link.send_c_store(instance()).Status == 0x0000
+    link.release()
+    assert len(spool.files()) == 1 and list(spool.partial.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["incoming", "settle"])
+def test_an_unforeseen_error_costs_one_instance(
+    listener: Listener, spool: Spool, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    link = call(listener.port)
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, name, lambda self: 1 / 0)
+        assert link.send_c_store(instance()).Status == 0xA700
+    assert link.send_c_store(instance()).Status == 0x0000
+    link.release()
+    assert listener.counts["refused"] == 1
 
 
 def test_nobody_may_send_without_an_allow_list(spool: Spool) -> None:
@@ -232,8 +301,11 @@ def test_tls_with_a_certificate_of_the_sender(spool: Spool, tmp_path: Path) -> N
     assert len(spool.files()) == 1
 
 
-def test_who_says_nothing_on_the_tls_port_keeps_nobody_waiting(spool: Spool, tmp_path: Path) -> None:
+def test_who_says_nothing_on_the_tls_port_keeps_nobody_waiting(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No word, and half a word, of the TLS handshake; each ends when it has been silent for too long."""
+    monkeypatch.setattr(dimse_server, "ASKING_SECONDS", 2.0)
     ours = _certificate(tmp_path, "listener")
     settings = CstoreSettings(allow=("PACS1",), certificate=ours[0], key=ours[1], idle_seconds=IDLE)
     running = listen(settings, spool)
