@@ -1,8 +1,8 @@
 """The safe profile on a clip: what stands still over moving tissue is found once, then every frame is looked at.
 
 Tissue moves and overlays do not: in the darkest value each pixel takes over the clip, ink stands alone. What is drawn
-for part of the clip only is looked for in the sharpest detail that any cleaned frame shows, and by verifying the first,
-middle and last frame as stills are. Where either finds something, every frame is cleaned as a still.
+for part of the clip only, or moves, is looked for in every cleaned frame; where one shows text, every frame is cleaned
+as a still.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import cv2
 import numpy as np
 
-from usfmae.core.clean import text, verify
-from usfmae.core.clean.atlas import probability_within, windows_around
+from usfmae.core.clean import text
 from usfmae.core.clean.colour import FAINT_CHROMA
-from usfmae.core.clean.graphics import ridge
+from usfmae.core.clean.foreign import foreign
 from usfmae.core.clean.inpaint import Planes, brightest_plane, fill, picture_of, planes_of
 from usfmae.core.clean.morphology import bounds, changed, masked
 from usfmae.core.clean.ocr import text_probability
-from usfmae.core.clean.safe import overlay, safe, scan_region
-from usfmae.core.clean.suspicion import Overlay, suspected
+from usfmae.core.clean.safe import crop_of, safe, scan_region, seen_in
+from usfmae.core.clean.suspicion import lit_of, suspected
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.types import CleanImage, Frame, Pixels, Quarantined
 
@@ -58,63 +57,69 @@ def extremes(frames: Sequence[Frame]) -> tuple[Pixels, Pixels]:
     return darkest, brightest
 
 
-def appeared(crops: Sequence[Planes], settings: CleanSettings) -> bool:
-    """Whether text stood in any of the cleaned crops, for however short a time."""
-    sharpest = ridge(brightest_plane(crops[0]))
-    for crop in crops[1:]:
-        cv2.max(sharpest, ridge(brightest_plane(crop)), dst=sharpest)
-    # Print of normal contrast is found as well at three quarters of its size, at half the cost.
-    reduced = cv2.resize(cv2.merge([sharpest] * 3), None, fx=_REDUCED, fy=_REDUCED, interpolation=cv2.INTER_AREA)
-    probability = text_probability(reduced.astype(np.uint8), settings.precision)
-    return any(True for _ in text.boxes(probability, settings.text_threshold))
+def shows_text(crops: Sequence[Planes], settings: CleanSettings) -> bool:
+    """Whether text stands in any of the cleaned crops, wherever and however short.
 
-
-def _verified(crops: Sequence[Planes], seen: Overlay, settings: CleanSettings, words: Sequence[str]) -> bool:
-    """Whether the first, middle and last cleaned crop show no text.
-
-    The three go through the detector as the channels of one picture: what all three show is gray, what one shows is
-    coloured, and both are found in one pass.
+    Every frame is looked at whole, three in one pass as the channels of one picture: what all three show is gray, what
+    one shows is coloured, and the detector finds both. Frames far apart in time share a pass, so that a name that moves
+    slowly does not cover itself.
     """
-    checked = [crops[index] for index in (0, len(crops) // 2, len(crops) - 1)]
-    picture = cv2.merge([brightest_plane(crop) for crop in checked]).astype(np.uint8)
-    probability = probability_within(picture, windows_around(seen.suspect), lambda seen: seen, settings.precision)
-    filled = text.together(seen.words + seen.faint, seen.flow.shape)
-    shown = (picture_of(crop) for crop in checked)
-    if any(box.any() for crop in shown for _, box in verify.left(crop, probability, filled, settings, words)):
-        return False
-    return not appeared(crops, settings)
+    details = [_reduced(text.sharpened(picture_of([brightest_plane(crop)]))[:, :, 0]) for crop in crops]
+    passes = -(-len(details) // 3)
+    for first in range(passes):
+        channels = [details[min(first + place * passes, len(details) - 1)] for place in range(3)]
+        probability = text_probability(np.ascontiguousarray(np.dstack(channels)), settings.precision)
+        if any(True for _ in text.boxes(probability, settings.text_threshold)):
+            return True
+    return False
+
+
+def _reduced(plane: Pixels) -> Pixels:
+    return cv2.resize(plane, None, fx=_REDUCED, fy=_REDUCED, interpolation=cv2.INTER_AREA).astype(np.uint8)
 
 
 def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> list[CleanImage | Quarantined] | None:
     """The frames cleaned with one overlay mask, or None where they must be cleaned one by one."""
+    # The region of all frames, and how much moves in it.
     darkest, brightest = extremes(frames)
-    found = scan_region(Frame(brightest, frames[0].trail, regions=frames[0].regions), settings)
-    if isinstance(found, Quarantined):
+    scan = scan_region(Frame(brightest, frames[0].trail, regions=frames[0].regions), settings)
+    if isinstance(scan, Quarantined):
         return None
-    inside, cut = found
+    inside, cut = scan
     rows, columns = bounds(inside)
     motion = cv2.absdiff(brightest[rows, columns], darkest[rows, columns])
     if motion.mean() < _MOTION:
         return None
     beat()
+    # What stands still over the moving tissue.
     here = np.ascontiguousarray(inside[rows, columns])
     dark = masked(np.ascontiguousarray(darkest[rows, columns]), here)
-    still = overlay(dark, here, settings)
-    drawn = still.drawn & here
-    if cut + suspected(dark, drawn, still, settings) > settings.most_suspected:
+    crop, ownly_coloured = crop_of(dark, here, frames[0].words)
+    middle = masked(np.ascontiguousarray(frames[len(frames) // 2].pixels[rows, columns]), here)
+    if foreign(middle, here, ownly_coloured) is not None:
+        return None
+    seen, _ = seen_in(crop, settings)
+    drawn = seen.mask
+    lit = lit_of(middle)
+    if (
+        seen.unread
+        or (drawn & lit).sum() > settings.most_filled * lit.sum()
+        or cut + suspected(dark, drawn, seen, settings) > settings.most_suspected
+    ):
         return None
     beat()
+    # Filled in every frame, and every frame verified.
     crops = [planes_of(masked(np.ascontiguousarray(frame.pixels[rows, columns]), here), drawn) for frame in frames]
     fill(crops, drawn, settings.inpaint_radius, FAINT_CHROMA)
     beat()
-    if not _verified(crops, still, settings, frames[0].words):
+    if shows_text(crops, settings):
         return None
     beat()
     notes = {"region": round(float(inside.mean()), 4), "together": len(frames)}
     results: list[CleanImage | Quarantined] = []
-    for frame, crop in zip(frames, crops, strict=True):
+    for frame, planes in zip(frames, crops, strict=True):
         pixels = np.zeros_like(frame.pixels)
-        pixels[rows, columns] = picture_of(crop)  # black outside the region, as it was before the ink was filled
+        pixels[rows, columns] = picture_of(planes)  # black outside the region, as it was before the ink was filled
         results.append(CleanImage(pixels, changed(pixels, frame.pixels), frame.trail, notes))
     return results
 

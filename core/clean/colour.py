@@ -1,4 +1,8 @@
-"""Colour ink apart from colour flow: ink is thin or of one flat colour, flow is thick and its colour varies."""
+"""Colour ink apart from colour flow: ink is thin or of one flat colour, flow is thick and its colour varies.
+
+A picture that its device tints as a whole (sepia, blue) has no colour of its own: the tint is taken out before any step
+looks at it, and stays in what is kept.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from usfmae.core.clean.morphology import dilated, labelled, largest_of
+from usfmae.core.clean.finding import Crop, Finding
+from usfmae.core.clean.morphology import brightest_of, dilated, gray_of, labelled, largest_of
+from usfmae.core.config.clean import CleanSettings
 from usfmae.core.types import Mask, Pixels
 
 _CHROMA = 40  # largest minus smallest channel
@@ -18,7 +24,9 @@ _LIKE = 30.0  # distance in RGB within which a pixel has the colour of its part
 _ONE_COLOUR = 0.7  # share of such pixels from which a part is of one colour
 _BESIDE = 9  # pixels around flow in which crumbs of colour are flow too
 _SMALLEST_FLOW = 40  # pixels; smaller parts are flow only beside larger ones
-_BAR_FILL = 0.93  # share of its bounding box that a colour bar fills
+_BAR_FILL, _BAR_WIDTH = 0.93, 28  # share of its bounding box that a colour bar fills; pixels of its shorter side
+_LIT, _TINTED, _OFF = 24, 0.6, 0.2  # gray level; share of lit pixels with a colour; share that a tint does not explain
+_LEVELS = 64  # of brightness, for each of which a tint is one colour
 
 
 def chroma(pixels: Pixels) -> Pixels:
@@ -52,7 +60,8 @@ def split(pixels: Pixels) -> tuple[Mask, Mask]:
     depth = largest_of(labels, distance, count)
     even = _one_colour(pixels, labels, distance >= 0.6 * depth[labels], count)
     fill = area / (stats[:, cv2.CC_STAT_WIDTH] * stats[:, cv2.CC_STAT_HEIGHT])
-    bar = (fill > _BAR_FILL) & (area > 200)
+    narrow = np.minimum(stats[:, cv2.CC_STAT_WIDTH], stats[:, cv2.CC_STAT_HEIGHT]) <= _BAR_WIDTH
+    bar = (fill > _BAR_FILL) & (area > 200) & narrow
     compact = np.pi * depth**2 / np.maximum(1, area)  # 1 for a disc, near 0 for a line
     blob = ~even & (compact > 0.2) & (area >= 1.5 * _SMALLEST_FLOW)
     seed = ((depth > _STROKE) & ~(even & (depth < 4)) & (area >= _SMALLEST_FLOW) | blob) & ~bar
@@ -68,3 +77,28 @@ def split(pixels: Pixels) -> tuple[Mask, Mask]:
     ink = colour & ~flow
     ink |= dilated(ink, 2) & (difference > FAINT_CHROMA) & ~flow
     return ink, flow
+
+
+def untinted(pixels: Pixels, inside: Mask) -> tuple[Pixels, bool]:
+    """The picture with its device's tint taken out, and whether most of it has a colour that no tint explains.
+
+    A tint is one colour for each level of brightness: the median of what is lit and of that level.
+    """
+    lit = inside & (brightest_of(pixels) > _LIT)
+    if not lit.any() or (chroma(pixels)[lit] > FAINT_CHROMA).mean() < _TINTED:
+        return pixels, False
+    luma = gray_of(pixels)
+    level = luma[lit].astype(int) * _LEVELS // 256
+    shift = np.zeros((_LEVELS, 3))
+    for each in np.unique(level):
+        shift[each] = np.median(pixels[lit][level == each].astype(np.float32) - luma[lit][level == each][:, None], 0)
+    neutral = np.clip(pixels - shift[luma.astype(int) * _LEVELS // 256], 0, 255).round().astype(np.uint8)
+    neutral[~inside] = 0
+    return neutral, bool((chroma(neutral)[lit] > FAINT_CHROMA).mean() > _OFF)
+
+
+def find(crop: Crop, settings: CleanSettings) -> Finding:
+    """Colour ink of a crop with its rim; all of it is certain."""
+    ink, _ = split(crop.pixels)
+    ink = dilated(ink) & ~crop.flow
+    return Finding(ink, ink)

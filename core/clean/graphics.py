@@ -10,7 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from usfmae.core.clean.finding import Crop, Finding
 from usfmae.core.clean.morphology import brightest_of, dilated, labelled, largest_of
+from usfmae.core.config.clean import CleanSettings
 from usfmae.core.types import Mask, Pixels
 
 _STROKE = 7  # top-hat window: strokes narrower than this stand out
@@ -228,3 +230,9 @@ def graphics(pixels: Pixels) -> tuple[Mask, Mask]:
     ruled, cornered = straight(bright, ridge(bright, _LINE))
     measured |= marks(thin, calipers) | cornered
     return sharp_parts(bright, thin) | ruled | lines | measured, measured
+
+
+def find(crop: Crop, settings: CleanSettings) -> Finding:
+    """Graphics over the tissue of a crop with their rim; colour flow is none."""
+    ink, measured = graphics(crop.pixels)
+    return Finding(dilated(ink & ~crop.flow) & ~crop.flow, dilated(measured) & ~crop.flow)

@@ -60,18 +60,25 @@ def _fastest() -> str:
 
 @lru_cache(maxsize=4)
 def _compiled(name: str, precision: str) -> Any:
-    core, model = _core(), _core().read_model(str(model_path(name)))
+    model = _core().read_model(str(model_path(name)))
     if name == DETECTOR:
         model = streamlined(model)
-    model = of_pixels(model)
-    precision = _fastest() if precision == "auto" else precision
+    return _request(of_pixels(model), _fastest() if precision == "auto" else precision)
+
+
+def compiled(path: Path) -> Any:
+    """An infer request for the network in a file of OpenVINO's own form, in single precision."""
+    return _request(_core().read_model(str(path)), "f32")
+
+
+def _request(model: Any, precision: str) -> Any:
     hints = {
         "INFERENCE_NUM_THREADS": 1,  # preparation runs one process per core ...
         "ENABLE_CPU_PINNING": False,  # ... and OpenVINO would pin the calling thread of each of them to the same core
         "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
     }
-    return core.compile_model(model, "CPU", hints).create_infer_request()
+    return _core().compile_model(model, "CPU", hints).create_infer_request()
 
 
 def _run(name: str, precision: str, pixels: Pixels) -> NDArray[np.float32]:

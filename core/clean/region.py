@@ -16,6 +16,7 @@ _DIM = 60  # overlays are brighter than this, far fields darker
 _BLOCK = 300  # pixels; the blocks of codecs are smaller
 _ONE_LEVEL = 2.0  # variance of levels
 _RECTANGLE = 0.9  # share of its box; a sector fills up to 0.8
+_EMPTY_LEVEL, _EMPTY_SIZE = 12, 7  # gray levels and pixels of what is blank: of one dark level all around
 _TISSUE_KINDS = ("tissue", "color")
 
 
@@ -92,6 +93,19 @@ def measured(gray: Pixels) -> tuple[Mask, float]:
     region = fitted(dilated(_hull(region), max(2, min(gray.shape) // 100)))
     lit = gray > background(gray) + DARK
     return region, int((dim & lit & ~region).sum()) / max(1, int((lit & region).sum()))
+
+
+def blank(pixels: Pixels) -> Mask:
+    """Where an RGB crop is of one dark level all around, in large parts (H, W): the black boxes that data sets lay over
+    names, the screen within the hull. Nothing is drawn there, and nothing is filled with invented tissue."""
+    bright = pixels.max(2)
+    square = np.ones((_EMPTY_SIZE, _EMPTY_SIZE), np.uint8)
+    highest = cv2.dilate(bright, square)
+    even = (highest <= _EMPTY_LEVEL) & (cv2.subtract(highest, cv2.erode(bright, square)) <= 1)
+    _, labels, stats, _ = labelled(even)
+    large = stats[:, cv2.CC_STAT_AREA] >= _BLOCK
+    large[0] = False
+    return dilated(large[labels], _EMPTY_SIZE // 2 - 1)
 
 
 def fitted(hull: Mask) -> Mask:

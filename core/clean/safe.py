@@ -1,100 +1,115 @@
-"""The safe profile on one frame: region, text, colour, graphics, inpaint, verify; it fails closed."""
+"""The safe profile on one frame: region, foreign content, findings, fill, verification, bounds; it fails closed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from usfmae.core.clean import colour, graphics, region, text, verify
-from usfmae.core.clean.atlas import probability_within, windows_around
+import numpy as np
+
+from usfmae.core.clean import colour, graphics, region, text
+from usfmae.core.clean.finding import Crop, Finding, united
+from usfmae.core.clean.foreign import foreign
 from usfmae.core.clean.inpaint import inpainted
-from usfmae.core.clean.morphology import bounds, changed, dilated, gray_of, masked
-from usfmae.core.clean.suspicion import Overlay, suspected
+from usfmae.core.clean.morphology import bounds, changed, gray_of, masked
+from usfmae.core.clean.suspicion import lit_of, suspected
+from usfmae.core.clean.verify import verified
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.types import CleanImage, Frame, Mask, Pixels, Quarantined
 
-_SUSPECT = 0.02  # text probability from which a place is looked at again
+# Every step takes a Crop and answers a Finding. One more is one more file and one more line here.
+STEPS = (text.find, colour.find, graphics.find)
 
 
 def scan_region(frame: Frame, settings: CleanSettings) -> tuple[Mask, float] | Quarantined:
     """Where tissue is (H, W) and what share of it may have been cut off, or why that cannot be said."""
     gray = gray_of(frame.pixels)
-    found, cut = region.measured(gray)
+    scan, cut = region.measured(gray)
     tags = region.tagged(frame.regions, (gray.shape[0], gray.shape[1]))
     if tags is not None:
-        if region.disagree(found, tags):
+        if region.disagree(scan, tags):
             return Quarantined("region-disagrees", frame.trail, "header and picture show the scan at different places")
-        found = found & tags
-    if found.mean() < max(settings.smallest_region, 1e-9):
-        share = f"the scan region is {found.mean():.1%} of the frame"
+        scan = scan & tags
+    if scan.mean() < max(settings.smallest_region, 1e-9):
+        share = f"the scan region is {scan.mean():.1%} of the frame"
         return Quarantined("region-small", frame.trail, share)
-    return found, cut
+    return scan, cut
 
 
-def overlay(pixels: Pixels, inside: Mask, settings: CleanSettings) -> Overlay:
-    """Everything drawn over the tissue `inside` an RGB crop."""
-    ink, flow = colour.split(pixels)
-    found, measured = graphics.graphics(pixels)
-    probability = text.probability_of(pixels, inside, text.evened, settings)
-    sure, faint = text.words(probability, settings)
-    words = verify.apart_from_vessels(pixels, sure, flow, settings)
-    faint = verify.apart_from_vessels(pixels, faint, flow, settings)
-    boxes = text.together(words + faint, flow.shape)
-    return Overlay(
-        drawn=(dilated(ink | (found & ~flow)) & ~flow) | boxes,
-        flow=flow,
-        suspect=boxes | (probability > _SUSPECT),
-        certain=dilated(ink | measured) & ~flow,
-        words=words,
-        faint=faint,
-    )
+def crop_of(pixels: Pixels, inside: Mask, words: tuple[str, ...] = ()) -> tuple[Crop, bool]:
+    """What the steps see of an RGB crop that is black outside, and whether most of it is coloured otherwise than by a
+    tint of the display."""
+    neutral, ownly_coloured = colour.untinted(pixels, inside)
+    _, flow = colour.split(neutral)
+    return Crop(neutral, inside, flow, words), ownly_coloured
 
 
-def repaired(
-    pixels: Pixels, seen: Overlay, settings: CleanSettings, words: Sequence[str] = ()
-) -> tuple[Pixels, list[list[text.Box]], bool]:
-    """The crop after verification, the text that each round of repair filled, and whether the crop is free of it."""
-    rounds: list[list[text.Box]] = []
-    look, filled = seen.suspect, text.together(seen.words + seen.faint, seen.flow.shape)
-    for _ in range(settings.repairs + 1):
-        windows = windows_around(look)
-        probability = probability_within(pixels, windows, text.brightest, settings.precision)
-        found = verify.left(pixels, probability, filled, settings, words)
-        boxes = verify.apart_from_vessels(pixels, found, seen.flow, settings)
-        if not boxes:
-            return pixels, rounds, True
-        rounds.append(boxes)
-        look = text.together(boxes, seen.flow.shape)
-        pixels, filled = inpainted(pixels, look, settings.inpaint_radius), filled | look
-    return pixels, rounds, False
+def seen_in(crop: Crop, settings: CleanSettings) -> tuple[Finding, Mask]:
+    """Everything drawn over the tissue of a crop, and where text boxes are to be filled whole (H, W).
+
+    What is of one dark level all around holds nothing that could be drawn there.
+    """
+    findings = [step(crop, settings) for step in STEPS]
+    drawable = crop.inside & ~region.blank(crop.pixels)
+    whole = united(findings)
+    return replace(whole, mask=whole.mask & drawable), findings[0].mask
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Why a cleaned frame may have to be kept back."""
+
+    text_left: bool
+    unread: int  # places that are text for sure and that no engine reads
+    suspected: float  # share of the lit pixels that went, or were cut off, on suspicion alone
+    filled: float  # share of the lit pixels that went for any reason
+
+    def reason(self, settings: CleanSettings) -> tuple[str, str] | None:
+        if self.text_left:
+            return "text-left", f"text was still found after {settings.repairs} repairs"
+        if self.unread:
+            return "text-unread", f"{self.unread} places are text for the detector, and no engine reads them"
+        if self.suspected > settings.most_suspected:
+            return "much-suspected", f"{self.suspected:.1%} of what is lit would go on suspicion alone"
+        if self.filled > settings.most_filled:
+            return "much-filled", f"{self.filled:.1%} of what is lit would be filled"
+        return None
+
+
+def cleaned_crop(original: Pixels, crop: Crop, cut: float, settings: CleanSettings) -> tuple[Pixels, Doubt, int]:
+    """An RGB crop without what is drawn over it, what is doubtful about that, and how often it was repaired."""
+    seen, text_boxes = seen_in(crop, settings)
+    filled = inpainted(original, seen.mask, settings.inpaint_radius)
+    picture, rounds, unread, free = verified(crop, filled, text_boxes, settings)
+    picture = masked(picture, crop.inside)
+    removed = changed(picture, original) & crop.inside
+    seen = replace(seen, boxes=seen.boxes + [box for boxes in rounds for box in boxes])
+    lit = lit_of(original)
+    share = float((removed & lit).sum() / max(1, int(lit.sum())))
+    doubtful = cut + suspected(crop.pixels, removed, seen, settings)
+    return picture, Doubt(not free, seen.unread + unread, doubtful, share), len(rounds)
 
 
 def safe(frame: Frame, settings: CleanSettings) -> CleanImage | Quarantined:
     """One frame (H, W, 3) uint8 cleaned at native size, or kept back with the reason."""
-    found = scan_region(frame, settings)
-    if isinstance(found, Quarantined):
-        return found
-    inside, cut = found
-    blanked = masked(frame.pixels, inside)
+    scan = scan_region(frame, settings)
+    if isinstance(scan, Quarantined):
+        return scan
+    inside, cut = scan
     rows, columns = bounds(inside)
-    original = blanked[rows, columns].copy()
-    here = inside[rows, columns]
-    seen = overlay(original, here, settings)
-    filled = inpainted(original, seen.drawn, settings.inpaint_radius)
-    crop, rounds, free = repaired(filled, seen, settings, frame.words)
-    seen.faint.extend(box for boxes in rounds for box in boxes)
-    blanked[rows, columns] = crop
-    blanked = masked(blanked, inside)
-    mask = changed(blanked, frame.pixels)
-    doubtful = cut + suspected(original, mask[rows, columns] & here, seen, settings)
+    here = np.ascontiguousarray(inside[rows, columns])
+    original = masked(np.ascontiguousarray(frame.pixels[rows, columns]), here)
+    crop, ownly_coloured = crop_of(original, here, frame.words)
+    if (reason := foreign(original, here, ownly_coloured)) is not None:
+        return Quarantined(reason[0], frame.trail, reason[1])
+    picture, doubt, repairs = cleaned_crop(original, crop, cut, settings)
+    pixels = np.zeros_like(frame.pixels)
+    pixels[rows, columns] = picture
     notes = {
         "region": round(float(inside.mean()), 4),
-        "repairs": min(len(rounds), settings.repairs),
-        "suspected": round(doubtful, 4),
+        "repairs": min(repairs, settings.repairs),
+        "suspected": round(doubt.suspected, 4),
+        "filled": round(doubt.filled, 4),
     }
-    image = CleanImage(blanked, mask, frame.trail, notes)
-    if not free:
-        return Quarantined("text-left", frame.trail, f"text was still found after {settings.repairs} repairs", image)
-    if doubtful > settings.most_suspected:
-        share = f"{doubtful:.1%} of what is lit would go on suspicion alone"
-        return Quarantined("much-suspected", frame.trail, share, image)
-    return image
+    image = CleanImage(pixels, changed(pixels, frame.pixels), frame.trail, notes)
+    reason = doubt.reason(settings)
+    return image if reason is None else Quarantined(reason[0], frame.trail, reason[1], image)

@@ -2,27 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 
-from usfmae.core.clean.morphology import brightest_of, components, dilated
+from usfmae.core.clean.finding import Box, Crop, Finding, together
+from usfmae.core.clean.graphics import CONTRAST, ridge
+from usfmae.core.clean.morphology import bounds, brightest_of, components, dilated, labelled
 from usfmae.core.clean.ocr import Probability, text_probability
+from usfmae.core.clean.reading import is_word
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.types import Mask, Pixels
 
 THICKEST = 48  # pixels, before growing; a line of text on a screen is thinner
-_PAGE = 0.1  # share of a crop above which text is doubted: five lines over tissue take 0.03, a page of speckle 0.2
 _LINE = 2.0  # a line of text is so many times longer than high
 _GOES_ON = 1.0  # heights by which a suspected text may go on at its ends
-_SMALLEST_FAINT = 60  # pixels of a suspected text
+_SMALLEST, _SMALLEST_FAINT = 6, 60  # pixels of a text that is sure, and of a suspected one
 _PAD = 40  # pixels around a component in which its box grows
 _UNCLIP = 1.6  # the detector finds shrunken text; its authors grow it by this factor of area / perimeter
+_MEAN, _SURE = 0.4, 0.5  # mean probability of a box, and of one that is text beyond the detector's doubt
+_ZOOM, _NEAR_FLOW, _LARGE_FLOW = (
+    2.0,
+    16,
+    0.4,
+)  # flow is looked at so much larger; pixels around it; less where it is large
+_PAGE = 0.1  # share of a crop above which text is doubted: five lines over tissue take 0.03, a page of speckle 0.2
+_VESSEL = 0.15  # share of flow in a box; a name beside a vessel has less, a vessel taken for text more
+_INK = 0.1  # share of thin bright detail in a box that is print; in a dotted line's it is a tenth, in a name's a third
+
+_STROKE = 7  # pixels; a letter's strokes are thinner and stand out in the top-hat, tissue is not
+_AROUND = 31  # pixels over which the strength of that detail is evened
+_LEVEL, _GAIN = 40.0, 12.0  # gray levels that the mean detail is brought to, and by what factor at most
 
 
-View = Callable[[Pixels], Pixels]
-Box = tuple[tuple[slice, slice], Mask]  # a window of the picture, and the text within it
+def sharpened(pixels: Pixels) -> Pixels:
+    """The first look's view (H, W, 3): the white top-hat of each channel, evened by its own mean strength around.
+
+    Coloured print keeps its contrast in one of the channels; faint print in a dark far field comes out as clearly as
+    white print on bright tissue.
+    """
+    detail = cv2.morphologyEx(pixels, cv2.MORPH_TOPHAT, np.ones((_STROKE, _STROKE), np.uint8))
+    mean = cv2.blur(brightest_of(detail.astype(np.uint8)).astype(np.float32), (_AROUND, _AROUND))
+    gain = np.clip(_LEVEL / np.maximum(mean, 1e-3), 1.0, _GAIN)
+    return np.clip(detail * gain[:, :, None], 0, 255).astype(np.uint8)
+
+
+def lifted(pixels: Pixels) -> Pixels:
+    """The view of verification (H, W, 3): colours as they are, dark levels raised (a square root), dark print stays."""
+    levels = (255 * np.sqrt(np.arange(256) / 255)).round().astype(np.uint8)
+    return cv2.LUT(pixels, levels).astype(np.uint8)
+
+
+def first_look(crop: Crop, settings: CleanSettings) -> Probability:
+    """Text probability (H, W) of a crop in the sharpened view.
+
+    Flow is full of coloured edges that look like strokes. Its surroundings are looked at enlarged: there letters stay
+    letters, and the edges of vessels are too smooth for any.
+    """
+    view = sharpened(crop.pixels)
+    probability = text_probability(view, settings.precision)
+    near = dilated(crop.flow, _NEAR_FLOW) & crop.inside if crop.flow.any() else crop.flow
+    if near.any():
+        rows, columns = bounds(near)
+        window = view[rows, columns]
+        zoom = _ZOOM if window[:, :, 0].size < _LARGE_FLOW * near.size else _ZOOM * 0.75
+        large = cv2.resize(window, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
+        closer = cv2.resize(text_probability(large, settings.precision), window.shape[1::-1])
+        probability[rows, columns] = np.where(near[rows, columns], closer, probability[rows, columns])
+    return probability
+
+
+def second_look(crop: Crop, settings: CleanSettings) -> Probability:
+    """Text probability (H, W) of a crop in the lifted view.
+
+    Now and then the detector takes fine speckle within black corners for a page of print, and now and then the same
+    speckle within filled corners. What looks like a page is looked at in more ways, and only what is text in all of
+    them is text.
+    """
+    probability = text_probability(lifted(crop.pixels), settings.precision)
+    if not _is_page(probability, settings):
+        return probability
+    full = crop.pixels.copy()
+    full[~crop.inside] = crop.pixels[crop.inside].mean(0).round().astype(np.uint8)
+    for view in (lifted(full), full, sharpened(crop.pixels)):
+        probability = np.minimum(probability, text_probability(view, settings.precision))
+        if not _is_page(probability, settings):
+            break
+    return probability
+
+
+def _is_page(probability: Probability, settings: CleanSettings) -> bool:
+    doubted = probability > settings.doubt_threshold
+    return bool(doubted.mean() > _PAGE) or any(is_blob(part) for _, part in components(doubted))
 
 
 def grown(component: Mask, along: float = 0.0) -> Mask:
@@ -37,50 +109,10 @@ def grown(component: Mask, along: float = 0.0) -> Mask:
     return drawn > 0
 
 
-def brightest(pixels: Pixels) -> Pixels:
-    """The largest channel three times (H, W, 3): coloured ink at its full contrast."""
-    return cv2.merge([brightest_of(pixels)] * 3).astype(np.uint8)
-
-
-def evened(pixels: Pixels) -> Pixels:
-    """The largest channel with its local contrast evened (H, W, 3): faint ink becomes visible to the detector."""
-    return cv2.merge([cv2.createCLAHE(4.0, (8, 8)).apply(brightest_of(pixels))] * 3).astype(np.uint8)
-
-
-def filled(pixels: Pixels, inside: Mask) -> Pixels:
-    """A copy with the mean colour of the region outside it; black within stays, for faint text may stand there."""
-    copy = pixels.copy()
-    copy[~inside] = pixels[inside].mean(0).round().astype(np.uint8)
-    return copy
-
-
-def probability_of(pixels: Pixels, inside: Mask, view: View, settings: CleanSettings) -> Probability:
-    """Text probability (H, W) of an RGB crop under a view.
-
-    Now and then the detector takes fine speckle within black corners for a page of print, and now and then the same
-    speckle within filled corners. What looks like a page is therefore looked at in more ways, and only what is text in
-    all of them is text.
-    """
-    probability = text_probability(view(pixels), settings.precision)
-    if inside.all() or not _is_page(probability, settings):
-        return probability
-    full = filled(pixels, inside)
-    for picture in (view(full), brightest(full), evened(pixels)):
-        probability = np.minimum(probability, text_probability(picture, settings.precision))
-        if not _is_page(probability, settings):
-            break
-    return probability
-
-
-def _is_page(probability: Probability, settings: CleanSettings) -> bool:
-    doubted = probability > settings.doubt_threshold
-    return bool(doubted.mean() > _PAGE) or any(is_blob(part) for _, part in components(doubted))
-
-
-def boxes(probability: Probability, threshold: float, mean: float = 0.4, smallest: int = 6) -> Iterator[Box]:
-    """Text boxes: components above `threshold` whose mean probability is at least `mean`."""
+def boxes(probability: Probability, threshold: float) -> Iterator[Box]:
+    """Text boxes: components above `threshold` that are so on the whole and no thicker than a line of text."""
     for window, part in components(probability > threshold, pad=_PAD):
-        if part.sum() >= smallest and probability[window][part].mean() >= mean and not is_blob(part):
+        if part.sum() >= _SMALLEST and probability[window][part].mean() >= _MEAN and not is_blob(part):
             yield window, grown(part)
 
 
@@ -96,20 +128,12 @@ def _is_line(component: Mask) -> bool:
     return bool(component.sum() >= _SMALLEST_FAINT and length > _LINE * height)
 
 
-def together(boxes: Iterable[Box], shape: tuple[int, ...]) -> Mask:
-    """Boxes as one mask (H, W)."""
-    found = np.zeros(shape[:2], bool)
-    for window, box in boxes:
-        found[window] |= box
-    return found
-
-
 def words(probability: Probability, settings: CleanSettings) -> tuple[list[Box], list[Box]]:
     """Text in a probability (H, W): what the detector is sure of; and how far it suspects that this goes on, and what
-    it only suspects. With known words in view it suspects next to nothing in clean tissue (2 of 60 scans), and a tenth
-    of the low-contrast strings are only suspected."""
-    found, faint = list(boxes(probability, settings.text_threshold)), []
-    sure = together(found, probability.shape)
+    it only suspects. With known words in view it suspects next to nothing in clean tissue, and a tenth of the
+    low-contrast strings are only suspected."""
+    sure_boxes, faint = list(boxes(probability, settings.text_threshold)), []
+    sure = together(sure_boxes, probability.shape)
     for window, part in components(probability > settings.faint_threshold, pad=_PAD):
         if is_blob(part):
             continue
@@ -117,4 +141,54 @@ def words(probability: Probability, settings: CleanSettings) -> tuple[list[Box],
             faint.append((window, dilated(part, 2)))
         elif _is_line(part) and probability[window][part].max() > settings.doubt_threshold:
             faint.append((window, grown(part, _GOES_ON)))
-    return found, faint
+    return sure_boxes, faint
+
+
+def apart_from_flow(
+    crop: Crop, candidates: Sequence[Box], probability: Probability, settings: CleanSettings
+) -> tuple[list[Box], int]:
+    """The boxes that are to be filled, and how many are text for sure though no engine reads them.
+
+    A box with little colour flow is text; a vessel that only runs into it is cut out of it. One with much is text where
+    an engine reads a word in it, however it is turned or mirrored. Where none does and the detector is sure all the
+    same, a person decides: letters in a script that no engine knows look like this, and so may a vessel.
+    """
+    beyond = _beyond(crop.flow, candidates)
+    to_fill, unread = [], 0
+    for window, box in candidates:
+        if (crop.flow[window] & box).sum() < _VESSEL * box.sum():
+            to_fill.append((window, box & ~beyond[window]))
+        elif is_word(crop.pixels[window][bounds(box)], settings, turned=True):
+            to_fill.append((window, box))
+        elif _mean_above(probability[window][box], settings.text_threshold) > _SURE:
+            unread += 1
+    return to_fill, unread
+
+
+def _mean_above(values: Probability, threshold: float) -> float:
+    above = values[values > threshold]
+    return float(above.mean()) if len(above) else 0.0
+
+
+def _beyond(flow: Mask, candidates: Sequence[Box]) -> Mask:
+    """Flow (H, W) in parts that lie outside of all boxes for the most part: a vessel does, a coloured letter not."""
+    if not candidates or not flow.any():
+        return np.zeros(flow.shape, bool)
+    count, labels, stats, _ = labelled(flow)
+    within = np.bincount(labels[together(candidates, flow.shape)], minlength=count)
+    vessel = within < 0.5 * stats[:, cv2.CC_STAT_AREA]
+    vessel[0] = False
+    return vessel[labels]
+
+
+def find(crop: Crop, settings: CleanSettings) -> Finding:
+    """Text over the tissue of a crop. Certain is what stands out as print does; the rest is where an engine reads it."""
+    probability = first_look(crop, settings)
+    sure, faint = words(probability, settings)
+    sure, unread = apart_from_flow(crop, sure, probability, settings)
+    faint, unread_faint = apart_from_flow(crop, faint, probability, settings)
+    print_ = ridge(brightest_of(crop.pixels)) > CONTRAST
+    plain = [(window, box) for window, box in sure if (print_[window] & box).sum() > _INK * box.sum()]
+    certain = together(plain, crop.flow.shape)
+    doubtful = [each for each in sure + faint if not certain[each[0]][each[1]].all()]
+    return Finding(together(sure + faint, crop.flow.shape), certain, doubtful, unread + unread_faint)

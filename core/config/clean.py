@@ -33,3 +33,5 @@ class CleanSettings(Options):
     most_suspected: float = Field(0.02, ge=0, le=1)
     """A frame of which more than this share of the lit pixels would go on suspicion alone is quarantined, for a person
     who sees whether it was tissue."""
+    most_filled: float = Field(0.12, ge=0, le=1)
+    """A frame of which more than this share of the lit pixels would be filled for whatever reason is quarantined."""

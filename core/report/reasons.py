@@ -6,6 +6,10 @@ MEANINGS = {
     # cleaning
     "text-left": "text was still found after the last repair",
     "much-suspected": "much of it would have gone on suspicion alone: a person sees whether it is tissue",
+    "text-unread": "something is text beyond doubt and no engine reads it: a person sees what it says",
+    "much-filled": "much of the tissue would have been filled: a person sees whether enough is left",
+    "face-or-photo": "a face in the picture: a photograph or a rendered surface",
+    "not-speckle": "a part of the picture is no ultrasound of tissue: a photograph, a rendering, a coloured map",
     "region-small": "no scan region, or one that covers too little of the frame",
     "region-disagrees": "the header and the picture show the scan at different places",
     "cleaning-failed": "cleaning ended with an unforeseen error",

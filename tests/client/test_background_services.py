@@ -132,9 +132,9 @@ def test_a_frame_kept_back_after_cleaning_is_offered_as_far_as_cleaning_went(
     (frame,) = read(scan, ReadSettings())
     whole = clean(frame, CleanSettings())
     assert isinstance(whole, CleanImage)
-    original = safe.repaired
+    original = safe.verified
     if reason == "text-left":  # verification is never content
-        monkeypatch.setattr(safe, "repaired", lambda *rest: (*original(*rest)[:2], False))
+        monkeypatch.setattr(safe, "verified", lambda *rest: (*original(*rest)[:3], False))
     else:
         monkeypatch.setattr(safe, "suspected", lambda *rest: 0.03)
     kept_back = clean(frame, CleanSettings())

@@ -13,7 +13,7 @@ import pytest
 
 from usfmae.core.clean import clean
 from usfmae.core.clean.ocr import recognise
-from usfmae.core.clean.verify import resembles
+from usfmae.core.clean.reading import resembles
 from usfmae.core.config import CleanSettings
 from usfmae.core.errors import SourceError
 from usfmae.core.types import CleanImage, Frame, Pixels, Quarantined, Region

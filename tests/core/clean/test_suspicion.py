@@ -11,7 +11,7 @@ from usfmae.core.clean.graphics import graphics, shortest_line
 from usfmae.core.config import CleanSettings
 from usfmae.core.types import CleanImage, Pixels, Quarantined
 
-SETTINGS = CleanSettings()
+SETTINGS = CleanSettings(most_filled=1.0)  # here suspicion decides alone
 
 
 def tissue(height: int = 300, width: int = 360) -> Pixels:
@@ -32,7 +32,7 @@ def test_a_still_of_ruled_layers_is_kept_back_with_what_cleaning_made_of_it() ->
     result = clean(layered((230, 230, 230)), SETTINGS)
     assert isinstance(result, Quarantined)
     assert result.reason == "much-suspected"
-    released = clean(layered((230, 230, 230)), CleanSettings(most_suspected=1.0))
+    released = clean(layered((230, 230, 230)), CleanSettings(most_suspected=1.0, most_filled=1.0))
     assert result.image is not None and isinstance(released, CleanImage)
     assert np.array_equal(result.image.pixels, released.pixels)
 
@@ -49,6 +49,12 @@ def test_a_name_that_an_engine_reads_is_certain(gray: int) -> None:
     result = clean(pixels, SETTINGS)
     assert isinstance(result, CleanImage)
     assert result.mask.mean() > SETTINGS.most_suspected
+
+
+def test_a_still_of_which_much_would_be_filled_is_kept_back_however_certain_that_is() -> None:
+    result = clean(layered((230, 230, 0)), CleanSettings())
+    assert isinstance(result, Quarantined)
+    assert result.reason == "much-filled"
 
 
 def test_a_measurement_is_certain() -> None:

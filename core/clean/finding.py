@@ -1,0 +1,50 @@
+"""What every cleaning step answers: where ink is, what of it is beyond doubt, and the boxes an engine may confirm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from usfmae.core.types import Mask, Pixels
+
+Box = tuple[tuple[slice, slice], Mask]  # a window of the picture, and the text within it
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The scan's bounding box of one frame, as every step sees it."""
+
+    pixels: Pixels  # (H, W, 3) uint8 RGB, black outside the scan, the display's own tint taken out
+    inside: Mask  # (H, W) the scan
+    flow: Mask  # (H, W) colour flow, which stays
+    words: tuple[str, ...] = ()  # name, id and dates of the header
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one step found, in the crop's coordinates."""
+
+    mask: Mask  # (H, W) to be filled
+    certain: Mask  # (H, W) what no tissue looks like; the rest was removed on suspicion
+    boxes: list[Box] = field(default_factory=list)  # text that becomes certain where an engine reads it
+    unread: int = 0  # places that are text for sure, stand on colour flow, and that no engine reads
+
+
+def together(boxes: Iterable[Box], shape: Sequence[int]) -> Mask:
+    """Boxes as one mask (H, W)."""
+    mask = np.zeros(tuple(shape[:2]), bool)
+    for window, box in boxes:
+        mask[window] |= box
+    return mask
+
+
+def united(findings: Sequence[Finding]) -> Finding:
+    """Several findings of one crop as one."""
+    mask, certain = findings[0].mask.copy(), findings[0].certain.copy()
+    for finding in findings[1:]:
+        mask |= finding.mask
+        certain |= finding.certain
+    boxes = [box for finding in findings for box in finding.boxes]
+    return Finding(mask, certain, boxes, sum(finding.unread for finding in findings))

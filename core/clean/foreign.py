@@ -1,0 +1,88 @@
+"""What is no ultrasound of tissue though it lies where the scan is: faces, photographs, renderings, elastograms.
+
+Speckle is uneven everywhere and in the same way. A photograph or a rendered surface is smooth in one place and sharp in
+the next. What is found here is never erased nor filled: the frame is kept back for a person.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from usfmae.core.clean.colour import chroma
+from usfmae.core.clean.morphology import brightest_of, closed, components, dilated, gray_of
+from usfmae.core.clean.ocr import compiled
+from usfmae.core.types import Mask, Pixels
+
+_FACE_MODEL = Path(__file__).parent / "weights" / "centerface.xml"
+_FACE, _GRID = 0.3, 32  # probability of a face; the network takes multiples of this
+_LONGEST = (480, 200)  # pixels of the longer side: small faces, and large ones
+_SMOOTH, _SMOOTH_SHARE, _UNEVEN = 0.03, 0.19, 7.5  # grain below this is smooth; share of it; sharp beside smooth grain
+_GRAIN, _FINE = 9, 2.0  # pixels over which grain is measured; standard deviation of the blur it is measured against
+_DARK, _WHITE = 40, 235  # mean levels between which grain can be measured
+_PART, _FEWEST = 1500, 500  # pixels of a part that is judged alone, and of what can be measured in it
+_BLOCK_CHROMA, _BLOCK_SHARE, _BLOCK_FILL, _BLOCK_SIDE = 30, 0.015, 0.85, 30  # of an elastogram's block
+_HUES = (22, 100)  # of OpenCV's 180: yellow, green and cyan, which flow shows little of
+_MANY_HUES = 0.15
+
+
+@lru_cache(maxsize=1)
+def _face_network() -> Any:
+    return compiled(_FACE_MODEL)
+
+
+def face_probability(pixels: Pixels) -> float:
+    """The highest probability of a face anywhere in an RGB picture (CenterFace; Xu et al. 2019)."""
+    return max(_face_at(pixels, longest) for longest in _LONGEST)
+
+
+def _face_at(pixels: Pixels, longest: int) -> float:
+    scale = min(1.0, longest / max(pixels.shape[:2]))
+    height, width = (max(_GRID, -(-round(side * scale) // _GRID) * _GRID) for side in pixels.shape[:2])
+    resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    request = _face_network()
+    request.infer([resized.transpose(2, 0, 1)[None].astype(np.float32)])
+    return float(request.get_output_tensor(0).data.max())
+
+
+def is_no_speckle(gray: Pixels, part: Mask) -> bool:
+    """Whether a part (H, W) of a gray picture is smooth in one place and sharp in the next, as no speckle is."""
+    level = gray.astype(np.float32)
+    detail = level - cv2.GaussianBlur(level, (0, 0), _FINE)
+    mean = cv2.blur(level, (_GRAIN, _GRAIN))
+    spread = np.sqrt(np.maximum(cv2.blur(detail * detail, (_GRAIN, _GRAIN)), 0))
+    measurable = part & (mean > _DARK) & (mean < _WHITE)
+    if measurable.sum() < _FEWEST:
+        return False
+    grain = spread[measurable] / mean[measurable]
+    smoothest, sharpest = np.quantile(grain, (0.1, 0.75))
+    return bool((grain < _SMOOTH).mean() > _SMOOTH_SHARE and sharpest > _UNEVEN * max(smoothest, 0.002))
+
+
+def coloured_block(pixels: Pixels, inside: Mask) -> bool:
+    """Whether a filled rectangle of many hues lies in the region: an elastogram or a map, which no flow looks like."""
+    coloured = closed(chroma(pixels) > _BLOCK_CHROMA, 2)
+    hue = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)[:, :, 0]
+    many = (hue > _HUES[0]) & (hue < _HUES[1])
+    for window, part in components(coloured, smallest=max(_PART, _BLOCK_SHARE * inside.sum())):
+        if min(part.shape) >= _BLOCK_SIDE and part.mean() > _BLOCK_FILL and many[window][part].mean() > _MANY_HUES:
+            return True
+    return False
+
+
+def foreign(pixels: Pixels, inside: Mask, ownly_coloured: bool) -> tuple[str, str] | None:
+    """The reason, and for people what was seen, where a crop shows what is no ultrasound of tissue; else None."""
+    if face_probability(pixels) > _FACE:
+        return "face-or-photo", "a face detector finds a face in what would be kept"
+    if ownly_coloured or coloured_block(pixels, inside):
+        return "not-speckle", "a coloured map lies over the tissue"
+    gray = gray_of(pixels)
+    parts = dilated(brightest_of(pixels) > _DARK, 3)
+    for window, part in components(parts, smallest=_PART):
+        if is_no_speckle(gray[window], part):
+            return "not-speckle", "a part of what would be kept is smooth and sharp as a photograph is"
+    return None
