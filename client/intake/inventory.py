@@ -7,13 +7,14 @@ from pathlib import Path
 
 from usfmae.client import site_policy
 from usfmae.client.intake.spool import SPOOL, Spool
-from usfmae.client.review.quarantine import Intake, decisions
+from usfmae.client.review.quarantine import deciding, is_decided
 from usfmae.client.site import Site, write_json
 from usfmae.core.config import ModelSettings, Settings
 from usfmae.core.errors import SourceError
 from usfmae.core.prepare import PrepareSummary, Progress, prepare
+from usfmae.core.prepare.identify import folder_key, place_key
 from usfmae.core.prepare.ledger import CorpusLedger
-from usfmae.core.read.discover import walk
+from usfmae.core.read.discover import listings
 
 
 def sources(site: Site) -> list[Path]:
@@ -52,19 +53,16 @@ def empty_spool(site: Site) -> int:
     """
     if not (site.root / SPOOL).is_dir():
         return 0
-    ledger = CorpusLedger(site.corpus)
-    places, results, decided = ledger.places(), ledger.results(), set(decisions(site))
-    kept_back = {h.scan for h in Intake().refresh(site.corpus).held.values() if h.id not in decided}
-
-    def done(file: Path, place: str) -> bool:
-        entry = places.get(place)
-        if entry is None or entry.get("id") in kept_back or entry.get("outcome") == "failed":
-            return False
-        return entry.get("outcome") != "scan" or getattr(results.get(entry["id"]), "outcome", "failed") != "failed"
-
-    candidates = [(c.path, c.place(site.secret)) for c in walk([site.root / SPOOL])]
+    ledger, files = CorpusLedger(site.corpus), []
+    with deciding(site) as decided:
+        for listing in listings([site.root / SPOOL]):
+            folder = folder_key(site.secret, listing.place)
+            for candidate in listing.candidates():
+                done, held = ledger.is_done_with(folder, place_key(site.secret, candidate))
+                if done and all(is_decided(decided, entry) for entry in held):
+                    files.append(candidate.path)
     spool, days = Spool(site.root / SPOOL, site.secret, floor_bytes=site.floor_bytes), site.settings.intake.keep_days
-    count = spool.drop((path for path, place in candidates if done(path, place)), keep=days > 0)
+    count = spool.drop(files, keep=days > 0)
     spool.expire(days)
     if count:
         site.note("spool.emptied", files=count)

@@ -49,14 +49,13 @@ class SitePage(WebPage):
 
     async def quarantine(self, request: Request) -> Response:
         await asyncio.to_thread(self.intake.refresh, self.site.corpus)
-        held = quarantine.waiting(self.site, self.intake)
-        reasons = view.by_reason(held)
+        reasons = await asyncio.to_thread(quarantine.waiting_by_reason, self.site, self.intake)
         chosen = request.query_params.get("reason", "")
-        shown = [h for h in held if not chosen or h.reason == chosen]
-        done = sorted(quarantine.decisions(self.site).values(), key=lambda d: -d["time"])[:20]
-        return self.show(
-            request, "quarantine.html", held=shown[:200], total=len(shown), reasons=reasons, chosen=chosen, done=done
-        )
+        held = await asyncio.to_thread(quarantine.waiting, self.site, self.intake, chosen, 200)
+        total = reasons[chosen] if chosen else reasons.total()
+        done = list(quarantine.decisions(self.site, last=20).values())
+        ordered = reasons.most_common()
+        return self.show(request, "quarantine.html", held=held, total=total, reasons=ordered, chosen=chosen, done=done)
 
     async def entry(self, request: Request) -> Response:
         held = self._held(request)
@@ -66,7 +65,7 @@ class SitePage(WebPage):
             looked = await self._look(held)
         except UsfmaeError as error:
             trouble = str(error)
-        decided = quarantine.decisions(self.site).get(held.id)
+        decided = quarantine.decision_on(self.site, held.id)
         return self.show(request, "entry.html", held=held, looked=looked, trouble=trouble, decided=decided)
 
     async def picture(self, request: Request) -> Response:
@@ -107,8 +106,7 @@ class SitePage(WebPage):
             raise HTTPException(404, str(error)) from None
 
     async def _origin(self, one: corpus_view.KeptImage) -> corpus_view.ImageOrigin:
-        intake = await asyncio.to_thread(self.intake.refresh, self.site.corpus)
-        return await self.darkroom.get(f"{one}", lambda: corpus_view.origin(self.site, one, intake))
+        return await self.darkroom.get(f"{one}", lambda: corpus_view.origin(self.site, one))
 
     def _held(self, request: Request) -> QuarantinedFrame:
         self.intake.refresh(self.site.corpus)
@@ -148,8 +146,7 @@ class SitePage(WebPage):
             await asyncio.to_thread(action, self.site, held, request.user.display_name)
         except UsfmaeError as error:
             return self.show(request, "problem.html", 400, text=str(error))
-        left = quarantine.waiting(self.site, self.intake)
-        same = [h for h in left if h.reason == held.reason]
+        same = quarantine.waiting(self.site, self.intake, held.reason, 1)
         return RedirectResponse(f"/quarantine/{same[0].id}" if same else "/quarantine", 303)
 
     async def approve(self, request: Request) -> Response:

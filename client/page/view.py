@@ -8,8 +8,6 @@ import itertools
 import json
 import shutil
 import subprocess
-from collections import Counter
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +39,7 @@ def overview(site: Site, intake: quarantine.Intake, shelf: outbox.Outbox | None 
         "said": float(said.get("time", 0.0)),
         "counts": intake.counts,
         "reasons": intake.reasons.most_common(),
-        "waiting": len(quarantine.waiting(site, intake)),
+        "waiting": quarantine.waiting_by_reason(site, intake).total(),
         "spool": spool_files(site),
         "sources": len(site.settings.sources),
         "free": shutil.disk_usage(site.root).free,
@@ -49,10 +47,6 @@ def overview(site: Site, intake: quarantine.Intake, shelf: outbox.Outbox | None 
         "release": site.settings.release,
         "quiet": site_policy.quiet_until(site.settings.quiet, datetime.now()),
     }
-
-
-def by_reason(held: Sequence[quarantine.QuarantinedFrame]) -> list[tuple[str, int]]:
-    return Counter(h.reason for h in held).most_common()
 
 
 def spool_files(site: Site) -> int:
@@ -102,7 +96,7 @@ def figures(site: Site, intake: quarantine.Intake, shelf: outbox.Outbox | None =
     values: dict[str, Values] = {
         "usfmae_site_scans_total": found["counts"]["scans"],
         "usfmae_site_frames_kept_total": found["counts"]["kept"],
-        "usfmae_site_quarantined_total": dict(Counter(h.reason for h in intake.held.values())),
+        "usfmae_site_quarantined_total": dict(intake.held),
         "usfmae_site_quarantine_waiting": found["waiting"],
         "usfmae_site_received_total": {k: float(v) for k, v in received.items() if isinstance(v, int | float)},
         "usfmae_site_spool_files": found["spool"],

@@ -12,13 +12,12 @@ from pathlib import Path
 
 from usfmae.client.intake.inventory import preparation
 from usfmae.client.review.frame_preview import image_id, png
-from usfmae.client.review.quarantine import Intake
-from usfmae.client.review.scan_lookup import located
-from usfmae.client.site import Site, read_json
-from usfmae.core.corpus.shard import FOLDER, Index, open_pixels, read_index
+from usfmae.client.review.scan_lookup import files_of
+from usfmae.client.site import Site
+from usfmae.core.corpus.shard import FOLDER, Index, image_count, open_pixels, read_index
 from usfmae.core.errors import SourceError
 from usfmae.core.prepare.ledger import CorpusLedger
-from usfmae.core.prepare.plan import unit_of
+from usfmae.core.prepare.run import unit_of
 from usfmae.core.sandbox.worker import Unit, Worker
 
 RELEASED = "released-"  # begins the name of a shard that holds one frame a person let in
@@ -47,7 +46,7 @@ class CorpusView:
     def refresh(self, corpus: Path) -> CorpusView:
         found = {(file, file.stat().st_mtime_ns) for file in (corpus / FOLDER).glob("*.json")}
         self._counted = {
-            (file.name, time): self._counted.get((file.name, time)) or read_index(file).shard.count
+            (file.name, time): self._counted.get((file.name, time)) or image_count(file)
             for file, time in sorted(found, key=lambda item: (item[1], item[0]), reverse=True)
         }
         self.shards = [(name.removesuffix(".json"), count) for (name, _), count in self._counted.items()]
@@ -106,31 +105,35 @@ class ImageOrigin:
     frame: int
 
 
-def origin(site: Site, kept: KeptImage, intake: Intake) -> ImageOrigin:
+def origin(site: Site, kept: KeptImage) -> ImageOrigin:
     """SourceError where the scan is not in the sources any more, nor kept for a while after it came."""
-    scan, frame = _frame(site, kept, intake)
-    together = next((ids for _, units in CorpusLedger(site.corpus).plans() for ids in units if scan in ids), [scan])
-    known = located(site, set(together))
-    if scan not in known:
+    scan, frame = _frame(site, kept)
+    together = CorpusLedger(site.corpus).together(scan)
+    files = files_of(site, together)
+    if not any(one.id == scan and one.n in files for one in together):
         gone = "is not in the sources any more; what the PACS sent is deleted once cleaned"
         raise SourceError("the recorded frame", gone, "set intake.keep_days to keep what comes for a while")
-    return ImageOrigin(unit_of(together, known), scan, frame)
+    return ImageOrigin(unit_of(together, files), scan, frame)
 
 
-def _frame(site: Site, kept: KeptImage, intake: Intake) -> tuple[str, int]:
-    """(scan, number of the frame). An image's name is a hash of both: the frames of its patient's scans are tried."""
-    if held := intake.held.get(kept.released):
-        return held.scan, held.index
+def _frame(site: Site, kept: KeptImage) -> tuple[str, int]:
+    """(scan, number of the frame), by the ledger's index."""
+    ledger = CorpusLedger(site.corpus)
+    held = ledger.held(kept.released) if kept.released else None
+    found = (held.scan, held.frame) if held else ledger.origin(f"{kept.shard}.npy", kept.row)
+    found = found or _frame_by_name(site, kept, ledger)
+    if found is None:
+        raise SourceError("the recorded frame", "is not known to this corpus", "nothing: the image is kept")
+    return found
+
+
+def _frame_by_name(site: Site, kept: KeptImage, ledger: CorpusLedger) -> tuple[str, int] | None:
+    """For shards of version 0.1: an image's name is a hash of both, so the frames of its patient's scans are tried."""
     index = _index(site.corpus, kept.shard)
-    wanted, group = index.ids[kept.row], index.groups[kept.row]
-    patients = {entry.get("id") for entry in CorpusLedger(site.corpus).places().values() if entry.get("group") == group}
-    task = read_json(site.corpus / "ledger" / "tasks" / f"{kept.shard.partition('.')[0]}.json") or {"scans": []}
-    scans = [scan["id"] for scan in task["scans"] if scan["kept"] and scan["id"] in patients]
-    for frame in range(site.settings.read.max_frames if scans else 0):
-        for scan in scans:
-            if image_id(scan, frame) == wanted:
-                return scan, frame
-    raise SourceError("the recorded frame", "is not known to this corpus", "nothing: the image is kept")
+    wanted = index.ids[kept.row]
+    scans = ledger.task_scans(kept.shard.partition(".")[0], index.groups[kept.row])
+    tries = ((scan, frame) for frame in range(site.settings.read.max_frames if scans else 0) for scan in scans)
+    return next((one for one in tries if image_id(*one) == wanted), None)
 
 
 def pictures(site: Site, found: ImageOrigin) -> dict[str, bytes]:

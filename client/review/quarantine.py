@@ -1,18 +1,18 @@
 """What the machine kept back, and a person's decision on it: release into the corpus, or drop.
 
 Nothing in quarantine is copied: an entry is a scan's HMAC, a frame's number and a reason. The picture is read from
-the source again when somebody looks, and never stored. Decisions lie in `SITE/decisions.jsonl`.
+the source again when somebody looks, and never stored. Decisions lie in `SITE/decisions.sqlite`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import json
-import os
-import threading
+import sqlite3
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +24,15 @@ from usfmae.client.review.scan_lookup import scan_of
 from usfmae.client.site import Site
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import UsageError
-from usfmae.core.types import content_id
+from usfmae.core.prepare.ledger import WHOLE, CorpusLedger, entry_of, text
 
 Decision = Literal["released", "dropped"]
-WHOLE = -1  # index of an entry that is a whole scan
+FILE = "decisions.sqlite"
+OLD_FILE = "decisions.jsonl"  # of version 0.1
+SCHEMA = """CREATE TABLE IF NOT EXISTS decisions (entry TEXT PRIMARY KEY, decision TEXT NOT NULL, reason TEXT NOT NULL,
+    by TEXT NOT NULL, time REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS decided ON decisions (time);"""
+COUNTS = ("scans", "frames", "kept", "refused", "failed")
 
 
 @dataclass(frozen=True)
@@ -40,88 +45,104 @@ class QuarantinedFrame:
 
     @property
     def id(self) -> str:
-        return content_id(self.scan, str(self.index))[:16]
+        return entry_of(self.scan, self.index)
 
 
 @dataclass
 class Intake:
-    """What came in so far, read from the corpus' ledger; finished tasks never change, so each is read once."""
+    """What came in so far, by the books of the corpus' ledger."""
 
+    corpus: Path | None = None
     counts: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    held: dict[str, QuarantinedFrame] = field(default_factory=dict)
-    _read: set[str] = field(default_factory=set)
-    _places: tuple[int, int] = (0, 0)  # size read so far, scans kept back whole
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    reasons: Counter[str] = field(default_factory=Counter)  # why scans and frames are not in the corpus
+    held: Counter[str] = field(default_factory=Counter)  # reason -> entries of the quarantine, decided ones too
 
     def refresh(self, corpus: Path) -> Intake:
-        with self._lock:
-            for file in sorted((corpus / "ledger" / "tasks").glob("*.json")):
-                if file.name not in self._read:
-                    self._task(json.loads(file.read_bytes()))
-                    self._read.add(file.name)
-            self._unreadable(corpus / "ledger" / "places.jsonl")
+        ledger = CorpusLedger(corpus)
+        books = ledger.counts()
+        self.corpus, self.held = corpus, ledger.held_by_reason()
+        self.counts = Counter({name: books[name] for name in COUNTS})
+        self.counts.update(duplicates=books["near-duplicate"], quarantined=books["quarantined"] + books["held"])
+        self.reasons = Counter({name[8:]: count for name, count in books.items() if name.startswith("because ")})
         return self
 
-    def _task(self, task: dict[str, Any]) -> None:
-        for scan in task["scans"]:
-            self.counts.update(scans=1, frames=scan["frames"], kept=scan["kept"], duplicates=scan["duplicates"])
-            if scan["outcome"] in ("refused", "failed"):
-                self.counts[scan["outcome"]] += 1
-                self.reasons[scan["reason"]] += 1
-            if scan["outcome"] == "quarantined":
-                self._hold(QuarantinedFrame(scan["id"], WHOLE, scan["reason"]))
-            for reason, indices in scan["quarantined"].items():
-                for index in indices:
-                    self._hold(QuarantinedFrame(scan["id"], index, reason))
 
-    def _unreadable(self, places: Path) -> None:
-        """Scans that could not even be identified; the file only grows."""
-        start = self._places[0]
-        if not places.exists() or places.stat().st_size <= start:
-            return
-        with places.open("rb") as file:
-            file.seek(start)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                start += len(line)
-                entry = json.loads(line)
-                if entry.get("outcome") == "quarantined":
-                    self.counts["scans"] += 1
-                    self._hold(
-                        QuarantinedFrame(entry.get("id") or entry["place"], WHOLE, entry.get("reason", "unreadable"))
-                    )
-                elif entry.get("outcome") == "refused":
-                    self.counts.update(scans=1, refused=1)
-                    self.reasons[entry.get("reason", "refused")] += 1
-        self._places = (start, 0)
-
-    def _hold(self, held: QuarantinedFrame) -> None:
-        if held.id not in self.held:
-            self.counts["quarantined"] += 1
-            self.reasons[held.reason] += 1
-        self.held[held.id] = held
+@contextmanager
+def deciding(site: Site, write: bool = False) -> Iterator[sqlite3.Connection]:
+    """The decisions of a site; those of version 0.1 are taken over once. Written in one transaction."""
+    file, old = site.root / FILE, site.root / OLD_FILE
+    if not write and not file.exists() and not old.exists():
+        db = sqlite3.connect(":memory:")
+    else:
+        file.touch(mode=0o600)
+        db = sqlite3.connect(file, timeout=60, isolation_level=None)
+    try:
+        db.executescript(SCHEMA)
+        db.execute("BEGIN IMMEDIATE" if write or old.exists() else "BEGIN")
+        if old.exists():
+            db.executemany("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?)", _old_decisions(old))
+        yield db
+        db.execute("COMMIT")
+        old.unlink(missing_ok=True)
+    finally:
+        db.close()
 
 
-def decisions(site: Site) -> dict[str, dict[str, Any]]:
-    """Entry id -> the decision on it."""
-    file = site.root / "decisions.jsonl"
-    found = {}
-    if file.exists():
-        for line in file.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # torn by a crash: not decided
-            found[entry["id"]] = entry
+def _old_decisions(file: Path) -> Iterator[tuple[Any, ...]]:
+    for line in file.read_text().splitlines():
+        with suppress(ValueError):  # torn by a crash: not decided
+            entry = json.loads(line)
+            yield tuple(entry.get(name, "") for name in ("id", "decision", "reason", "by", "time"))
+
+
+def decisions(site: Site, last: int | None = None) -> dict[str, dict[str, Any]]:
+    """Entry id -> the decision on it; the `last` ones, newest first."""
+    names = ("id", "decision", "reason", "by", "time")
+    with deciding(site) as db:
+        query = "SELECT entry, decision, reason, by, time FROM decisions ORDER BY time DESC LIMIT ?"
+        rows = db.execute(query, (-1 if last is None else last,)).fetchall()
+    return {row[0]: dict(zip(names, row, strict=True)) for row in rows}
+
+
+def decision_on(site: Site, entry: str) -> dict[str, Any] | None:
+    with deciding(site) as db:
+        row = db.execute("SELECT decision, reason, by, time FROM decisions WHERE entry = ?", (entry,)).fetchone()
+    return dict(zip(("decision", "reason", "by", "time"), row, strict=True)) if row else None
+
+
+def is_decided(db: sqlite3.Connection, entry: str) -> bool:
+    return db.execute("SELECT 1 FROM decisions WHERE entry = ?", (entry,)).fetchone() is not None
+
+
+def waiting(site: Site, intake: Intake, reason: str = "", limit: int | None = None) -> list[QuarantinedFrame]:
+    """Entries nobody has decided on, by reason; of one reason, and no more than `limit`, where these are given."""
+    found: list[QuarantinedFrame] = []
+    if intake.corpus is None:
+        return found
+    with deciding(site) as db, CorpusLedger(intake.corpus).reading() as ledger:
+        if reason:
+            query = "SELECT entry, scan, frame, reason FROM held WHERE reason = ? ORDER BY scan, frame"
+            rows = ledger.execute(query, (reason,))
+        else:
+            rows = ledger.execute("SELECT entry, scan, frame, reason FROM held ORDER BY reason, scan, frame")
+        for entry, scan, frame, why in rows:
+            if not is_decided(db, entry):
+                found.append(QuarantinedFrame(text(scan), frame, why))
+            if limit is not None and len(found) >= limit:
+                break
     return found
 
 
-def waiting(site: Site, intake: Intake) -> list[QuarantinedFrame]:
-    """Entries nobody has decided on, by reason."""
-    done = decisions(site)
-    return sorted((h for h in intake.held.values() if h.id not in done), key=lambda h: (h.reason, h.scan, h.index))
+def waiting_by_reason(site: Site, intake: Intake) -> Counter[str]:
+    """Reason -> entries nobody has decided on: all, less the decided ones, which are few."""
+    left = Counter(intake.held)
+    if intake.corpus is None:
+        return left
+    with deciding(site) as db, CorpusLedger(intake.corpus).reading() as ledger:
+        for (entry,) in db.execute("SELECT entry FROM decisions"):
+            row = ledger.execute("SELECT reason FROM held WHERE entry = ?", (entry,)).fetchone()
+            left.update({row[0]: -1} if row else {})
+    return +left
 
 
 def picture(site: Site, held: QuarantinedFrame) -> FramePreview:
@@ -152,20 +173,17 @@ def drop(site: Site, held: QuarantinedFrame, by: str = "") -> None:
 
 
 def _undecided(site: Site, held: QuarantinedFrame) -> None:
-    known = decisions(site).get(held.id)
+    known = decision_on(site, held.id)
     if known:
         raise UsageError("this entry", f"was {known['decision']} already", "nothing to do")
 
 
 def _decide(site: Site, held: QuarantinedFrame, decision: Decision, by: str) -> None:
-    entry = {"id": held.id, "decision": decision, "reason": held.reason, "by": by or _person(), "time": time.time()}
-    handle = os.open(site.root / "decisions.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    with os.fdopen(handle, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(json.dumps(entry, sort_keys=True).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    site.note(f"quarantine.{decision}", entry=held.id, reason=held.reason, by=entry["by"])
+    by = by or _person()
+    with deciding(site, write=True) as db:
+        row = (held.id, decision, held.reason, by, time.time())
+        db.execute("INSERT INTO decisions VALUES (?, ?, ?, ?, ?)", row)
+    site.note(f"quarantine.{decision}", entry=held.id, reason=held.reason, by=by)
 
 
 def _person() -> str:
@@ -177,7 +195,7 @@ def _person() -> str:
 
 def find(intake: Intake, id_: str) -> QuarantinedFrame:
     """The entry of this id. UsageError where there is none."""
-    held = intake.held.get(id_)
+    held = CorpusLedger(intake.corpus).held(id_) if intake.corpus else None
     if held is None:
         raise UsageError(f"quarantine entry {id_!r:.40}", "does not exist", "see the list")
-    return held
+    return QuarantinedFrame(held.scan, held.frame, held.reason)

@@ -37,6 +37,9 @@ class PackedImage:
     id: str  # content id of the image's trail
     group: str  # what must stay on one side of a split (patient, study, clip)
     dataset: str = ""  # public data set, "" at a hospital
+    # Where it was made from; for the ledger of the corpus, never in a shard.
+    scan: str = ""
+    frame: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,16 @@ def read_index(path: Path) -> Index:
             f"shard {data}", f"has {found} bytes, its index says {length}", "remove both and run 'usfmae prepare' again"
         )
     return Index(Shard(data, count, channels, Trail(sha256)), size, sha256, *lists)
+
+
+def image_count(path: Path) -> int:
+    """Images in a shard by the header of its `.npy` file, 0 where there is none: a corpus has thousands of shards."""
+    try:
+        with path.with_suffix(".npy").open("rb") as file:
+            np.lib.format.read_magic(file)
+            return int(np.lib.format.read_array_header_1_0(file)[0][0])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def check(index: Index) -> None:

@@ -1,104 +1,272 @@
-"""The first pass: what each file is. Known files are not opened again."""
+"""The first pass: what each file is. A folder that has not changed is passed over, a known file is not opened again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import logging
+import os
+import time
+import zipfile
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from usfmae.core.prepare.ledger import CorpusLedger
-from usfmae.core.prepare.plan import Known
-from usfmae.core.prepare.summary import PrepareSummary, Progress
-from usfmae.core.read.discover import Candidate, is_archive, member_candidates, walk
-from usfmae.core.sandbox.pool import Pool
-from usfmae.core.sandbox.worker import Worker
-from usfmae.core.types import Scan, Trail, secret_id
+from usfmae.core.errors import UsfmaeError
+from usfmae.core.prepare.ledger import UNFORESEEN, CorpusLedger, FolderRow, KnownScan
+from usfmae.core.read.discover import Candidate, Listing, is_archive, listings, member_candidates
+from usfmae.core.sandbox.pool import AHEAD, Pool
+from usfmae.core.sandbox.worker import StoppedError, Worker
+from usfmae.core.types import content_id, secret_id
 
+logger = logging.getLogger(__name__)
+
+FOLDERS_AT_ONCE = 256  # asked of the ledger in one query
 BATCH = 64  # identifications written at once
+SAVE_SECONDS = 1.0  # the longest time a new identification stays in memory
 # (absolute path, member) of a file -> the public data set it is from, and what a split must not part it from.
 Chosen = Mapping[tuple[Path, str], tuple[str, str]]
 
 
-def identified(  # noqa: PLR0913
+@dataclass
+class Identification:
+    """What a pass over the sources found."""
+
+    files: dict[int, Candidate] = field(default_factory=dict)  # where each scan lies that waits to be cleaned
+    failed: Counter[str] = field(default_factory=Counter)  # reason -> files that could not be opened this time
+    met: int = 0  # files so far, for the progress bar
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file that the ledger does not know; `answer` will say what it is."""
+
+    folder: int
+    key: bytes
+    candidate: Candidate
+    answer: Future[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _End:
+    """All files of a folder were met."""
+
+    folder: int
+    listing: bytes
+    arrived: tuple[bytes, ...]  # known files that were elsewhere before
+    gone: tuple[bytes, ...]
+
+
+def folder_key(secret: bytes, path: str) -> bytes:
+    """The name of a folder, or of an archive, in the ledger: a keyed hash of its path."""
+    return hashlib.blake2b(os.fsencode(path), key=secret[:64], digest_size=16, person=b"folder").digest()
+
+
+def place_key(secret: bytes, candidate: Candidate) -> bytes:
+    return bytes.fromhex(candidate.place(secret))[:16]
+
+
+def identified(
     sources: Sequence[Path],
     ledger: CorpusLedger,
     pool: Pool,
     secret: bytes,
-    summary: PrepareSummary,
-    progress: Progress | None = None,
+    progress: Callable[[int], None] | None = None,
     only: Chosen | None = None,
-) -> dict[str, Known]:
-    """Scan id -> the scan and where it lies, in the order found; everything else is counted into `summary`.
+) -> Identification:
+    """Write into the ledger what every file below the sources is; scans that wait to be cleaned come with their place.
 
-    Of equal files the first counts, the others are duplicates of it.
+    Of equal files the first counts, the others are duplicates of it. Inside `ledger.writing()`.
     """
-    found: dict[str, Known] = {}
-    fresh: list[dict[str, Any]] = []
-    for candidate, place, answer, is_new in _answers(sources, ledger, pool, secret, only):
-        if is_new and answer["outcome"] != "failed":
-            fresh.append({"place": place, **answer})
-        if len(fresh) >= BATCH:
-            ledger.add_places(fresh)
-            fresh = []
-        _count(candidate, _named(candidate, answer, only, secret), found, summary)
-        if progress:
-            progress(summary)
-    ledger.add_places(fresh)
-    return found
+    return _Pass(ledger, pool, secret, only, progress).run(sources)
 
 
-def _named(candidate: Candidate, answer: dict[str, Any], only: Chosen | None, secret: bytes) -> dict[str, Any]:
-    """The answer with the data set and the group that the caller knows better than the file's header."""
-    if only is None:
-        return answer
-    dataset, group = only[candidate.path, candidate.member]
-    return {**answer, "dataset": dataset, "group": secret_id(secret, "group", dataset, group)}
+class _Pass:
+    """One pass over the sources. Files are identified ahead in several processes and written in the order of the walk."""
+
+    def __init__(
+        self,
+        ledger: CorpusLedger,
+        pool: Pool,
+        secret: bytes,
+        only: Chosen | None,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self.ledger, self.pool, self.secret, self.only, self.progress = ledger, pool, secret, only, progress
+        self.chosen = None if only is None else {path for path, _ in only}
+        self.found = Identification()
+        self.seen = bytearray()  # by the number of a folder: 1 where it was met
+        self.incomplete: set[int] = set()  # folders with a file that could not be opened
+        self.open, self.archives = ledger.open_folders(), ledger.archives()
+        # Folders are looked at anew where the caller chooses other files.
+        self.salt = b"" if only is None else content_id(*(str(item) for item in sorted(only.items()))).encode()
+
+    def run(self, sources: Sequence[Path]) -> Identification:
+        waiting: deque[_File | _End] = deque()
+        asked = written = 0
+        saved = time.monotonic()
+        for item in self._items(listings(sources, skip=(self.ledger.corpus,))):
+            waiting.append(item)
+            asked += isinstance(item, _File)
+            while waiting and (asked > AHEAD * self.pool.size or not _is_slow(waiting[0])):
+                new = self._write(waiting.popleft())
+                asked, written = asked - new, written + new
+            if written >= BATCH or time.monotonic() - saved > SAVE_SECONDS:
+                self.ledger.save()
+                written, saved = 0, time.monotonic()
+        for item in waiting:
+            self._write(item)
+        self.ledger.retire(self._was_met)
+        return self.found
+
+    # The walk ---------------------------------------------------------------------------------------------------
+
+    def _items(self, found: Iterator[Listing]) -> Iterator[_File | _End]:
+        """The files of every folder that has changed or holds work, each folder ended by an `_End`."""
+        while chunk := list(islice(found, FOLDERS_AT_ONCE)):
+            keys = [folder_key(self.secret, listing.place) for listing in chunk]
+            rows = self.ledger.folders(keys)
+            for listing, key in zip(chunk, keys, strict=True):
+                yield from self._listed(listing, key, rows.get(key))
+            if self.progress:
+                self.progress(self.found.met)
+
+    def _listed(self, listing: Listing, key: bytes, row: FolderRow | None) -> Iterator[_File | _End]:
+        """One folder: nothing where it is as it was at the last pass and holds no work."""
+        if self.chosen is not None:
+            listing = _chosen(listing, self.chosen)
+        if row is None:
+            row = self.ledger.folders([key]).get(key)  # where one source lies below another it is new by now
+        if row is not None and self._was_met(row.n):
+            return
+        self.found.met += len(listing.files)
+        hash_ = self._hash(listing)
+        n = self._number(listing, key, row)
+        self._meet(n)
+        if row is None or row.listing != hash_ or n in self.open or listing.broken:
+            yield from self._folder(n, hash_, listing.candidates())
+        else:
+            for archive in self.archives.get(n, ()):
+                self._meet(archive)
+
+    def _number(self, listing: Listing, key: bytes, row: FolderRow | None) -> int:
+        """The folder's number in the ledger; one that is new, or was a source itself, is noted below its parent."""
+        if row is not None and (row.parent or not listing.parent):
+            return row.n
+        above = self.ledger.folders([folder_key(self.secret, listing.parent)]) if listing.parent else {}
+        parent = next((folder.n for folder in above.values()), 0)
+        if row is None:
+            return self.ledger.add_folder(key, parent)
+        self.ledger.put_below(row.n, parent)
+        return row.n
+
+    def _folder(self, n: int, hash_: bytes, candidates: Iterator[Candidate]) -> Iterator[_File | _End]:
+        known, arrived = self.ledger.places(n), []
+        for candidate in candidates:
+            key = place_key(self.secret, candidate)
+            row = known.pop(key, None)
+            if row is None and (row := self.ledger.elsewhere(key)) is not None:
+                arrived.append(key)
+            if row is not None and row.outcome == "archive":
+                yield from self._archive(n, candidate)
+            elif row is not None:
+                if row.is_open and row.scan is not None:
+                    self.found.files.setdefault(row.scan, candidate)
+            elif not candidate.broken and is_archive(candidate):
+                yield from self._new_archive(n, key, candidate)
+            elif self.only is None or (candidate.path, candidate.member) in self.only:
+                yield _File(n, key, candidate, self.pool.call(_identify, candidate))
+        yield _End(n, hash_, tuple(arrived), tuple(known))
+
+    def _new_archive(self, n: int, key: bytes, archive: Candidate) -> Iterator[_File | _End]:
+        answer = self.pool.call(Worker.members, archive).result()
+        if answer.get("reason"):
+            broken = archive.as_broken(answer["reason"])
+            yield _File(n, key, broken, self.pool.call(_identify, broken))
+            return
+        self.ledger.add_place(n, key, {"outcome": "archive"})
+        yield from self._archive(n, archive, answer["members"])
+
+    def _archive(self, n: int, archive: Candidate, members: list[Any] | None = None) -> Iterator[_File | _End]:
+        """The members of an archive, which is a folder of its own in the ledger."""
+        key = folder_key(self.secret, f"{archive.path}\0")
+        hash_ = self._mac(f"{archive.size} {archive.stamp}".encode())
+        row = self.ledger.folders([key]).get(key)
+        inside = row.n if row else self.ledger.add_folder(key, n, archive=True)
+        self._meet(inside)
+        if row is not None and row.listing == hash_ and inside not in self.open:
+            return
+        if members is None:
+            members = self.pool.call(Worker.members, archive).result()["members"]
+        files = member_candidates(archive, members)
+        if self.only is not None:
+            files = (one for one in files if (one.path, one.member) in self.only)
+        yield from self._folder(inside, hash_, files)
+
+    def _hash(self, listing: Listing) -> bytes:
+        lines = "\0".join([f"{name}\0{size}\0{stamp}" for name, size, stamp in listing.files])
+        return self._mac(lines.encode(errors="surrogateescape"))
+
+    def _mac(self, content: bytes) -> bytes:
+        key = self.secret[:64]
+        return hashlib.blake2b(self.salt + content, key=key, digest_size=16, person=b"listing").digest()
+
+    def _meet(self, folder: int) -> None:
+        if folder >= len(self.seen):
+            self.seen.extend(bytes(max(4096, folder + 1 - len(self.seen))))
+        self.seen[folder] = 1
+
+    def _was_met(self, folder: int) -> bool:
+        return folder < len(self.seen) and self.seen[folder] == 1
+
+    # What is written --------------------------------------------------------------------------------------------
+
+    def _write(self, item: _File | _End) -> int:
+        """Into the ledger; the number of new identifications."""
+        if isinstance(item, _End):
+            complete = item.folder not in self.incomplete
+            self.ledger.settle(item.folder, item.listing if complete else None, item.arrived, item.gone)
+            return 0
+        answer = _answer(item.answer)
+        if answer["outcome"] == "failed":
+            self.found.failed[str(answer.get("reason", ""))] += 1
+            self.incomplete.add(item.folder)
+        else:
+            scan = self.ledger.add_place(item.folder, item.key, self._named(item.candidate, answer))
+            if scan is not None:
+                self.found.files.setdefault(scan, item.candidate)
+        return 1
+
+    def _named(self, candidate: Candidate, answer: dict[str, Any]) -> dict[str, Any]:
+        """The answer with the data set and the group that the caller knows better than the file's header."""
+        if self.only is None:
+            return answer
+        dataset, group = self.only[candidate.path, candidate.member]
+        return {**answer, "dataset": dataset, "group": secret_id(self.secret, "group", dataset, group)}
 
 
-def _count(candidate: Candidate, answer: dict[str, Any], found: dict[str, Known], summary: PrepareSummary) -> None:
-    outcome = answer["outcome"]
-    if outcome == "none":
-        summary.ignored += 1
-        return
-    summary.scans += 1
-    if outcome != "scan":
-        summary.add_scan(outcome, answer.get("reason", ""))
-    elif answer["id"] in found:
-        summary.add_scan("duplicate")
-    else:
-        scan = Scan(
-            candidate.path,
-            answer["kind"],
-            Trail(answer["id"]),
-            candidate.member,
-            answer["group"],
-            answer.get("dataset", ""),
-        )
-        found[answer["id"]] = Known(scan, answer["planned"], answer["study"])
+def _is_slow(item: _File | _End) -> bool:
+    return isinstance(item, _File) and not item.answer.done()
 
 
-def _answers(
-    sources: Sequence[Path], ledger: CorpusLedger, pool: Pool, secret: bytes, only: Chosen | None = None
-) -> Iterator[tuple[Candidate, str, dict[str, Any], bool]]:
-    """(candidate, place, answer, whether it is new) of every file, in the order of the walk."""
-    places = ledger.places()
-    seen: set[str] = set()
+def _answer(future: Future[dict[str, Any]]) -> dict[str, Any]:
+    """What a file is; an unforeseen error costs this file alone, which the next run tries again."""
+    try:
+        return future.result()
+    except (UsfmaeError, StoppedError):
+        raise
+    except Exception as error:
+        logger.warning("a file could not be identified: %s", type(error).__name__)
+        return {"outcome": "failed", "reason": UNFORESEEN}
 
-    def candidates() -> Iterator[Candidate]:
-        for candidate in _unpacked(walk(sources, skip=(ledger.corpus,)), pool):
-            if only is not None and (candidate.path, candidate.member) not in only:
-                continue
-            place = candidate.place(secret)
-            if place not in seen:  # sources may overlap
-                seen.add(place)
-                yield candidate
 
-    def ask(worker: Worker, candidate: Candidate) -> tuple[dict[str, Any], bool]:
-        known = places.get(candidate.place(secret))
-        return (known, False) if known is not None else (_identify(worker, candidate), True)
-
-    for candidate, (answer, is_new) in pool.map(ask, candidates()):
-        yield candidate, candidate.place(secret), answer, is_new
+def _chosen(listing: Listing, chosen: Collection[Path]) -> Listing:
+    folder = Path(listing.folder)
+    files = tuple(file for file in listing.files if folder / file[0] in chosen)
+    return Listing(listing.folder, listing.below, listing.parent, files, (), listing.alone)
 
 
 def _identify(worker: Worker, candidate: Candidate) -> dict[str, Any]:
@@ -108,13 +276,64 @@ def _identify(worker: Worker, candidate: Candidate) -> dict[str, Any]:
     return worker.identify(candidate)
 
 
-def _unpacked(candidates: Iterator[Candidate], pool: Pool) -> Iterator[Candidate]:
-    """Archives replaced by their members."""
-    for candidate in candidates:
-        if candidate.broken or not is_archive(candidate):
-            yield candidate
-            continue
-        answer = pool.call(Worker.members, candidate).result()
-        if answer.get("reason"):
-            yield candidate.as_broken(answer["reason"])
-        yield from member_candidates(candidate, answer["members"])
+def located(
+    ledger: CorpusLedger, sources: Sequence[Path], secret: bytes, scans: Sequence[KnownScan]
+) -> dict[int, Candidate]:
+    """Where scans lie now, by their numbers in the ledger; what is gone or has changed is left out.
+
+    The ledger knows the way as keyed hashes: of each folder on it the names are hashed until one fits.
+    """
+    found = {}
+    for scan in scans:
+        for folders, key, packed in ledger.way_to(scan.id):
+            place = next((p for source in sources if (p := _place(source.absolute(), folders, secret, packed))), None)
+            candidate = place and _file(*place, key, secret, packed)
+            if candidate:
+                found[scan.n] = candidate
+                break
+    return found
+
+
+def _place(source: Path, keys: Sequence[bytes], secret: bytes, packed: bool) -> tuple[Path, str] | None:
+    """(the last folder or archive of the way, itself below the source) where all of it is still there."""
+    if source.name.upper() == "DICOMDIR":
+        source = source.parent
+    path, own = source, folder_key(secret, str(source))
+    if own not in keys:
+        return None
+    start = keys.index(own) + 1
+    for number, key in enumerate(keys[start:], start + 1):
+        end = "\0" if packed and number == len(keys) else ""
+        names = [path] if path.is_file() else _inside(path)
+        below = next((child for child in names if folder_key(secret, f"{child}{end}") == key), None)
+        if below is None:
+            return None
+        path = below
+    return path, str(source)
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _file(path: Path, source: str, key: bytes, secret: bytes, packed: bool) -> Candidate | None:
+    """The file of this key in a folder or archive, or the file itself that was named as a source."""
+    if packed:
+        candidates = _members(path)
+    else:
+        listing = next(iter(listings([path])), None)
+        candidates = listing.candidates() if listing else iter(())
+    return next((one for one in candidates if not one.broken and place_key(secret, one) == key), None)
+
+
+def _members(path: Path) -> Iterator[Candidate]:
+    try:
+        status = path.stat()
+        with zipfile.ZipFile(path) as content:
+            found = [(info.filename, info.file_size) for info in content.infolist() if not info.is_dir()]
+    except (OSError, zipfile.BadZipFile):
+        return iter(())
+    return member_candidates(Candidate(path, "", "", status.st_size, status.st_mtime_ns), found)

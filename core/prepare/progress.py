@@ -1,23 +1,118 @@
-"""The progress bar of `prepare`, on stderr: share done, images per second, kept, quarantined, time left."""
+"""What became of the scans: the object `usfmae prepare --json` prints, and the progress bar on stderr."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from usfmae.core.sandbox.worker import ScanResult
 
-from usfmae.core.prepare import PrepareSummary
-from usfmae.core.prepare import Progress as Report
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PLAIN_SECONDS = 30.0  # between two lines where stderr is no terminal
+NO_OUTCOME = "no-outcome"  # reason of a scan that a whole run left without a result
+SHOWN = (
+    "scans", "frames", "kept", "quarantined", "refused", "failed", "duplicates", "reasons", "seconds",
+    "images_per_second", "ignored",
+)  # fmt: skip
+
+
+@dataclass
+class PrepareSummary:
+    """Counts over the sources of one call, work of earlier calls included; rates are of this call alone.
+
+    Every scan is one of: read, quarantined whole, refused, failed, a duplicate of another scan. Every frame is one of:
+    kept, quarantined, a near-duplicate. `quarantined` and `duplicates` count scans and frames alike.
+    """
+
+    scans: int = 0
+    frames: int = 0
+    kept: int = 0
+    quarantined: int = 0
+    refused: int = 0
+    failed: int = 0  # could not be opened; the next run tries again
+    duplicates: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    ignored: int = 0  # files that are no scans: texts, tables
+    done: int = 0  # scans that need no more work
+    planned: int = 0  # frames that this call is likely to keep, and of how many scans that is settled
+    settled: int = 0
+    read_now: int = 0  # frames read in this call
+
+    @classmethod
+    def of(cls, books: Mapping[str, int], failed: Mapping[str, int], at_end: bool = False) -> PrepareSummary:
+        """From the ledger's books and the files that could not be opened; at the end every scan has an outcome."""
+        reasons = Counter(
+            {name.removeprefix("because "): n for name, n in books.items() if name.startswith("because ")}
+        )
+        reasons += Counter(failed) + Counter({name: books.get(name, 0) for name in ("same-file", "near-duplicate")})
+        left = books.get("waiting", 0)
+        if at_end and left:
+            reasons[NO_OUTCOME] += left
+        failures = sum(failed.values())
+        scans = books.get("scans", 0) + books.get("same-file", 0) + failures
+        return cls(
+            scans=scans,
+            frames=books.get("frames", 0),
+            kept=books.get("kept", 0),
+            quarantined=books.get("quarantined", 0) + books.get("held", 0),
+            refused=books.get("refused", 0),
+            failed=books.get("failed", 0) + failures + (left if at_end else 0),
+            duplicates=books.get("same-file", 0) + books.get("near-duplicate", 0),
+            reasons=dict(reasons),
+            ignored=books.get("ignored", 0),
+            done=scans - left,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        values["reasons"] = dict(sorted(self.reasons.items()))
+        values["seconds"], values["images_per_second"] = round(self.seconds, 2), round(self.images_per_second, 2)
+        return {name: values[name] for name in SHOWN}
+
+    def advance(self, results: Iterable[ScanResult], planned: int, seconds: float) -> None:
+        """Count scans that are done, which were planned to give so many frames, `seconds` after the call began."""
+        for result in results:
+            self._add(result)
+        self.settled += planned
+        self.measure(self.read_now, seconds)
+
+    def measure(self, frames: int, seconds: float) -> None:
+        """Rates of this call: frames read in it over its time."""
+        self.read_now, self.seconds = frames, seconds
+        self.images_per_second = frames / seconds if seconds > 0 else 0.0
+
+    def _add(self, result: ScanResult) -> None:
+        held = {reason: len(frames) for reason, frames in result.quarantined.items()}
+        self.done += 1
+        if result.outcome in ("quarantined", "refused", "failed"):
+            setattr(self, result.outcome, getattr(self, result.outcome) + 1)
+            held[result.reason] = held.get(result.reason, 0) + 1
+        self.frames += result.frames
+        self.read_now += result.frames
+        self.kept += result.kept
+        self.duplicates += result.duplicates
+        self.quarantined += sum(len(frames) for frames in result.quarantined.values())
+        self.reasons = dict(Counter(self.reasons) + Counter(held) + Counter({"near-duplicate": result.duplicates}))
+
+
+Progress = Callable[[PrepareSummary], None]
 
 
 @contextmanager
-def shown_progress() -> Iterator[Report]:
+def shown_progress() -> Iterator[Progress]:
     """A function that takes each new state of the summary and shows it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _plain_lines(console)
@@ -30,7 +125,7 @@ def shown_progress() -> Iterator[Report]:
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task("finding scans", total=None, figures="")
 
         def show(summary: PrepareSummary) -> None:
@@ -50,7 +145,7 @@ def _figures(summary: PrepareSummary) -> str:
     return f"{summary.images_per_second:.1f} images/s  kept {summary.kept}  quarantined {summary.quarantined}"
 
 
-def _plain_lines(console: Console) -> Report:
+def _plain_lines(console: Console) -> Progress:
     last = time.monotonic()
 
     def show(summary: PrepareSummary) -> None:

@@ -6,28 +6,23 @@ Sources and corpus must lie on a disk that all nodes see. Ray is imported only w
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from usfmae.core.config import Settings
 from usfmae.core.errors import ResourceError
-from usfmae.core.prepare.ledger import CorpusLedger
-from usfmae.core.prepare.plan import Known
-from usfmae.core.prepare.task import Task, run_local
 from usfmae.core.sandbox.pool import Pool
-from usfmae.core.sandbox.worker import ScanResult
 
-
-def run_shard(task: Task, found: dict[str, Known], corpus: Path, settings: Settings, secret: bytes) -> list[ScanResult]:
-    """One shard, start to end, wherever Ray puts it. Idempotent, so Ray may start it twice."""
-    with Pool(1, settings, secret) as pool:
-        return [result for unit in run_local([task], found, CorpusLedger(corpus), pool) for result in unit]
+Task = TypeVar("Task")
+Done = TypeVar("Done")
 
 
 def run_ray(
-    tasks: Sequence[Task], found: dict[str, Known], ledger: CorpusLedger, pool: Pool
-) -> Iterator[list[ScanResult]]:
+    work: Callable[..., Done],  # work(task, corpus, settings, secret), wherever Ray puts it
+    tasks: Iterable[Task],
+    pool: Pool,
+    corpus: Path,
+) -> Iterator[Done]:
     """Results shard by shard, in the order in which they are done. Raises ResourceError without Ray."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone outside
     try:
@@ -37,14 +32,10 @@ def run_ray(
     started = not ray.is_initialized()
     if started:
         _join(ray, pool.size)
+    worker = pool.workers[0]
     try:
-        remote = ray.remote(num_cpus=1, max_retries=3)(run_shard)
-        waiting = [
-            remote.remote(
-                task, _of(task, found), ledger.corpus.absolute(), pool.workers[0].settings, pool.workers[0].secret
-            )
-            for task in tasks
-        ]
+        remote = ray.remote(num_cpus=1, max_retries=3)(work)
+        waiting = [remote.remote(task, corpus.absolute(), worker.settings, worker.secret) for task in tasks]
         while waiting:
             (done,), waiting = ray.wait(waiting, num_returns=1)
             yield ray.get(done)
@@ -62,8 +53,3 @@ def _join(ray: Any, size: int) -> None:
     except Exception as error:  # Ray raises bare Exception where a node does not come up
         why = str(error).splitlines()[0]
         raise ResourceError("Ray", why, "see that RAY_ADDRESS answers, or use --engine local") from None
-
-
-def _of(task: Task, found: dict[str, Known]) -> dict[str, Known]:
-    """The scans of one task, so that not every task carries them all."""
-    return {id_: found[id_] for ids in task[1] for id_ in ids if id_ in found}

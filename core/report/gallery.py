@@ -6,24 +6,27 @@ It shows scans as they were recorded, names included: it is written where it was
 from __future__ import annotations
 
 import base64
+import functools
+import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from usfmae.core.config import Settings
-from usfmae.core.prepare.identify import identified
-from usfmae.core.prepare.ledger import CorpusLedger
-from usfmae.core.prepare.plan import Known, unit_of
-from usfmae.core.prepare.summary import PrepareSummary
+from usfmae.core.prepare.identify import located
+from usfmae.core.prepare.ledger import CorpusLedger, text
+from usfmae.core.prepare.progress import PrepareSummary
+from usfmae.core.prepare.run import unit_of
 from usfmae.core.report.histogram import histogram
 from usfmae.core.report.page import write_page
 from usfmae.core.report.reasons import meaning
 from usfmae.core.sandbox.pool import Pool
-from usfmae.core.sandbox.worker import ScanResult, Worker
+from usfmae.core.sandbox.worker import Worker
 
 KEPT_SHOWN = 12
 REASONS_SHOWN = 8  # reasons with pictures
@@ -52,13 +55,10 @@ def write_gallery(  # noqa: PLR0913
 ) -> None:
     """One self-contained HTML page about the scans of `sources` in `corpus`, after `prepare`."""
     ledger = CorpusLedger(corpus)
-    kinds = {entry["id"]: entry for entry in ledger.places().values() if entry["outcome"] == "scan"}
-    results = ledger.results()
+    kept_wanted, held_wanted = _kept_wanted(ledger), _quarantined_wanted(ledger)
     with Pool(workers, settings, secret) as pool:
-        found = identified(sources, ledger, pool, secret, PrepareSummary())
-        here = {id_: results[id_] for id_ in found if id_ in results}
-        kept = _shown(pool, _kept_wanted(here, kinds), found, ledger)
-        held = _shown(pool, _quarantined_wanted(here, kinds), found, ledger)
+        show = functools.partial(_shown, pool, ledger, sources, secret)
+        kept, held = show(kept_wanted), show(held_wanted)
     write_page(
         path,
         "gallery.html",
@@ -66,12 +66,12 @@ def write_gallery(  # noqa: PLR0913
         profile=settings.clean.profile,
         fps=settings.read.fps,
         reasons=_reasons(summary),
-        formats=_table(here, kinds, "format"),
-        devices=_table(here, kinds, "device"),
-        histograms=_histograms(here.values()),
+        formats=_table(ledger, "format"),
+        devices=_table(ledger, "device"),
+        histograms=_histograms(ledger),
         kept=kept,
         quarantined=_by_reason(held),
-        notes=Counter(note for result in here.values() for note in result.notes),
+        notes=_notes(ledger),
     )
 
 
@@ -80,24 +80,39 @@ def _reasons(summary: PrepareSummary) -> list[dict[str, Any]]:
     return [{"code": code, "count": count, "meaning": meaning(code)} for code, count in ordered]
 
 
-def _table(here: Mapping[str, ScanResult], kinds: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
+TABLES = {
+    "format": "SELECT format, held, count(*), sum(frames), sum(kept) FROM present GROUP BY 1, 2",
+    "device": "SELECT device, held, count(*), sum(frames), sum(kept) FROM present GROUP BY 1, 2",
+}
+
+
+def _table(ledger: CorpusLedger, column: str) -> list[dict[str, Any]]:
     """Scans, frames, kept and quarantined frames by format or device, most frequent first."""
     rows: dict[str, Counter[str]] = defaultdict(Counter)
-    for id_, result in here.items():
-        held = sum(len(indices) for indices in result.quarantined.values())
-        rows[kinds.get(id_, {}).get(column) or "not stated"].update(
-            scans=1, frames=result.frames, kept=result.kept, quarantined=held
-        )
+    with ledger.reading() as db:
+        for name, held, scans, frames, kept in db.execute(TABLES[column]):
+            back = scans * sum(json.loads(held).values())
+            rows[name or "not stated"].update(scans=scans, frames=frames, kept=kept, quarantined=back)
     ordered = sorted(rows.items(), key=lambda item: (-item[1]["scans"], item[0]))
     return [{"name": name, **counts} for name, counts in ordered]
 
 
-def _histograms(results: Iterable[ScanResult]) -> list[Markup]:
-    figures = [result.figures for result in results if result.figures]
+def _notes(ledger: CorpusLedger) -> Counter[str]:
+    notes: Counter[str] = Counter()
+    with ledger.reading() as db:
+        for names, count in db.execute("SELECT notes, count(*) FROM present GROUP BY 1"):
+            notes.update(dict.fromkeys(names.split(), count))
+    return notes
+
+
+def _histograms(ledger: CorpusLedger) -> list[Markup]:
+    query = "SELECT brightness, region, changed FROM present WHERE brightness IS NOT NULL"
+    with ledger.reading() as db:
+        figures = np.array(db.execute(query).fetchall(), np.float32).reshape(-1, 3)
     return [
-        histogram([f["brightness"] for f in figures], 0, 255, "mean brightness of the tissue, 0 to 255"),
-        histogram([100 * f["region"] for f in figures], 0, 100, "scan region, % of the frame"),
-        histogram([100 * f["changed"] for f in figures], 0, 100, "changed pixels, % of the frame"),
+        histogram(figures[:, 0], 0, 255, "mean brightness of the tissue, 0 to 255"),
+        histogram(100 * figures[:, 1], 0, 100, "scan region, % of the frame"),
+        histogram(100 * figures[:, 2], 0, 100, "changed pixels, % of the frame"),
     ]
 
 
@@ -106,35 +121,45 @@ def _spread(items: Sequence[Any], count: int) -> list[Any]:
     return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
 
 
-def _kept_wanted(here: Mapping[str, ScanResult], kinds: Mapping[str, Any]) -> list[Wanted]:
+def _kept_wanted(ledger: CorpusLedger) -> list[Wanted]:
     """Kept frames spread over the formats, so that a rare one is seen too."""
     by_format: dict[str, list[str]] = defaultdict(list)
-    for id_, result in here.items():
-        if result.kept:
-            by_format[kinds.get(id_, {}).get("format", "")].append(id_)
+    with ledger.reading() as db:
+        for id_, name in db.execute("SELECT id, format FROM present WHERE kept > 0 ORDER BY n"):
+            by_format[name].append(text(id_))
     share = max(1, KEPT_SHOWN // max(1, len(by_format)))
     return [Wanted(id_, -1, name) for name, ids in sorted(by_format.items()) for id_ in _spread(ids, share)]
 
 
-def _quarantined_wanted(here: Mapping[str, ScanResult], kinds: Mapping[str, Any]) -> list[Wanted]:
+def _quarantined_wanted(ledger: CorpusLedger) -> list[Wanted]:
     by_reason: dict[str, list[Wanted]] = defaultdict(list)
-    for id_, result in here.items():
-        for reason, indices in result.quarantined.items():
-            by_reason[reason].append(Wanted(id_, indices[0], kinds.get(id_, {}).get("format", ""), reason))
+    query = (
+        "SELECT h.reason, s.id, s.format, min(h.frame) FROM held h JOIN present s ON s.id = h.scan "
+        "WHERE h.frame >= 0 GROUP BY h.reason, s.n ORDER BY s.n"
+    )
+    with ledger.reading() as db:
+        for reason, id_, name, frame in db.execute(query):
+            by_reason[reason].append(Wanted(text(id_), frame, name, reason))
     frequent = sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))[:REASONS_SHOWN]
     return [wanted for _, all_ in frequent for wanted in _spread(all_, PER_REASON)]
 
 
-def _shown(pool: Pool, wanted: Sequence[Wanted], found: dict[str, Known], ledger: CorpusLedger) -> list[dict[str, Any]]:
+def _shown(
+    pool: Pool, ledger: CorpusLedger, sources: Sequence[Path], secret: bytes, wanted: Sequence[Wanted]
+) -> list[dict[str, Any]]:
     """The pictures of each wanted frame as data URIs; what cannot be shown is left out."""
-    unit_ids = {id_: ids for _, units in ledger.plans() for ids in units for id_ in ids}
+    units = {}
+    for one in wanted:
+        scans = ledger.together(one.scan)
+        units[one] = unit_of(scans, located(ledger, sources, secret, scans))
 
     def show(worker: Worker, one: Wanted) -> dict[str, bytes]:
-        return worker.show(unit_of(unit_ids.get(one.scan, [one.scan]), found), one.scan, one.index)
+        return worker.show(units[one], one.scan, one.index)
 
+    there = [one for one in wanted if any(scan.trail.id == one.scan for scan in units[one].scans)]
     return [
         {"caption": one.caption, "reason": one.reason, **{name: _uri(png) for name, png in pictures.items()}}
-        for one, pictures in pool.map(show, wanted)
+        for one, pictures in pool.map(show, there)
         if pictures
     ]
 

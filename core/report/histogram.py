@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from markupsafe import Markup, escape
+from numpy.typing import NDArray
 
 BINS = 25
 WIDTH, HEIGHT, BASE, TOP = 320, 130, 106, 22
 
 
-def histogram(values: Sequence[float], low: float, high: float, title: str) -> Markup:
+def histogram(values: Sequence[float] | NDArray[np.float32], low: float, high: float, title: str) -> Markup:
     """Counts of values in equal bins of low..high, with the median marked."""
     counts, _ = np.histogram(np.clip(values, low, high), BINS, (low, high))
     tallest, step = max(1, int(counts.max())), WIDTH / BINS

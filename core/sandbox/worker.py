@@ -228,7 +228,8 @@ class Worker:
                 if event == "image":
                     pixels = np.frombuffer(blob, np.uint8).reshape(header["shape"])
                     scan = groups[current]
-                    images.append(PackedImage(pixels, header["id"], scan.group, scan.dataset))
+                    place = scan.group, scan.dataset, current, int(header["index"])
+                    images.append(PackedImage(pixels, header["id"], *place))
                     result.kept += 1
                     for name in FIGURES:
                         result.figures[name] = result.figures.get(name, 0.0) + float(header[name])

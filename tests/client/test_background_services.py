@@ -63,16 +63,15 @@ def test_what_was_received_can_be_looked_at_for_some_days(make_site: Callable[..
     spool.add((tmp_path / "still.dcm").read_bytes())
     assert inventory.take_in(site).kept == 1
     assert spool.files() == [], "still waits to be cleaned"
-    album, intake = corpus_view.CorpusView(), quarantine.Intake().refresh(site.corpus)
-    album.refresh(site.corpus)
+    album = corpus_view.CorpusView().refresh(site.corpus)
     (one,) = album.slice(0, 1)
-    assert corpus_view.pictures(site, corpus_view.origin(site, one, intake))["before"].startswith(b"\x89PNG")
+    assert corpus_view.pictures(site, corpus_view.origin(site, one))["before"].startswith(b"\x89PNG")
     (aside,) = (site.root / CLEANED).glob("*/*.dcm")
     assert aside.read_bytes() == (tmp_path / "still.dcm").read_bytes()
     os.utime(aside, (0, time.time() - 4 * 86400))
     assert inventory.take_in(site).kept == 0 and not aside.exists()
     with pytest.raises(SourceError, match=r"intake\.keep_days"):
-        corpus_view.origin(site, one, intake)
+        corpus_view.origin(site, one)
 
 
 def test_what_is_only_kept_to_be_looked_at_goes_first_where_the_disk_is_short(tmp_path: Path) -> None:

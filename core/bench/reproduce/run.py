@@ -28,8 +28,8 @@ from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.openus46.archive import Entry
 from usfmae.core.openus46.layout import Found, group_of
 from usfmae.core.openus46.leak import enforce, same_pictures
+from usfmae.core.prepare.progress import Progress
 from usfmae.core.prepare.run import recipe_settings
-from usfmae.core.prepare.summary import Progress
 from usfmae.core.types import recipe_id
 
 Watched = Callable[[], AbstractContextManager[Progress | None]]  # shows how the reading of scans goes on

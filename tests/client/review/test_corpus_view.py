@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from usfmae.client.intake import inventory
 from usfmae.client.page.app import application
-from usfmae.client.review import corpus_view, quarantine
+from usfmae.client.review import corpus_view
 from usfmae.client.site import Site, create
 from usfmae.core import keys
 from usfmae.core.config.site import SiteSettings
@@ -125,18 +125,16 @@ def test_the_frame_of_an_image_is_found_by_its_name(tmp_path: Path) -> None:
     (ledger / "tasks").mkdir(parents=True)
     scans = [{"id": letter * 64, "kept": 3} for letter in "abc"]
     (ledger / "tasks" / "0001-000000.json").write_text(json.dumps({"scans": scans}))
-    known = [{"place": letter, "id": letter * 64, "group": "patient" if letter != "c" else "other"} for letter in "abc"]
+    group = {"a": "patient", "b": "patient", "c": "other"}
+    known = [{"place": x * 64, "outcome": "scan", "id": x * 64, "kind": "raster", "group": group[x]} for x in "abc"]
     (ledger / "places.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in known))
     for row, frame in enumerate((0, 10, 20)):
-        assert corpus_view._frame(site, corpus_view.KeptImage("0001-000000.gray", row), quarantine.Intake()) == (
-            "b" * 64,
-            frame,
-        )
+        assert corpus_view._frame(site, corpus_view.KeptImage("0001-000000.gray", row)) == ("b" * 64, frame)
 
 
 def test_an_image_of_another_corpus_has_no_frame(tmp_path: Path) -> None:
     site = made(tmp_path)
     shelved(site, "imported", 5)
     with pytest.raises(SourceError, match="not known to this corpus"):
-        corpus_view.origin(site, corpus_view.KeptImage("imported.gray", 0), quarantine.Intake())
+        corpus_view.origin(site, corpus_view.KeptImage("imported.gray", 0))
     assert read_index(site.corpus / FOLDER / "imported.gray.json").shard.count == 1

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import cv2
@@ -121,5 +122,22 @@ def read_only(folder: Path) -> Iterator[bool]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Every file below a folder; of the ledger its rows, as it lies in pages whose order depends on the moment."""
+    found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        name: rows(path) if path.suffix == ".sqlite" else path.read_bytes()
+        for name, path in found.items()
+        if not path.name.endswith((".sqlite-wal", ".sqlite-shm"))
+    }
+
+
+def rows(database: Path) -> bytes:
+    """A database as text."""
+    with closing(sqlite3.connect(database)) as db:
+        return "\n".join(db.iterdump()).encode()
+
+
+def tables(corpus: Path, query: str) -> list[tuple[object, ...]]:
+    """Rows of a corpus' ledger."""
+    with closing(sqlite3.connect(corpus / "ledger" / "ledger.sqlite")) as db:
+        return db.execute(query).fetchall()
