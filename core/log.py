@@ -15,14 +15,21 @@ from typing import Any
 
 # A SOP class says what kind of object it is, not whose; a person needs it to write it into the settings.
 _UID = re.compile(r"(sop_class(?:=|\": \"))?\b[0-2](?:\.\d+){5,}\b")
+_PASSWORD = re.compile(r"(?<=://)[^\s/]*@")
 _PERSON = re.compile(r"\b[\w'-]+\^[\w'^-]+")
 _PATH = re.compile(
     r"(?<![\w:/])/(?:[^\s/:'\"]+/)+[^\s:'\"]+\.(?:dcm|png|jpe?g|bmp|tiff?|mp4|avi|mov|gif|nii|mh[ad])\b", re.I
 )
 
 
+def without_password(text: str) -> str:
+    """The text without the name and password that addresses in it hold (`http://name:password@host`)."""
+    return _PASSWORD.sub("", text)
+
+
 def scrub(text: str) -> str:
-    """The text without UIDs, person names (`Family^Given`) and paths of scans."""
+    """The text without UIDs, person names (`Family^Given`), paths of scans and passwords of addresses."""
+    text = without_password(text)
     text = _UID.sub(lambda found: found[0] if found[1] else "<uid>", text)
     for pattern, name in ((_PERSON, "<name>"), (_PATH, "<scan>")):
         text = pattern.sub(name, text)

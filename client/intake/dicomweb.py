@@ -2,38 +2,35 @@
 
 Incremental: studies from a little before the newest one already pulled; a study whose instance count has not changed
 is not opened again, an instance that was fetched is never fetched again. What was fetched is remembered as HMACs, in
-the site's directory, so an interrupted pull goes on where it was.
+the site's directory, so an interrupted pull goes on where it was. Instances go from the network to the spool and are
+not opened here: a hostile one costs the decoding process that reads it later, not the agent.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import requests
-from dicomweb_client import DICOMwebClient
-from requests.adapters import HTTPAdapter
+import httpx
 
-from usfmae.client.intake.spool import Spool
+from usfmae.client.intake.pacs import INSTANCE, SERIES, STUDY, Pacs, Query, refuses_us, value_of
+from usfmae.client.intake.spool import Spool, TooLargeError
 from usfmae.core import log
 from usfmae.core.config.sources import DicomwebSettings
-from usfmae.core.errors import ConfigError, NetworkError
+from usfmae.core.errors import NetworkError, ResourceError
 from usfmae.core.types import secret_id
 
 logger = logging.getLogger(__name__)
 
-STUDY, SERIES, INSTANCE = "0020000D", "0020000E", "00080018"
-STUDY_DATE, STUDY_INSTANCES = "00080020", "00201208"
-PAGE = 200  # results asked for at once; an archive may cap lower
-WHOLE = 50  # an answer shorter than this is taken for all there is: caps lie at 100 and above
-ATTEMPTS = 3
+LOST = httpx.ConnectError | httpx.TimeoutException | httpx.ProxyError  # the PACS itself is away
+STUDY_DATE = "00080020"
+SERIES_IN_STUDY, INSTANCES_IN_STUDY, INSTANCES_IN_SERIES = "00201206", "00201208", "00201209"
 
 
 @dataclass
@@ -46,24 +43,10 @@ class Pulled:
     failed: int = 0  # asked for again at the next pull
     bytes: int = 0
     seconds: float = 0.0
+    more: bool = False  # there was more than one pull takes; the next one goes on
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-class _Paced(HTTPAdapter):
-    """At most so many requests a second, whoever makes them."""
-
-    def __init__(self, per_second: float) -> None:
-        super().__init__(max_retries=0)
-        self.gap, self.next = 1.0 / per_second, 0.0
-
-    def send(self, *args: Any, **kwargs: Any) -> requests.Response:
-        wait = self.next - time.monotonic()
-        if wait > 0:
-            time.sleep(wait)
-        self.next = max(self.next, time.monotonic()) + self.gap
-        return super().send(*args, **kwargs)
 
 
 class _Memory:
@@ -77,16 +60,16 @@ class _Memory:
         self.db.execute("CREATE TABLE IF NOT EXISTS study (id TEXT PRIMARY KEY, instances INTEGER) WITHOUT ROWID")
         self.db.execute("CREATE TABLE IF NOT EXISTS newest (only INTEGER PRIMARY KEY CHECK (only = 1), day TEXT)")
 
-    def has(self, uid: str) -> bool:
-        found = self.db.execute("SELECT 1 FROM instance WHERE id = ?", (secret_id(self.secret, uid),))
-        return found.fetchone() is not None
+    def has(self, *names: str) -> bool:
+        row = self.db.execute("SELECT 1 FROM instance WHERE id = ?", (secret_id(self.secret, *names),))
+        return row.fetchone() is not None
 
-    def add(self, uid: str) -> None:
-        self.db.execute("INSERT OR IGNORE INTO instance VALUES (?)", (secret_id(self.secret, uid),))
+    def add(self, *names: str) -> None:
+        self.db.execute("INSERT OR IGNORE INTO instance VALUES (?)", (secret_id(self.secret, *names),))
 
     def unchanged(self, study: str, instances: int) -> bool:
         row = self.db.execute("SELECT instances FROM study WHERE id = ?", (secret_id(self.secret, study),)).fetchone()
-        return row is not None and instances > 0 and row[0] == instances
+        return row is not None and instances > 0 and bool(row[0] == instances)
 
     def done(self, study: str, instances: int) -> None:
         self.db.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (secret_id(self.secret, study), instances))
@@ -103,147 +86,112 @@ class _Memory:
 
 def pull(settings: DicomwebSettings, spool: Spool, memory_file: Path) -> Pulled:
     """Fetch what is new. NetworkError where the PACS fails, ResourceError at the disk floor; both lose nothing."""
-    client, memory, done = _client(settings), _Memory(memory_file, spool.secret), Pulled()
-    under_way = _Pull(client, settings.modality, memory, spool, done)
+    done = Pulled()
     started = time.monotonic()
-    today = datetime.now(UTC).strftime("%Y%m%d")
-    newest = memory.newest
-    try:
-        for study in _studies(client, settings, newest):
-            under_way.study(study)
-            day = _value(study, STUDY_DATE)
-            newest = max(newest, min(day, today)) if day.isdigit() else newest
-        memory.newest = newest
-    except requests.RequestException as error:
-        raise _explained(error, settings, done) from None
-    finally:
-        memory.db.close()
-        done.seconds = round(time.monotonic() - started, 3)
-        log.note(logger, "DICOMweb pull", **done.as_dict())
+    with Pacs(settings) as pacs:
+        memory = _Memory(memory_file, spool.secret)
+        try:
+            _pull(_Fetching(pacs, settings, memory, spool, done))
+        except httpx.HTTPError as error:
+            raise pacs.explained(
+                error, f"{done.instances} instances are safe; the next pull goes on from here"
+            ) from None
+        finally:
+            memory.db.close()
+            done.seconds = round(time.monotonic() - started, 3)
+            log.note(logger, "DICOMweb pull", **done.as_dict())
     return done
 
 
-def _client(settings: DicomwebSettings) -> DICOMwebClient:
-    for name in ("dicomweb_client", "retrying"):  # their lines hold UIDs
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    session = requests.Session()
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, _Paced(settings.per_second))
-    if settings.ca_file:
-        session.verify = str(settings.ca_file)
-    if settings.token_file:
-        session.headers["Authorization"] = f"Bearer {_secret(settings.token_file)}"
-    elif settings.user:
-        session.auth = (settings.user, _secret(settings.password_file) if settings.password_file else "")
-    client = DICOMwebClient(settings.url, session=session, timeout=settings.timeout)
-    client.set_http_retry_params(retry=True, max_attempts=ATTEMPTS, wait_exponential_multiplier=500)
-    return client
-
-
-def _secret(file: Path) -> str:
-    try:
-        return file.read_text().strip()
-    except OSError as error:
-        raise ConfigError(f"secret {file}", error.strerror or str(error), "give a file this account may read") from None
-
-
-def _value(found: dict[str, Any], tag: str) -> str:
-    """The first value of a tag in DICOM JSON, as text; empty where there is none."""
-    values = found.get(tag, {}).get("Value") or [""]
-    return str(values[0])
+def _pull(fetching: _Fetching) -> None:
+    """Study after study, as many as one pull takes. The newest date moves on only where nothing was left over."""
+    memory, done = fetching.memory, fetching.done
+    today = datetime.now(UTC).strftime("%Y%m%d")
+    newest = memory.newest
+    for study in _studies(fetching.pacs, fetching.settings, newest):
+        if done.studies >= fetching.settings.max_studies:
+            done.more = True
+            break
+        fetching.study(study)
+        day = value_of(study, STUDY_DATE)
+        newest = max(newest, min(day, today)) if len(day) == 8 and day.isdigit() else newest
+    if not (done.more or fetching.pacs.incomplete):
+        memory.newest = newest
 
 
 def _first_day(settings: DicomwebSettings, newest: str) -> str:
     if not newest:
         return settings.since
-    day = date(int(newest[:4]), int(newest[4:6]), int(newest[6:8])) - timedelta(days=settings.lookback_days)
+    try:
+        day = date(int(newest[:4]), int(newest[4:6]), int(newest[6:8])) - timedelta(days=settings.lookback_days)
+    except (ValueError, OverflowError):  # a study of the 99th of a month, or of the year 1
+        return settings.since
     return max(settings.since, day.strftime("%Y%m%d"))
 
 
-def _studies(client: DICOMwebClient, settings: DicomwebSettings, newest: str) -> Iterator[dict[str, Any]]:
+def _studies(pacs: Pacs, settings: DicomwebSettings, newest: str) -> Iterator[dict[str, Any]]:
     filters = {"ModalitiesInStudy": settings.modality}
     first = _first_day(settings, newest)
     if first:
         filters["StudyDate"] = f"{first}-"
-    yield from _all(client.search_for_studies, STUDY, search_filters=filters, fields=[STUDY_DATE, STUDY_INSTANCES])
-
-
-def _all(search: Callable[..., list[dict[str, Any]]], tag: str, *where: str, **query: Any) -> Iterator[dict[str, Any]]:
-    """Every result, page by page; ends where a page brings nothing new, as with a PACS that ignores `offset`."""
-    seen: set[str] = set()
-    offset = 0
-    while True:
-        page = search(*where, limit=PAGE, offset=offset, **query)
-        fresh = [found for found in page if _value(found, tag) not in seen]
-        seen.update(_value(found, tag) for found in fresh)
-        yield from fresh
-        if len(page) < min(PAGE, WHOLE) or not fresh:
-            return
-        offset += len(page)
+    fields = (STUDY_DATE, SERIES_IN_STUDY, INSTANCES_IN_STUDY)
+    yield from pacs.all(Query("studies", STUDY, filters, fields))
 
 
 @dataclass
-class _Pull:
+class _Fetching:
     """One pull under way."""
 
-    client: DICOMwebClient
-    modality: str
+    pacs: Pacs
+    settings: DicomwebSettings
     memory: _Memory
     spool: Spool
     done: Pulled
 
     def study(self, found: dict[str, Any]) -> None:
-        study, text = _value(found, STUDY), _value(found, STUDY_INSTANCES)
-        instances = int(text) if text.isdigit() else 0
+        study, instances = value_of(found, STUDY), _count(found, INSTANCES_IN_STUDY)
         if self.memory.unchanged(study, instances):
             return
         self.done.studies += 1
         failed = self.done.failed
-        filters = {"Modality": self.modality}
-        for found_series in _all(self.client.search_for_series, SERIES, study, search_filters=filters):
-            series = _value(found_series, SERIES)
-            for instance in _all(self.client.search_for_instances, INSTANCE, study, series):
-                uid = _value(instance, INSTANCE)
-                if not self.memory.has(uid):
-                    self.fetch(study, series, uid)
-        if self.done.failed == failed:
+        filters = {"Modality": self.settings.modality}
+        query = Query(f"studies/{study}/series", SERIES, filters, (INSTANCES_IN_SERIES,))
+        for series in self.pacs.all(query):
+            self.series(f"studies/{study}/series/{value_of(series, SERIES)}", _count(series, INSTANCES_IN_SERIES))
+        if self.done.failed == failed and not self.pacs.incomplete:
             self.memory.done(study, instances)
 
-    def fetch(self, study: str, series: str, uid: str) -> None:
+    def series(self, path: str, count: int) -> None:
+        for instance in self.pacs.all(Query(f"{path}/instances", INSTANCE, expected=count)):
+            uid = value_of(instance, INSTANCE)
+            too_large = uid, f"larger than {self.spool.largest_bytes}"
+            if not (self.memory.has(uid) or self.memory.has(*too_large)):
+                try:
+                    self.fetch(f"{path}/instances/{uid}", uid)
+                except TooLargeError as error:
+                    self.memory.add(*too_large)  # not asked for again while the limit stays
+                    log.note(logger, "instance not fetched", logging.WARNING, why=error.why)
+
+    def fetch(self, path: str, uid: str) -> None:
         """One instance into the spool, in the transfer syntax the PACS holds it in."""
-        self.spool.check_room()
-        content = io.BytesIO()
+        file = self.spool.incoming()
         try:
-            instance = self.client.retrieve_instance(study, series, uid, media_types=(("application/dicom", "*"),))
-            instance.save_as(content, enforce_file_format=True)
+            self.pacs.retrieve(path, file.write)
+            size, kept = file.size, file.keep()
+            self.spool.settle()
         except Exception as error:  # one instance the PACS cannot give, or gives damaged, must not end the pull
-            if isinstance(error, requests.ConnectionError | requests.Timeout) or _refused(error):
+            file.discard()
+            if isinstance(error, ResourceError | NetworkError | LOST) or refuses_us(error):
                 raise
             self.done.failed += 1
             log.note(logger, "instance not fetched", logging.WARNING, error=type(error).__name__)
             return
-        self.done.bytes += content.tell()
-        kept = self.spool.add(content.getvalue())
+        self.done.bytes += size
         self.done.instances += kept
         self.done.repeated += not kept
         self.memory.add(uid)
 
 
-def _refused(error: Exception) -> bool:
-    """Whether the PACS refuses us altogether: to ask on for every instance would lock an account."""
-    response = getattr(error, "response", None)
-    return response is not None and response.status_code in (401, 403)
-
-
-def _explained(error: requests.RequestException, settings: DicomwebSettings, done: Pulled) -> NetworkError:
-    where = f"PACS {settings.url}"
-    kept = f"{done.instances} instances are safe; the next pull goes on from here"
-    if isinstance(error, requests.exceptions.SSLError):
-        return NetworkError(where, "its certificate is not trusted", "set dicomweb.ca_file")
-    if isinstance(error, requests.Timeout):
-        return NetworkError(where, f"no answer within {settings.timeout:g} s", kept)
-    if _refused(error):
-        return NetworkError(where, "it refuses our account (401/403)", "check dicomweb.user and its password file")
-    if error.response is not None:
-        return NetworkError(where, f"it answers {error.response.status_code}", "check dicomweb.url")
-    return NetworkError(where, "cannot be reached", kept)
+def _count(found: dict[str, Any], tag: str) -> int:
+    text = value_of(found, tag)
+    return int(text) if text.isdecimal() and len(text) < 10 else 0

@@ -35,6 +35,8 @@ class DicomwebSettings(Options):
     """Seconds to wait for the PACS before the pull stops and goes on at the next interval."""
     interval_minutes: float = Field(60.0, gt=0)
     """Minutes between two pulls."""
+    max_studies: int = Field(10_000, ge=1)
+    """Studies with something new that one pull opens at most; the next pull goes on."""
 
 
 class CstoreSettings(Options):

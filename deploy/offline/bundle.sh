@@ -2,7 +2,7 @@
 # Makes the offline bundle: wheels with hashes, SBOM, checksums, install script.
 #   deploy/offline/bundle.sh OUT [PYTHON]      (needs pip's index once; the result needs none)
 #   VARIANT=cpu takes torch from PyTorch's CPU index (or from INDEX_URL) and leaves NVIDIA's libraries out.
-#   EXTRAS=dicomweb,cstore,onnx,bench adds what the exports and benchmarks need.
+#   EXTRAS=cstore,onnx,bench adds what the exports and benchmarks need.
 set -euo pipefail
 
 out=${1:?"usage: bundle.sh OUT [PYTHON]"}
@@ -30,7 +30,7 @@ pip=("$python" -m pip --quiet --disable-pip-version-check)
 "${pip[@]}" wheel --no-deps --no-build-isolation --wheel-dir "$folder/wheels" "$root"
 wheel=$(cd "$folder/wheels" && echo "$PWD"/usfmae-*.whl)
 "${pip[@]}" download --only-binary :all: "${index[@]}" --constraint "$root/requirements.lock" --dest "$folder/wheels" \
-  "usfmae[${EXTRAS:-dicomweb,cstore}] @ file://$wheel"
+  "usfmae[${EXTRAS:-cstore}] @ file://$wheel"
 if [ "$variant" = cpu ] && ls "$folder"/wheels/nvidia_* >/dev/null 2>&1; then
   fail "VARIANT=cpu" "the index gave a torch that needs NVIDIA's libraries" "set INDEX_URL to an index of CPU builds" 4
 fi

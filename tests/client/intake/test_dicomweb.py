@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -13,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from usfmae.client.intake.dicomweb import pull
-from usfmae.client.intake.spool import Spool
+from usfmae.client.intake.spool import Incoming, Spool
 from usfmae.core.config.sources import DicomwebSettings
 from usfmae.core.errors import ConfigError, NetworkError, ResourceError
 
@@ -34,6 +35,10 @@ class Pacs(ThreadingHTTPServer):
         self.status, self.delay = 200, 0.0
         self.broken: set[str] = set()
         self.ignores_offset = False
+        self.cap, self.warns = 1000, False  # results of one page; whether it says that there are more
+        self.accepts, self.accepted = "", set[str]()  # a form that alone is answered; what was asked for
+        self.location = ""
+        self.instance_body: bytes | None = None
 
     @property
     def url(self) -> str:
@@ -50,7 +55,16 @@ class _Answer(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         path = parts.path.removeprefix("/dicom-web/").split("/")
         self.server.requests.append(self.path)
+        self.server.accepted.add(self.headers["Accept"])
+        self.more = False
         time.sleep(self.server.delay)
+        if self.server.location:
+            self.send_response(302)
+            self.send_header("Location", self.server.location)
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        if self.server.accepts and self.server.accepts not in self.headers["Accept"]:
+            return self._send(406, b"", "text/plain")
         if self.server.status != 200:
             return self._send(self.server.status, b"", "text/plain")
         if len(path) == 6:
@@ -75,12 +89,16 @@ class _Answer(BaseHTTPRequestHandler):
     def _page(self, every: list[dict[str, object]], query: dict[str, list[str]]) -> list[dict[str, object]]:
         offset, limit = int(query["offset"][0]), int(query["limit"][0])
         offset = 0 if self.server.ignores_offset else offset
-        return every[offset : offset + limit]
+        end = offset + min(limit, self.server.cap)
+        self.more = self.server.warns and end < len(every)
+        return every[offset:end]
 
     def _instance(self, sop: str) -> None:
         if sop in self.server.broken:
             return self._send(404, b"", "text/plain")
         body = self.server.content.replace(b"9.9.9.9.9", sop.encode())
+        if self.server.instance_body is not None:
+            body = self.server.instance_body
         part = b"--b\r\nContent-Type: application/dicom\r\n\r\n" + body + b"\r\n--b--"
         return self._send(200, part, 'multipart/related; type="application/dicom"; boundary=b')
 
@@ -88,6 +106,8 @@ class _Answer(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        if status == 200 and self.more:
+            self.send_header("Warning", '299 pacs "There are 1 additional results that can be requested"')
         self.end_headers()
         self.wfile.write(body)
 
@@ -126,7 +146,7 @@ def test_a_second_pull_asks_only_for_what_is_new(pacs: Pacs, spool: Spool, tmp_p
     assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 2
     pacs.requests.clear()
     assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 0
-    assert len(pacs.requests) == 1 and "StudyDate=20251225-" in pacs.requests[0]
+    assert all("/studies?" in request and "StudyDate=20251225-" in request for request in pacs.requests)
     pacs.studies["1.2.3.1"][1].append("1.2.3.1.3")  # an instance that arrived late
     pacs.studies["1.2.3.2"] = ("20260110", ["1.2.3.2.1"])
     assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 2
@@ -136,7 +156,7 @@ def test_a_second_pull_asks_only_for_what_is_new(pacs: Pacs, spool: Spool, tmp_p
 def test_studies_beyond_one_page_are_all_pulled(
     pacs: Pacs, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("usfmae.client.intake.dicomweb.PAGE", 3)
+    monkeypatch.setattr("usfmae.client.intake.pacs.PAGE", 3)
     pacs.studies = {f"1.2.4.{i}": ("20260101", [f"1.2.4.{i}.1"]) for i in range(1, 8)}
     assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 7
 
@@ -152,7 +172,7 @@ def test_one_instance_the_pacs_cannot_give_is_asked_for_again(pacs: Pacs, spool:
 def test_a_slow_pacs_is_one_clear_error_and_loses_nothing(
     pacs: Pacs, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("usfmae.client.intake.dicomweb.ATTEMPTS", 1)
+    monkeypatch.setattr("usfmae.client.intake.pacs.ATTEMPTS", 1)
     pacs.delay = 1.0
     with pytest.raises(NetworkError, match=r"no answer within 0\.2 s"):
         pull(settings(pacs, timeout=0.2), spool, tmp_path / "pull.db")
@@ -163,7 +183,7 @@ def test_a_slow_pacs_is_one_clear_error_and_loses_nothing(
 def test_a_pacs_that_ignores_offset_does_not_hold_us_for_ever(
     pacs: Pacs, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("usfmae.client.intake.dicomweb.PAGE", 2)
+    monkeypatch.setattr("usfmae.client.intake.pacs.PAGE", 2)
     pacs.ignores_offset = True
     assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 2
 
@@ -176,7 +196,7 @@ def test_a_refusal_says_what_to_check(pacs: Pacs, spool: Spool, tmp_path: Path, 
 
 
 def test_a_pacs_that_is_not_there(spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("usfmae.client.intake.dicomweb.ATTEMPTS", 1)
+    monkeypatch.setattr("usfmae.client.intake.pacs.ATTEMPTS", 1)
     with pytest.raises(NetworkError, match="cannot be reached"):
         pull(DicomwebSettings(url="http://127.0.0.1:9/dicom-web"), spool, tmp_path / "pull.db")
 
@@ -201,3 +221,119 @@ def test_what_is_remembered_holds_no_uid(pacs: Pacs, spool: Spool, tmp_path: Pat
     pull(settings(pacs), spool, tmp_path / "pull.db")
     kept = b"".join(f.read_bytes() for f in tmp_path.glob("pull.db*"))
     assert b"1.2.3.1" not in kept
+
+
+@pytest.mark.parametrize("cap", [1, 3, 60])
+@pytest.mark.parametrize("warns", [False, True])
+def test_pages_of_any_size_are_asked_for_to_the_end(
+    pacs: Pacs, spool: Spool, tmp_path: Path, cap: int, warns: bool
+) -> None:
+    pacs.cap, pacs.warns = cap, warns
+    pacs.studies = {f"1.2.4.{i}": ("20260101", [f"1.2.4.{i}.{n}" for n in range(1, 4)]) for i in range(1, 9)}
+    assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 24
+
+
+def test_a_pacs_that_says_more_and_gives_no_more_is_asked_again(pacs: Pacs, spool: Spool, tmp_path: Path) -> None:
+    pacs.cap, pacs.warns, pacs.ignores_offset = 1, True, True
+    assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 1
+    pacs.cap, pacs.ignores_offset = 1000, False
+    assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 1, "taken for all there is"
+
+
+@pytest.mark.parametrize("form", ["application/json", 'type="application/dicom"'])
+def test_what_cannot_be_accepted_is_asked_for_more_plainly(
+    pacs: Pacs, spool: Spool, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = _Answer.do_GET
+
+    def picky(self: _Answer) -> None:
+        is_instance = len(self.path.split("?")[0].split("/")) == 8
+        wants = self.headers["Accept"]
+        refused = "transfer-syntax" in wants if is_instance else "dicom+json" in wants
+        if refused and (is_instance == ("dicom" in form)):
+            return self._send(406, b"", "text/plain")
+        return original(self)
+
+    _Answer.more = False  # type: ignore[attr-defined]
+    monkeypatch.setattr(_Answer, "do_GET", picky)
+    assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 2
+
+
+def test_redirects_are_named_and_not_followed(pacs: Pacs, spool: Spool, tmp_path: Path) -> None:
+    pacs.location = "http://169.254.169.254/latest"
+    with pytest.raises(NetworkError, match=r"redirects to http://169\.254\.169\.254/latest, which is not followed"):
+        pull(settings(pacs), spool, tmp_path / "pull.db")
+    assert len(pacs.requests) == 1
+
+
+def test_an_instance_is_stored_as_it_comes_and_never_opened(pacs: Pacs, spool: Spool, tmp_path: Path) -> None:
+    """A deflated instance that would take gigabytes is some bytes for the decoding process."""
+    pacs.instance_body = b"DICM\r\n--c\r\n\r\n--" * 10_000
+    assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 1
+    assert [f.read_bytes() for f in spool.files()] == [pacs.instance_body]
+
+
+def test_an_answer_that_is_cut_off_is_no_instance(pacs: Pacs, spool: Spool, tmp_path: Path) -> None:
+    pacs.instance_body = b"x\r\n--b--\r\n"  # complete, and more behind it: read to the end of the part
+    assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 1
+
+    def cut(self: _Answer, status: int, body: bytes, kind: str, send: object = _Answer._send) -> None:
+        send(self, status, body[: -len(b"\r\n--b--")] if "multipart" in kind else body, kind)  # type: ignore[operator]
+
+    pacs.studies, pacs.instance_body = {"1.2.5": ("20260102", ["1.2.5.1"])}, None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Answer, "_send", cut)
+        done = pull(settings(pacs), spool, tmp_path / "pull.db")
+    assert (done.instances, done.failed) == (0, 1) and list(spool.partial.iterdir()) == []
+
+
+def test_an_instance_beyond_the_limit_is_not_asked_for_again(pacs: Pacs, spool: Spool, tmp_path: Path) -> None:
+    spool.largest_bytes = 100
+    assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 0
+    pacs.requests.clear()
+    pacs.studies["1.2.3.1"][1].append("1.2.3.1.3")
+    pull(settings(pacs), spool, tmp_path / "pull.db")
+    assert [r for r in pacs.requests if r.endswith("/1.2.3.1.1")] == []
+    spool.largest_bytes = 10_000
+    pacs.studies["1.2.3.1"][1].append("1.2.3.1.4")
+    assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 4
+
+
+def test_one_pull_opens_so_many_studies_and_the_next_goes_on(pacs: Pacs, spool: Spool, tmp_path: Path) -> None:
+    pacs.studies = {f"1.2.4.{i}": (f"2026010{i}", [f"1.2.4.{i}.1"]) for i in range(1, 8)}
+    for expected in (3, 3, 1, 0):
+        done = pull(settings(pacs, max_studies=3), spool, tmp_path / "pull.db")
+        assert (done.instances, done.more) == (expected, expected == 3)
+
+
+def test_a_password_in_the_address_is_never_shown(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("usfmae.client.intake.pacs.ATTEMPTS", 1)
+    with pytest.raises(NetworkError) as raised:
+        pull(DicomwebSettings(url="http://site:s3cret@127.0.0.1:9/dicom-web"), spool, tmp_path / "pull.db")
+    assert "s3cret" not in str(raised.value) and "127.0.0.1:9" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "page", [b"{}", b"[[]]", b'[{"0020000D": 7}]', b"[" * 100_000, b"\xff", b'[{"0020000D": {"Value": ["../.."]}}]']
+)
+def test_results_that_are_none_end_the_pull_with_a_sentence_or_are_passed_over(
+    pacs: Pacs, spool: Spool, tmp_path: Path, page: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Answer, "_search", lambda self, path, query: None)
+    monkeypatch.setattr("json.dumps", lambda value: page.decode("latin-1"))
+    is_list = page.startswith(b"[") and page.endswith(b"]")
+    ends = contextlib.nullcontext() if is_list else pytest.raises(NetworkError, match="a page of results")
+    with ends:
+        assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 0
+
+
+def test_an_unforeseen_error_costs_one_instance(
+    pacs: Pacs, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter([1, 0])
+    original = Incoming.keep
+    monkeypatch.setattr(Incoming, "keep", lambda self: 1 / 0 if next(calls, 0) else original(self))
+    done = pull(settings(pacs), spool, tmp_path / "pull.db")
+    assert (done.instances, done.failed) == (1, 1)
