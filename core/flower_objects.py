@@ -1,4 +1,6 @@
-"""Flower's object format: a message is a tree of content-addressed objects, and travels object by object.
+"""Flower's wire, as both sides speak it: the fleet API's calls and headers, and the object format.
+
+A message is a tree of content-addressed objects, and travels object by object.
 
     object   = "KIND CHILD,CHILD,... LENGTH" 0x00 body          id = SHA-256 of all its bytes
     Message -> RecordDict -> ConfigRecord | ArrayRecord -> Array -> ArrayChunk (at most 5 MiB each)
@@ -14,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from usfmae.core.errors import PolicyError
@@ -22,6 +25,29 @@ CHUNK = 5 * 1024 * 1024  # bytes of an ArrayChunk's body
 LARGEST = 8 * 1024 * 1024  # bytes of any one object
 MOST_TENSORS = 10_000
 LONGEST_ABOUT = 4096  # bytes of a tensor's description: enough for 800 chunks, 4 GB
+
+FLEET_PATH = "/v1/fleet/"
+PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER = "flwr-public-key", "flwr-signature", "flwr-timestamp"
+HOLD_HEADER = "usfmae-hold"  # whole seconds a call for messages may be held; our gateway's own, others do not know it
+
+
+class FleetCall(StrEnum):
+    """The calls of Flower's fleet API that our gateway answers; a site makes all but the last."""
+
+    ACTIVATE = "activate-node"
+    DEACTIVATE = "deactivate-node"
+    HEARTBEAT = "send-node-heartbeat"
+    PULL_MESSAGES = "pull-messages"
+    PUSH_MESSAGES = "push-messages"
+    PULL_OBJECT = "pull-object"
+    PUSH_OBJECT = "push-object"
+    CONFIRM = "confirm-message-received"
+    GET_RUN = "get-run"
+
+    @property
+    def path(self) -> str:
+        return FLEET_PATH + self.value
+
 
 Fetch = Callable[[str], bytes]  # object id -> the object's bytes, its hash already checked
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from usfmae.core.errors import CheckpointError
 
 TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1"), "F64": np.dtype("<f8")}
 NAMES = {"F32": "float32", "U8": "uint8", "F64": "float64"}
+LARGEST_HEADER = 100_000_000  # bytes
 UNKNOWN = "0" * 64  # stands for a hash until the last byte is written
 
 
@@ -32,18 +34,44 @@ class TensorFile:
         self.path = path
         try:
             self._file = path.open("rb")
-            length = int.from_bytes(self._file.read(8), "little")
-            header: dict[str, Any] = json.loads(self._file.read(min(length, 100_000_000)))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"file {path}", f"is not readable: {error}", "restore it from a backup") from None
-        self.metadata: dict[str, str] = header.pop("__metadata__", {})
-        self._start = 8 + length
-        self._entries = header
+        except OSError as error:
+            raise self._unreadable(error.strerror or str(error)) from None
+        try:
+            self.metadata, self._entries, self._start = self._header()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _unreadable(self, why: str) -> CheckpointError:
+        return CheckpointError(f"file {self.path}", f"is not readable: {why}", "restore it from a backup")
+
+    def _header(self) -> tuple[dict[str, str], dict[str, dict[str, Any]], int]:
+        """Metadata, entries by name, and where the tensors begin; CheckpointError where any of it is malformed."""
+        length = int.from_bytes(self._file.read(8), "little")
+        size = os.fstat(self._file.fileno()).st_size
+        if length > min(size, LARGEST_HEADER):
+            raise self._unreadable("it is shorter than its header")
+        try:
+            header = json.loads(self._file.read(length))
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._unreadable(str(error)) from None
+        if not isinstance(header, dict):
+            raise self._unreadable("its header is no object")
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise self._unreadable("its metadata is no text")
+        for name, entry in header.items():
+            if not _sound(entry, size - 8 - length):
+                raise self._unreadable(f"its header says nothing sound of tensor {name!r:.60}")
+        return metadata, header, 8 + length
 
     def __enter__(self) -> TensorFile:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._file.close()
 
     @property
@@ -95,6 +123,16 @@ class TensorMapping(Mapping[str, NDArray[Any]]):
 
     def __len__(self) -> int:
         return len(self._shapes)
+
+
+def _sound(entry: object, size: int) -> bool:
+    """Whether a header's entry describes a tensor that can lie in `size` bytes."""
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]  # type: ignore[index]
+        whole = all(isinstance(number, int) and number >= 0 for number in (begin, end, *shape))
+        return whole and begin <= end <= size and math.prod(shape) * TYPES[dtype].itemsize == end - begin
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def square_sum(values: NDArray[np.float32]) -> float:

@@ -54,22 +54,16 @@ def test_no_two_classes_of_a_package_share_a_name(side: str) -> None:
     assert {name: sorted(files) for name, files in places.items() if len(files) > 1} == {}
 
 
-def test_flower_stands_behind_few_doors() -> None:
-    doors = {
-        "client/flower/fleet_client.py",
-        "client/flower/messages.py",
-        "client/flower/supernode_app.py",
-        "server/flower/serverapp.py",
-    }
-    doors |= {"server/flower/link_state.py", "server/flower/fleet_api.py", "server/flower/object_store.py"}
-    users = set()
+def test_names_that_flower_does_not_publish_stand_in_one_module_a_side() -> None:
+    published = {"flwr.app", "flwr.serverapp", "flwr.clientapp"}
+    users: dict[str, set[str]] = {}
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if any(name.split(".")[0] == "flwr" for name in names):
-                users.add(str(path.relative_to(ROOT)))
-    assert users <= doors
+            users.setdefault(str(path.relative_to(ROOT)), set()).update(n for n in names if n.split(".")[0] == "flwr")
+    private = {path for path, names in users.items() if names - published}
+    assert private == {"client/flower/pinned.py", "server/flower/pinned.py"}
 
 
 @pytest.mark.parametrize("program", ["core", "client", "server"])

@@ -8,35 +8,36 @@ from pathlib import Path
 from usfmae.core import flower_objects
 from usfmae.core.errors import PolicyError, ResourceError
 from usfmae.core.federated import messages
+from usfmae.core.files import flush
 
 
-def length(name: str, about: flower_objects.Tensor) -> int:
+def length(name: str, array: flower_objects.Tensor) -> int:
     """Bytes of an array of bytes; PolicyError where it is none."""
-    if about.encoding != messages.RAW or len(about.shape) != 1:
+    if array.encoding != messages.RAW or len(array.shape) != 1:
         raise PolicyError(f"file {name!r:.80}", "is not an array of bytes", "refused")
-    return about.shape[0]
+    return array.shape[0]
 
 
-def receive(target: Path, about: flower_objects.Tensor, fetch: flower_objects.Fetch) -> None:
+def receive(target: Path, array: flower_objects.Tensor, fetch: flower_objects.Fetch) -> None:
     """Fetch an array of bytes into a file; an interrupted call goes on after the last whole chunk."""
     part = _part(target)
     done = part.stat().st_size // flower_objects.CHUNK if part.exists() else 0
-    bodies = (flower_objects.expect(fetch(id_), "ArrayChunk").body for id_ in about.chunks[done:])
-    write(target, length(target.name, about), bodies, done * flower_objects.CHUNK)
+    bodies = (flower_objects.expect(fetch(id_), "ArrayChunk").body for id_ in array.chunks[done:])
+    write(target, length(target.name, array), bodies, done * flower_objects.CHUNK)
 
 
-def write(target: Path, size: int, bodies: Iterable[memoryview | bytes], kept: int = 0) -> None:
-    """A file of `size` bytes; of an earlier attempt the first `kept` stay.
+def write(target: Path, size: int, bodies: Iterable[memoryview | bytes], done: int = 0) -> None:
+    """A file of `size` bytes; the first `done` bytes of an earlier attempt stay.
 
     PolicyError where it becomes another size; ResourceError where the disk is full.
     """
     if target.exists() and target.stat().st_size == size:
         return
-    part, written = _part(target), kept
+    part, written = _part(target), done
     try:
-        with part.open("r+b" if kept else "wb") as file:
-            file.truncate(kept)
-            file.seek(kept)
+        with part.open("r+b" if done else "wb") as file:
+            file.truncate(done)
+            file.seek(done)
             for body in bodies:
                 written += len(body)
                 if written > size:
@@ -45,7 +46,9 @@ def write(target: Path, size: int, bodies: Iterable[memoryview | bytes], kept: i
         if written != size:
             part.unlink()
             raise PolicyError(f"file {target.name}", f"has other than its {size} bytes", "refused")
+        flush(part)
         part.replace(target)
+        flush(target.parent)
     except OSError as error:
         raise ResourceError(f"writing {target}", error.strerror or str(error), "free space on the disk") from None
 

@@ -1,4 +1,4 @@
-"""The line to the aggregator: comes online, keeps alive, tries again. Knows nothing of rounds."""
+"""The connection to the aggregator: comes online, keeps alive, tries again. Knows nothing of rounds."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Connection:
                 except transport_errors.UnknownKeyError:
                     self.online = False
                 except NetworkError:
-                    pass  # the loop meets the same trouble and speaks of it
+                    pass  # the agent's loop meets the same error and reports it
 
     def close(self) -> None:
         """Sign off, where the server can be reached at once."""

@@ -14,12 +14,13 @@ from usfmae.client.rounds.jobs import Job
 from usfmae.client.rounds.model_inspection import Inspection
 from usfmae.client.rounds.participation import recipe_of
 from usfmae.client.site import Site
-from usfmae.core.errors import PolicyError, ResourceError
+from usfmae.core.errors import CheckpointError, PolicyError, ResourceError
 from usfmae.core.federated import messages
 from usfmae.core.federated.messages import TrainRequest
 from usfmae.core.files import flush
 from usfmae.core.flower_objects import Fetch, Tensor, expect, references, tensor
 from usfmae.core.log import note
+from usfmae.core.tensors import TensorFile
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def model(site: Site, request: TrainRequest, work: Job, ids: Mapping[str, str], 
         raise PolicyError("request", f"has no record {absent[0]!r}", "refused")
     room = lambda size: site_policy.check_disk(site, size)  # noqa: E731
     for name, target in wanted.items():
-        if not target.exists():
+        if not _whole(target):
             size = receive(ids[name], fetch, target, site.settings.max_model_gb * 1e9, room)
             note(logger, "downloaded", record=name, bytes=size)
     if request.with_replay:
@@ -49,6 +50,15 @@ def model(site: Site, request: TrainRequest, work: Job, ids: Mapping[str, str], 
     if not request.delta_from or work.base.exists():
         return None
     return apply_step.receive(site, request, work, ids[messages.STEP], fetch, room)
+
+
+def _whole(target: Path) -> bool:
+    """Whether an earlier call has left this file; one that a power cut damaged is fetched again."""
+    try:
+        TensorFile(target).close()
+    except CheckpointError:
+        return False
+    return True
 
 
 def receive(
@@ -61,7 +71,7 @@ def receive(
     """Write the fp32 tensors of the ArrayRecord `record` to a safetensors file; returns the file's size in bytes.
 
     Holds one chunk at a time. An interrupted call leaves `target.part` and goes on after the last whole tensor.
-    `room` is asked before anything is written, and raises where that many bytes do not fit. PolicyError for anything
+    `room` is request before anything is written, and raises where that many bytes do not fit. PolicyError for anything
     but float32 arrays or for more than `most_bytes`; ResourceError where the disk is full.
     """
     tensors = {name: tensor(fetch(id_)) for name, id_ in references(fetch(record), "ArrayRecord").items()}

@@ -1,9 +1,8 @@
 """A site on Flower's fleet API: one outbound HTTPS connection, and nothing that came over it is ever run.
 
-The pin is flwr 1.41. What this file relies on that Flower does not publish: the protobuf types imported below, seven
-paths, three header names, the signature over a timestamp, and the object format of flower_objects.py. It never calls
-`get-fab` or `get-run`: code that the aggregator distributes stays where it is. tests/client/test_flower_contract.py
-checks every one of these names against the installed Flower.
+What this relies on that Flower does not publish: the types in pinned.py, the calls, the headers and the object format
+in core/flower_objects.py, and the signature over a timestamp. It never calls `get-fab` or `get-run`: code that the
+aggregator distributes stays where it is.
 """
 
 from __future__ import annotations
@@ -21,34 +20,19 @@ from typing import TypeVar
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
-from flwr.proto import fleet_pb2 as fleet
-from flwr.proto import heartbeat_pb2 as beat
-from flwr.proto import message_pb2 as wire
-from flwr.proto import recorddict_pb2 as records
-from flwr.proto.node_pb2 import Node
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Proto
 
 from usfmae.client.flower.messages import ReplyMessage, RequestMessage
+from usfmae.client.flower.pinned import Node, beat, fleet, records, wire
 from usfmae.client.flower.transport_errors import GoneError, UnknownKeyError, UnreachableError, explained, refused
 from usfmae.core import flower_objects
 from usfmae.core.errors import ConfigError
+from usfmae.core.flower_objects import HOLD_HEADER, PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, FleetCall
 from usfmae.core.keys import public_pem
 
 MEDIA_TYPE = "application/protobuf"
-PUBLIC_KEY, SIGNATURE, TIMESTAMP = "flwr-public-key", "flwr-signature", "flwr-timestamp"
-HOLD = "usfmae-hold"  # seconds a call for messages may be held; our own gateway's, others do not know it
 SIGNED_FOR = 20.0  # seconds for which one signature of the time serves; the aggregator takes it for 300
-PATHS = {
-    "activate": "/v1/fleet/activate-node",
-    "deactivate": "/v1/fleet/deactivate-node",
-    "heartbeat": "/v1/fleet/send-node-heartbeat",
-    "pull": "/v1/fleet/pull-messages",
-    "push": "/v1/fleet/push-messages",
-    "pull-object": "/v1/fleet/pull-object",
-    "push-object": "/v1/fleet/push-object",
-    "confirm": "/v1/fleet/confirm-message-received",
-}
 
 R = TypeVar("R", bound=Proto)
 
@@ -62,7 +46,7 @@ def tls_context(ca: Path | None) -> ssl.SSLContext:
 
 
 class FleetClient:
-    """Calls of one node. Not thread-safe but for `heartbeat`, which httpx allows beside another call."""
+    """Calls of one node. Not thread-safe but for `heartbeat`, which httpx allows during another call."""
 
     def __init__(
         self,
@@ -96,15 +80,17 @@ class FleetClient:
     def activate(self, interval: float) -> int:
         """Come online. UnknownKeyError where the key is not enrolled, or while an earlier activation has not lapsed."""
         request = fleet.ActivateNodeRequest(public_key=self.public, heartbeat_interval=interval)
-        self.node_id = int(self._call("activate", request, fleet.ActivateNodeResponse).node_id)
+        self.node_id = int(self._call(FleetCall.ACTIVATE, request, fleet.ActivateNodeResponse).node_id)
         return self.node_id
 
     def deactivate(self) -> None:
-        self._call("deactivate", fleet.DeactivateNodeRequest(node_id=self.node_id), fleet.DeactivateNodeResponse)
+        self._call(
+            FleetCall.DEACTIVATE, fleet.DeactivateNodeRequest(node_id=self.node_id), fleet.DeactivateNodeResponse
+        )
 
     def heartbeat(self, interval: float) -> None:
         request = beat.SendNodeHeartbeatRequest(node=self._node(), heartbeat_interval=interval)
-        if not self._call("heartbeat", request, beat.SendNodeHeartbeatResponse).success:
+        if not self._call(FleetCall.HEARTBEAT, request, beat.SendNodeHeartbeatResponse).success:
             raise UnknownKeyError(f"server {self.server}", "does not know this node any more", "coming online again")
 
     def pull(self, hold: float = 0.0) -> RequestMessage | None:
@@ -112,8 +98,8 @@ class FleetClient:
 
         With `hold` the aggregator may wait that many whole seconds for a message before it says that there is none.
         """
-        asked, more = fleet.PullMessagesRequest(node=self._node()), {HOLD: f"{int(hold)}"} if hold >= 1 else {}
-        answer = self._call("pull", asked, fleet.PullMessagesResponse, more)
+        request, more = fleet.PullMessagesRequest(node=self._node()), {HOLD_HEADER: f"{int(hold)}"} if hold >= 1 else {}
+        answer = self._call(FleetCall.PULL_MESSAGES, request, fleet.PullMessagesResponse, more)
         if not answer.messages_list:
             return None
         about = answer.messages_list[0].metadata
@@ -122,7 +108,7 @@ class FleetClient:
     def fetch(self, run: int, id_: str) -> bytes:
         """One object, its hash checked."""
         request = wire.PullObjectRequest(node=self._node(), run_id=run, object_id=id_)
-        answer = self._call("pull-object", request, wire.PullObjectResponse)
+        answer = self._call(FleetCall.PULL_OBJECT, request, wire.PullObjectResponse)
         if not answer.object_found:
             raise GoneError(
                 f"object {id_[:12]}", "is not at the aggregator any more", "the round is over for this request"
@@ -139,7 +125,7 @@ class FleetClient:
         confirmed = wire.ConfirmMessageReceivedRequest(
             node=self._node(), run_id=request.run, message_object_id=request.id
         )
-        self._call("confirm", confirmed, wire.ConfirmMessageReceivedResponse)
+        self._call(FleetCall.CONFIRM, confirmed, wire.ConfirmMessageReceivedResponse)
 
     def push(self, reply: ReplyMessage) -> int:
         """Send a reply, object by object; only what the aggregator does not hold yet. Returns the bytes sent."""
@@ -150,7 +136,7 @@ class FleetClient:
             message_object_trees=[_tree(reply.parcel.tree)],
             clientapp_runtime_list=[reply.seconds],
         )
-        answer = self._call("push", request, fleet.PushMessagesResponse)
+        answer = self._call(FleetCall.PUSH_MESSAGES, request, fleet.PushMessagesResponse)
         if not answer.session_id:
             raise GoneError("reply", "was not taken: its request has expired", "waiting for the next round")
         sent = 0
@@ -162,7 +148,7 @@ class FleetClient:
                 object_content=content,
                 session_id=answer.session_id,
             )
-            if not self._call("push-object", pushed, wire.PushObjectResponse).stored:
+            if not self._call(FleetCall.PUSH_OBJECT, pushed, wire.PushObjectResponse).stored:
                 raise UnreachableError("upload", "its session has lapsed at the aggregator", "sending the rest again")
             sent += len(content)
         return sent
@@ -177,17 +163,17 @@ class FleetClient:
         if time.monotonic() - self.proved > SIGNED_FOR:
             stamp = datetime.now(UTC).isoformat()
             signature = self.key.sign(stamp.encode(), ECDSA(SHA256()))
-            self.proof = {TIMESTAMP: stamp, SIGNATURE: base64.b64encode(signature).decode()}
+            self.proof = {TIMESTAMP_HEADER: stamp, SIGNATURE_HEADER: base64.b64encode(signature).decode()}
             self.proved = time.monotonic()
-        return {PUBLIC_KEY: base64.b64encode(self.public).decode(), **self.proof}
+        return {PUBLIC_KEY_HEADER: base64.b64encode(self.public).decode(), **self.proof}
 
-    def _call(self, name: str, request: Proto, answer: type[R], more: Mapping[str, str] | None = None) -> R:
+    def _call(self, call: FleetCall, request: Proto, answer: type[R], more: Mapping[str, str] | None = None) -> R:
         headers = {"content-type": MEDIA_TYPE, "accept": MEDIA_TYPE, **self._proof(), **(more or {})}
         content = request.SerializeToString(deterministic=True)
-        status, body = self._post(PATHS[name], content, headers)
+        status, body = self._post(call.path, content, headers)
         if status != 200:
             self.proved = -SIGNED_FOR
-            raise refused(name, status, body, self.server, self.clock_offset)
+            raise refused(call, status, body, self.server, self.clock_offset)
         try:
             parsed: R = answer.FromString(body)
             return parsed

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.proto import message_pb2 as wire
-from flwr.proto import recorddict_pb2 as records
 from google.protobuf.message import DecodeError
 
+from usfmae.client.flower.pinned import records, wire
 from usfmae.core import flower_objects
 from usfmae.core.errors import PolicyError
 
@@ -43,22 +42,22 @@ class ReplyMessage:
 
 
 def reply_metadata(request: RequestMessage, created: float) -> bytes:
-    """Metadata of the answer to a request. Kept on disk: the same bytes make the same id, so an upload goes on."""
-    asked = wire.Metadata.FromString(request.metadata)
+    """Metadata of the answer to a request. It lies on disk: the same bytes make the same id, so an upload goes on."""
+    sent = wire.Metadata.FromString(request.metadata)
     about = wire.Metadata(
-        run_id=asked.run_id,
-        src_node_id=asked.dst_node_id,
-        dst_node_id=asked.src_node_id,
+        run_id=sent.run_id,
+        src_node_id=sent.dst_node_id,
+        dst_node_id=sent.src_node_id,
         reply_to_message_id=request.id,
-        group_id=asked.group_id,
-        ttl=asked.created_at + asked.ttl - created,
-        message_type=asked.message_type,
+        group_id=sent.group_id,
+        ttl=sent.created_at + sent.ttl - created,
+        message_type=sent.message_type,
         created_at=created,
     )
-    if asked.HasField("dst_task_id"):
-        about.src_task_id = asked.dst_task_id
-    if asked.HasField("src_task_id"):
-        about.dst_task_id = asked.src_task_id
+    if sent.HasField("dst_task_id"):
+        about.src_task_id = sent.dst_task_id
+    if sent.HasField("src_task_id"):
+        about.dst_task_id = sent.src_task_id
     return bytes(about.SerializeToString(deterministic=True))
 
 

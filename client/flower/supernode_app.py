@@ -4,7 +4,6 @@ A SuperNode fetches the coordinator's app (FAB) and runs it. Started through thi
 `flwr-clientapp`, nothing that came over the wire is unpacked or run: the app is the one of the installed package, and
 a FAB with another hash than the one in site.yaml (`fab`) is refused and audited. docs/site.md says how to start it.
 
-Three private names of Flower stand here, checked by tests/client/test_app.py against the pin.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from flwr.clientapp import ClientApp
 from safetensors.numpy import save_file
 
 from usfmae.client import outbox, site_policy
-from usfmae.client.flower import byte_stream
+from usfmae.client.flower import byte_stream, pinned
 from usfmae.client.rounds import apply_step, jobs, participation, replay_corpus
 from usfmae.client.rounds.model_inspection import Inspection
 from usfmae.client.rounds.workers import Workers
@@ -33,7 +32,7 @@ from usfmae.core.files import replacing
 from usfmae.core.tensors import TensorFile
 
 SITE = "USFMAE_SITE"  # environment: the site's directory
-LOOK = 0.5  # seconds between two looks at the worker
+POLL_SECONDS = 0.5  # seconds between two checks of the worker
 
 app = ClientApp()
 
@@ -62,14 +61,14 @@ def answer(site: Site, request: TrainRequest, content: RecordDict, workers: Work
             return why
         if not why and _worked(site, request, content, workers):
             return participation.failure(jobs.job(site, request))
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
     while outbox.state(place) == "waiting":
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
     return "refused: kept by the site" if outbox.state(place) == "rejected" else ""
 
 
 def _worked(site: Site, request: TrainRequest, content: RecordDict, workers: Workers) -> bool:
-    """One look at the round's job; True where it cannot be done."""
+    """See to the round's job once; True where it cannot be done."""
     work = jobs.job(site, request)
     if work.result:
         participation.stage(site, work, request)
@@ -152,14 +151,10 @@ def guarded(site: Site) -> tuple[Callable[..., None], Callable[..., Callable[...
 
 def main() -> None:
     """Flower's `flwr-clientapp` with the two steps replaced that would unpack and import a FAB."""
-    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
-    from flwr.supernode.runtime import run_clientapp as flower
-
     if not os.environ.get(SITE):
         raise ConfigError(f"environment variable {SITE}", "is not set", "name the site's directory in it")
     install, loader = guarded(Site.open(Path(os.environ[SITE])))
-    flower.install_from_fab, flower.get_load_client_app_fn = install, loader  # type: ignore[assignment,attr-defined]
-    flwr_clientapp()
+    pinned.run_clientapp(install, loader)
 
 
 if __name__ == "__main__":

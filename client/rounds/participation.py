@@ -33,6 +33,7 @@ def checked(site: Site, record: Mapping[str, Any]) -> TrainRequest:
     """The request in a record from the wire. PolicyError where the coordinator did not sign it, or it cannot be."""
     request = messages.from_record(TrainRequest, record)
     messages.verify(request, site.coordinator)
+    messages.check_addressed(request, site.fingerprint, time.time())
     if not NAME.fullmatch(request.campaign) or request.round < 0 or request.steps < 1 or request.global_step < 0:
         raise PolicyError("request", "holds a campaign, round or step that cannot be", "refused")
     return request
@@ -138,7 +139,7 @@ def stage(site: Site, work: jobs.Job, request: TrainRequest) -> None:
 def signed_update(site: Site, request: TrainRequest) -> TrainReply:
     """The record of a released update, signed now."""
     entry = read_json(outbox.folder(site, outbox.key(request)) / "entry.json") or {}
-    return messages.sign(messages.from_record(TrainReply, entry["record"]), site.signing_key)
+    return _signed(site, messages.from_record(TrainReply, entry["record"]))
 
 
 def refusal(error: PolicyError) -> str:
@@ -159,4 +160,10 @@ def declined(site: Site, record: Mapping[str, Any], why: str) -> TrainReply:
         declined=why[:200],
         site=site.fingerprint,
     )
-    return messages.sign(reply, site.signing_key)
+    return _signed(site, reply)
+
+
+def _signed(site: Site, reply: TrainReply) -> TrainReply:
+    """The reply, signed for this site's coordinator and for a while."""
+    recipient, expires = messages.fingerprint(site.coordinator), time.time() + messages.REPLY_COUNTS
+    return messages.sign(dataclasses.replace(reply, recipient=recipient, expires=expires), site.signing_key)

@@ -20,9 +20,21 @@ from usfmae.core.errors import PolicyError
 from usfmae.core.federated import codec
 from usfmae.core.federated.enrolment import EnrolledSite
 from usfmae.core.federated.merge import side_by_side
-from usfmae.core.federated.messages import RAW, TrainReply, TrainRequest, VerdictCode, from_record, verify
+from usfmae.core.federated.messages import (
+    HIGHEST_LOSS,
+    LONGEST_SECONDS,
+    RAW,
+    TrainReply,
+    TrainRequest,
+    VerdictCode,
+    check_addressed,
+    from_record,
+    verify,
+)
 from usfmae.core.keys import public_signing_key
 from usfmae.core.tensors import TensorFile
+
+FIGURES = {"loss_before": HIGHEST_LOSS, "loss_after": HIGHEST_LOSS, "seconds": LONGEST_SECONDS}  # and their bounds
 
 
 @dataclass(frozen=True)
@@ -48,8 +60,13 @@ class Refusal(Exception):  # noqa: N818 - a verdict, not an error
         self.code, self.detail = code, detail
 
 
-def identify(record: Mapping[str, Any], site: EnrolledSite, request: TrainRequest) -> TrainReply:
-    """The reply in a record, if this site signed it and it answers this request."""
+def identify(
+    record: Mapping[str, Any], site: EnrolledSite, request: TrainRequest, coordinator: str, now: float
+) -> TrainReply:
+    """The reply in a record, if this site signed it for this coordinator (a fingerprint) and it answers this request.
+
+    `now`: Unix time.
+    """
     try:
         reply = from_record(TrainReply, record)
     except PolicyError as error:
@@ -60,9 +77,13 @@ def identify(record: Mapping[str, Any], site: EnrolledSite, request: TrainReques
         raise Refusal(VerdictCode.BAD_SIGNATURE, "the signature is not this site's over this reply") from None
     if reply.site not in ("", site.site):
         raise Refusal(VerdictCode.WRONG_SITE, "the reply names another site")
-    for figure in ("loss_before", "loss_after", "seconds"):
-        if not 0 <= getattr(reply, figure) < math.inf:
-            raise Refusal(VerdictCode.BAD_RECORD, f"{figure} is {getattr(reply, figure):.3g}")
+    try:
+        check_addressed(reply, coordinator, now)
+    except PolicyError as error:
+        raise Refusal(VerdictCode.WRONG_RECIPIENT, error.why) from None
+    for figure, most in FIGURES.items():
+        if not 0 <= getattr(reply, figure) <= most:  # false for NaN as well
+            raise Refusal(VerdictCode.BAD_RECORD, f"{figure} is {getattr(reply, figure):.3g}, not within 0..{most:.0g}")
     wrong = {"campaign": VerdictCode.WRONG_CAMPAIGN, "round": VerdictCode.WRONG_ROUND, "base": VerdictCode.WRONG_BASE}
     for name, code in wrong.items():
         if getattr(reply, name) != getattr(request, name):

@@ -1,8 +1,8 @@
 """The wire contract between aggregator and site: the only place that names message keys.
 
 A round is one request and one reply. Both travel as a record of scalars (str, int, float) and, beside it, named
-byte strings. Neither side ever sends code, paths, names or identifiers of scans. The reply's signature covers
-(campaign, round, base, content, images), never the transport's run or message id, which change on a resubmission.
+byte strings. Neither side ever sends code, paths, names or identifiers of scans. A signature covers the whole record,
+whom it is for and until when it counts; never the transport's run or message id, which change on a resubmission.
 
     request  aggregator -> site   record + encoder tensors, or the packed step to them from the encoder `delta_from` names
                                   (+ decoder tensors where `with_decoder`,
@@ -41,9 +41,12 @@ UPDATE = "update"  # reply: the packed delta
 # corpus is a uint8 array of this type, its bytes as they are.
 RAW = "usfmae.raw"
 
-# The fields a signature covers.
-HASHED_REQUEST = ("campaign", "round", "base", "decoder", "recipe", "global_step", "steps")
-SIGNED_REPLY = ("campaign", "round", "base", "content", "images")
+CLOCKS_APART = 3600.0  # seconds that the clocks of aggregator and hospital may differ
+REPLY_COUNTS = 7 * 86400.0  # seconds for which a signed reply counts
+
+# Bounds of a reply's figures. Whatever lies outside is a broken or a hostile site, and would spoil means and charts.
+HIGHEST_LOSS = 1e4
+LONGEST_SECONDS = 1e7
 
 # What a record may hold for a field of each type; a whole number is a valid float.
 WANTED: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
@@ -86,6 +89,7 @@ class VerdictCode(StrEnum):
     WRONG_SHAPE = "wrong-shape"
     WRONG_DTYPE = "wrong-dtype"
     WRONG_SIZE = "wrong-size"
+    WRONG_RECIPIENT = "wrong-recipient"  # it is for another coordinator, or does not count any more
     NOT_FINITE = "not-finite"
     TAMPERED = "tampered"
     REPLAYED = "replayed"
@@ -115,7 +119,9 @@ class TrainRequest:
     with_replay: bool = False  # the public corpus comes along (the site said it has none)
     min_new: int = 0  # a site with fewer images it never trained on declines; 0 asks every site
     deadline: float = 0.0  # Unix time after which the reply is not used; 0 for none
-    signature: str = ""  # the coordinator's Ed25519 signature over HASHED_REQUEST, base64
+    recipient: str = ""  # fingerprint of the site it is for
+    expires: float = 0.0  # Unix time after which a site does not take it up; 0 for none
+    signature: str = ""  # the coordinator's Ed25519 signature over all of the above, base64
     version: int = VERSION
 
 
@@ -135,7 +141,9 @@ class TrainReply:
     seconds: float = 0.0  # training time
     declined: str = ""  # a DeclineReason, "" with an update
     site: str = ""  # fingerprint of the site's public key
-    signature: str = ""  # the site's Ed25519 signature over SIGNED_REPLY, base64
+    recipient: str = ""  # fingerprint of the coordinator's key
+    expires: float = 0.0  # Unix time after which the reply does not count; 0 for none
+    signature: str = ""  # the site's Ed25519 signature over all of the above, base64
     version: int = VERSION
 
 
@@ -145,6 +153,10 @@ def to_record(message: TrainRequest | TrainReply) -> dict[str, str | int | float
 
 def from_record(kind: type[T], record: Mapping[str, Any]) -> T:
     """A message from an untrusted record. PolicyError on a missing or unknown key or a value of the wrong type."""
+    version = record.get("version", VERSION)
+    if version != VERSION:
+        other = f"protocol version {version!r:.20}"
+        raise PolicyError(other, f"this side speaks version {VERSION}", "update usfmae on the older side")
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(record) - set(fields))
     if unknown:
@@ -156,21 +168,28 @@ def from_record(kind: type[T], record: Mapping[str, Any]) -> T:
                 raise PolicyError(f"message key {name!r}", "is missing", "update the other side")
             continue
         wanted = WANTED[str(field.type)]
-        value = record[name]
+        value: Any = record[name]
         if not isinstance(value, wanted) or (isinstance(value, bool) and field.type != "bool"):
             raise PolicyError(f"message key {name!r}", f"holds {type(value).__name__}, not {field.type}", "refused")
-        values[name] = value
-    message = kind(**values)
-    if getattr(message, "version", VERSION) != VERSION:
-        raise PolicyError(f"protocol version {message.version}", f"this side speaks {VERSION}", "update")  # type: ignore[attr-defined]
-    return message
+        values[name] = _float(name, value) if field.type == "float" else value
+    return kind(**values)
+
+
+def _float(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise PolicyError(f"message key {name!r}", "is larger than any float", "refused") from None
 
 
 def signed_bytes(message: TrainRequest | TrainReply) -> bytes:
-    """The canonical bytes under a signature."""
-    names = HASHED_REQUEST if isinstance(message, TrainRequest) else SIGNED_REPLY
-    kind = type(message).__name__
-    return json.dumps([kind, message.version, *(getattr(message, n) for n in names)]).encode()
+    """The canonical bytes under a signature: every field but the signature itself."""
+    values = {
+        field.name: float(getattr(message, field.name)) if field.type == "float" else getattr(message, field.name)
+        for field in dataclasses.fields(message)
+        if field.name != "signature"
+    }
+    return json.dumps([type(message).__name__, values], sort_keys=True, separators=(",", ":")).encode()
 
 
 def sign(message: T, key: Ed25519PrivateKey) -> T:
@@ -184,6 +203,15 @@ def verify(message: TrainRequest | TrainReply, key: Ed25519PublicKey) -> None:
         key.verify(base64.b64decode(message.signature, validate=True), signed_bytes(message))
     except (InvalidSignature, ValueError):
         raise PolicyError("signature", "does not match the message and the enrolled key", "refused") from None
+
+
+def check_addressed(message: TrainRequest | TrainReply, recipient: str, now: float) -> None:
+    """PolicyError where a message is for somebody else, or does not count any more."""
+    if message.recipient not in ("", recipient):
+        raise PolicyError("message", f"is for {message.recipient:.20}, not for {recipient}", "refused")
+    if message.expires and now > message.expires + CLOCKS_APART:
+        late = f"{now - message.expires:.0f} s ago"
+        raise PolicyError("message", f"expired {late}", "compare the clocks of both machines")
 
 
 def fingerprint(key: Ed25519PublicKey) -> str:

@@ -16,6 +16,7 @@ POINTS = 160  # more than a screen tells apart
 DOTTED = 16  # lines of so few values show each as a dot
 COLOURS = 8
 LABELS = 6
+LARGEST = 1e100
 
 Point = tuple[float, float]
 
@@ -27,12 +28,14 @@ def line_chart(
     x_title: str = "",
     size: tuple[int, int] = PAGE,
 ) -> Markup:
-    """One line per name over equally spaced labels; a line goes on where a value is None; empty without a value.
+    """One line per name over equally spaced labels; empty without a value.
 
+    A line goes on where a value is None, not finite or beyond LARGEST: one absurd figure spoils no page.
     `title` is what a screen reader says; `x_title` stands before the labels.
     """
     keep = _thinned(len(labels))
-    values = [v for line in series.values() for v in (line[i] for i in keep) if v is not None]
+    shown = {name: [v if v is not None and abs(v) <= LARGEST else None for v in line] for name, line in series.items()}
+    values = [v for line in shown.values() for v in (line[i] for i in keep) if v is not None]
     if not values:
         return Markup("")
     (width, height), marks = size, round_marks(min(values), max(values))
@@ -51,7 +54,7 @@ def line_chart(
         anchor = "end" if i == len(labels) - 1 > 0 else "start" if i == 0 and len(labels) > 1 else "middle"
         text = f"{x_title} {labels[i]}".strip() if not number else str(labels[i])
         parts.append(f'<text x="{at(i, low)[0]:.1f}" y="{height - 6}" text-anchor="{anchor}">{escape(text)}</text>')
-    for number, line in enumerate(series.values()):
+    for number, line in enumerate(shown.values()):
         parts += _line([at(i, v) for i in keep if (v := line[i]) is not None], _look(number))
     legend = [f"<li>{_sample(_look(number))}{escape(name)}</li>" for number, name in enumerate(series)]
     return Markup("".join([*parts, "</svg>", '<ul class="legend">', *legend, "</ul>"]))  # noqa: S704

@@ -8,73 +8,100 @@ node id belongs to the key, is checked here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flwr.proto import fleet_pb2 as fleet
-from flwr.proto import heartbeat_pb2 as beat
-from flwr.proto import message_pb2 as wire
-from flwr.proto.run_pb2 import GetRunRequest
-from flwr.server.superlink.linkstate import LinkState
-from flwr.supercore.error import FlowerError
-from flwr.supercore.error.catalog import API_ERROR_MAP
-from flwr.superlink.servicer.fleet import fleet_handlers as handlers
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Proto
 
-from usfmae.server.flower.node_auth import CALLER, FLEET, CallRefused, Receive, Scope, Send
+from usfmae.core.flower_objects import FLEET_PATH, HOLD_HEADER, FleetCall
+from usfmae.server.flower.link_state import State
+from usfmae.server.flower.node_auth import CALLER, CallRefused, Receive, Scope, Send
+from usfmae.server.flower.pinned import API_ERROR_MAP, FlowerError, GetRunRequest, beat, fleet, wire
+from usfmae.server.flower.pinned import fleet_handlers as handlers
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[Any, LinkState], Proto]
+Handler = Callable[[Any, State], Proto]
 
-CALLS: dict[str, tuple[type[Proto], Handler]] = {
-    "activate-node": (fleet.ActivateNodeRequest, handlers.activate_node),
-    "deactivate-node": (fleet.DeactivateNodeRequest, handlers.deactivate_node),
-    "send-node-heartbeat": (beat.SendNodeHeartbeatRequest, handlers.send_node_heartbeat),
-    "pull-messages": (
+
+def _confirm(request: wire.ConfirmMessageReceivedRequest, state: State) -> Proto:
+    """A site may say that it holds a request of its own; Flower would let it delete anybody's message."""
+    if not state.confirmable(request.message_object_id, CALLER.get()):
+        raise CallRefused(403, "confirms a message that was not sent to it")
+    answer: Proto = handlers.confirm_message_received(request, state, state.object_store)
+    return answer
+
+
+CALLS: dict[FleetCall, tuple[type[Proto], Handler]] = {
+    FleetCall.ACTIVATE: (fleet.ActivateNodeRequest, handlers.activate_node),
+    FleetCall.DEACTIVATE: (fleet.DeactivateNodeRequest, handlers.deactivate_node),
+    FleetCall.HEARTBEAT: (beat.SendNodeHeartbeatRequest, handlers.send_node_heartbeat),
+    FleetCall.PULL_MESSAGES: (
         fleet.PullMessagesRequest,
         lambda request, state: handlers.pull_messages(request, state, state.object_store),
     ),
-    "push-messages": (fleet.PushMessagesRequest, handlers.push_messages),
-    "pull-object": (wire.PullObjectRequest, handlers.pull_object),
-    "push-object": (wire.PushObjectRequest, handlers.push_object),
-    "confirm-message-received": (
-        wire.ConfirmMessageReceivedRequest,
-        lambda request, state: handlers.confirm_message_received(request, state, state.object_store),
-    ),
-    "get-run": (GetRunRequest, handlers.get_run),
+    FleetCall.PUSH_MESSAGES: (fleet.PushMessagesRequest, handlers.push_messages),
+    FleetCall.PULL_OBJECT: (wire.PullObjectRequest, handlers.pull_object),
+    FleetCall.PUSH_OBJECT: (wire.PushObjectRequest, handlers.push_object),
+    FleetCall.CONFIRM: (wire.ConfirmMessageReceivedRequest, _confirm),
+    FleetCall.GET_RUN: (GetRunRequest, handlers.get_run),
 }
-HOLD, LONGEST_HOLD = b"usfmae-hold", 20.0  # header: whole seconds a caller is ready to wait for a message
-LOOK = 0.05  # seconds between two looks for a message while a call is held
+LONGEST_HOLD = 20.0  # seconds
+
+Waiter = tuple[asyncio.AbstractEventLoop, asyncio.Event]
 
 
 class FleetApi:
     """The nine calls over a link state. `waits` says whether a message waits for the node with this key."""
 
-    def __init__(self, state: LinkState, waits: Callable[[bytes], bool]) -> None:
+    def __init__(self, state: State, waits: Callable[[bytes], bool]) -> None:
         self.state, self.waits = state, waits
+        self.held: defaultdict[bytes, list[Waiter]] = defaultdict(list)  # calls that wait for a message, by key
+        self.lock = threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        name, key = scope["path"].removeprefix(FLEET), CALLER.get()
+        call, key = FleetCall(scope["path"].removeprefix(FLEET_PATH)), CALLER.get()
         body = (await receive())["body"]  # node_auth gives it whole
-        if name == "pull-messages":
-            await self._hold(key, _asked(dict(scope["headers"]).get(HOLD, b"")))
-        status, kind, answer = await asyncio.to_thread(self._answer, name, key, body)
+        if call is FleetCall.PULL_MESSAGES:
+            await self._hold(key, _seconds(dict(scope["headers"]).get(HOLD_HEADER.encode(), b"")))
+        status, kind, answer = await asyncio.to_thread(self._answer, call, key, body)
         headers = [(b"content-type", kind), (b"content-length", str(len(answer)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
     async def _hold(self, key: bytes, seconds: float) -> None:
         """A caller that has nothing else to do is answered when there is a message, or when its time is up."""
-        end = asyncio.get_running_loop().time() + seconds
-        while not self.waits(key) and asyncio.get_running_loop().time() < end:
-            await asyncio.sleep(LOOK)
+        if not seconds:
+            return
+        waiter = asyncio.get_running_loop(), asyncio.Event()
+        with self.lock:
+            self.held[key].append(waiter)
+        try:
+            if not self.waits(key):  # asked once: whatever comes later wakes
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(waiter[1].wait(), seconds)
+        finally:
+            with self.lock:
+                self.held[key].remove(waiter)
+                if not self.held[key]:
+                    del self.held[key]
 
-    def _answer(self, name: str, key: bytes, body: bytes) -> tuple[int, bytes, bytes]:
-        parse, handle = CALLS[name]
+    def wake(self, key: bytes) -> None:
+        """A message waits for the node with this key; from any thread."""
+        with self.lock:
+            waiters = list(self.held.get(key, ()))
+        for loop, event in waiters:
+            with contextlib.suppress(RuntimeError):  # the server is stopping
+                loop.call_soon_threadsafe(event.set)
+
+    def _answer(self, call: FleetCall, key: bytes, body: bytes) -> tuple[int, bytes, bytes]:
+        parse, handle = CALLS[call]
         try:
             request = parse.FromString(body)
             if not self._is_callers(request, key):
@@ -86,11 +113,11 @@ class FleetApi:
             raise CallRefused(400, "not a message of this call") from None
         except FlowerError as error:
             about = API_ERROR_MAP[error.code]
-            logger.info("%s: %s", name, error.message)
+            logger.info("%s: %s", call, error.message)
             return _refusal(about.http_status_code, error.to_json(about.public_message))
         except Exception as error:  # whatever a hostile message may raise
-            logger.error("%s: %s: %s", name, type(error).__name__, error)
-            raise CallRefused(500, f"{name}: {type(error).__name__}") from None
+            logger.error("%s: %s: %s", call, type(error).__name__, error)
+            raise CallRefused(500, f"{call}: {type(error).__name__}") from None
 
     def _is_callers(self, request: Any, key: bytes) -> bool:
         if isinstance(request, fleet.ActivateNodeRequest):
@@ -99,7 +126,7 @@ class FleetApi:
         return bool(self.state.get_node_id_by_public_key(key) == node)
 
 
-def _asked(seconds: bytes) -> float:
+def _seconds(seconds: bytes) -> float:
     return min(float(seconds), LONGEST_HOLD) if seconds.isdigit() else 0.0
 
 

@@ -64,8 +64,10 @@ class Gateway:
         self.socket = _listen(settings.host, settings.port)
         self.port: int = self.socket.getsockname()[1]
         limits = ConnectionLimits(settings.connections, settings.connections_from_one, on_refused)
+        fleet_api = FleetApi(link.state, link.waits)
+        link.on_request = fleet_api.wake
         application = NodeAuth(
-            FleetApi(link.state, link.waits),
+            fleet_api,
             link.knows,
             int(settings.body_mib * 2**20),
             settings.body_seconds,

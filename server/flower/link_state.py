@@ -1,7 +1,6 @@
 """Flower's link state in this process: nodes, requests and replies. Nothing here blocks.
 
-With `fleet` and `transit` this is all of the aggregator that knows private names of Flower;
-tests/server/test_flower_pin.py holds them against the pinned version. After a restart the state is new and empty: sites
+After a restart the state is new and empty: sites
 are registered again from the ledger under new node ids, and the round loop asks again; a site answers from its disk.
 """
 
@@ -9,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,23 +16,30 @@ from typing import Any, cast
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from flwr.app import ConfigRecord, Error, Message, RecordDict
-from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, ErrorCode
-from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.proto.message_pb2 import ObjectTree
-from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
-from flwr.supercore.constant import NOOP_FEDERATION_ID, NodeStatus, TaskType
-from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.federation import NoOpFederationManager
 
 from usfmae.core import flower_objects
 from usfmae.core.federated.enrolment import EnrolledSite, SiteState
 from usfmae.core.log import note, printable
 from usfmae.server.flower.node_auth import CALLER, CallRefused
 from usfmae.server.flower.object_store import DiskObjectStore, Offer
+from usfmae.server.flower.pinned import (
+    NOOP_ACCOUNT_NAME,
+    NOOP_FEDERATION_ID,
+    NOOP_FLWR_AID,
+    SUPERLINK_NODE_ID,
+    ErrorCode,
+    InMemoryLinkState,
+    NodeStatus,
+    NoOpFederationManager,
+    ObjectTree,
+    TaskIdentity,
+    TaskType,
+    wire,
+)
 
 logger = logging.getLogger(__name__)
 
-# Errors that say something about the line or the node, not about a site's honesty.
+# Errors that say something about the connection or the node, not about a site's honesty.
 PASSING = (
     ErrorCode.MESSAGE_UNAVAILABLE,
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
@@ -54,11 +60,11 @@ class Reply:
     records: Mapping[str, str]  # name -> object id
     fetch: flower_objects.Fetch  # of this reply's objects alone
     error: str = ""
-    hostile: bool = False  # the error says something about the sender, not about the line
+    hostile: bool = False  # the error says something about the sender, not about the connection
 
 
 class State(InMemoryLinkState):
-    """Flower's link state takes a site's word for who it is and what its reply is called; this one looks."""
+    """Flower's link state takes a site's word for who it is and what its reply is called; this one checks."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -80,6 +86,17 @@ class State(InMemoryLinkState):
             self._cleanup_push_session(session_id, cleanup_messages=False)
         return taken, missing
 
+    def confirmable(self, root: str, key: bytes) -> bool:
+        """Whether the site with this key may say that it holds message `root` whole.
+
+        True as well for a request that is gone: its round is over, and there is nothing to free.
+        """
+        message = self.message_ins_store.get(root)
+        if message is not None:
+            return bool(message.metadata.dst_node_id == self.get_node_id_by_public_key(key))
+        store = cast(DiskObjectStore, self.object_store)
+        return root not in store.replies and root not in store.offers
+
     def end_session(self, root: str) -> None:
         """No more of this reply is wanted."""
         self._cleanup_push_session(self._object_push_session_by_root.get(root, ""), cleanup_messages=False)
@@ -90,6 +107,7 @@ class LinkState:
         self.store = DiskObjectStore(transit, reply_limit)
         self.state = State(NoOpFederationManager(), self.store)
         self.run_id = self._start_run()
+        self.on_request: Callable[[bytes], None] = lambda key: None  # hears whose node a new request is for
 
     def _start_run(self) -> int:
         """One run for the life of this process; a run without a FAB: sites bring their own code."""
@@ -150,6 +168,7 @@ class LinkState:
         if self.state.store_message_ins(message) is None:
             self.store.delete(made.tree.id)
             return ""
+        self.on_request(bytes(self.state.nodes[node].public_key))
         return made.tree.id
 
     def replies(self, message_ids: Iterable[str]) -> Iterator[Reply]:
@@ -178,7 +197,7 @@ class LinkState:
     def _read(self, message_id: str, reply_id: str) -> Reply:
         fetch = self.store.fetcher(reply_id)
         try:
-            about = ProtoMessage.FromString(bytes(flower_objects.expect(fetch(reply_id), "Message").body))
+            about = wire.Message.FromString(bytes(flower_objects.expect(fetch(reply_id), "Message").body))
             if about.HasField("error"):
                 return _without(message_id, Error(about.error.code, about.error.reason))
             return Reply(message_id, flower_objects.records(reply_id, fetch), fetch)

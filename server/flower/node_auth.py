@@ -21,26 +21,14 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from usfmae.core.flower_objects import PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, FleetCall
+
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-FLEET = "/v1/fleet/"
-CALLS = frozenset(
-    FLEET + name
-    for name in (
-        "activate-node",
-        "deactivate-node",
-        "send-node-heartbeat",
-        "pull-messages",
-        "push-messages",
-        "pull-object",
-        "push-object",
-        "confirm-message-received",
-        "get-run",
-    )
-)
+CALLS = frozenset(call.path for call in FleetCall)
 HEALTH = "/healthz"
 CALLER: ContextVar[bytes] = ContextVar("caller", default=b"")  # public key of the site whose call is being served
 EARLY, LATE = -5.0, 305.0  # seconds a signed time may differ from ours; the fleet API's own window
@@ -109,9 +97,9 @@ class NodeAuth:
     def _known(self, headers: dict[bytes, bytes]) -> bytes:
         """The caller's key: it signs the time with an enrolled one, as Flower's node authentication asks it to."""
         try:
-            pem = b64decode(headers[b"flwr-public-key"], validate=True)
-            signature = b64decode(headers[b"flwr-signature"], validate=True)
-            stamp = headers[b"flwr-timestamp"].decode("ascii")
+            pem = b64decode(headers[PUBLIC_KEY_HEADER.encode()], validate=True)
+            signature = b64decode(headers[SIGNATURE_HEADER.encode()], validate=True)
+            stamp = headers[TIMESTAMP_HEADER.encode()].decode("ascii")
             age = (datetime.now(UTC) - datetime.fromisoformat(stamp)).total_seconds()
         except (KeyError, ValueError, TypeError, binascii.Error):
             raise CallRefused(401, "no node authentication") from None

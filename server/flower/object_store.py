@@ -11,6 +11,7 @@ Flower's store keeps trees, and would let one site's tree stand where another's 
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections import Counter, deque
@@ -18,15 +19,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flwr.proto.message_pb2 import ObjectTree
-from flwr.supercore.inflatable.inflatable_object import get_object_id, is_valid_sha256_hash, iterate_object_tree
-from flwr.supercore.inflatable.inflatable_utils import validate_object_content
-from flwr.supercore.object_store import NoObjectInStoreError
-from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore, ObjectEntry
-
 from usfmae.core.errors import PolicyError
 from usfmae.core.flower_objects import Fetch
 from usfmae.server.flower.node_auth import CALLER
+from usfmae.server.flower.pinned import (
+    InMemoryObjectStore,
+    NoObjectInStoreError,
+    ObjectEntry,
+    ObjectTree,
+    get_object_id,
+    is_valid_sha256_hash,
+    iterate_object_tree,
+    validate_object_content,
+)
 
 OBJECTS_LIMIT = 20_000  # objects in one message; an encoder of 150 tensors has about 400
 
@@ -179,13 +184,16 @@ class DiskObjectStore(InMemoryObjectStore):
         def fetch(object_id: str) -> bytes:
             if object_id not in names:
                 raise PolicyError(f"message object {object_id:.12}", "is no part of its message", "refused")
-            return (self.directory / object_id).read_bytes()
+            try:
+                return (self.directory / object_id).read_bytes()
+            except FileNotFoundError:
+                raise PolicyError(f"message object {object_id:.12}", "is not here any more", "refused") from None
 
         return fetch
 
     def silent_for(self, root: str) -> float:
-        """Seconds since the last object of this reply came."""
-        return time.monotonic() - self.touched.get(root, time.monotonic())
+        """Seconds since the last object of this reply came; infinite for one that was forgotten."""
+        return time.monotonic() - self.touched.get(root, -math.inf)
 
     # what is done with
 

@@ -23,7 +23,7 @@ from usfmae.core.errors import PolicyError, ResourceError
 from usfmae.core.federated import codec
 from usfmae.core.federated.admission import Refusal, examine, identify
 from usfmae.core.federated.enrolment import EnrolledSite, SiteState
-from usfmae.core.federated.messages import DeclineReason, TrainRequest, VerdictCode
+from usfmae.core.federated.messages import DeclineReason, TrainRequest, VerdictCode, fingerprint, sign
 from usfmae.core.log import note, printable
 from usfmae.core.tensors import TensorFile
 from usfmae.server import campaign
@@ -44,6 +44,7 @@ TICK = 0.05  # seconds between two looks for replies
 SEEN_EVERY = 10.0  # seconds between two notes of who is connected
 ASK_AGAIN = 5.0  # seconds before a site whose reply was lost is asked again
 QUORUM_REFUSED = "quorum refused"  # why a round is void
+LEAST_SECONDS = 600.0  # for which an answer is wanted, however near the deadline is
 DECLINE_HOLDS = 60.0  # seconds before a site that declined is asked again
 
 
@@ -62,6 +63,7 @@ class Loop:
         committed: Callable[[int], None] = lambda number: None,
     ) -> None:
         self.home, self.ledger, self.settings, self.transport, self.key = home, ledger, settings, transport, key
+        self.coordinator = fingerprint(key.public_key())
         self.clock, self.wait, self.committed = clock, wait, committed
         self.outstanding: dict[str, tuple[str, TrainRequest]] = {}  # message -> (site, request)
         self.not_before: dict[str, float] = {}  # site -> time before which it is not asked again
@@ -94,7 +96,7 @@ class Loop:
             last = self.ledger.last_round()
             step = last.global_step + last.steps if last else 0
             current = self.ledger.open_round(number, content, step, self.settings.rounds.steps)
-            request = train_request(self.settings, current, running, self.decoder, self.key)
+            request = train_request(self.settings, current, running, self.decoder)
             note(logger, "round open", round=number, base=content[:12])
             result = ""
             while not result:
@@ -137,8 +139,7 @@ class Loop:
             verdicts = self.ledger.verdicts(current.number)
             for site in sorted(here - set(verdicts)):
                 self._ask(sites[site], request)
-            for answer in self.transport.answers(list(self.outstanding)):
-                self._take(answer, sites, base)
+            self._take_answers(sites, base)
             self._take_late()
             now, age = self.ledger.verdicts(current.number), self.clock() - current.opened
             if may_close(now, sites, here, age, self.settings.rounds):
@@ -162,7 +163,16 @@ class Loop:
         ):
             return
         ships, before = site.site in self.without_replay, self._holds(site.site, request.round)
-        request = dataclasses.replace(request, delta_from=before, with_decoder=not site.has_decoder, with_replay=ships)
+        wanted = max(request.deadline - self.clock(), LEAST_SECONDS)
+        request = dataclasses.replace(
+            request,
+            delta_from=before,
+            with_decoder=not site.has_decoder,
+            with_replay=ships,
+            recipient=site.site,
+            expires=self.clock() + wanted,
+        )
+        request = sign(request, self.key)
         task = RoundTask(
             site.site,
             request,
@@ -170,7 +180,7 @@ class Loop:
             self.home.step(request.round - 1) if before else None,
             None if site.has_decoder else self.home.decoder,
             self.settings.continual.replay if ships else None,
-            max(request.deadline - self.clock(), 600.0),
+            wanted,
         )
         message = self.transport.ask(task)
         if message:
@@ -184,6 +194,19 @@ class Loop:
             return ""
         answered = self.ledger.verdicts(last.number).get(site)
         return last.base if answered and answered.verdict != VerdictCode.DECLINED else ""
+
+    def _take_answers(self, sites: Mapping[str, EnrolledSite], base: TensorFile) -> None:
+        """Judge what has arrived. A transport that fails is asked again later; the answers it has not given wait."""
+        answers = iter(self.transport.answers(list(self.outstanding)))
+        while True:
+            try:
+                answer = next(answers)
+            except StopIteration:
+                return
+            except Exception as error:
+                note(logger, "transport failed", level=logging.ERROR, reason=cause(error))
+                return
+            self._take(answer, sites, base)
 
     def _take(self, answer: Answer, sites: Mapping[str, EnrolledSite], base: TensorFile) -> None:
         """Judge one answer, spool what is admitted, note the verdict; a reply that was lost is asked for again."""
@@ -206,9 +229,12 @@ class Loop:
         except ResourceError as error:
             note(logger, "reply not stored, asking again", site=site.name, reason=str(error))
             self.not_before[site_id] = self.clock() + ASK_AGAIN
+        except Exception as error:  # whatever a reply provokes costs its own site this round, never the loop
+            logger.exception("a reply could not be judged")
+            self._verdict(Verdict(request.round, site_id, VerdictCode.BAD_MESSAGE, cause(error)), site)
 
     def _admit(self, answer: Answer, site: EnrolledSite, request: TrainRequest, base: TensorFile) -> None:
-        reply = identify(answer.record, site, request)
+        reply = identify(answer.record, site, request, self.coordinator, self.clock())
         if reply.declined == DeclineReason.NEED_DECODER and site.has_decoder:
             self.ledger.note_decoder(site.site, False)
             return
@@ -264,14 +290,26 @@ class Loop:
 
     def _take_late(self) -> None:
         """Replies that come after their round closed are never merged."""
-        for answer in self.transport.answers(list(self.late)):
+        for answer in self._late_answers():
             site, request = self.late.pop(answer.message)
             if not answer.error and self.settings.rounds.late == "record":
                 code, number = VerdictCode.LATE, request.round
                 self.ledger.refuse(number, site, code, "the round had closed")
                 audit.append(self.home.audit, "gate", "reply", "refused", round=number, site=site, verdict=code)
 
+    def _late_answers(self) -> list[Answer]:
+        try:
+            return list(self.transport.answers(list(self.late))) if self.late else []
+        except Exception as error:
+            note(logger, "transport failed", level=logging.ERROR, reason=cause(error))
+            return []
+
     def _note_seen(self, here: set[str]) -> None:
         if here and self.clock() - self.noted > SEEN_EVERY:
             self.noted = self.clock()
             self.ledger.saw(here)
+
+
+def cause(error: Exception) -> str:
+    """An unforeseen exception in one line."""
+    return f"{type(error).__name__}: {error}"[:300]

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import ConfigError
 from usfmae.core.federated import replay
-from usfmae.core.federated.messages import TrainRequest, sign
+from usfmae.core.federated.messages import TrainRequest
+from usfmae.core.federated.rules import rule_for
 from usfmae.server.campaign import Campaign
 from usfmae.server.ledger import Round
 from usfmae.server.weights import recipe_text
 
 
-def train_request(
-    settings: CoordinatorSettings, current: Round, running: Campaign, decoder: str, key: Ed25519PrivateKey
-) -> TrainRequest:
-    """The round's request, the same for every site but for what comes along; `decoder`: hash of the seed's."""
-    pull = settings.merge.proximal if settings.merge.rule == "fedprox" else 0.0
-    placed = {"steps": running.end_step, "origin": running.origin, "proximal": pull, **replayed(settings)}
-    request = TrainRequest(
+def train_request(settings: CoordinatorSettings, current: Round, running: Campaign, decoder: str) -> TrainRequest:
+    """The round's request, the same for every site but for what comes along; `decoder`: hash of the seed's.
+
+    It is signed for each site when it is sent.
+    """
+    proximal = rule_for(settings.merge).proximal
+    placed = {"steps": running.end_step, "origin": running.origin, "proximal": proximal, **replayed(settings)}
+    return TrainRequest(
         campaign=running.id,
         round=current.number,
         base=current.base,
@@ -33,7 +33,6 @@ def train_request(
         min_new=settings.continual.min_new,
         deadline=current.opened + settings.rounds.deadline,
     )
-    return sign(request, key)
 
 
 def replayed(settings: CoordinatorSettings) -> dict[str, Any]:

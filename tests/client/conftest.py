@@ -126,16 +126,9 @@ class Aggregator:
             steps=3,
             recipe=recipe_text(MODEL, TRAIN),
         )
+        request = replace(request, delta_from=start, with_decoder=with_decoder, with_replay=bool(public))
         request = messages.sign(replace(request, **changes), signer)  # type: ignore[arg-type]
-        content = RecordDict(
-            {
-                messages.RECORD: ConfigRecord(
-                    messages.to_record(
-                        replace(request, delta_from=start, with_decoder=with_decoder, with_replay=bool(public))
-                    )
-                )
-            }
-        )
+        content = RecordDict({messages.RECORD: ConfigRecord(messages.to_record(request))})
         if start:
             content[messages.STEP] = ArrayRecord({messages.STEP: Array("uint8", (len(packed),), messages.RAW, packed)})
         else:

@@ -16,7 +16,7 @@ from usfmae.client.flower.connection import KeyRefusedError
 from usfmae.client.flower.request_queue import PendingRequest
 from usfmae.client.rounds import jobs
 from usfmae.client.site import Site
-from usfmae.core import keys
+from usfmae.core import flower_objects, keys
 from usfmae.core.federated import messages
 from usfmae.core.federated.messages import TrainReply
 
@@ -198,7 +198,9 @@ def test_a_site_with_nothing_to_do_lets_its_call_be_held_and_signs_once_for_many
 
     def listening(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("pull-messages"):
-            heard.append((request.headers.get(fleet_client.HOLD, ""), request.headers[fleet_client.SIGNATURE]))
+            heard.append(
+                (request.headers.get(flower_objects.HOLD_HEADER, ""), request.headers[flower_objects.SIGNATURE_HEADER])
+            )
         return aggregator(request)
 
     agent.connection.fleet.http = httpx.Client(base_url=site.settings.server, transport=httpx.MockTransport(listening))

@@ -18,6 +18,11 @@ class MergingRule:
     def __init__(self, settings: MergeSettings) -> None:
         self.settings = settings
 
+    @property
+    def proximal(self) -> float:
+        """Strength of the pull towards the round's encoder that sites add to their loss; part of every request."""
+        return 0.0
+
     def start(self, name: str) -> float:
         """What is remembered under this name, for every weight, before the first round."""
         return 0.0

@@ -6,4 +6,6 @@ from usfmae.core.federated.rules import fedavg
 
 
 class Rule(fedavg.Rule):
-    pass
+    @property
+    def proximal(self) -> float:
+        return self.settings.proximal

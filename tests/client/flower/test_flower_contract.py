@@ -35,15 +35,15 @@ def test_paths_are_those_of_flowers_own_client_and_served_by_its_router() -> Non
     source = Path(str(__import__("inspect").getsourcefile(FleetHttpClient))).read_text()
     known = set(re.findall(r'"(/v1/fleet/[a-z-]+)"', source))
     served = {getattr(route, "path", "") for route in router.routes}
-    for path in fleet_client.PATHS.values():
+    for path in (call.path for call in flower_objects.FleetCall if call != "get-run"):
         assert path in known
         assert any(path.endswith(route) for route in served if route)
 
 
 def test_headers_media_type_and_object_sizes() -> None:
-    assert fleet_client.PUBLIC_KEY == supercore.FLEET_HTTP_PUBLIC_KEY_HEADER
-    assert fleet_client.SIGNATURE == supercore.FLEET_HTTP_SIGNATURE_HEADER
-    assert fleet_client.TIMESTAMP == constant.TIMESTAMP_HEADER
+    assert flower_objects.PUBLIC_KEY_HEADER == supercore.FLEET_HTTP_PUBLIC_KEY_HEADER
+    assert flower_objects.SIGNATURE_HEADER == supercore.FLEET_HTTP_SIGNATURE_HEADER
+    assert flower_objects.TIMESTAMP_HEADER == constant.TIMESTAMP_HEADER
     assert fleet_client.MEDIA_TYPE == PROTOBUF_MEDIA_TYPE
     assert flower_objects.CHUNK == constant.FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
     window = constant.SYSTEM_TIME_TOLERANCE, constant.TIMESTAMP_TOLERANCE + constant.SYSTEM_TIME_TOLERANCE

@@ -37,15 +37,44 @@ def test_a_missing_key_is_refused() -> None:
         messages.from_record(TrainReply, record)
 
 
-@pytest.mark.parametrize("field", messages.SIGNED_REPLY)
-def test_no_signed_field_can_be_changed(field: str) -> None:
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [(m, f.name) for m in (REPLY, REQUEST) for f in dataclasses.fields(m) if f.name != "signature"],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_no_field_can_be_changed_under_a_signature(message: TrainReply | TrainRequest, field: str) -> None:
     key = Ed25519PrivateKey.generate()
-    signed = messages.sign(REPLY, key)
+    signed = messages.sign(message, key)
     messages.verify(signed, key.public_key())
     value = getattr(signed, field)
-    forged = dataclasses.replace(signed, **{field: value + 1 if isinstance(value, int) else value + "x"})
+    changed = value + "x" if isinstance(value, str) else not value if isinstance(value, bool) else value + 1
     with pytest.raises(PolicyError):
-        messages.verify(forged, key.public_key())
+        messages.verify(dataclasses.replace(signed, **{field: changed}), key.public_key())
+
+
+def test_a_signature_holds_after_the_wire_made_whole_numbers_of_floats() -> None:
+    key = Ed25519PrivateKey.generate()
+    record = messages.to_record(messages.sign(REPLY, key))
+    messages.verify(messages.from_record(TrainReply, {**record, "seconds": 0}), key.public_key())
+
+
+def test_a_message_is_for_one_recipient_and_for_a_time() -> None:
+    mine = dataclasses.replace(REQUEST, recipient="me", expires=10_000.0)
+    messages.check_addressed(mine, "me", 10_000.0 + messages.CLOCKS_APART)
+    with pytest.raises(PolicyError, match="not for you"):
+        messages.check_addressed(mine, "you", 0.0)
+    with pytest.raises(PolicyError, match="expired"):
+        messages.check_addressed(mine, "me", 10_001.0 + messages.CLOCKS_APART)
+
+
+def test_an_older_program_is_refused_by_its_version_whatever_its_record_holds() -> None:
+    with pytest.raises(PolicyError, match="version 2"):
+        messages.from_record(TrainRequest, {"version": 2, "step": ""})
+
+
+def test_a_number_beyond_all_floats_is_refused() -> None:
+    with pytest.raises(PolicyError, match="larger than any float"):
+        messages.from_record(TrainReply, {**messages.to_record(REPLY), "seconds": 10**400})
 
 
 def test_another_key_or_no_base64_is_refused() -> None:

@@ -54,3 +54,10 @@ def test_a_line_stays_between_its_marks() -> None:
     heights = [float(y) for y in re.findall(r'<circle [^>]*cy="([\d.]+)"', svg)]
     assert len(heights) == 2 and all(TOP <= y <= PAGE[1] - BOTTOM for y in heights)
     assert heights[0] > heights[1]
+
+
+@pytest.mark.parametrize("absurd", [1e308, float("inf"), float("nan")], ids=str)
+def test_a_figure_that_cannot_be_drawn_is_left_out(absurd: float) -> None:
+    sound = line_chart({"loss": [1.0, None, 0.5]}, [1, 2, 3], "Loss")
+    assert line_chart({"loss": [1.0, absurd, 0.5]}, [1, 2, 3], "Loss") == sound
+    assert line_chart({"loss": [absurd]}, [1], "Loss") == ""

@@ -23,6 +23,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore, ObjectEntry
 from safetensors.numpy import save_file
 
+from usfmae.core import flower_objects
 from usfmae.core.federated.messages import TrainRequest, to_record
 from usfmae.server.flower import fleet_api, node_auth
 from usfmae.server.flower.gateway_transport import GatewayTransport
@@ -68,7 +69,7 @@ def test_link_state_keeps_its_books_where_the_gateway_looks(tmp_path):
     assert link.state.nodes == {} and link.state.get_run_info(run_ids=[link.run_id])[0].status.status == "running"
 
 
-def test_object_store_has_the_parts_that_transit_replaces():
+def test_object_store_has_the_parts_that_our_store_replaces():
     assert set(ObjectEntry.__dataclass_fields__) == {"content", "is_available", "child_object_ids", "ref_count", "runs"}
     for name in ("preregister", "put", "get", "get_object_tree", "delete"):
         wanted = list(inspect.signature(getattr(InMemoryObjectStore, name)).parameters)
@@ -89,7 +90,8 @@ def test_node_authentication_uses_the_headers_and_window_node_auth_expects():
     from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 
     names = (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER)
-    assert names == ("flwr-public-key", "flwr-signature", "flwr-timestamp")
+    ours = flower_objects.PUBLIC_KEY_HEADER, flower_objects.SIGNATURE_HEADER, flower_objects.TIMESTAMP_HEADER
+    assert names == ours
     assert (node_auth.EARLY, node_auth.LATE) == (-SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE)
 
 
@@ -97,10 +99,10 @@ def test_every_call_node_auth_lets_through_has_flowers_own_handler():
     from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
     from flwr.superlink.servicer.fleet import fleet_handlers
 
-    assert {node_auth.FLEET + name for name in fleet_api.CALLS} == node_auth.CALLS
-    for name, (request, _) in fleet_api.CALLS.items():
-        assert PROTOBUF_REQUEST_TYPES["POST", node_auth.FLEET + name] is request
-        known = list(inspect.signature(getattr(fleet_handlers, name.replace("-", "_"))).parameters)
+    assert {call.path for call in fleet_api.CALLS} == node_auth.CALLS
+    for call, (request, _) in fleet_api.CALLS.items():
+        assert PROTOBUF_REQUEST_TYPES["POST", call.path] is request
+        known = list(inspect.signature(getattr(fleet_handlers, call.replace("-", "_"))).parameters)
         assert known in (["request", "state"], ["request", "state", "store"])
 
 

@@ -1,9 +1,13 @@
 """What a round asks of a site again, or sends it along because it lacks it."""
 
+import dataclasses
+
 import pytest
 
 from tests.server.conftest import TINY
-from usfmae.core.federated.messages import TrainReply, sign, to_record
+from usfmae.core import audit
+from usfmae.core.federated.messages import TrainReply, from_record, sign, to_record
+from usfmae.server.rounds import loop, spool
 from usfmae.server.rounds.transport import Answer
 
 
@@ -81,3 +85,113 @@ def test_a_simulation_says_that_it_mixes_in_no_replay_corpus(tmp_path):
     create(tmp_path / "home", "unit", "", 0, None, chosen)
     with pytest.raises(ConfigError, match="not simulated"):
         simulate.run(Layout(tmp_path / "home"), 2, 1, 4)
+
+
+@pytest.mark.parametrize("figure", [{"loss_after": 1e308}, {"loss_before": 10001.0}, {"seconds": 1e300}], ids=str)
+def test_a_figure_that_cannot_be_is_a_bad_record(federation, figure):
+    made = federation(3, **{"rounds.quorum": 2})
+    lying(made, **figure)
+    made.run(1)
+    assert made.verdicts(1) == ["bad-record", "admitted", "admitted"]
+    assert made.ledger.last_round().summary["loss_after"] == 0.5
+
+
+@pytest.mark.parametrize("change", [{"recipient": "f" * 16}, {"expires": 1.0}], ids=str)
+def test_a_reply_for_another_coordinator_or_of_long_ago_is_not_taken(federation, change):
+    made = federation(2, **{"rounds.quorum": 1})
+    lying(made, **change)
+    made.run(1)
+    assert made.verdicts(1) == ["wrong-recipient", "admitted"]
+
+
+def lying(made, **change):
+    """The first hospital changes its reply and signs what it changed."""
+    first = made.hospitals[0]
+    real = first.answer
+
+    def answer(request, encoder, decoder):
+        record, arrays = real(request, encoder, decoder)
+        reply = dataclasses.replace(from_record(TrainReply, record), **change)
+        return to_record(sign(reply, first.key)), arrays
+
+    first.answer = answer
+
+
+class Trap(dict):
+    """What comes over a wire and cannot even be looked at."""
+
+    def keys(self):
+        raise RecursionError("trap")
+
+    __iter__ = __getitem__ = items = keys
+
+
+BOUNDARIES = {
+    "identify": (loop, "identify", lambda record, site, *rest: site.site),
+    "examine": (loop, "examine", lambda reply, arrays, site, *rest: site.site),
+    "spool path": (spool, "path", lambda home, number, site: site),
+    "spool": (spool, "storing", lambda home, number, site, sizes: site),
+}
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_an_unforeseen_exception_over_one_reply_costs_that_site_the_round(federation, monkeypatch, boundary):
+    made = federation(3, **{"rounds.quorum": 2})
+    module, name, site_of = BOUNDARIES[boundary]
+    hostile, real = made.hospitals[0].site, getattr(module, name)
+
+    def broken(*arguments, **options):
+        if site_of(*arguments) == hostile:
+            raise RecursionError("deep")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, name, broken)
+    made.run(1)
+    costs_the_first_alone(made)
+
+
+@pytest.mark.parametrize("part", ["record", "arrays"])
+def test_a_reply_that_cannot_be_looked_at_costs_that_site_the_round(federation, part):
+    made = federation(3, **{"rounds.quorum": 2})
+    real = made.hospitals[0].answer
+
+    def answer(request, encoder, decoder):
+        record, arrays = real(request, encoder, decoder)
+        return (Trap(record), arrays) if part == "record" else (record, Trap(arrays))
+
+    made.hospitals[0].answer = answer
+    made.run(1)
+    costs_the_first_alone(made)
+
+
+def costs_the_first_alone(made):
+    assert made.verdicts(1) == ["bad-message", "admitted", "admitted"]
+    noted = [e for e in audit.entries(made.home.audit) if e.get("verdict") == "bad-message"]
+    assert [(e["site"], e["status"]) for e in noted] == [(made.hospitals[0].site, "refused")]
+
+
+def test_a_transport_that_fails_once_ends_no_round(federation):
+    made = federation(2)
+    real, failures = made.wire.answers, [2]
+
+    def failing(messages):
+        if failures[0]:
+            failures[0] -= 1
+            raise OSError("the disk of the transport")
+        yield from real(messages)
+
+    made.wire.answers = failing
+    made.run(1)
+    assert made.verdicts(1) == ["admitted", "admitted"]
+
+
+def test_every_request_names_its_site_and_is_signed_as_a_whole(federation):
+    from usfmae.core.federated.messages import verify
+
+    made = federation(2)
+    asked, real = [], made.wire.ask
+    made.wire.ask = lambda task: asked.append(task) or real(task)
+    made.run(1)
+    for task in asked:
+        assert task.request.recipient == task.site and task.request.expires > task.request.deadline - 1
+        verify(task.request, made.loop().key.public_key())
