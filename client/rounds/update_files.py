@@ -19,7 +19,8 @@ from usfmae.client import outbox
 from usfmae.client.rounds import jobs
 from usfmae.client.rounds.jobs import Job
 from usfmae.core.federated import codec
-from usfmae.core.federated.codec import EncodedTensor, Floats
+from usfmae.core.federated.codec import EncodedTensor
+from usfmae.core.federated.encodings import Floats
 from usfmae.core.files import rewriting, write_atomic
 from usfmae.core.tensors import TensorFile, Writer
 
@@ -34,7 +35,8 @@ def residual_of(before: Job | None, base: TensorFile, encoding: str) -> Iterator
         yield {}
         return
     with TensorFile(path) as file:
-        yield _Residual(file, base.shapes, encoding) if file.shapes == _sizes(base, encoding) else {}
+        same = encoding != "fp32" and file.shapes == _sizes(base, codec.residual_encoding(encoding))
+        yield _Residual(file, base.shapes, encoding) if same else {}
 
 
 def write(
@@ -50,13 +52,15 @@ def write(
     with contextlib.ExitStack() as stack:
         out = _writer(stack, work.place / outbox.UPDATE, sizes, {"shapes": json.dumps(base.shapes)})
         spent = jobs.spent(work.site, before.request["campaign"], RESIDUAL, before.place / RESIDUAL) if before else None
-        left = _writer(stack, work.place / RESIDUAL, sizes, {}, spent) if encoding != "fp32" else None
+        left = None
+        if encoding != "fp32":
+            left = _writer(stack, work.place / RESIDUAL, _sizes(base, codec.residual_encoding(encoding)), {}, spent)
         for tensor in payload:
             content.add(tensor.name, tensor.data)
             square += tensor.norm**2
             out.add(tensor.name, tensor.data)
             if left is not None and tensor.error is not None:
-                left.add(tensor.name, codec.finer(tensor.error.reshape(-1), tensor.data, encoding))
+                left.add(tensor.name, codec.pack_residual(tensor.error.reshape(-1), tensor.data, encoding))
         for writer in (out, left):
             if writer is not None:
                 writer.finish()
@@ -100,7 +104,7 @@ class _Residual(Mapping[str, Floats]):
 
     def __getitem__(self, name: str) -> Floats:
         zeros = np.zeros(self._shapes[name], np.float32)
-        return codec.stepped(self._file.raw(name), zeros, self._encoding).reshape(zeros.shape)
+        return codec.add_residual(self._file.raw(name), zeros.reshape(-1), self._encoding).reshape(zeros.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)

@@ -36,8 +36,9 @@ class RoundSettings(Options):
     """Local optimizer steps asked of a site in one round."""
     total_steps: int = Field(0, ge=0)
     """Steps of the whole campaign, which place the learning rate; 0 takes steps x --rounds."""
-    encoding: Literal["int8", "bf16", "fp32"] = "int8"
-    """How updates travel: int8 in blocks with error feedback, bf16, or lossless fp32."""
+    encoding: Literal["int8", "int4", "sparse", "bf16", "fp32"] = "int8"
+    """How updates travel: int8 or int4 in blocks, sparse (the 64 largest of 4,096 values), bf16, all with error feedback;
+    or lossless fp32."""
     quorum: int = Field(1, ge=1)
     """Admitted updates without which a round does not close; it stays open past its deadline instead."""
     deadline: float = Field(86400.0, gt=0)

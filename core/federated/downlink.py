@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from usfmae.core.federated import codec
-from usfmae.core.federated.codec import Exact, Floats
+from usfmae.core.federated.encodings import Exact, Floats
 from usfmae.core.files import rewriting
 
 
@@ -45,9 +45,9 @@ def stepped(wanted: Exact, base: Floats, left: bytes, encoding: str) -> Stepped:
     """The encoder nearest to `wanted` (n,) that a packed step from `base` reaches; `left` by the last one, or empty."""
     change = (wanted - base).astype(np.float32)
     if left:
-        change = codec.stepped(left, change, encoding)
+        change = codec.add_residual(left, change, encoding)
     packed, _ = codec.express(change, encoding)  # of the change, what the step leaves out remains
-    return Stepped(codec.stepped(packed, base, encoding), packed, codec.finer(change, packed, encoding))
+    return Stepped(codec.stepped(packed, base, encoding), packed, codec.pack_residual(change, packed, encoding))
 
 
 class DownlinkWriter:
@@ -60,7 +60,7 @@ class DownlinkWriter:
 
     def write(self, piece: bytes, count: int) -> None:
         """`count` values, packed."""
-        head = 4 * codec.blocks(count) if self._encoding == "int8" else 0
+        head = codec.head_size(count, self._encoding)
         self._heads.append(piece[:head])
         self._bodies.append(piece[head:])
 
@@ -74,18 +74,19 @@ class Out:
     """A step and its rest as they are written: tensor by tensor, piece by piece, in the order of names."""
 
     def __init__(self, step: BinaryIO, left: BinaryIO, before: BinaryIO | None, encoding: str) -> None:
-        self._files = DownlinkWriter(step, encoding), DownlinkWriter(left, encoding)
-        self._before, self._encoding, self._at = before, encoding, 0
+        self._residual = codec.residual_encoding(encoding)
+        self._files = DownlinkWriter(step, encoding), DownlinkWriter(left, self._residual)
+        self._before, self._at = before, 0
 
     def before(self, count: int) -> Callable[[slice], bytes]:
         """What the step before left out of the next tensor of `count` values: reads a piece of it, packed."""
         file, start = self._before, self._at
-        self._at += codec.packed_size(count, self._encoding)
+        self._at += codec.packed_size(count, self._residual)
 
         def read(where: slice) -> bytes:
             if file is None:
                 return b""
-            parts = codec.ranges(count, self._encoding, where.start, where.stop)
+            parts = codec.ranges(count, self._residual, where.start, where.stop)
             return b"".join(os.pread(file.fileno(), stop - first, start + first) for first, stop in parts)
 
         return read
@@ -106,7 +107,7 @@ def writing(files: StepFiles, sizes: Iterable[int], encoding: str) -> Iterator[O
 
     `sizes`: values of each tensor. What was left out before in another encoding is left out for good.
     """
-    whole = sum(codec.packed_size(size, encoding) for size in sizes)
+    whole = sum(codec.packed_size(size, codec.residual_encoding(encoding)) for size in sizes)
     with contextlib.ExitStack() as stack:
         before = stack.enter_context(files.before.open("rb")) if files.before else None
         if before and os.fstat(before.fileno()).st_size != whole:

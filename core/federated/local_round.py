@@ -20,7 +20,8 @@ from usfmae.core.checkpoint import decoder_of, encoder_of
 from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.federated import codec
-from usfmae.core.federated.codec import EncodedTensor, Floats
+from usfmae.core.federated.codec import EncodedTensor
+from usfmae.core.federated.encodings import Floats
 from usfmae.core.federated.messages import TrainRequest
 from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
 from usfmae.core.mae.train import StepRecord, evaluate, train

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usfmae.core.federated import codec, downlink
-from usfmae.core.federated.codec import Floats
+from usfmae.core.federated.encodings import Floats
 from usfmae.core.federated.rules.base import MergingRule, Values
 from usfmae.core.files import replacing
 from usfmae.core.tensors import TensorFile, Writer
 
-PIECE = 512 * codec.BLOCK  # values of one site in memory at a time, at most
+PIECE = 2**17  # values of one site in memory at a time, at most
 TOGETHER = 2**21  # values of all sites in memory at a time, for each thread
 THREADS = 2
 _POOL = ThreadPoolExecutor(THREADS, "merge")
@@ -62,7 +62,8 @@ class Piece:
 
 def tensors(base: TensorFile, updates: Sequence[TensorFile], encoding: str) -> Iterator[tuple[str, Iterator[Piece]]]:
     """Every tensor by name, in pieces that are small however many sites there are."""
-    size = min(PIECE, max(codec.BLOCK, TOGETHER // len(updates) // codec.BLOCK * codec.BLOCK))
+    block = codec.block(encoding)
+    size = min(PIECE, max(block, TOGETHER // len(updates) // block * block))
     for name in base.shapes:
         yield name, _pieces(name, base.tensor(name).reshape(-1), updates, encoding, size)
 
@@ -79,10 +80,7 @@ def gram(base: TensorFile, updates: Sequence[TensorFile], encoding: str) -> NDAr
     """Inner products of the sites' differences (S, S): norms on the diagonal, directions beside it."""
 
     def products(piece: Piece) -> NDArray[np.float64]:
-        if encoding == "int8":
-            return codec.block_products(piece.packed, piece.base.size)
-        rows = np.stack([codec.unpack(data, piece.base, encoding) for data in piece.packed])
-        return np.asarray(rows @ rows.T)
+        return codec.products(piece.packed, piece.base, encoding)
 
     total = np.zeros((len(updates), len(updates)))
     for _, pieces in tensors(base, updates, encoding):

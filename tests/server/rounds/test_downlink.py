@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from usfmae.core.federated import codec
+from usfmae.core.federated.encodings import int8
 from usfmae.core.federated.local_round import Trained
 
 
@@ -43,8 +44,8 @@ def test_what_a_step_leaves_out_is_not_lost(federation):
     made = federation(1, trainer=trainer, **{"rounds.steps": 1, "gate.base_limit": 100.0, "gate.norm_limit": 100.0})
     made.run(60)
     for name, start in made.encoder(0).items():
-        if start.size >= codec.BLOCK:
-            gone = (made.encoder(60)[name] - start).reshape(-1)[1 : codec.BLOCK]
+        if start.size >= int8.BLOCK:
+            gone = (made.encoder(60)[name] - start).reshape(-1)[1 : int8.BLOCK]
             assert np.abs(gone - 60e-4).max() < 2 * 0.5 / 127, "within the residue of the site and that of the step"
 
 
