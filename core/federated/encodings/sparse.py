@@ -83,11 +83,11 @@ def _packed_rows(rows: Floats) -> tuple[Floats, NDArray[np.uint8], float]:
     sizes = np.abs(rows)
     # The places of the largest, in order. Of values as large as the smallest chosen one the first are taken.
     smallest = np.partition(sizes, BLOCK - CHOSEN, axis=1)[:, BLOCK - CHOSEN, None]
-    above = sizes > smallest
-    room = CHOSEN - above.sum(axis=1, keepdims=True)
-    equal = sizes == smallest
-    ties = equal & (np.cumsum(equal, axis=1, dtype=np.int32) <= room)
-    places = np.nonzero(above | ties)[1].reshape(len(rows), CHOSEN)
+    chosen_here = sizes >= smallest
+    for row in np.flatnonzero(chosen_here.sum(axis=1) > CHOSEN):
+        ties = np.flatnonzero(sizes[row] == smallest[row])
+        chosen_here[row, ties[CHOSEN - int((sizes[row] > smallest[row]).sum()) :]] = False
+    places = np.nonzero(chosen_here)[1].reshape(len(rows), CHOSEN)
     # Two levels a block: the means of what lies below and above the mean, as both sides read them (bfloat16).
     values = np.take_along_axis(rows, places, axis=1)
     chosen = np.abs(values)
