@@ -25,6 +25,12 @@ _ONE_COLOUR = 0.7  # share of such pixels from which a part is of one colour
 _BESIDE = 9  # pixels around flow in which crumbs of colour are flow too
 _SMALLEST_FLOW = 40  # pixels; smaller parts are flow only beside larger ones
 _BAR_FILL, _BAR_WIDTH = 0.93, 28  # share of its bounding box that a colour bar fills; pixels of its shorter side
+_INK_CHROMA = 26  # of hues that no flow has
+_CRUMB, _CRUMB_DEPTH, _CRUMB_ROUND = (
+    10,
+    1.9,
+    0.35,
+)  # pixels, half width and compactness of flow in a vessel of a few pixels
 _LIT, _TINTED, _OFF = 24, 0.6, 0.2  # gray level; share of lit pixels with a colour; share that a tint does not explain
 _LEVELS = 64  # of brightness, for each of which a tint is one colour
 
@@ -33,6 +39,14 @@ def chroma(pixels: Pixels) -> Pixels:
     """How far the channels differ, (H, W) uint8."""
     red, green, blue = cv2.split(pixels)
     return cv2.subtract(cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)).astype(np.uint8)
+
+
+def no_flow_hue(pixels: Pixels) -> Mask:
+    """Where the colour (H, W) is yellow, green or magenta: devices draw in these; flow is red to orange, or blue to cyan."""
+    red, green, blue = (plane.astype(np.int16) for plane in cv2.split(pixels))
+    greenish = (green - red > -12) & (green - blue > 10)  # yellow to green
+    magenta = (red - green > 25) & (blue - green > 25) & (np.abs(red - blue) < 60)
+    return np.asarray(greenish | magenta, bool)
 
 
 def _one_colour(pixels: Pixels, labels: NDArray[Any], inner: Mask, count: int) -> NDArray[np.bool_]:
@@ -48,7 +62,8 @@ def _one_colour(pixels: Pixels, labels: NDArray[Any], inner: Mask, count: int) -
 def split(pixels: Pixels) -> tuple[Mask, Mask]:
     """Colour ink and colour flow of an RGB crop, each (H, W)."""
     difference = chroma(pixels)
-    colour = difference > _CHROMA
+    drawn_hue = no_flow_hue(pixels)
+    colour = (difference > _CHROMA) | (drawn_hue & (difference > _INK_CHROMA))
     nothing = np.zeros(colour.shape, bool)
     if not colour.any():
         return nothing, nothing
@@ -64,7 +79,15 @@ def split(pixels: Pixels) -> tuple[Mask, Mask]:
     bar = (fill > _BAR_FILL) & (area > 200) & narrow
     compact = np.pi * depth**2 / np.maximum(1, area)  # 1 for a disc, near 0 for a line
     blob = ~even & (compact > 0.2) & (area >= 1.5 * _SMALLEST_FLOW)
-    seed = ((depth > _STROKE) & ~(even & (depth < 4)) & (area >= _SMALLEST_FLOW) | blob) & ~bar
+    drawn = np.bincount(labels[drawn_hue], minlength=count) / np.maximum(1, area) > 0.6
+    blob &= ~drawn
+    # Power and colour flow in thin vessels: a few pixels, round, red or blue.
+    crumb = ~drawn & (area >= _CRUMB) & (depth >= _CRUMB_DEPTH) & (compact > _CRUMB_ROUND)
+    seed = (
+        (depth > _STROKE) & ~(even & (depth < 4)) & (area >= _SMALLEST_FLOW) & ~(drawn & (depth < 2 * _STROKE))
+        | blob
+        | crumb
+    ) & ~bar
     seed[0] = False
     flow = seed[labels]
     if flow.any():  # thin twigs and crumbs beside a thick part, but no line that passes by

@@ -28,6 +28,8 @@ _BY_CHANCE = 0.1  # chains that scattered specks may form before a longer one is
 _HARDLY = 1e-4  # and before one is beyond doubt
 _MANY, _LARGE = 20, 0.95  # bright grains from which ink must be told by its size; share of them that ink is larger than
 
+_TICK, _TICK_SPAN, _TICK_GAP, _FEWEST_TICKS = 40, 14, (7, 90), 5  # gray levels; pixels; pixels; ticks of a ruler
+
 _REACH = 4  # pixels around the centre of a cross
 _STRAIGHT = (
     (-4, 0),
@@ -128,16 +130,26 @@ def dots_of(thin: Pixels) -> Points:
 
 def dotted(points: Points, shape: tuple[int, int]) -> tuple[Points, NDArray[np.bool_]]:
     """The end points (M, 2, 2) of every straight line of evenly spaced dots (N, 2), seven at least; and which of them
-    are beyond doubt (M,).
-
-    Every pair of neighbours is followed in even steps, all pairs at once; one missing dot is bridged.
-    """
-    places = np.full((shape[0] + 2, shape[1] + 2), -1)
-    for row, column in np.ndindex(3, 3):  # a dot may lie a pixel off
-        places[points[:, 1].round().astype(int) + row, points[:, 0].round().astype(int) + column] = range(len(points))
+    are beyond doubt (M,)."""
     x, y = points.T
     gap = (x[:, None] - x) ** 2 + (y[:, None] - y) ** 2
     first, last = np.nonzero((gap > 2.5**2) & (gap < _FARTHEST**2))
+    end, hits = _followed(points, first, last, shape)
+    long = hits >= shortest_line(len(points), len(first))
+    surely = hits >= shortest_line(len(points), len(first), _HARDLY)
+    return points[np.stack([first[long], end[long]], 1)], surely[long]
+
+
+def _followed(
+    points: Points, first: NDArray[np.intp], last: NDArray[np.intp], shape: tuple[int, int]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Where the line through each pair of points (P,) ends, and how many points it holds.
+
+    Every pair is followed in even steps, all pairs at once; one missing point is bridged.
+    """
+    places = np.full((shape[0] + 2, shape[1] + 2), -1)
+    for row, column in np.ndindex(3, 3):  # a point may lie a pixel off
+        places[points[:, 1].round().astype(int) + row, points[:, 0].round().astype(int) + column] = range(len(points))
     steps, hits, active = np.ones(len(first)), np.full(len(first), 2), np.ones(len(first), bool)
     while active.any():
         moved = np.zeros(len(first), bool)
@@ -145,14 +157,44 @@ def dotted(points: Points, shape: tuple[int, int]) -> tuple[Points, NDArray[np.b
         for skip in (1, 2):
             column, row = (points[last] + skip * stride).round().astype(int).T + 1
             inside = (column >= 0) & (row >= 0) & (column < places.shape[1]) & (row < places.shape[0])
-            found = np.where(inside, places[np.where(inside, row, 0), np.where(inside, column, 0)], -1)
-            step = active & ~moved & (found >= 0) & (found != last)
-            last, steps, hits = np.where(step, found, last), steps + skip * step, hits + step
+            hit = np.where(inside, places[np.where(inside, row, 0), np.where(inside, column, 0)], -1)
+            step = active & ~moved & (hit >= 0) & (hit != last)
+            last, steps, hits = np.where(step, hit, last), steps + skip * step, hits + step
             moved |= step
         active &= moved & (hits < len(points))
-    long = hits >= shortest_line(len(points), len(first))
-    surely = hits >= shortest_line(len(points), len(first), _HARDLY)
-    return points[np.stack([first[long], last[long]], 1)], surely[long]
+    return last, hits
+
+
+def rulers(thin: Pixels) -> Mask:
+    """Ticks (H, W) of depth and width scales: small marks of one shape, evenly spaced along a row or a column."""
+    count, labels, stats, centres = labelled(thin > _TICK)
+    width, height = stats[:, cv2.CC_STAT_WIDTH], stats[:, cv2.CC_STAT_HEIGHT]
+    small = np.flatnonzero((np.maximum(width, height) <= _TICK_SPAN) & (stats[:, cv2.CC_STAT_AREA] >= 3))[:_MAX_DOTS]
+    chosen = np.zeros(count, bool)
+    if len(small) < _FEWEST_TICKS:
+        return chosen[labels]
+    points = np.asarray(centres[small], np.float64)
+    alike = (abs(width[small][:, None] - width[small]) <= 2) & (abs(height[small][:, None] - height[small]) <= 2)
+    apart = points[:, None] - points
+    for axis in (0, 1):
+        aligned = (abs(apart[:, :, axis]) < 1.5) & (apart[:, :, 1 - axis] < -_TICK_GAP[0])
+        first, last = np.nonzero(alike & aligned & (apart[:, :, 1 - axis] > -_TICK_GAP[1]))
+        if not len(first):
+            continue
+        end, hits = _followed(points, first, last, (thin.shape[0], thin.shape[1]))
+        long = hits >= _fewest_ticks(len(points), len(first), thin.size)
+        for start, stop in {(int(s), int(e)) for s, e in zip(first[long], end[long], strict=True)}:
+            low, high = sorted((points[start, 1 - axis], points[stop, 1 - axis]))
+            within = (points[:, 1 - axis] >= low - 1) & (points[:, 1 - axis] <= high + 1)
+            chosen[small[within & (abs(points[:, axis] - points[start, axis]) < 2) & alike[start]]] = True
+    return dilated(chosen[labels]) & (thin > 12)
+
+
+def _fewest_ticks(marks: int, pairs: int, area: int) -> int:
+    """Ticks a ruler must have where so many marks lie in so many pixels: more than chance would string up, as for
+    dotted lines."""
+    hit = min(0.9, 1 - (1 - min(1.0, 9 * marks / area)) ** 2)
+    return max(_FEWEST_TICKS, 2 + int(np.ceil(np.log(_HARDLY / pairs) / np.log(hit))))
 
 
 def shortest_line(dots: int, pairs: int, by_chance: float = _BY_CHANCE) -> int:
@@ -228,7 +270,7 @@ def graphics(pixels: Pixels) -> tuple[Mask, Mask]:
     calipers = crosses(thin)
     lines, measured = dotted_lines(thin, calipers)
     ruled, cornered = straight(bright, ridge(bright, _LINE))
-    measured |= marks(thin, calipers) | cornered
+    measured |= marks(thin, calipers) | cornered | rulers(thin)
     return sharp_parts(bright, thin) | ruled | lines | measured, measured
 
 

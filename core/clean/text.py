@@ -37,15 +37,17 @@ _LEVEL, _GAIN = 40.0, 12.0  # gray levels that the mean detail is brought to, an
 
 
 def sharpened(pixels: Pixels) -> Pixels:
-    """The first look's view (H, W, 3): the white top-hat of each channel, evened by its own mean strength around.
+    """The first look's view of (H, W, 3), or of one channel (H, W): the white top-hat, evened by its strength around.
 
     Coloured print keeps its contrast in one of the channels; faint print in a dark far field comes out as clearly as
     white print on bright tissue.
     """
     detail = cv2.morphologyEx(pixels, cv2.MORPH_TOPHAT, np.ones((_STROKE, _STROKE), np.uint8))
-    mean = cv2.blur(brightest_of(detail.astype(np.uint8)).astype(np.float32), (_AROUND, _AROUND))
-    gain = np.clip(_LEVEL / np.maximum(mean, 1e-3), 1.0, _GAIN)
-    return np.clip(detail * gain[:, :, None], 0, 255).astype(np.uint8)
+    strongest = detail if detail.ndim == 2 else brightest_of(detail.astype(np.uint8))
+    mean = cv2.blur(strongest.astype(np.float32), (_AROUND, _AROUND))
+    gain = np.clip(_LEVEL / np.maximum(mean, 1e-3), 1.0, _GAIN).astype(np.float32)
+    gains = gain if detail.ndim == 2 else cv2.merge([gain] * 3)
+    return cv2.multiply(detail, gains, dtype=cv2.CV_8U).astype(np.uint8)  # saturates at 255
 
 
 def lifted(pixels: Pixels) -> Pixels:

@@ -91,3 +91,15 @@ def test_a_change_of_size_starts_a_new_run() -> None:
     sizes = [8, 8, 16, 16, 16]
     frames = [Frame(np.zeros((s, s, 3), np.uint8), index=i, time=i / 3) for i, s in enumerate(sizes)]
     assert [len(run) for run in windows(frames, 32)] == [2, 3]
+
+
+def test_a_name_that_moves_is_found_in_every_frame() -> None:
+    images, _ = simulate(Tissue(9), frames=40)
+    frames = [np.repeat(image[:, :, None], 3, axis=2) for image in images[::4]]
+    places = [(100 + 4 * i, 240 + 2 * i) for i in range(len(frames))]
+    for frame, place in zip(frames, places, strict=True):
+        cv2.putText(frame, "GARCIA JOSE", place, cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 1, cv2.LINE_AA)
+    for frame, (x, y), result in zip(frames, places, clean_clip(timed(frames), SETTINGS), strict=True):
+        name = np.s_[y - 20 : y + 10, x - 6 : x + 150]
+        assert "GARC" in recognise(frame[name])[0]
+        assert not isinstance(result, CleanImage) or "GARC" not in recognise(result.pixels[name])[0]
