@@ -26,9 +26,7 @@ def ask(site: Site) -> Path:
         keys.write_private(following / NAMES[1], keys.new_signing_key())
     node = keys.read_private(following / NAMES[0], EllipticCurvePrivateKey)
     signing = keys.read_private(following / NAMES[1], Ed25519PrivateKey)
-    new = enrolment.Enrolment(
-        site.settings.name, keys.public_pem(node), keys.public_pem(signing), site.settings.capacity
-    )
+    new = enrolment.proved(site.settings.name, site.settings.capacity, node, signing)
     file = site.root / "rotation.json"
     key_rotation.save(key_rotation.signed(key_rotation.Rotation(site.fingerprint, new), site.signing_key), file)
     site.note("keys.rotation-asked", new=new.site)
@@ -54,8 +52,7 @@ def take(site: Site) -> str:
         (site.root / "rotation.json").unlink(missing_ok=True)
         (site.root / "node.json").unlink(missing_ok=True)  # the aggregator's number for the old key
     fresh = Site.open(site.root)
-    public = (keys.public_pem(fresh.node_key), keys.public_pem(fresh.signing_key))
-    now = enrolment.Enrolment(site.settings.name, *public, site.settings.capacity)
+    now = enrolment.proved(site.settings.name, site.settings.capacity, fresh.node_key, fresh.signing_key)
     enrolment.save(now, site.root / "enrol.json")
     fresh.note("keys.rotated", fingerprint=fresh.fingerprint)
     return fresh.fingerprint

@@ -147,10 +147,7 @@ def create(root: Path, settings: SiteSettings, ca: Path | None, coordinator_key:
     keys.write_private(root / "keys" / "node.pem", node)
     keys.write_private(root / "keys" / "signing.pem", signing)
     keys.write_secret(root / "keys" / "secret", keys.new_secret())
-    enrolment.save(
-        enrolment.Enrolment(settings.name, keys.public_pem(node), keys.public_pem(signing), settings.capacity),
-        root / "enrol.json",
-    )
+    enrolment.save(enrolment.proved(settings.name, settings.capacity, node, signing), root / "enrol.json")
     write_atomic(root / "site.yaml", _yaml(settings).encode())
     site = Site(root, settings)
     site.note("init", server=settings.server, fingerprint=site.fingerprint)

@@ -28,6 +28,7 @@ LONGEST_ABOUT = 4096  # bytes of a tensor's description: enough for 800 chunks, 
 
 FLEET_PATH = "/v1/fleet/"
 PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER = "flwr-public-key", "flwr-signature", "flwr-timestamp"
+NODE_UNKNOWN = "Invalid SuperNode authentication"  # 401: a known key under a node id that is not its own
 HOLD_HEADER = "usfmae-hold"  # whole seconds a call for messages may be held; our gateway's own, others do not know it
 
 

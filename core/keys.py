@@ -99,6 +99,11 @@ def read_node_key(path: Path) -> EllipticCurvePrivateKey:
     return read_private(path, EllipticCurvePrivateKey)
 
 
+def normal_pem(pem: str) -> str:
+    """The same public key as `public_pem` writes it: equal keys are equal text. ValueError where it is none."""
+    return load_pem_public_key(pem.encode()).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
 def public_signing_key(pem: str, origin: str) -> Ed25519PublicKey:
     """An Ed25519 public key from PEM text; ConfigError naming its origin."""
     try:

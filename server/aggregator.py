@@ -48,6 +48,7 @@ def serve(home: Layout, rounds: int, overrides: Iterable[str] = ()) -> None:
         for left in home.checkpoints.glob(".*.partial"):  # of a process that was killed as it wrote
             left.unlink()
         ledger = Ledger(home.ledger)
+        ledger.check()
         key = read_private(home.signing_key, Ed25519PrivateKey)
         seed = home.checkpoint(0).stat().st_size
         link = LinkState(home.transit, reply_limit=int(seed * 1.05) + 2**20)

@@ -30,7 +30,8 @@ def create(root: Path, name: str, host: str, port: int, seed: Path | None, overr
     home = Layout(root)
     if home.ledger.exists():
         raise ConfigError(f"directory {root}", "holds a federation already", "choose another directory")
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    root.mkdir(parents=True, exist_ok=True)
+    root.chmod(0o700)  # also where it was there before
     names = tuple(dict.fromkeys(("localhost", "127.0.0.1", *(n for n in (host,) if n not in ("", "0.0.0.0", "::")))))  # noqa: S104
     listed = "[" + ", ".join(json.dumps(n) for n in names) + "]"
     wanted = [f"name={json.dumps(name)}", f"network.port={port}", f"network.names={listed}", *overrides]

@@ -15,12 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from urllib.parse import quote
 
-from usfmae.core.errors import ConfigError, PolicyError, ResourceError
-from usfmae.core.federated.enrolment import EnrolledSite, Enrolment, SiteState
+from usfmae.core.errors import ConfigError, PolicyError, ResourceError, SourceError
+from usfmae.core.federated.enrolment import EnrolledSite, Enrolment, SiteState, checked
 from usfmae.core.federated.messages import VerdictCode
+from usfmae.core.keys import normal_pem
 
+RESTORE = "restore one backup of the whole directory: ledger, checkpoints and audit log"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS sites (
@@ -80,6 +83,60 @@ class Verdict:
     received: float = 0.0
 
 
+class _Cursor(sqlite3.Cursor):
+    """Every read and write may meet a damaged page: one error that a person can act on."""
+
+    def execute(self, *arguments: Any) -> _Cursor:
+        with _damage_said(cast(_Connection, self.connection).path):
+            return super().execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> _Cursor:
+        with _damage_said(cast(_Connection, self.connection).path):
+            return super().executemany(*arguments)
+
+    def fetchone(self) -> Any:
+        with _damage_said(cast(_Connection, self.connection).path):
+            return super().fetchone()
+
+    def fetchall(self) -> list[Any]:
+        with _damage_said(cast(_Connection, self.connection).path):
+            return super().fetchall()
+
+
+class _Connection(sqlite3.Connection):
+    path: Path
+
+    def execute(self, *arguments: Any) -> _Cursor:
+        return self.cursor(_Cursor).execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> _Cursor:
+        return self.cursor(_Cursor).executemany(*arguments)
+
+
+@contextmanager
+def _damage_said(path: Path) -> Iterator[None]:
+    """SourceError in place of what SQLite says of a damaged file; a full or locked one is left to `_write`."""
+    try:
+        yield
+    except (sqlite3.OperationalError, sqlite3.IntegrityError, sqlite3.ProgrammingError):
+        raise
+    except sqlite3.DatabaseError as error:
+        raise SourceError(f"ledger {path}", f"is damaged: {error}", RESTORE) from None
+
+
+def connected(path: Path, read_only: bool = False, create: bool = False) -> sqlite3.Connection:
+    """A connection whose every call raises SourceError where the file is damaged or no ledger."""
+    place = f"file:{quote(str(path))}?mode=ro" if read_only else path
+    db = sqlite3.connect(
+        place, timeout=30, isolation_level=None, check_same_thread=False, factory=_Connection, uri=read_only
+    )
+    db.path = path
+    db.row_factory = sqlite3.Row
+    if not create and not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'facts'").fetchone():
+        raise SourceError(f"ledger {path}", "holds no federation: it is empty or another file", RESTORE)
+    return db
+
+
 class Ledger:
     """Open with `Ledger(path)`; every method is one transaction."""
 
@@ -87,11 +144,19 @@ class Ledger:
         if not create and not path.exists():
             raise ConfigError(f"ledger {path}", "does not exist", "run 'usfmae-server init' first")
         self.path = path
-        self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-        self._db.row_factory = sqlite3.Row
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.executescript(_TABLES)
+        with _damage_said(path):
+            self._db = connected(path, create=create)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_TABLES)
+
+    def check(self) -> None:
+        """SourceError where the file is damaged, or holds no campaign; reads all of it."""
+        found = [row[0] for row in self._db.execute("PRAGMA quick_check").fetchall()]
+        if found != ["ok"]:
+            raise SourceError(f"ledger {self.path}", f"is damaged: {found[0]}", RESTORE)
+        if not self.fact("campaign"):
+            raise SourceError(f"ledger {self.path}", "knows no campaign", RESTORE)
 
     def close(self) -> None:
         self._db.close()
@@ -135,11 +200,10 @@ class Ledger:
 
     def add_site(self, enrolment: Enrolment) -> None:
         """Enrol a site. PolicyError where its key or name is taken, or its key was revoked: a new key is needed."""
+        enrolment = checked(enrolment, f"enrolment of {enrolment.name!s:.80}")
         site = enrolment.site
         with self._write() as db:
-            known = db.execute(
-                "SELECT state FROM sites WHERE site = ? OR node_key = ?", (site, enrolment.node_key)
-            ).fetchone()
+            known = _same_key(db, enrolment)
             if known:
                 why = "was revoked" if known["state"] == SiteState.REVOKED else "is enrolled already"
                 raise PolicyError(f"site {enrolment.name}", f"its key {why}", "make new keys with usfmae-client init")
@@ -162,13 +226,13 @@ class Ledger:
 
     def rotate_site(self, old: str, new: Enrolment) -> None:
         """New keys for an active site: the old key is revoked and the new one enrolled in one transaction."""
+        new = checked(new, f"enrolment of {new.name!s:.80}")
         with self._write() as db:
             active = "SELECT name, has_decoder FROM sites WHERE site = ? AND state = 'active'"
             row = db.execute(active, (old,)).fetchone()
             if not row or row["name"] != new.name:
                 raise PolicyError(f"site {new.name}", "no active site has this name and key", "see 'site list'")
-            known = db.execute("SELECT 1 FROM sites WHERE site = ? OR node_key = ?", (new.site, new.node_key))
-            if known.fetchone():
+            if _same_key(db, new):
                 raise PolicyError(f"site {new.name}", "its new key is known already", "make new keys: rotate again")
             db.execute("UPDATE sites SET state = 'revoked', revoked = ? WHERE site = ?", (time.time(), old))
             db.execute(
@@ -276,6 +340,15 @@ class Ledger:
 
     def refusals(self) -> list[dict[str, Any]]:
         return [dict(row) for row in self._db.execute("SELECT * FROM refusals ORDER BY id").fetchall()]
+
+
+def _same_key(db: sqlite3.Connection, enrolment: Enrolment) -> sqlite3.Row | None:
+    """The site that has one of these keys, however an older version has spelt it."""
+    rows = db.execute("SELECT site, node_key, state FROM sites").fetchall()
+    return next(
+        (row for row in rows if row["site"] == enrolment.site or normal_pem(row["node_key"]) == enrolment.node_key),
+        None,
+    )
 
 
 def _round(row: sqlite3.Row) -> Round:

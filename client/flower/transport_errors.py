@@ -7,6 +7,7 @@ import json
 import httpx
 
 from usfmae.core.errors import NetworkError
+from usfmae.core.flower_objects import NODE_UNKNOWN, FleetCall
 from usfmae.core.log import printable
 
 EARLIEST, LATEST = -4.0, 300.0  # seconds the server's clock may be before or after ours; its window is -5..305
@@ -24,6 +25,10 @@ class UnknownKeyError(NetworkError):
     """The server does not know this site's key, or knows it under another node id."""
 
 
+class StaleNodeError(UnknownKeyError):
+    """The key is known, the node id is of an earlier life of the server: coming online again mends it."""
+
+
 class ClockError(NetworkError):
     """This machine's clock is too far from the server's for its signatures to count."""
 
@@ -32,7 +37,7 @@ class GoneError(NetworkError):
     """The run that asked is over, or the message is not there any more."""
 
 
-def refused(call: str, status: int, body: bytes, server: str, clock_offset: float) -> NetworkError:
+def refused(call: FleetCall, status: int, body: bytes, server: str, clock_offset: float) -> NetworkError:
     """The error that an HTTP status other than 200 means."""
     if status == 401 and not EARLIEST < clock_offset < LATEST:
         return ClockError(
@@ -40,9 +45,11 @@ def refused(call: str, status: int, body: bytes, server: str, clock_offset: floa
             "signatures count for a few minutes only",
             "set the clock (NTP) of this machine",
         )
+    if status == 401 and _detail(body) == NODE_UNKNOWN:
+        return StaleNodeError(f"server {server}", "has restarted and gives this site a new node id", "coming online")
     if status == 401:
         return unknown(server, f"refused this site's key ({_detail(body) or 'HTTP 401'})")
-    if call == "activate":
+    if call is FleetCall.ACTIVATE:
         return UnreachableError(
             f"server {server}",
             "does not let this site come online yet: an earlier session has not lapsed, or the key is not enrolled",

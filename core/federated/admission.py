@@ -60,6 +60,10 @@ class Refusal(Exception):  # noqa: N818 - a verdict, not an error
         self.code, self.detail = code, detail
 
 
+class UnsignedRefusal(Refusal):
+    """A reply that its site has not signed: it says nothing about the site, which may still answer."""
+
+
 def identify(
     record: Mapping[str, Any], site: EnrolledSite, request: TrainRequest, coordinator: str, now: float
 ) -> TrainReply:
@@ -70,11 +74,11 @@ def identify(
     try:
         reply = from_record(TrainReply, record)
     except PolicyError as error:
-        raise Refusal(VerdictCode.BAD_RECORD, str(error)) from None
+        raise UnsignedRefusal(VerdictCode.BAD_RECORD, str(error)) from None
     try:
         verify(reply, public_signing_key(site.signing_key, site.name))
     except PolicyError:
-        raise Refusal(VerdictCode.BAD_SIGNATURE, "the signature is not this site's over this reply") from None
+        raise UnsignedRefusal(VerdictCode.BAD_SIGNATURE, "the signature is not this site's over this reply") from None
     if reply.site not in ("", site.site):
         raise Refusal(VerdictCode.WRONG_SITE, "the reply names another site")
     try:

@@ -5,6 +5,7 @@ usfmae-client init  ->  enrol.json  ->  usfmae-server site add DIR enrol.json
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import re
@@ -12,15 +13,23 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePublicKey
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    ECDSA,
+    SECP384R1,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+)
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from usfmae.core.errors import ConfigError
 from usfmae.core.federated.messages import fingerprint
-from usfmae.core.keys import public_signing_key
+from usfmae.core.keys import normal_pem, public_pem, public_signing_key
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+VERSION = 2  # of enrol.json; 1 carried no proofs
 LARGEST_CAPACITY = 10**9  # images; more than any hospital holds
 
 
@@ -49,7 +58,12 @@ class Enrolment:
     node_key: str  # PEM, ECDSA P-384: identity on the fleet API
     signing_key: str  # PEM, Ed25519: signs every reply
     capacity: int  # images this site may claim at most in one reply
-    version: int = 1
+    node_proof: str = ""  # each key's signature over all of the above, base64: whoever sends this holds both
+    signing_proof: str = ""
+    version: int = VERSION
+
+    def proved_bytes(self) -> bytes:
+        return json.dumps(["Enrolment", self.name, self.node_key, self.signing_key, self.capacity]).encode()
 
     @property
     def site(self) -> str:
@@ -57,8 +71,32 @@ class Enrolment:
         return fingerprint(public_signing_key(self.signing_key, f"of site {self.name}"))
 
 
+def proved(name: str, capacity: int, node_key: EllipticCurvePrivateKey, signing_key: Ed25519PrivateKey) -> Enrolment:
+    """An enrolment with both keys' proofs."""
+    enrolment = Enrolment(name, public_pem(node_key), public_pem(signing_key), capacity)
+    proofs = node_key.sign(enrolment.proved_bytes(), ECDSA(SHA256())), signing_key.sign(enrolment.proved_bytes())
+    node_proof, signing_proof = (base64.b64encode(proof).decode() for proof in proofs)
+    return dataclasses.replace(enrolment, node_proof=node_proof, signing_proof=signing_proof)
+
+
+def check_proofs(enrolment: Enrolment, origin: str) -> None:
+    """ConfigError unless both keys have signed a checked enrolment: a copied public key enrols nobody."""
+    node_key = load_pem_public_key(enrolment.node_key.encode())
+    assert isinstance(node_key, EllipticCurvePublicKey)
+    signing_key = public_signing_key(enrolment.signing_key, origin)
+    try:
+        node_proof, signing_proof = (
+            base64.b64decode(proof, validate=True) for proof in (enrolment.node_proof, enrolment.signing_proof)
+        )
+        node_key.verify(node_proof, enrolment.proved_bytes(), ECDSA(SHA256()))
+        signing_key.verify(signing_proof, enrolment.proved_bytes())
+    except (InvalidSignature, ValueError, TypeError):
+        why = "is not signed by both of its keys: its sender may not hold them"
+        raise ConfigError(f"enrolment {origin}", why, "ask the hospital for its own enrol.json") from None
+
+
 def checked(enrolment: Enrolment, origin: str) -> Enrolment:
-    """The same enrolment, or ConfigError saying which part cannot be used."""
+    """The same enrolment with its keys in normal form, or ConfigError saying which part cannot be used."""
     if not isinstance(enrolment.name, str) or not NAME.fullmatch(enrolment.name):
         raise ConfigError(
             f"{origin}: name {enrolment.name!r:.80}", "holds more than letters, digits, _ - .", "rename it"
@@ -73,7 +111,8 @@ def checked(enrolment: Enrolment, origin: str) -> Enrolment:
     if not isinstance(node_key, EllipticCurvePublicKey) or not isinstance(node_key.curve, SECP384R1):
         raise ConfigError(f"{origin}: node_key", "is not an ECDSA P-384 public key in PEM", "ask for the file again")
     _ = enrolment.site
-    return enrolment
+    node, signing = normal_pem(enrolment.node_key), normal_pem(enrolment.signing_key)
+    return dataclasses.replace(enrolment, node_key=node, signing_key=signing)
 
 
 def save(enrolment: Enrolment, path: Path) -> None:
@@ -89,6 +128,9 @@ def load(path: Path) -> Enrolment:
         raise ConfigError(f"enrolment {path}", error.strerror or str(error), "give the site's enrol.json") from None
     except (ValueError, TypeError) as error:
         raise ConfigError(f"enrolment {path}", f"not an enrol.json: {error}", "ask for the file again") from None
-    if enrolment.version != 1:
-        raise ConfigError(f"enrolment {path}", f"version {enrolment.version!r:.20} is unknown", "update usfmae")
-    return checked(enrolment, str(path))
+    if enrolment.version != VERSION:
+        why = f"has version {enrolment.version!r:.20}, not {VERSION}"
+        raise ConfigError(f"enrolment {path}", why, "update usfmae on both sides; the site makes a new one with init")
+    found = checked(enrolment, str(path))
+    check_proofs(found, str(path))
+    return found

@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from usfmae.core.errors import ConfigError, PolicyError
-from usfmae.core.federated.enrolment import Enrolment, checked
+from usfmae.core.federated.enrolment import Enrolment, check_proofs, checked
 from usfmae.core.files import write_atomic
 from usfmae.core.keys import public_signing_key
 
@@ -59,5 +59,5 @@ def load(path: Path) -> Rotation:
         raise ConfigError(f"rotation {path}", f"not a rotation.json: {error}", "ask for the file again") from None
     if not isinstance(found.replaces, str) or not isinstance(found.signature, str):
         raise ConfigError(f"rotation {path}", "not a rotation.json", "ask for the file again")
-    checked(found.enrolment, str(path))
+    check_proofs(checked(found.enrolment, str(path)), str(path))
     return found

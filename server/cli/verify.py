@@ -18,22 +18,25 @@ def verify(directory: Path, as_json: bool) -> None:
     Check the audit log's hash chain, and that each round's checkpoint has the hash the ledger committed.
     """
     from usfmae.core import audit
-    from usfmae.core.errors import PolicyError
-    from usfmae.core.tensors import TensorFile
+    from usfmae.core.errors import CheckpointError, PolicyError
+    from usfmae.server.checkpoints import check
     from usfmae.server.layout import Layout
     from usfmae.server.ledger import Ledger, RoundState
 
     home = Layout(directory)
     entries, checked, parent = audit.verify(home.audit), 0, ""
-    for found in Ledger(home.ledger).rounds():
+    ledger = Ledger(home.ledger)
+    ledger.check()
+    for found in ledger.rounds():
         if parent and found.base != parent:
             raise PolicyError(f"round {found.number}", "does not start from the round before", "restore from a backup")
         parent = found.result or ""
         file = home.checkpoint(found.number)
         if found.state == RoundState.COMMITTED and file.exists():
-            with TensorFile(file) as tensors:
-                if tensors.id() != found.result:
-                    raise PolicyError(f"checkpoint {file}", "is not what was committed", "restore it from a backup")
+            try:
+                check(file, found.result or "")
+            except CheckpointError as error:
+                raise PolicyError(error.what, error.why, error.do) from None
             checked += 1
     report = {"audit_entries": entries, "checkpoints": checked}
     print_json(report) if as_json else click.echo(f"sound: {entries} audit entries, {checked} checkpoints")

@@ -14,6 +14,7 @@ from typing import Any
 from usfmae.core.errors import ConfigError
 from usfmae.core.federated.messages import VerdictCode
 from usfmae.server.layout import Layout
+from usfmae.server.ledger import connected
 
 CONNECTED_SECONDS = 180.0  # a site that spoke this recently is shown as connected
 LATEST = 6  # rounds on the overview
@@ -24,10 +25,9 @@ RECENT = 20  # rounds back from which replies that were not admitted are listed 
 def reading(home: Layout) -> Iterator[sqlite3.Connection]:
     """The ledger, read only. ConfigError where there is none."""
     try:
-        db = sqlite3.connect(f"file:{home.ledger}?mode=ro", uri=True, timeout=5)
+        db = connected(home.ledger, read_only=True)
     except sqlite3.OperationalError:
         raise ConfigError(f"ledger {home.ledger}", "does not exist", "run 'usfmae-server init' first") from None
-    db.row_factory = sqlite3.Row
     try:
         yield db
     finally:

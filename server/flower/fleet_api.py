@@ -19,7 +19,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Proto
 
-from usfmae.core.flower_objects import FLEET_PATH, HOLD_HEADER, FleetCall
+from usfmae.core.flower_objects import FLEET_PATH, HOLD_HEADER, NODE_UNKNOWN, FleetCall
 from usfmae.server.flower.link_state import State
 from usfmae.server.flower.node_auth import CALLER, CallRefused, Receive, Scope, Send
 from usfmae.server.flower.pinned import API_ERROR_MAP, FlowerError, GetRunRequest, beat, fleet, wire
@@ -105,7 +105,7 @@ class FleetApi:
         try:
             request = parse.FromString(body)
             if not self._is_callers(request, key):
-                raise CallRefused(401, "Invalid SuperNode authentication")
+                raise CallRefused(401, NODE_UNKNOWN, expected=self._is_stale(request))
             return 200, b"application/protobuf", handle(request, self.state).SerializeToString()
         except CallRefused:
             raise
@@ -118,6 +118,11 @@ class FleetApi:
         except Exception as error:  # whatever a hostile message may raise
             logger.error("%s: %s: %s", call, type(error).__name__, error)
             raise CallRefused(500, f"{call}: {type(error).__name__}") from None
+
+    def _is_stale(self, request: Any) -> bool:
+        """Whether the node id is nobody's: after our restart each site calls once under its old one."""
+        node = request.node.node_id if hasattr(request, "node") else getattr(request, "node_id", None)
+        return node is not None and node not in self.state.nodes
 
     def _is_callers(self, request: Any, key: bytes) -> bool:
         if isinstance(request, fleet.ActivateNodeRequest):

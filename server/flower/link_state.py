@@ -14,10 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from usfmae.core import flower_objects
+from usfmae.core import flower_objects, keys
 from usfmae.core.federated.enrolment import EnrolledSite, SiteState
 from usfmae.core.log import note, printable
 from usfmae.server.flower.node_auth import CALLER, CallRefused
@@ -240,7 +239,7 @@ def _without(message_id: str, error: Error) -> Reply:
 @lru_cache(maxsize=4096)
 def normal_pem(pem: str) -> bytes:
     """The same key as Flower writes it, so that equal keys are equal bytes."""
-    return load_pem_public_key(pem.encode()).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return keys.normal_pem(pem).encode()
 
 
 def _tree(tree: flower_objects.Tree) -> ObjectTree:

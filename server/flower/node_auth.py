@@ -37,9 +37,10 @@ EARLY, LATE = -5.0, 305.0  # seconds a signed time may differ from ours; the fle
 class CallRefused(Exception):  # noqa: N818 - an answer, not an error
     """A request that goes no further."""
 
-    def __init__(self, status: int, why: str) -> None:
+    def __init__(self, status: int, why: str, expected: bool = False) -> None:
         super().__init__(why)
         self.status, self.why = status, why
+        self.expected = expected  # part of normal life: not worth an alarm
 
 
 class NodeAuth:
@@ -72,7 +73,8 @@ class NodeAuth:
             body = await self._admit(scope, receive)
             await self.inner(scope, _once(body, receive), send)
         except CallRefused as refusal:
-            self.on_refused(refusal.status, refusal.why, (scope.get("client") or ("?",))[0])
+            if not refusal.expected:
+                self.on_refused(refusal.status, refusal.why, (scope.get("client") or ("?",))[0])
             await _answer(send, refusal.status, {"detail": refusal.why})
 
     async def _admit(self, scope: Scope, receive: Receive) -> bytes:

@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -21,12 +22,12 @@ from usfmae.core import audit
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError, ResourceError
 from usfmae.core.federated import codec
-from usfmae.core.federated.admission import Refusal, examine, identify
+from usfmae.core.federated.admission import Refusal, UnsignedRefusal, examine, identify
 from usfmae.core.federated.enrolment import EnrolledSite, SiteState
 from usfmae.core.federated.messages import DeclineReason, TrainRequest, VerdictCode, fingerprint, sign
 from usfmae.core.log import note, printable
 from usfmae.core.tensors import TensorFile
-from usfmae.server import campaign
+from usfmae.server import campaign, checkpoints
 from usfmae.server.campaign import Campaign
 from usfmae.server.layout import Layout, check_disk
 from usfmae.server.ledger import Ledger, Round, Verdict
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 TICK = 0.05  # seconds between two looks for replies
 SEEN_EVERY = 10.0  # seconds between two notes of who is connected
+MOST_UNSIGNED = 3  # replies without a site's signature in one round; it may answer on, but is not waited for
 ASK_AGAIN = 5.0  # seconds before a site whose reply was lost is asked again
 QUORUM_REFUSED = "quorum refused"  # why a round is void
 LEAST_SECONDS = 600.0  # for which an answer is wanted, however near the deadline is
@@ -70,6 +72,8 @@ class Loop:
         self.late: dict[str, tuple[str, TrainRequest]] = {}  # messages of closed rounds still out
         self.without_replay: set[str] = set()  # sites that have said they hold no copy of the replay corpus
         self.without_base: set[str] = set()  # sites that have said they do not hold the encoder before the round's
+        self.unsigned: Counter[str] = Counter()  # replies of this round that their site had not signed
+        self.checked = checkpoints.CheckedFiles()
         self.noted = 0.0
         self.gate: ForgettingGate | None = None  # opened by `run`
         self.decoder = ""  # hash of the seed's, read by `run`
@@ -78,8 +82,7 @@ class Loop:
         """Go on until this many rounds are committed; 0 for ever."""
         running = campaign.resume(self.ledger, self.settings, rounds)
         self.gate = self._gate()
-        with TensorFile(self.home.decoder) as decoder:
-            self.decoder = decoder.id()
+        self.decoder = checkpoints.check(self.home.decoder)
         while (not rounds or self._committed() < rounds) and campaign.goes_on(self.ledger, running):
             try:
                 self.one_round(running)
@@ -91,9 +94,9 @@ class Loop:
         number = self._committed() + 1
         check_disk(self.home, self.settings.min_free_gib)
         before = self.home.checkpoint(number - 1)
+        last = self.ledger.last_round()
+        content = self.checked.check(before, last.result or "" if last else "")
         with TensorFile(before) as base:
-            content = base.metadata["content"]
-            last = self.ledger.last_round()
             step = last.global_step + last.steps if last else 0
             current = self.ledger.open_round(number, content, step, self.settings.rounds.steps)
             request = train_request(self.settings, current, running, self.decoder)
@@ -106,8 +109,10 @@ class Loop:
                     result = commit.void(self.home, self.ledger, current, refused)
                 else:
                     result = commit.finish(self.home, self.ledger, self.settings, current, base, self.gate)
+            self.checked.written(self.home.checkpoint(number), result)
             self._let_go()
         self.without_base.clear()
+        self.unsigned.clear()
         note(logger, "round committed", round=number, result=result[:12])
         spool.clear(self.home, number)
         commit.prune(self.home, self.settings.keep, number)
@@ -142,7 +147,8 @@ class Loop:
             self._take_answers(sites, base)
             self._take_late()
             now, age = self.ledger.verdicts(current.number), self.clock() - current.opened
-            if may_close(now, sites, here, age, self.settings.rounds):
+            waited = [site for site in sites if site in now or self.unsigned[site] < MOST_UNSIGNED]
+            if may_close(now, waited, here, age, self.settings.rounds):
                 return ""
             if hopeless(now, sites, age, self.settings.rounds):
                 return QUORUM_REFUSED
@@ -216,12 +222,14 @@ class Loop:
             return  # revoked while it trained, or judged already
         try:
             if answer.hostile:
-                raise Refusal(VerdictCode.BAD_MESSAGE, answer.error)
+                raise UnsignedRefusal(VerdictCode.BAD_MESSAGE, answer.error)
             if answer.error:
                 note(logger, "reply lost", round=request.round, site=site.name, reason=answer.error)
                 self.not_before[site_id] = self.clock() + ASK_AGAIN
                 return
             self._admit(answer, site, request, base)
+        except UnsignedRefusal as refusal:
+            self._drop(request.round, site, refusal)
         except Refusal as refusal:
             self._verdict(Verdict(request.round, site_id, refusal.code, refusal.detail), site)
         except PolicyError as error:  # found as its bytes were read
@@ -232,6 +240,13 @@ class Loop:
         except Exception as error:  # whatever a reply provokes costs its own site this round, never the loop
             logger.exception("a reply could not be judged")
             self._verdict(Verdict(request.round, site_id, VerdictCode.BAD_MESSAGE, cause(error)), site)
+
+    def _drop(self, number: int, site: EnrolledSite, refusal: UnsignedRefusal) -> None:
+        """A reply that its site did not sign takes nobody's place: whoever stole a node key alone can send one."""
+        self.unsigned[site.site] += 1
+        self.not_before[site.site] = self.clock() + min(ASK_AGAIN * 2 ** (self.unsigned[site.site] - 1), 60.0)
+        self.ledger.refuse(number, site.site, refusal.code, printable(refusal.detail))
+        announce(self.home, Verdict(number, site.site, refusal.code, printable(refusal.detail)), site.name)
 
     def _admit(self, answer: Answer, site: EnrolledSite, request: TrainRequest, base: TensorFile) -> None:
         reply = identify(answer.record, site, request, self.coordinator, self.clock())

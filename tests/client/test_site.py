@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from usfmae.core.config import validated
 from usfmae.core.config.site import SiteSettings
 from usfmae.core.errors import ConfigError
 from usfmae.core.federated import enrolment
+from usfmae.core.keys import new_node_key, public_pem
 
 
 def test_private_files_are_closed_and_nothing_private_is_in_the_enrolment(site: Site) -> None:
@@ -114,6 +116,19 @@ def test_a_coordinator_key_of_another_kind_is_refused_before_anything_is_made(
 def test_a_damaged_or_hostile_enrolment_is_a_config_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "enrol.json").write_text(text)
     with pytest.raises(ConfigError):
+        enrolment.load(tmp_path / "enrol.json")
+
+
+def test_an_enrolment_proves_that_its_sender_holds_both_keys(site: Site, tmp_path: Path) -> None:
+    values = json.loads((site.root / "enrol.json").read_text())
+    other = json.loads(json.dumps(values))
+    other |= {"node_key": public_pem(new_node_key())}  # somebody else's key, which anyone may know
+    for changed in (other, {**values, "name": "twin"}, {**values, "capacity": 9}, {**values, "signing_proof": ""}):
+        (tmp_path / "enrol.json").write_text(json.dumps(changed))
+        with pytest.raises(ConfigError, match="not signed by both"):
+            enrolment.load(tmp_path / "enrol.json")
+    (tmp_path / "enrol.json").write_text(json.dumps({**values, "version": 1}))
+    with pytest.raises(ConfigError, match="version 1"):
         enrolment.load(tmp_path / "enrol.json")
 
 

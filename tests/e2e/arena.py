@@ -38,6 +38,7 @@ from usfmae.server.flower.gateway_transport import GatewayTransport
 from usfmae.server.flower.link_state import LinkState
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
+from usfmae.server.rounds import loop
 from usfmae.server.rounds.loop import Loop
 
 TINY = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 1, "heads": 2}
@@ -159,12 +160,12 @@ def trained(base: Tensors, seed: int, factor: float = 1.0) -> Tensors:
 class Stage:
     """An aggregator in this process, honest hospitals in threads, and a hostile one."""
 
-    def __init__(self, root: Path, hostile: int = 0, rounds: int = 1) -> None:
+    def __init__(self, root: Path, hostile: int = 0, rounds: int = 1, *more: str) -> None:
         self.home = Layout(root / "coordinator")
         chosen = [f"model.{key}={value}" for key, value in TINY.items()]
         chosen += ["network.host=127.0.0.1", f"rounds.quorum={HONEST}", "min_free_gib=0", "rounds.steps=2"]
         chosen += ["network.body_seconds=1.5"]
-        create(self.home.root, "arena", "", 0, None, chosen)
+        create(self.home.root, "arena", "", 0, None, [*chosen, *more])
         self.settings: CoordinatorSettings = self.home.settings()
         self.honest = [Hospital(self.home, f"honest-{i}", i, root) for i in range(HONEST)]
         self.liars = [Hospital(self.home, f"liar-{i}", 50 + i, root) for i in range(hostile)]
@@ -184,6 +185,7 @@ class Stage:
         self.threads = [self._thread(h.serve, self.home, self.port, self.stop) for h in self.honest]
         key = keys.read_private(self.home.signing_key, keys.Ed25519PrivateKey)
         wire = GatewayTransport(self.link, self.ledger.sites)
+        loop.ASK_AGAIN = 0.2  # of this process: a site whose reply was lost or dropped
         self.loop = Loop(self.home, self.ledger, self.settings, wire, key, wait=self._wait)
         self.brain = self._thread(self.loop.run, self.rounds)
         return self
@@ -213,7 +215,14 @@ class Stage:
         return self.ledger.last_round().result
 
     def verdict(self, round_: int = 1) -> str:
-        return self.ledger.verdicts(round_)[self.mallory.site].verdict
+        return self.verdict_on(self.mallory, round_)
+
+    def verdict_on(self, hospital: Hospital, round_: int = 1) -> str:
+        """What was decided on its reply; of one that it had not signed, why it was dropped."""
+        if hospital.site in self.ledger.verdicts(round_):
+            return self.ledger.verdicts(round_)[hospital.site].verdict
+        dropped = [one for one in self.ledger.refusals() if (one["site"], one["round"]) == (hospital.site, round_)]
+        return dropped[-1]["verdict"]
 
     def audited(self, **wanted: object) -> bool:
         self.refusals.write()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 import ssl
@@ -15,8 +16,8 @@ import pytest
 from tests.e2e.arena import Stage, call, row, signed_headers
 from usfmae.client.flower import fleet_client, transport_errors
 from usfmae.core import audit, keys
-from usfmae.core.errors import ConfigError
-from usfmae.core.federated.enrolment import Enrolment, checked
+from usfmae.core.errors import ConfigError, PolicyError
+from usfmae.core.federated.enrolment import Enrolment, checked, proved
 from usfmae.server import sites
 from usfmae.server.flower import connection_limits, gateway, node_auth
 from usfmae.server.ledger import Ledger
@@ -260,4 +261,20 @@ def test_names_that_walk_the_file_system_are_not_enrolled(stage, tmp_path):
             sites.add(stage.home, file)
     audited = stage.audited(actor="coordinator", event="site-add", status="refused")
     row("path traversal in a site's name", "exit 3", audited)
+    assert audited
+
+
+def test_one_key_is_enrolled_once_however_it_is_spelt(stage, tmp_path):
+    """A twin with the hospital's public key, which it never held: revoking it would cut the hospital off."""
+    victim = Ledger(stage.home.ledger).sites()[stage.honest[0].site]
+    values = dataclasses.asdict(proved("twin", 10, keys.new_node_key(), keys.new_signing_key()))
+    file = tmp_path / "enrol.json"
+    for pem in (victim.node_key, victim.node_key.replace("\n", "\r\n")):
+        file.write_text(json.dumps({**values, "node_key": pem}))
+        with pytest.raises(ConfigError, match="not signed by both"):
+            sites.add(stage.home, file)
+        with pytest.raises(PolicyError, match="enrolled already"):
+            Ledger(stage.home.ledger).add_site(Enrolment("twin", pem, values["signing_key"], 10))
+    audited = stage.audited(actor="coordinator", event="site-add", status="refused")
+    row("one node key in two spellings", "exit 3", audited)
     assert audited

@@ -129,7 +129,7 @@ def siege(tmp_path_factory) -> Iterator[tuple[Stage, str]]:
 def test_a_hostile_reply_is_refused_and_changes_nothing(attack, siege, honest_alone):
     stage, result = siege
     liar, wanted = stage.liars[list(ATTACKS).index(attack)], ATTACKS[attack][1]
-    got = stage.ledger.verdicts(1)[liar.site].verdict
+    got = stage.verdict_on(liar)
     audited = stage.audited(actor="gate", site=liar.site, verdict=wanted, status="refused")
     row(attack, got, audited, result == honest_alone)
     assert (got, audited, result) == (wanted, True, honest_alone)

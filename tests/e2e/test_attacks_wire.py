@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from usfmae.core.federated import messages as protocol
 from usfmae.core.federated.messages import RAW, TrainRequest, VerdictCode
 
 pytestmark = pytest.mark.attacks
+
+SOON = ("rounds.deadline=20",)  # seconds: for who sends rubbish once, and then nothing
 
 
 def test_a_replayed_round_is_refused(tmp_path):
@@ -46,7 +50,7 @@ def test_a_replayed_round_is_refused(tmp_path):
 
 
 def test_a_message_of_10_gb_is_stopped_at_the_size_of_an_update(tmp_path, honest_alone):
-    with Stage(tmp_path, hostile=1) as stage:
+    with Stage(tmp_path, 1, 1, *SOON) as stage:
 
         def enormous(draft: Draft) -> None:
             draft.payload["flood"] = b"\0"
@@ -81,10 +85,10 @@ def test_a_chunk_that_is_named_1000_times_is_not_unfolded(tmp_path, honest_alone
         draft = Draft(asked(fleet, request), base, dict.fromkeys(base, b"x"), {}, {})
         real = flower_objects.json.dumps
 
-        def folded(about: object) -> str:
+        def folded(about: object, **options: Any) -> str:
             if isinstance(about, dict) and "arraychunk_ids" in about:
                 about = {**about, "arraychunk_ids": [0] * 1000}
-            return real(about)
+            return real(about, **options)
 
         stage.mallory._part = lambda draft, name: flower_objects.Part(
             "int8", base[name].shape, RAW, 2**14, lambda a, b: bytes(b - a)
@@ -106,7 +110,7 @@ def asked(fleet: fleet_client.FleetClient, request: messages.RequestMessage) -> 
 
 def test_a_tree_of_too_many_objects_is_not_taken(tmp_path, honest_alone):
     """Many tiny objects, and a tree that doubles at each level, so that all ways through it cannot be walked."""
-    with Stage(tmp_path, hostile=2) as stage:
+    with Stage(tmp_path, 2, 1, *SOON) as stage:
         for liar, make in zip(stage.liars, (wide, doubling), strict=True):
             fleet = liar.connect(stage.home, stage.port)
             request = request_of(fleet)
@@ -116,11 +120,11 @@ def test_a_tree_of_too_many_objects_is_not_taken(tmp_path, honest_alone):
             with contextlib.suppress(fleet_client.UnreachableError):
                 fleet.push(messages.ReplyMessage(about, parcel))
         result = stage.done()
-        verdicts = [stage.ledger.verdicts(1)[liar.site] for liar in stage.liars]
-        for name, verdict in zip(("30,000 tiny objects", "a tree of 2^60 ways"), verdicts, strict=True):
-            audited = stage.audited(actor="gate", verdict=verdict.verdict, site=verdict.site)
-            row(name, verdict.verdict, audited, result == honest_alone)
-            assert (verdict.verdict, audited, result) == ("bad-message", True, honest_alone)
+        for name, liar in zip(("30,000 tiny objects", "a tree of 2^60 ways"), stage.liars, strict=True):
+            verdict = stage.verdict_on(liar)
+            audited = stage.audited(actor="gate", verdict=verdict, site=liar.site)
+            row(name, verdict, audited, result == honest_alone)
+            assert (verdict, audited, result) == ("bad-message", True, honest_alone)
 
 
 def made(
@@ -188,3 +192,64 @@ def test_nobody_answers_in_another_site_s_place(tmp_path, honest_alone):
         audited = stage.audited(actor="fleet-api", code=403, why="a reply in another site's place")
         row("a reply in another site's place", 403 if not sent else "TAKEN", audited, result == honest_alone)
         assert (got, sent, audited, result) == (VerdictCode.ADMITTED, 0, True, honest_alone)
+
+
+def test_a_site_confirms_away_nobody_s_message(tmp_path, honest_alone):
+    """Confirming deletes: a reply while it is read, another site's request. Both are refused and audited."""
+    with Stage(tmp_path, hostile=1) as stage:
+        victim, hold, taken = stage.honest[0], threading.Event(), []
+        answer = victim.answer
+
+        def slowly(fleet: fleet_client.FleetClient, request: messages.RequestMessage) -> None:
+            taken.append(request)
+            hold.wait(60)
+            answer(fleet, request)
+
+        victim.answer = slowly
+        fleet = stage.mallory.connect(stage.home, stage.port)
+        request = request_of(fleet)
+        while not taken:
+            time.sleep(0.05)
+        roots: list[str] = []
+        real = stage.link.store.fetcher
+
+        def read_slowly(root: str) -> flower_objects.Fetch:
+            roots.append(root)
+            time.sleep(0.5)
+            return real(root)
+
+        stage.link.store.fetcher = read_slowly
+        stage.mallory.push(
+            fleet, request, stage.mallory.draft(asked(fleet, request), load_file(stage.home.checkpoint(0)))
+        )
+        while not roots:
+            time.sleep(0.01)
+        for root in (taken[0].id, roots[0]):
+            with pytest.raises(transport_errors.GoneError):
+                fleet.confirm(dataclasses.replace(request, id=root))
+        hold.set()
+        stage.done()
+        audited = stage.audited(actor="fleet-api", code=403, why="confirms a message that was not sent to it")
+        got = [stage.verdict_on(hospital) for hospital in (victim, stage.mallory)]
+        row("somebody's message confirmed away", 403, audited)
+        assert got == [VerdictCode.ADMITTED, VerdictCode.ADMITTED] and audited
+
+
+def test_a_stolen_node_key_alone_does_not_cost_the_hospital_its_place(tmp_path, honest_alone):
+    """The thief takes the request and answers without the site's signature; the hospital answers as well."""
+    with Stage(tmp_path) as stage:
+        victim, answer, thefts = stage.honest[0], stage.honest[0].answer, []
+
+        def robbed(fleet: fleet_client.FleetClient, request: messages.RequestMessage) -> None:
+            if len(thefts) < 2:  # the thief was faster
+                thefts.append(request)
+                record = {protocol.RECORD: {"junk": 1}}
+                fleet.push(messages.reply(messages.reply_metadata(request, time.time()), record, {}, 1.0))
+            else:
+                answer(fleet, request)
+
+        victim.answer = robbed
+        result = stage.done()
+        got, audited = stage.verdict_on(victim), stage.audited(actor="gate", site=victim.site, verdict="bad-record")
+        row("a stolen node key answers junk", got, audited, result == honest_alone)
+        assert (got, audited, result, len(thefts)) == (VerdictCode.ADMITTED, True, honest_alone, 2)

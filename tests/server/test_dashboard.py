@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from usfmae.core import keys, metrics
 from usfmae.core.config.sources import PageSettings
-from usfmae.core.federated.enrolment import Enrolment
+from usfmae.core.federated.enrolment import Enrolment, proved
 from usfmae.core.web.access import WRONG_TOKEN_SECONDS
 from usfmae.server.dashboard.app import application
 from usfmae.server.dashboard.figures import figures
@@ -23,7 +23,7 @@ from usfmae.server.ledger import Ledger, Verdict
 
 
 def enrolment(name: str) -> Enrolment:
-    return Enrolment(name, keys.public_pem(keys.new_node_key()), keys.public_pem(keys.new_signing_key()), 100)
+    return proved(name, 100, keys.new_node_key(), keys.new_signing_key())
 
 
 def filled(root: Path, sites: int, rounds: int) -> Layout:

@@ -13,7 +13,7 @@ from usfmae.core import keys
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import ConfigError, PolicyError
 from usfmae.core.federated import key_rotation
-from usfmae.core.federated.enrolment import Enrolment
+from usfmae.core.federated.enrolment import Enrolment, proved
 from usfmae.server import certificates, renewal, sites
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
@@ -99,8 +99,7 @@ def enrolled(home: Layout, name: str, capacity: int = 50) -> tuple[Enrolment, ke
 
 
 def asked(home: Layout, tmp_path: Path, old: Enrolment, signing: keys.Ed25519PrivateKey, name: str = "kiel") -> Path:
-    public = keys.public_pem(keys.new_node_key()), keys.public_pem(keys.new_signing_key())
-    new = Enrolment(name, *public, 10**6)
+    new = proved(name, 10**6, keys.new_node_key(), keys.new_signing_key())
     key_rotation.save(key_rotation.signed(key_rotation.Rotation(old.site, new), signing), tmp_path / "rotation.json")
     return tmp_path / "rotation.json"
 

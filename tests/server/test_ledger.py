@@ -1,5 +1,7 @@
 """The ledger: keys are enrolled once and never after a revocation; what is committed stays."""
 
+import dataclasses
+
 import pytest
 
 from usfmae.core import keys
@@ -24,6 +26,19 @@ def test_a_name_and_a_key_are_enrolled_once(ledger):
         ledger.add_site(first)
     with pytest.raises(PolicyError, match="name is taken"):
         ledger.add_site(enrolment())
+
+
+@pytest.mark.parametrize("spelt", [lambda pem: pem.replace("\n", "\r\n"), lambda pem: "note\n" + pem + "\n\n"])
+def test_a_key_is_the_same_however_it_is_spelt(ledger, spelt):
+    first = enrolment()
+    ledger.add_site(first)
+    twin = dataclasses.replace(enrolment(), name="twin", node_key=spelt(first.node_key))
+    with pytest.raises(PolicyError, match="enrolled already"):
+        ledger.add_site(twin)
+    with ledger._write() as db:  # as an older version stored it
+        db.execute("UPDATE sites SET node_key = ?", (spelt(first.node_key),))
+    with pytest.raises(PolicyError, match="enrolled already"):
+        ledger.add_site(dataclasses.replace(twin, node_key=first.node_key))
 
 
 def test_a_revoked_key_never_comes_back_but_its_name_may(ledger):

@@ -27,7 +27,7 @@ from usfmae.client.site import Site, create
 from usfmae.core import keys
 from usfmae.core.config import CleanSettings
 from usfmae.core.config.site import SiteSettings
-from usfmae.core.federated.enrolment import Enrolment
+from usfmae.core.federated.enrolment import Enrolment, proved
 from usfmae.core.phantom import Tissue, write_still
 from usfmae.server.dashboard.app import application as coordinator_page
 from usfmae.server.layout import Layout
@@ -72,8 +72,7 @@ def opened(chromium: Any, size: dict[str, int], scripts: bool = True) -> Any:
 
 
 def enrolment(name: str) -> str:
-    public = keys.public_pem(keys.new_node_key()), keys.public_pem(keys.new_signing_key())
-    return json.dumps(dataclasses.asdict(Enrolment(name, *public, 40_000)))
+    return json.dumps(dataclasses.asdict(proved(name, 40_000, keys.new_node_key(), keys.new_signing_key())))
 
 
 @pytest.fixture

@@ -1,0 +1,46 @@
+"""A checkpoint is what the ledger says it is, or nothing is built on it: disks lose and change bytes too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from usfmae.core.errors import CheckpointError
+from usfmae.core.tensors import TensorFile
+
+
+def check(file: Path, wanted: str = "") -> str:
+    """The hash of a checkpoint's weights. CheckpointError unless it is `wanted`, and what the file says of itself."""
+    with TensorFile(file) as tensors:
+        content, said = tensors.id(), tensors.metadata.get("content", "")
+    for known, where in ((wanted or said, "the ledger"), (said, "the file itself")):
+        if content != known:
+            why = f"holds {content[:12]}, not {known[:12]} as {where} says: it was changed or damaged"
+            raise CheckpointError(f"checkpoint {file}", why, "restore this file from a backup ('usfmae-server verify')")
+    return content
+
+
+class CheckedFiles:
+    """Checks each file once, and again where it has changed on disk since."""
+
+    def __init__(self) -> None:
+        self.seen: dict[Path, tuple[int, int, int, str]] = {}
+
+    def check(self, file: Path, wanted: str = "") -> str:
+        """As `check`; a file that has not changed is not read again."""
+        known = self.seen.get(file)
+        if known is None or known[:3] != _state(file) or (wanted and known[3] != wanted):
+            self.written(file, check(file, wanted))
+        return self.seen[file][3]
+
+    def written(self, file: Path, content: str) -> None:
+        """This process has just written the file, and hashed it as it did."""
+        self.seen = {file: (*_state(file), content)}
+
+
+def _state(file: Path) -> tuple[int, int, int]:
+    """What changes when somebody writes to a file."""
+    try:
+        facts = file.stat()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {file}", error.strerror or str(error), "restore it from a backup") from None
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns
