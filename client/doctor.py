@@ -64,6 +64,7 @@ class Doctor:
             "disk": (self.disk, ()),
             "gpu": (self.gpu, ()),
             "tesseract": (self.tesseract, ()),
+            "confinement": (self.confinement, ()),
             "sources": (self.sources, ()),
             "corpus": (self.corpus, ()),
         }
@@ -233,6 +234,15 @@ class Doctor:
 
         check_ocr(self.site.settings.clean.ocr)
         return str(shutil.which("tesseract"))
+
+    def confinement(self) -> str:
+        """Whether this kernel keeps the processes that decode scans from every other file."""
+        from usfmae.core.sandbox.confinement import landlock_version
+
+        version = landlock_version()
+        if not version:
+            raise Skip("no Landlock (Linux 5.13): a decoder that is taken over could read this user's other files")
+        return f"Landlock {version}: decoding processes can open no file"
 
     def sources(self) -> str:
         """Every source is there and can be read."""

@@ -1,26 +1,21 @@
-"""One frame as it came and as it would go into the corpus, for a person: `python -m usfmae.client.review.frame_preview`.
+"""One frame as it came and as it would go into the corpus, for a person who decides.
 
-A process of its own with a memory limit, because the file may be hostile; a request as JSON on stdin, answers on
-stdout. A frame that still shows text, or little of a scan, is shown as far as cleaning went: a person decides.
+The file may be hostile: it is decoded in a process of its own (`core/sandbox`). A frame that still shows text, or little
+of a scan, is shown as far as cleaning went.
 """
 
 from __future__ import annotations
 
-import os
-import resource
-import subprocess
-import sys
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
-from typing import Any
 
-from usfmae.core.config import CleanSettings, ReadSettings
-from usfmae.core.errors import SourceError, UsfmaeError
-from usfmae.core.sandbox.ipc import Inbox, receive, send
-from usfmae.core.types import Frame, Pixels, Quarantined, Scan, Trail, content_id
-
-SECONDS = 60.0
+from usfmae.core.config import CleanSettings, ReadSettings, Settings
+from usfmae.core.errors import ResourceError, SourceError
+from usfmae.core.report.reasons import meaning
+from usfmae.core.sandbox.records import NoPicture, Picture
+from usfmae.core.sandbox.worker import ProcessEndedError, Worker
+from usfmae.core.types import Pixels, Scan, content_id
 
 
 @dataclass(frozen=True)
@@ -36,52 +31,29 @@ class FramePreview:
 
 def preview_frame(scan: Scan, index: int, read: ReadSettings, clean: CleanSettings, size: int) -> FramePreview:
     """Decode and clean one frame in a process of its own. SourceError where the file gives no picture."""
-    request = {
-        "scan": {**vars(scan), "path": str(scan.path), "trail": scan.trail.id},
-        "index": index,
-        "read": read.model_dump(mode="json"),
-        "clean": clean.model_dump(mode="json"),
-        "size": size,
-    }
-    asked = BytesIO()
-    send(asked, request)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    settings = Settings(read=read, clean=trusting(clean))
+    settings = settings.model_copy(update={"model": settings.model.model_copy(update={"image_size": size})})
+    worker = Worker(settings, b"")
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "usfmae.client.review.frame_preview"],
-            input=asked.getvalue(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # libraries' complaints can quote what stands in a file
-            timeout=SECONDS,
-            env=environment,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise SourceError("this scan", f"took more than {SECONDS:.0f} s to decode", "drop it") from None
-    return _answer(done.stdout)
+        answers = worker.preview(scan, index)
+    except (ProcessEndedError, ResourceError) as error:
+        raise SourceError("this scan", meaning(getattr(error, "reason", "")) or str(error), "drop it") from None
+    finally:
+        worker.close()
+    return assembled(answers)
 
 
-def _answer(output: bytes) -> FramePreview:
-    inbox = Inbox()
-    parts: dict[str, bytes] = {}
-    notes: dict[str, Any] = {}
-    inbox.add(output)
-    try:
-        while (message := inbox.next()) is not None:
-            header, blob = message
-            parts[header["event"]] = blob
-            notes |= header
-    except (ValueError, KeyError):
-        parts = {}
-    if "error" in notes or "before" not in parts:
-        raise SourceError("this scan", str(notes.get("error", "gives no picture")), "drop it")
-    return FramePreview(
-        parts["before"],
-        parts.get("after", b""),
-        parts.get("packed", b""),
-        tuple(notes.get("shape", ())),
-        str(notes.get("why", "")),
-    )
+def assembled(answers: Sequence[tuple[Picture | NoPicture, bytes]]) -> FramePreview:
+    """What the decoding process answered, as one. SourceError where it gave no picture."""
+    pictures = {answer.name: (answer, blob) for answer, blob in answers if not isinstance(answer, NoPicture)}
+    why = next((meaning(answer.reason) or answer.reason for answer, _ in answers if isinstance(answer, NoPicture)), "")
+    if "before" not in pictures:
+        raise SourceError("this scan", why or "gives no picture", "drop it")
+    before = pictures["before"][1]
+    if "packed" not in pictures or "after" not in pictures:
+        return FramePreview(before, why_not=why)
+    packed, pixels = pictures["packed"]
+    return FramePreview(before, pictures["after"][1], pixels, packed.shape)
 
 
 def image_id(scan_id: str, index: int) -> str:
@@ -94,55 +66,6 @@ def trusting(settings: CleanSettings) -> CleanSettings:
     return settings.model_copy(update={"smallest_region": 0.0})
 
 
-def main() -> None:
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    message = receive(sys.stdin.buffer)
-    if message is None:
-        return
-    asked = message[0]
-    limit = int(asked["read"]["memory_mb"]) << 20
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        _show(asked, answers)
-    except (UsfmaeError, MemoryError, OSError) as error:
-        send(answers, {"event": "end", "error": getattr(error, "why", "") or type(error).__name__})
-
-
-def _show(asked: dict[str, Any], answers: Any) -> None:
-    from usfmae.core.clean import clean
-    from usfmae.core.corpus.shard import square
-    from usfmae.core.report.reasons import meaning
-
-    values = asked["scan"]
-    scan = Scan(**{**values, "path": Path(values["path"]), "trail": Trail(values["trail"])})
-    frame = _frame(scan, int(asked["index"]), ReadSettings.model_validate(asked["read"]))
-    send(answers, {"event": "before"}, png(frame.pixels))
-    frame = replace(frame, regions=())  # where header and picture disagree, a person looks at the picture
-    try:
-        found = clean(frame, trusting(CleanSettings.model_validate(asked["clean"])))
-    except Exception as error:  # the frame stays where it is; a person may still drop it
-        found = Quarantined("cleaning-failed", detail=type(error).__name__)
-    if isinstance(found, Quarantined):
-        if found.image is None:
-            send(answers, {"event": "end", "why": meaning(found.reason) or found.reason})
-            return
-        found = found.image
-    send(answers, {"event": "after"}, png(found.pixels))
-    packed = square(found, int(asked["size"]), scan.group)
-    send(answers, {"event": "packed", "shape": list(packed.pixels.shape)}, packed.pixels.tobytes())
-
-
-def _frame(scan: Scan, index: int, settings: ReadSettings) -> Frame:
-    from usfmae.core.read import read
-
-    for frame in read(scan, settings):
-        if frame.index == index:
-            return frame
-    raise SourceError("this scan", f"has no frame {index}", "drop it")
-
-
 def png(pixels: Pixels) -> bytes:
     """A picture (H, W) or (H, W, 3) as a PNG file."""
     from PIL import Image
@@ -150,7 +73,3 @@ def png(pixels: Pixels) -> bytes:
     out = BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
-
-
-if __name__ == "__main__":
-    main()

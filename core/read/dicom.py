@@ -211,7 +211,9 @@ def _dates(text: str) -> set[str]:
     return {mark.join(order) for order in orders for mark in "/.-"}
 
 
-def frames(scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Frame]:
+def frames(
+    scan: Scan, settings: ReadSettings, notes: set[str], failed: dict[int, str] | None = None
+) -> Iterator[Frame]:
     """The kept frames as RGB, in order. Only these are decoded, except in MPEG-family syntaxes."""
     with opened(scan, settings) as file:
         ds = read_header(file)
@@ -275,8 +277,8 @@ def _mpeg(
     file.seek(0)
     items = io.BytesIO(pydicom.dcmread(file, force=True).PixelData)
     parse_basic_offsets(items)
-    with in_memory(b"".join(generate_fragments(items))) as path:
-        capture = video.open_capture(path, settings)
+    with in_memory(b"".join(generate_fragments(items))) as descriptor:
+        capture = video.open_capture(descriptor, settings)
         try:
             yield from video.kept_frames(capture, scan, settings, notes, () if noted else stated)
         finally:

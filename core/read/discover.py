@@ -10,14 +10,16 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Annotated, Any, BinaryIO, Literal, cast
+
+from pydantic import AfterValidator, Field
 
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.errors import SourceError
 from usfmae.core.read.header import Facts
 from usfmae.core.read.reader import READERS, reader
 from usfmae.core.read.refusal_codes import RefusedScan, Unreadable, guarded
-from usfmae.core.read.source import beside, opened
+from usfmae.core.read.source import beside, name_of, opened
 from usfmae.core.types import Quarantined, Scan, Trail, secret_id
 
 HEAD = 4096
@@ -145,7 +147,7 @@ def is_archive(candidate: Candidate) -> bool:
 def members(archive: Path, settings: ReadSettings) -> list[tuple[str, int]]:
     """(name, size) of each file in an archive, sorted. Raises Unreadable."""
     try:
-        with zipfile.ZipFile(archive) as content:
+        with opened(Scan(archive, ""), settings) as file, zipfile.ZipFile(file) as content:
             found = sorted((info.filename, info.file_size) for info in content.infolist() if not info.is_dir())
     except Exception as error:  # a damaged directory ends in many ways
         raise Unreadable("bad-archive", type(error).__name__) from None
@@ -169,34 +171,98 @@ class Identified:
     study: str  # HMAC of the study, "" where there is none
 
 
+def _a_readers_name(kind: str) -> str:
+    if kind not in ("", *READERS):
+        raise ValueError("no reader of that name")
+    return kind
+
+
+Hex = Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$", max_length=4096)]
+Count = Annotated[int, Field(ge=0, le=1 << 40)]
+Code = Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9-]{0,47})?$")]
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What opening a file told, before it is named under the site's secret. Holds identifiers: in memory only.
+
+    The bounds hold where it comes out of a decoding process.
+    """
+
+    outcome: Literal["scan", "quarantined", "refused", "failed", "none"]  # "failed": could not be opened
+    digest: Hex = ""  # SHA-256 of the content (and of a second file that holds its pixels), in hex
+    reason: Code = ""
+    detail: Annotated[str, Field(max_length=200)] = ""  # for people; nothing out of the file
+    kind: Annotated[str, AfterValidator(_a_readers_name)] = ""
+    format: Annotated[str, Field(max_length=64)] = ""
+    frames: Count = 0
+    planned: Count = 0
+    device: Annotated[str, Field(max_length=64)] = ""
+    notes: tuple[Code, ...] = ()
+    patient: Hex = ""  # bytes in hex, since a header's text may be in any encoding
+    study: Hex = ""
+
+
+def examine(scan: Scan, settings: ReadSettings) -> Examined:
+    """What a file is, by its content. Raises OSError where it cannot be opened.
+
+    `scan` needs a path and a member alone.
+    """
+    digest = ""
+    try:
+        with opened(scan, settings) as file:
+            head = file.read(HEAD)
+            first = _digest(file)
+        digest = first.hex()
+        kind = _kind(head, name_of(scan), bool(scan.member))
+        if not kind:
+            return Examined("none", digest)
+        with guarded("unreadable"):
+            known = reader(kind).facts(scan, settings)
+        if known.beside:  # equal headers may stand over different pixels
+            with beside(scan, known.beside, settings) as file:
+                digest = hashlib.sha256(first + _digest(file)).hexdigest()
+    except Unreadable as error:
+        return Examined("quarantined", digest, error.reason, error.why[:200])
+    except RefusedScan as error:
+        return Examined("refused", digest, error.reason, error.why[:200])
+    return Examined(
+        "scan",
+        digest,
+        kind=kind,
+        format=known.format[:64],
+        frames=known.frames,
+        planned=known.planned,
+        device="".join(c for c in known.device if c.isprintable()),
+        notes=known.notes,
+        patient=known.patient.encode(errors="surrogateescape")[:2048].hex(),
+        study=known.study.encode(errors="surrogateescape")[:2048].hex(),
+    )
+
+
+def named(
+    examined: Examined, candidate: Candidate, secret: bytes, settings: ReadSettings
+) -> Identified | Quarantined | RefusedScan | None:
+    """The scan under names that say nothing to anyone without the secret; None for what is no scan at all."""
+    content = secret_id(secret, "scan", bytes.fromhex(examined.digest)) if examined.digest else ""
+    if examined.outcome == "none":
+        return None
+    if examined.outcome == "refused":
+        return RefusedScan(examined.reason, examined.detail)
+    if examined.outcome == "quarantined":
+        return Quarantined(examined.reason, Trail(content or candidate.place(secret)), examined.detail)
+    group = secret_id(secret, "group", *_group(examined, candidate, settings, content))
+    scan = Scan(candidate.path, examined.kind, Trail(content), candidate.member, group)
+    facts = Facts(examined.format, examined.frames, examined.planned, examined.device, notes=examined.notes)
+    return Identified(scan, facts, secret_id(secret, "study", bytes.fromhex(examined.study)) if examined.study else "")
+
+
 def identify(
     candidate: Candidate, secret: bytes, settings: ReadSettings
 ) -> Identified | Quarantined | RefusedScan | None:
     """What a file is; None where it is no scan at all (a text, a table). Raises OSError where it cannot be opened."""
     bare = Scan(candidate.path, "", Trail(), candidate.member)
-    content = ""
-    try:
-        with opened(bare, settings) as file:
-            head = file.read(HEAD)
-            digest = _digest(file)
-        content = secret_id(secret, "scan", digest)
-        kind = _kind(head, candidate)
-        if not kind:
-            return None
-        scan = Scan(candidate.path, kind, Trail(content), candidate.member)
-        with guarded("unreadable"):
-            known = reader(kind).facts(scan, settings)
-        if known.beside:  # equal headers may stand over different pixels
-            with beside(scan, known.beside, settings) as file:
-                content = secret_id(secret, "scan", digest, _digest(file))
-            scan = replace(scan, trail=Trail(content))
-    except Unreadable as error:
-        return Quarantined(error.reason, Trail(content or candidate.place(secret)), error.why)
-    except RefusedScan as error:
-        return error
-    group = _group(known, candidate, settings, content)
-    scan = Scan(scan.path, kind, scan.trail, scan.member, secret_id(secret, "group", *group))
-    return Identified(scan, known, secret_id(secret, "study", known.study) if known.study else "")
+    return named(examine(bare, settings), candidate, secret, settings)
 
 
 def _digest(file: BinaryIO) -> bytes:
@@ -204,33 +270,33 @@ def _digest(file: BinaryIO) -> bytes:
     return hashlib.file_digest(cast(Any, file), "sha256").digest()
 
 
-def _group(known: Facts, candidate: Candidate, settings: ReadSettings, content: str) -> tuple[str, bytes]:
+def _group(examined: Examined, candidate: Candidate, settings: ReadSettings, content: str) -> tuple[str, bytes]:
     """What must stay on one side of a split: the patient, else the study, else the folder, else the file alone."""
-    if known.patient or known.study:
-        kind, value = ("patient", known.patient) if known.patient else ("study", known.study)
-    elif candidate.folder and settings.group_by == "folder":
-        kind, value = "folder", candidate.folder
-    else:
-        kind, value = "file", content
-    return kind, value.encode(errors="surrogateescape")
+    if examined.patient:
+        return "patient", bytes.fromhex(examined.patient)
+    if examined.study:
+        return "study", bytes.fromhex(examined.study)
+    if candidate.folder and settings.group_by == "folder":
+        return "folder", candidate.folder.encode(errors="surrogateescape")
+    return "file", content.encode()
 
 
-def _kind(head: bytes, candidate: Candidate) -> str:
+def _kind(head: bytes, name: str, is_member: bool) -> str:
     """The reader's name, "" for what is no scan. Raises Unreadable for what should be one."""
-    name = Path(candidate.member or candidate.path.name)
-    if name.name.upper() == DIRECTORY:
+    if name.upper() == DIRECTORY:
         return ""
     for kind in READERS:
         if reader(kind).recognises(head):
             return kind
-    if head.startswith(ZIP_MAGIC) and candidate.member:
+    if head.startswith(ZIP_MAGIC) and is_member:
         raise Unreadable("nested-archive", "an archive inside an archive is not opened")
     if head.startswith(GZIP_MAGIC):
         raise Unreadable("packed-file", "gzip, and no volume in it")
-    expected = not name.name.startswith(".") and any(name.suffix.lower() in reader(kind).SUFFIXES for kind in READERS)
+    suffix = Path(name).suffix.lower()
+    expected = not name.startswith(".") and any(suffix in reader(kind).SUFFIXES for kind in READERS)
     if not head and expected:
         raise Unreadable("empty", "zero bytes")
-    if expected and (name.suffix or not _is_text(head)):
+    if expected and (suffix or not _is_text(head)):
         raise Unreadable("unknown-format", "the content fits no format that is read")
     return ""
 

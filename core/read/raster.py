@@ -43,7 +43,9 @@ def facts(scan: Scan, settings: ReadSettings) -> Facts:
         return Facts(image.format or "raster", pages, pages)
 
 
-def frames(scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Frame]:
+def frames(
+    scan: Scan, settings: ReadSettings, notes: set[str], failed: dict[int, str] | None = None
+) -> Iterator[Frame]:
     """One Frame, or one per page of a TIFF. Raises Refused where it is a label mask."""
     with opened(scan, settings) as file:
         image = _open(file)

@@ -100,22 +100,26 @@ def beside(scan: Scan, name: str, settings: ReadSettings) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def as_path(scan: Scan, settings: ReadSettings) -> Iterator[str]:
-    """A path for libraries that take nothing else; members live in anonymous memory, not in a temporary file."""
-    if not scan.member:
-        yield str(scan.path.absolute())
+def descriptor_of(scan: Scan, settings: ReadSettings) -> Iterator[int]:
+    """A descriptor for libraries that take no Python file; members lie in anonymous memory, not in a temporary file."""
+    if scan.member:
+        with in_memory(read_member(scan.path, scan.member, settings)) as descriptor:
+            yield descriptor
         return
-    with in_memory(read_member(scan.path, scan.member, settings)) as path:
-        yield path
+    descriptor = _opener(scan.path, "")
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
-def in_memory(data: bytes) -> Iterator[str]:
-    """A path to bytes in anonymous memory: no temporary file, gone when the process is."""
+def in_memory(data: bytes) -> Iterator[int]:
+    """A descriptor of bytes in anonymous memory: no temporary file, gone when the process is."""
     descriptor = os.memfd_create("scan")
     try:
         with os.fdopen(os.dup(descriptor), "wb") as file:
             file.write(data)
-        yield f"/proc/self/fd/{descriptor}"
+        yield descriptor
     finally:
         os.close(descriptor)

@@ -1,14 +1,14 @@
 """Clips: mp4, mov, avi, mpeg, mkv, gif, through the FFmpeg in cv2. Frames are chosen by presentation time.
 
-Only containers known by their first bytes reach the demuxer (no playlists), and it may open plain files alone, so
-that a hostile clip cannot make it fetch anything. It gets a path, since cv2 crashes on damaged AVI in a stream object.
+Only containers known by their first bytes reach the demuxer (no playlists), and it gets an open descriptor and no right
+to open anything, so that a hostile clip cannot make it fetch another file. (cv2 crashes on damaged AVI in a stream object.)
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import cv2
 
@@ -16,14 +16,15 @@ from usfmae.core.config.read import ReadSettings
 from usfmae.core.read.header import Facts, check_size
 from usfmae.core.read.raster import as_rgb
 from usfmae.core.read.refusal_codes import Unreadable
-from usfmae.core.read.source import as_path
+from usfmae.core.read.source import descriptor_of
 from usfmae.core.read.timing import FrameSampler
 from usfmae.core.types import Frame, Scan
 
 # cv2 reads these when it opens a clip. Quiet, because FFmpeg's messages can quote what stands in a file.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 DEMUXERS = "avi,mov,mpeg,mpegvideo,mpegts,matroska,gif,asf,h264,hevc"
-os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = f"protocol_whitelist;file|format_whitelist;{DEMUXERS}"
+OPTIONS = f"protocol_whitelist;fd|format_whitelist;{DEMUXERS}|fd;"
+_opening = threading.Lock()  # cv2 takes its options out of the environment
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mpg", ".mpeg", ".mkv", ".webm", ".gif", ".wmv")
 BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")  # ISO 14496-12, QuickTime
@@ -44,9 +45,12 @@ def container(head: bytes) -> str:
     return names.get(head[:3], "video")
 
 
-def open_capture(path: str, settings: ReadSettings) -> cv2.VideoCapture:
-    """A decoder on one thread, with its picture size checked. Raises Unreadable."""
-    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+def open_capture(descriptor: int, settings: ReadSettings) -> cv2.VideoCapture:
+    """A decoder on one thread of what a descriptor holds, with its picture size checked. Raises Unreadable."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    with _opening:
+        os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = f"{OPTIONS}{descriptor}"
+        capture = cv2.VideoCapture("fd:", cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     if not capture.isOpened():
         raise Unreadable("unreadable", "no decodable video stream")
     width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
@@ -55,10 +59,9 @@ def open_capture(path: str, settings: ReadSettings) -> cv2.VideoCapture:
 
 
 def facts(scan: Scan, settings: ReadSettings) -> Facts:
-    with as_path(scan, settings) as path:
-        with Path(path).open("rb") as file:
-            name = container(file.read(16))
-        capture = open_capture(path, settings)
+    with descriptor_of(scan, settings) as descriptor:
+        name = container(os.pread(descriptor, 16, 0))
+        capture = open_capture(descriptor, settings)
         count, rate = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
         capture.release()
     known = rate > 0 and 0 < count <= settings.max_frames
@@ -67,10 +70,12 @@ def facts(scan: Scan, settings: ReadSettings) -> Facts:
     return Facts(name, total, planned)
 
 
-def frames(scan: Scan, settings: ReadSettings, notes: set[str]) -> Iterator[Frame]:
+def frames(
+    scan: Scan, settings: ReadSettings, notes: set[str], failed: dict[int, str] | None = None
+) -> Iterator[Frame]:
     """The kept frames in order; the others are stepped over without conversion. One frame in memory at a time."""
-    with as_path(scan, settings) as path:
-        capture = open_capture(path, settings)
+    with descriptor_of(scan, settings) as descriptor:
+        capture = open_capture(descriptor, settings)
         try:
             yield from kept_frames(capture, scan, settings, notes)
         finally:

@@ -1,7 +1,8 @@
-"""The decoding process: `python -m usfmae.core.sandbox.child`, told what to do on stdin, answering on stdout.
+"""The decoding process: `python -m usfmae.core.sandbox.child`, told what to do on a socket, answering on stdout.
 
-Untrusted files are opened here and nowhere else: with a memory limit, one thread per library, no stderr, and a
-supervisor that ends the process where the next frame takes too long.
+Untrusted files are decoded here and nowhere else: confined (see confinement.py), with a memory limit, one thread per
+library, no stderr, no secret, no path, and a worker that ends the process where the next frame takes too long. Scans
+come as open descriptors that it asks for.
 """
 
 from __future__ import annotations
@@ -10,93 +11,103 @@ import ctypes
 import os
 import resource
 import signal
-import sys
-from dataclasses import asdict
+import socket
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 
 from usfmae.core.config import Settings
 from usfmae.core.errors import ConfigError, ResourceError
+from usfmae.core.read import source
+from usfmae.core.read.discover import Examined, examine, members
 from usfmae.core.read.reader import READERS, reader
-from usfmae.core.sandbox.clean_unit import Emit, run_unit
-from usfmae.core.sandbox.ipc import receive, send
-from usfmae.core.sandbox.preview import show
-from usfmae.core.types import Quarantined
+from usfmae.core.read.refusal_codes import Unreadable
+from usfmae.core.sandbox import ipc, records
+from usfmae.core.sandbox.clean_unit import run_unit
+from usfmae.core.sandbox.confinement import confine
+from usfmae.core.sandbox.preview import preview_frame, show_frame
+from usfmae.core.sandbox.records import ANSWERS, REQUESTS, Answer, Request
+
+
+class Wire:
+    """The two streams to the worker."""
+
+    def __init__(self) -> None:
+        self.requests = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=os.dup(0))
+        # Libraries that print do not disturb the answers.
+        self.answers = os.fdopen(os.dup(1), "wb")
+        os.dup2(2, 1)
+
+    def next(self) -> tuple[Request, int | None] | None:
+        received = ipc.receive_request(self.requests)
+        return None if received is None else (records.decode(REQUESTS, received[0]), received[1])
+
+    def answer(self, record: Answer, blob: bytes = b"") -> None:
+        ipc.send(self.answers, records.encode(ANSWERS, record), blob)
+
+    def open(self, path: Path, beside: str) -> int:
+        """A descriptor of a scan of the request; in place of `source.open_file`."""
+        self.answer(records.Open(int(path.parts[0]), beside))
+        received = self.next()
+        if received is None:
+            raise SystemExit
+        reply, descriptor = received
+        if descriptor is None:
+            number = reply.errno if isinstance(reply, records.Opened) else 0
+            raise OSError(number, os.strerror(number))
+        return descriptor
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive the supervisor
-    # Libraries that print do not disturb the answers.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-
-    def emit(blob: bytes = b"", **header: Any) -> None:
-        send(answers, header, blob)
-
-    hello = receive(sys.stdin.buffer)
-    if hello is None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's business
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive it
+    wire = Wire()
+    received = wire.next()
+    if received is None or not isinstance(hello := received[0], records.Hello):
         return
-    settings, secret = Settings.model_validate(hello[0]["settings"]), hello[1]
+    settings = Settings.model_validate(hello.settings)
     limit = settings.read.memory_mb << 20
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold pixels
     cv2.setNumThreads(1)  # there is a process per core already
     for kind in READERS:
         reader(kind)  # imported before the first file's clock runs
-    emit(event="ready")
-    work = {"identify": _identify, "members": _members, "unit": run_unit, "show": show}
-    while (message := receive(sys.stdin.buffer)) is not None:
+    source.open_through(wire.open)
+    wire.answer(records.Ready(confine(hello.writable)))
+    while (received := wire.next()) is not None:
         try:
-            work[message[0]["do"]](message[0], settings, secret, emit)
+            DO[type(received[0])](received[0], settings, wire.answer)
         except (ResourceError, ConfigError) as error:  # of this machine, not of the scan
-            emit(event="error", what=error.what, why=error.why, do=error.do)
+            wire.answer(records.Fault(error.what[:1000], error.why[:1000], error.do[:1000]))
 
 
-def _identify(header: dict[str, Any], settings: Settings, secret: bytes, emit: Emit) -> None:
-    """One candidate -> what it is."""
-    from usfmae.core.read.discover import Candidate, Identified, identify
-    from usfmae.core.read.refusal_codes import RefusedScan
-
-    candidate = Candidate(Path(header["path"]), header["member"], header["folder"])
+def _identify(request: records.Identify, settings: Settings, answer: Callable[[Answer], None]) -> None:
     try:
-        found = identify(candidate, secret, settings.read)
+        examined = examine(request.scan, settings.read)
     except MemoryError:
-        found = Quarantined("too-much-memory")
+        examined = Examined("quarantined", reason="too-much-memory")
     except OSError as error:
-        emit(event="done", outcome="failed", reason=f"os-{error.errno}")
-        return
-    if found is None:
-        emit(event="done", outcome="none")
-    elif isinstance(found, Quarantined):
-        emit(event="done", outcome="quarantined", reason=found.reason, detail=found.detail, id=found.trail.id)
-    elif isinstance(found, RefusedScan):
-        emit(event="done", outcome="refused", reason=found.reason)
-    else:
-        assert isinstance(found, Identified)
-        known = {k: v for k, v in asdict(found.facts).items() if k not in ("patient", "study")}
-        emit(
-            event="done",
-            outcome="scan",
-            id=found.scan.trail.id,
-            kind=found.scan.kind,
-            group=found.scan.group,
-            study=found.study,
-            **known,
-        )
+        examined = Examined("failed", reason=f"os-{error.errno}")
+    answer(records.Identity(examined))
+    answer(records.Done())
 
 
-def _members(header: dict[str, Any], settings: Settings, secret: bytes, emit: Emit) -> None:
-    """An archive -> the names and sizes of its members."""
-    from usfmae.core.read.discover import members
-    from usfmae.core.read.refusal_codes import Unreadable
-
+def _members(request: records.ListMembers, settings: Settings, answer: Callable[[Answer], None]) -> None:
     try:
-        emit(event="done", members=members(Path(header["path"]), settings.read))
+        answer(records.Members(tuple(members(request.scan.path, settings.read))))
     except Unreadable as error:
-        emit(event="done", members=[], reason=error.reason)
+        answer(records.Members((), error.reason))
+    answer(records.Done())
+
+
+DO: dict[type, Callable[..., None]] = {
+    records.Identify: _identify,
+    records.ListMembers: _members,
+    records.CleanUnit: run_unit,
+    records.ShowFrame: show_frame,
+    records.PreviewFrame: preview_frame,
+}
 
 
 if __name__ == "__main__":

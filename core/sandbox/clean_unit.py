@@ -1,130 +1,162 @@
-"""Inside the decoding process: the frames of a unit are read, cleaned and answered one by one."""
+"""Inside the decoding process: the frames of a unit are read, cleaned and answered one by one.
+
+Every frame that is met ends in exactly one count: kept, kept back, or a near-duplicate. The worker checks it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 from usfmae.core.config import Settings
 from usfmae.core.errors import ConfigError, ResourceError
+from usfmae.core.read import RefusedScan, Unreadable, read
+from usfmae.core.read.duplicates import Seen
+from usfmae.core.sandbox.records import Alive, Answer, CleanUnit, Done, Kept, KeptBack, Outcome, ScanEnded, number_of
 from usfmae.core.types import CleanImage, Frame, Quarantined, Scan, Trail, content_id
 
-Emit = Callable[..., None]
+Emit = Callable[..., None]  # answer(record, bytes)
 
 
 @dataclass
-class OneScan:
+class OpenScan:
     """One scan of a unit while its frames pass through."""
 
     scan: Scan
     frames: int = 0
     duplicates: int = 0
-    outcome: str = "read"
+    outcome: Outcome = Outcome.READ
     reason: str = ""
     notes: set[str] = field(default_factory=set)
+    failed: dict[int, str] = field(default_factory=dict)  # frame -> why it could not be decoded
+
+    @property
+    def number(self) -> int:
+        return number_of(self.scan)
+
+    def ended(self) -> ScanEnded:
+        frames = self.frames + len(self.failed)
+        return ScanEnded(self.number, self.outcome, self.reason, frames, self.duplicates, tuple(sorted(self.notes)))
 
 
-def run_unit(header: dict[str, Any], settings: Settings, secret: bytes, emit: Emit) -> None:
+Sent = list[tuple[OpenScan, Trail, int]]  # of each frame that went to cleaning: its scan, its trail, its index
+
+
+def run_unit(request: CleanUnit, settings: Settings, answer: Emit) -> None:
     """A clip, a still, or the stills of one study: read, clean, answer frame by frame."""
+    scans = [OpenScan(scan) for scan in request.unit.scans]
+    sent: Sent = []
+    together = len(scans) > 1 or request.unit.clip
+    done = 0
+    for result in cleaned(frames_of(scans, sent, settings, answer), settings, together, answer):
+        _settle(result, sent[done], settings, answer)
+        done += 1
+    for owner, _, index in sent[done:]:  # went to cleaning and never came back
+        answer(KeptBack(owner.number, index, "cleaning-failed"))
+    for one in scans:
+        for index, reason in one.failed.items():
+            answer(KeptBack(one.number, index, reason))
+        answer(one.ended())
+    answer(Done())
+
+
+def _settle(
+    result: CleanImage | Quarantined, sent: tuple[OpenScan, Trail, int], settings: Settings, answer: Emit
+) -> None:
     from usfmae.core.corpus.shard import square
 
-    scans = [OneScan(scan_of(values)) for values in header["scans"]]
-    sent: list[tuple[OneScan, Frame]] = []
-    together = len(scans) > 1 or bool(header["clip"])
-    for number, result in enumerate(cleaned(frames_of(scans, sent, settings, emit), settings, together, emit)):
-        owner, frame = sent[number]
-        if isinstance(result, Quarantined):
-            emit(event="quarantined", scan=owner.scan.trail.id, index=frame.index, reason=result.reason)
-            continue
-        named = replace(result, trail=frame.trail)
+    owner, trail, index = sent
+    if isinstance(result, Quarantined):
+        answer(KeptBack(owner.number, index, result.reason))
+        return
+    try:
         augment = settings.train.augment
-        packed = square(
-            named, settings.model.image_size, owner.scan.group, owner.scan.dataset, augment.resize, augment.aspect
-        )
-        emit(
-            packed.pixels.tobytes(),
-            event="image",
-            scan=owner.scan.trail.id,
-            index=frame.index,
-            id=packed.id,
-            shape=packed.pixels.shape,
-            **_figures(result),
-        )
-    for one in scans:
-        emit(
-            event="scan",
-            scan=one.scan.trail.id,
-            outcome=one.outcome,
-            reason=one.reason,
-            frames=one.frames,
-            duplicates=one.duplicates,
-            notes=sorted(one.notes),
-        )
-    emit(event="done")
+        named = replace(result, trail=trail)
+        packed = square(named, settings.model.image_size, "", "", augment.resize, augment.aspect)
+        kept = Kept(owner.number, index, packed.pixels.shape, *_figures(result))
+    except Exception:
+        answer(KeptBack(owner.number, index, "packing-failed"))
+        return
+    answer(kept, packed.pixels.tobytes())
 
 
-def _figures(image: CleanImage) -> dict[str, float]:
+def _figures(image: CleanImage) -> tuple[float, float, float]:
     """Mean brightness of what is not black (0-255), the scan region's and the changed pixels' share of the frame."""
     lit = image.pixels.max(2) > 0
-    return {
-        "brightness": float(image.pixels[lit].mean()) if lit.any() else 0.0,
-        "region": float(image.notes.get("region", lit.mean())),
-        "changed": float(image.mask.mean()),
-    }
+    brightness = float(image.pixels[lit].mean()) if lit.any() else 0.0
+    return brightness, float(image.notes.get("region", lit.mean())), float(image.mask.mean())
 
 
-def scan_of(values: dict[str, Any]) -> Scan:
-    return Scan(
-        Path(values["path"]), values["kind"], Trail(values["id"]), values["member"], values["group"], values["dataset"]
-    )
-
-
-def frames_of(
-    scans: Sequence[OneScan], sent: list[tuple[OneScan, Frame]], settings: Settings, emit: Emit
-) -> Iterator[Frame]:
+def frames_of(scans: Sequence[OpenScan], sent: Sent, settings: Settings, answer: Emit) -> Iterator[Frame]:
     """The frames of all scans of a unit, without near-duplicates; each is noted in `sent` before it goes on.
 
     An error ends its own scan only: the frames before it stay good.
     """
-    from usfmae.core.read import RefusedScan, Unreadable, read
-    from usfmae.core.read.duplicates import Seen
-
     bits = 0 if settings.clean.profile == "paper" else settings.read.duplicate_bits
     for one in scans:
-        seen = Seen(bits)
-        emit(event="decoding", scan=one.scan.trail.id)
+        answer(Alive("decoding", one.number))
         try:
-            for frame in read(one.scan, settings.read, one.notes):
-                one.frames += 1
-                if seen.is_duplicate(frame.pixels):
-                    one.duplicates += 1
-                    continue
-                named = replace(frame, trail=one.scan.trail.child(content_id(one.scan.trail.id, str(frame.index))))
-                sent.append((one, replace(named, pixels=frame.pixels[:0])))  # the pixels are not kept
-                emit(event="cleaning", scan=one.scan.trail.id)
-                yield named
-                emit(event="decoding", scan=one.scan.trail.id)
+            yield from _frames_of_one(one, sent, settings, bits, answer)
         except Unreadable as error:
-            one.outcome, one.reason = "quarantined", error.reason
+            one.outcome, one.reason = Outcome.QUARANTINED, error.reason
         except RefusedScan as error:
-            one.outcome, one.reason = "refused", error.reason
+            one.outcome, one.reason = Outcome.REFUSED, error.reason
         except MemoryError:
-            one.outcome, one.reason = "quarantined", "too-much-memory"
+            one.outcome, one.reason = Outcome.QUARANTINED, "too-much-memory"
         except OSError as error:
-            one.outcome, one.reason = "failed", f"os-{error.errno}"
-    emit(event="cleaning", scan=scans[-1].scan.trail.id)
+            one.outcome, one.reason = Outcome.FAILED, f"os-{error.errno}"
+        except (ResourceError, ConfigError):
+            raise
+        except Exception:
+            one.outcome, one.reason = Outcome.QUARANTINED, "reading-failed"
+    answer(Alive("cleaning", scans[-1].number))
+
+
+def _frames_of_one(one: OpenScan, sent: Sent, settings: Settings, bits: int, answer: Emit) -> Iterator[Frame]:
+    seen = Seen(bits)
+    for frame in read(one.scan, settings.read, one.notes, one.failed):
+        try:
+            duplicate = seen.is_duplicate(frame.pixels)
+        except Exception:  # out of memory too: this frame, and reading goes on
+            one.failed[frame.index] = "reading-failed"
+            continue
+        one.frames += 1
+        if duplicate:
+            one.duplicates += 1
+            continue
+        trail = one.scan.trail.child(content_id(one.scan.trail.id, str(frame.index)))
+        sent.append((one, trail, frame.index))
+        answer(Alive("cleaning", one.number))
+        yield replace(frame, trail=trail)
+        answer(Alive("decoding", one.number))
 
 
 def cleaned(
-    frames: Iterator[Frame], settings: Settings, together: bool, emit: Emit
+    frames: Iterator[Frame], settings: Settings, together: bool, answer: Callable[[Answer], None]
 ) -> Iterator[CleanImage | Quarantined]:
     """One result per frame, in order, and signs of life in between while a clip's frames are worked on together.
 
     An unforeseen error keeps frames back; a missing program is no such error.
     """
-    from usfmae.core.clean import clean, clean_clip
+    if together and settings.clean.profile == "safe":
+        yield from _cleaned_together(frames, settings, lambda: answer(Alive("cleaning", 0)))
+        return
+    from usfmae.core import clean
+
+    for frame in frames:
+        try:
+            result: CleanImage | Quarantined = clean.clean(frame, settings.clean)
+        except (ResourceError, ConfigError):
+            raise
+        except Exception as error:
+            result = _given_up(frame.trail, error)
+        yield result
+
+
+def _cleaned_together(
+    frames: Iterator[Frame], settings: Settings, beat: Callable[[], None]
+) -> Iterator[CleanImage | Quarantined]:
+    from usfmae.core import clean
 
     given: list[Trail] = []
 
@@ -135,20 +167,18 @@ def cleaned(
 
     done = 0
     try:
-        if together and settings.clean.profile == "safe":
-            results = clean_clip(counted(), settings.clean, lambda: emit(event="cleaning"))
-        else:
-            results = (clean(frame, settings.clean) for frame in counted())
-        for result in results:
+        for result in clean.clean_clip(counted(), settings.clean, beat):
             done += 1
             yield result
     except (ResourceError, ConfigError):
         raise
     except Exception as error:
-        reason = "too-much-memory" if isinstance(error, MemoryError) else "cleaning-failed"
-        for trail in given[done:]:
-            yield Quarantined(reason, trail, type(error).__name__)
-        if together:  # what the static overlay was to be found on is not trusted singly either
-            yield from (Quarantined(reason, frame.trail, type(error).__name__) for frame in frames)
-        else:
-            yield from cleaned(frames, settings, together, emit)
+        # What the static overlay was to be found on is not trusted singly either.
+        yield from (_given_up(trail, error) for trail in given[done:])
+        for frame in frames:
+            yield _given_up(frame.trail, error)
+
+
+def _given_up(trail: Trail, error: Exception) -> Quarantined:
+    reason = "too-much-memory" if isinstance(error, MemoryError) else "cleaning-failed"
+    return Quarantined(reason, trail, type(error).__name__)

@@ -1,33 +1,46 @@
-"""Messages between `prepare` and its decoding processes: a JSON header and raw bytes, both length-prefixed.
+"""Messages between a worker and its decoding process: a JSON header and raw bytes, both length-prefixed.
 
-No pickle: what comes out of a process that decodes hostile files is data, never code.
+No pickle: what comes out of a process that decodes hostile files is data, never code. Requests go over a socket, since
+open files travel with them; answers come through a pipe.
 """
 
 from __future__ import annotations
 
-import json
+import socket
 import struct
-from typing import IO, Any
+from array import array
+from typing import IO
 
 LENGTHS = struct.Struct(">II")
 LARGEST = 64 << 20  # bytes of one part; an answer beyond it is treated as a broken process
 
-Message = tuple[dict[str, Any], bytes]
+Message = tuple[bytes, bytes]
 
 
-def send(stream: IO[bytes], header: dict[str, Any], blob: bytes = b"") -> None:
-    text = json.dumps(header).encode()
-    stream.write(LENGTHS.pack(len(text), len(blob)) + text + blob)
+def send(stream: IO[bytes], header: bytes, blob: bytes = b"") -> None:
+    stream.write(LENGTHS.pack(len(header), len(blob)) + header + blob)
     stream.flush()
 
 
-def receive(stream: IO[bytes]) -> Message | None:
-    """The next message, None at the end of the stream. Blocking; for the decoding side."""
-    prefix = stream.read(LENGTHS.size)
+def send_request(wire: socket.socket, header: bytes, descriptor: int | None = None) -> None:
+    """A request, and an open file with it."""
+    prefix = LENGTHS.pack(len(header), 0)
+    files = [] if descriptor is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [descriptor]))]
+    wire.sendmsg([prefix], files)
+    wire.sendall(header)
+
+
+def receive_request(wire: socket.socket) -> tuple[bytes, int | None] | None:
+    """The next request and the descriptor that came with it; None at the end of the stream. Blocking."""
+    prefix, files, _, _ = wire.recvmsg(LENGTHS.size, socket.CMSG_SPACE(4), socket.MSG_WAITALL | socket.MSG_CMSG_CLOEXEC)
     if len(prefix) < LENGTHS.size:
         return None
-    text, blob = LENGTHS.unpack(prefix)
-    return json.loads(stream.read(text)), stream.read(blob)
+    descriptors = array("i", b"".join(data[:4] for _, kind, data in files if kind == socket.SCM_RIGHTS))
+    length, _ = LENGTHS.unpack(prefix)
+    header = bytearray()
+    while len(header) < length and (data := wire.recv(length - len(header))):
+        header += data
+    return bytes(header), descriptors[0] if descriptors else None
 
 
 class Inbox:
@@ -49,9 +62,7 @@ class Inbox:
         end = LENGTHS.size + text + blob
         if len(self.buffer) < end:
             return None
-        header = json.loads(self.buffer[LENGTHS.size : LENGTHS.size + text])
+        header = bytes(self.buffer[LENGTHS.size : LENGTHS.size + text])
         content = bytes(self.buffer[LENGTHS.size + text : end])
         del self.buffer[:end]
-        if not isinstance(header, dict):
-            raise ValueError("header is no object")
         return header, content

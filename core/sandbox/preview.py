@@ -1,48 +1,83 @@
-"""Inside the decoding process: one frame of a unit before and after cleaning, small, for the report's gallery."""
+"""Inside the decoding process: one frame before and after cleaning, for the report's gallery and for who decides."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
 
 import cv2
 import numpy as np
 
 from usfmae.core.config import Settings
+from usfmae.core.errors import SourceError
+from usfmae.core.read import read
 from usfmae.core.read.raster import encode_png
-from usfmae.core.sandbox.clean_unit import Emit, OneScan, cleaned, frames_of, scan_of
-from usfmae.core.types import CleanImage, Frame, Mask, Pixels, Quarantined
+from usfmae.core.sandbox.clean_unit import Emit, OpenScan, Sent, cleaned, frames_of
+from usfmae.core.sandbox.records import Alive, Done, NoPicture, Picture, PreviewFrame, ShowFrame
+from usfmae.core.types import CleanImage, Frame, Mask, Pixels, Quarantined, Scan
 
 HEIGHT = 320  # pixels of a picture in the gallery, at most
 RED = np.array([229, 72, 77])
 
 
-def show(header: dict[str, Any], settings: Settings, secret: bytes, emit: Emit) -> None:
-    """Frame `index` of scan `wanted`, or its first that was kept where `index` is -1, as PNGs."""
-    scans = [OneScan(scan_of(values)) for values in header["scans"]]
-    sent: list[tuple[OneScan, Frame]] = []
+def show_frame(request: ShowFrame, settings: Settings, answer: Emit) -> None:
+    """Frame `index` of scan `wanted`, or its first that was kept where `index` is -1, as small PNGs."""
+    scans = [OpenScan(scan) for scan in request.unit.scans]
+    sent: Sent = []
     recorded: dict[int, Frame] = {}
 
     def remembered() -> Iterator[Frame]:
-        for frame in frames_of(scans, sent, settings, emit):
-            if sent[-1][0].scan.trail.id == header["wanted"] and header["index"] in (frame.index, -1):
+        for frame in frames_of(scans, sent, settings, answer):
+            if sent[-1][0].scan.trail.id == request.wanted and request.index in (frame.index, -1):
                 recorded[len(sent) - 1] = frame
             yield frame
 
-    together = len(scans) > 1 or bool(header["clip"])
-    for number, result in enumerate(cleaned(remembered(), settings, together, emit)):
+    together = len(scans) > 1 or request.unit.clip
+    for number, result in enumerate(cleaned(remembered(), settings, together, answer)):
         frame = recorded.pop(number, None)
-        if frame is not None and (header["index"] >= 0 or isinstance(result, CleanImage)):
-            _emit_pictures(frame, result, emit)
+        if frame is not None and (request.index >= 0 or isinstance(result, CleanImage)):
+            answer(Picture("before"), encode_png(small(frame.pixels)))
+            if isinstance(result, CleanImage):
+                answer(Picture("mask"), encode_png(small(tinted(frame.pixels, result.mask))))
+                answer(Picture("after"), encode_png(small(result.pixels)))
             break
-    emit(event="done")
+    answer(Done())
 
 
-def _emit_pictures(frame: Frame, result: CleanImage | Quarantined, emit: Emit) -> None:
-    emit(encode_png(small(frame.pixels)), event="picture", name="before")
-    if isinstance(result, CleanImage):
-        emit(encode_png(small(tinted(frame.pixels, result.mask))), event="picture", name="mask")
-        emit(encode_png(small(result.pixels)), event="picture", name="after")
+def preview_frame(request: PreviewFrame, settings: Settings, answer: Emit) -> None:
+    """One frame at full size, as far as cleaning goes, and the pixels that would be packed."""
+    try:
+        frame = _frame(request.scan, request.index, settings)
+    except SourceError as error:
+        answer(NoPicture(getattr(error, "reason", "no-such-frame")))
+        answer(Done())
+        return
+    answer(Picture("before"), encode_png(frame.pixels))
+    answer(Alive("cleaning", 0))
+    _preview_cleaned(frame, settings, answer)
+    answer(Done())
+
+
+def _preview_cleaned(frame: Frame, settings: Settings, answer: Emit) -> None:
+    from usfmae.core.corpus.shard import square
+
+    # Where header and picture disagree, a person looks at the picture.
+    (result,) = cleaned(iter([replace(frame, regions=())]), settings, False, answer)
+    image = result.image if isinstance(result, Quarantined) else result
+    if image is None:
+        assert isinstance(result, Quarantined)
+        answer(NoPicture(result.reason))
+        return
+    answer(Picture("after"), encode_png(image.pixels))
+    packed = square(image, settings.model.image_size, "")
+    answer(Picture("packed", packed.pixels.shape), packed.pixels.tobytes())
+
+
+def _frame(scan: Scan, index: int, settings: Settings) -> Frame:
+    for frame in read(scan, settings.read):
+        if frame.index == index:
+            return frame
+    raise SourceError("this scan", f"has no frame {index}", "drop it")
 
 
 def tinted(pixels: Pixels, mask: Mask) -> Pixels:

@@ -1,14 +1,21 @@
-"""A worker: one decoding process under supervision, started again whenever a file kills or hangs it."""
+"""A worker: one decoding process under supervision, started again whenever a file kills or hangs it.
+
+The worker opens the files and hands their descriptors over; the process has no right to open any. What it answers is
+checked: each record is validated, and the books of each scan must balance.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import select
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,9 +24,16 @@ import numpy as np
 from usfmae.core.config import Settings
 from usfmae.core.corpus.shard import PackedImage
 from usfmae.core.errors import ResourceError
-from usfmae.core.read.discover import Candidate
-from usfmae.core.sandbox.ipc import Inbox, Message, send
-from usfmae.core.types import Scan
+from usfmae.core.read import source
+from usfmae.core.read.discover import Candidate, Examined, Identified, named
+from usfmae.core.read.refusal_codes import RefusedScan
+from usfmae.core.sandbox import ipc, records
+from usfmae.core.sandbox.records import ANSWERS, REQUESTS, Answer, Request, ScanResult, Unit, handed_over
+from usfmae.core.types import Quarantined, Scan, Trail, content_id
+
+__all__ = ["ProcessEndedError", "ScanResult", "StoppedError", "Unit", "UnitResult", "Worker"]
+
+logger = logging.getLogger(__name__)
 
 # Libraries keep what every size of picture once needed: a process of this size starts anew before the next unit.
 RENEW_MIB = 768
@@ -27,14 +41,21 @@ START_SECONDS = 120.0  # to import the libraries on a busy machine
 THREADS = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # One thread a library, as there is a process per core; and quiet.
 ENVIRONMENT = {**dict.fromkeys(THREADS, "1"), "OPENCV_LOG_LEVEL": "OFF"}
-
-
+# All that the process gets of this one's environment: passwords stand in the rest.
+INHERITED = (
+    "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHASHSEED", "VIRTUAL_ENV",
+    "TESSDATA_PREFIX", "USFMAE_DEBUG", "MALLOC_PERTURB_",
+)  # fmt: skip
 FIGURES = ("brightness", "region", "changed")
-COMMAND = (sys.executable, "-m", "usfmae.core.sandbox.child")
+# -P: the folder it is started in holds no modules
+COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "usfmae.core.sandbox.child")
+
+UnitResult = tuple[list[ScanResult], list[PackedImage]]
+Message = tuple[Answer, bytes]
 
 
 class ProcessEndedError(Exception):
-    """The decoding process crashed or had to be ended."""
+    """The decoding process crashed, said what it may not say, or had to be ended."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -45,40 +66,18 @@ class StoppedError(Exception):
     """The run was stopped (Ctrl-C, a full disk) while this worker was at work."""
 
 
-@dataclass(frozen=True)
-class Unit:
-    """What is cleaned together: one clip, one still, or the stills of one study."""
-
-    scans: tuple[Scan, ...]
-    clip: bool = False  # several frames of one scan
-
-
-@dataclass
-class ScanResult:
-    """What became of one scan. No identifiers: it goes into the ledger."""
-
-    id: str
-    outcome: str = "read"  # "read", "quarantined", "refused", "failed" (tried again by the next run)
-    reason: str = ""
-    frames: int = 0  # decoded, near-duplicates included
-    duplicates: int = 0
-    kept: int = 0
-    quarantined: dict[str, list[int]] = field(default_factory=dict)  # reason -> indices of frames kept back
-    notes: list[str] = field(default_factory=list)
-    figures: dict[str, float] = field(default_factory=dict)  # means over the kept frames, see clean_unit.py
-
-
-UnitResult = tuple[list[ScanResult], list[PackedImage]]
-
-
 class Worker:
     """Runs one thing at a time in its decoding process. Not thread-safe: one thread, one worker."""
 
     def __init__(self, settings: Settings, secret: bytes) -> None:
         self.settings, self.secret = settings, secret
         self.process: subprocess.Popen[bytes] | None = None
+        self.wire: socket.socket | None = None
         self.stopped = False
-        self.inbox = Inbox()
+        self.inbox = ipc.Inbox()
+        self.scratch = ""  # a folder for the Tesseract program, where that is asked for
+
+    # The process ----------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """End the process for good, from another thread; whoever waits for an answer gets StoppedError."""
@@ -90,10 +89,15 @@ class Worker:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
-            for pipe in (self.process.stdin, self.process.stdout):
-                if pipe:
-                    pipe.close()
+            if self.process.stdout:
+                self.process.stdout.close()
             self.process = None
+        if self.wire is not None:
+            self.wire.close()
+            self.wire = None
+        if self.scratch:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            self.scratch = ""
 
     def _renew(self) -> None:
         """End a process that has grown; the next request starts another."""
@@ -102,50 +106,78 @@ class Worker:
 
     def _start(self) -> None:
         quiet = None if os.environ.get("USFMAE_DEBUG") else subprocess.DEVNULL
-        process = subprocess.Popen(
-            COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=quiet,  # libraries' complaints can quote what stands in a file
-            env={**os.environ, **ENVIRONMENT},
-            start_new_session=True,
-        )
-        self.inbox = Inbox()
-        assert process.stdin is not None
-        self.process = process
+        environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | ENVIRONMENT
+        if self.settings.clean.ocr != "tesserocr" or self.settings.clean.profile == "paper":
+            self.scratch = environment["TMPDIR"] = tempfile.mkdtemp(prefix="usfmae-")
+        self.wire, theirs = socket.socketpair()
+        self.inbox = ipc.Inbox()
+        with theirs:
+            self.process = subprocess.Popen(
+                COMMAND,
+                stdin=theirs.fileno(),
+                stdout=subprocess.PIPE,
+                stderr=quiet,  # libraries' complaints can quote what stands in a file
+                env=environment,
+                start_new_session=True,
+            )
         try:
-            send(process.stdin, {"settings": self.settings.model_dump(mode="json")}, self.secret)
-            self._next(START_SECONDS)  # "ready"
+            self._send(records.Hello(self.settings.model_dump(mode="json"), (self.scratch,) if self.scratch else ()))
+            answer, _ = self._next(START_SECONDS)
         except (OSError, ProcessEndedError):
             self.close()
             raise ResourceError(
                 "decoding process", "does not start", "set USFMAE_DEBUG=1 to see why; often too little memory"
             ) from None
+        if isinstance(answer, records.Ready) and not answer.landlock:
+            logger.warning("decoding processes can read other files: this kernel offers no Landlock (Linux 5.13)")
 
-    def _ask(self, request: dict[str, Any]) -> Iterator[Message]:
-        """Answers until "done"; raises ProcessEndedError where the process dies or is silent for too long."""
+    def _send(self, request: Request, descriptor: int | None = None) -> None:
+        assert self.wire is not None
+        ipc.send_request(self.wire, records.encode(REQUESTS, request), descriptor)
+
+    def _ask(self, request: Request, scans: Sequence[Scan]) -> Iterator[Message]:
+        """Answers until `Done`; raises ProcessEndedError where the process dies or is silent for too long.
+
+        `scans` are those of the request, with their places: files that the process asks for are opened here.
+        """
         if self.stopped:
             raise StoppedError
         if self.process is None or self.process.poll() is not None:
             self.close()
             self._start()
-        assert self.process is not None and self.process.stdin is not None
+        limits = self.settings.read
+        seconds = limits.decode_seconds
         try:
-            send(self.process.stdin, request)
+            self._send(request)
+            while True:
+                answer, blob = self._next(seconds)
+                if isinstance(answer, records.Done):
+                    return
+                if isinstance(answer, records.Fault):  # the machine lacks something; no scan is to blame
+                    raise ResourceError(answer.what, answer.why, answer.do)
+                if isinstance(answer, records.Open):
+                    self._open(answer, scans)
+                    continue
+                yield answer, blob
+                cleaning = isinstance(answer, (records.Kept, records.KeptBack)) or (
+                    isinstance(answer, records.Alive) and answer.doing == "cleaning"
+                )
+                seconds = limits.clean_seconds if cleaning else limits.decode_seconds
         except OSError:
             self._end("crashed")
-        seconds = self.settings.read.decode_seconds
-        while True:
-            message = self._next(seconds)
-            event = message[0].get("event")
-            if event == "done":
-                yield message
-                return
-            if event == "error":  # the machine lacks something; no scan is to blame
-                raise ResourceError(*(str(message[0].get(key, "")) for key in ("what", "why", "do")))
-            yield message
-            limits = self.settings.read
-            seconds = limits.clean_seconds if event in ("cleaning", "image", "quarantined") else limits.decode_seconds
+
+    def _open(self, wanted: records.Open, scans: Sequence[Scan]) -> None:
+        if wanted.scan >= len(scans):
+            self._end("bad-answer")
+        try:
+            descriptor = source.open_file(scans[wanted.scan].path, wanted.beside)
+        except (OSError, ValueError) as error:
+            self._send(records.Opened(getattr(error, "errno", None) or 22))
+            return
+        try:
+            self._send(records.Opened(), descriptor)
+        finally:
+            os.close(descriptor)
 
     def _next(self, seconds: float) -> Message:
         assert self.process is not None and self.process.stdout is not None
@@ -154,10 +186,10 @@ class Worker:
         while True:
             try:
                 message = self.inbox.next()
+                if message is not None:
+                    return records.decode(ANSWERS, message[0]), message[1]
             except ValueError:
-                self._end("crashed")
-            if message is not None:
-                return message
+                self._end("bad-answer")
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([descriptor], [], [], left)[0]:
                 self._end("timeout")
@@ -172,29 +204,43 @@ class Worker:
             raise StoppedError
         raise ProcessEndedError(reason)
 
+    # What it is asked -----------------------------------------------------------------------------------------
+
     def identify(self, candidate: Candidate) -> dict[str, Any]:
-        """What a file is, as child.py answers it; never raises for the file's sake."""
-        request = {
-            "do": "identify",
-            "path": str(candidate.path),
-            "member": candidate.member,
-            "folder": candidate.folder,
-        }
+        """What a file is, for the ledger; never raises for the file's sake."""
+        scan = Scan(candidate.path, "", Trail(), candidate.member)
+        examined = Examined("quarantined", reason="crashed")
         try:
-            return self._last(request)
+            for answer, _ in self._ask(records.Identify(handed_over(scan, 0)), [scan]):
+                if isinstance(answer, records.Identity):
+                    examined = answer.examined
         except ProcessEndedError as error:
-            return {"outcome": "quarantined", "reason": error.reason, "id": candidate.place(self.secret)}
+            examined = Examined("quarantined", reason=error.reason)
+        return self._entry(examined, candidate)
+
+    def _entry(self, examined: Examined, candidate: Candidate) -> dict[str, Any]:
+        if examined.outcome == "failed":
+            return {"outcome": "failed", "reason": examined.reason}
+        found = named(examined, candidate, self.secret, self.settings.read)
+        if found is None:
+            return {"outcome": "none"}
+        if isinstance(found, RefusedScan):
+            return {"outcome": "refused", "reason": found.reason}
+        if isinstance(found, Quarantined):
+            return {"outcome": "quarantined", "reason": found.reason, "detail": found.detail, "id": found.trail.id}
+        return _scan_entry(found)
 
     def members(self, archive: Candidate) -> dict[str, Any]:
         """The members of an archive: {"members": [[name, size], ...], "reason": ...}."""
+        scan = Scan(archive.path, "")
+        found: dict[str, Any] = {"members": [], "reason": "crashed"}
         try:
-            return self._last({"do": "members", "path": str(archive.path)})
+            for answer, _ in self._ask(records.ListMembers(handed_over(scan, 0)), [scan]):
+                if isinstance(answer, records.Members):
+                    found = {"members": [list(pair) for pair in answer.members], "reason": answer.reason}
         except ProcessEndedError as error:
-            return {"members": [], "reason": error.reason}
-
-    def _last(self, request: dict[str, Any]) -> dict[str, Any]:
-        answer, _ = list(self._ask(request))[-1]
-        return {key: value for key, value in answer.items() if key != "event"}
+            found["reason"] = error.reason
+        return found
 
     def process_unit(self, unit: Unit) -> UnitResult:
         """Read and clean a unit. A scan that ends or hangs the process goes to quarantine; the rest is done again."""
@@ -210,61 +256,115 @@ class Worker:
                 # A crash may be the machine's fault (out of memory): it gets a second chance, a hang does not.
                 if error.reason == "crashed" and crashes == 1:
                     continue
-                condemned.append(ScanResult(error.scan, "quarantined", error.reason))
+                condemned.append(ScanResult(error.scan, records.Outcome.QUARANTINED, error.reason))
                 scans = [scan for scan in scans if scan.trail.id != error.scan]
                 crashes = 0
         return condemned, []
 
     def _attempt(self, unit: Unit) -> UnitResult:
-        results = {scan.trail.id: ScanResult(scan.trail.id) for scan in unit.scans}
-        groups = {scan.trail.id: scan for scan in unit.scans}
-        images: list[PackedImage] = []
-        current = unit.scans[0].trail.id
-        request = {"do": "unit", "clip": unit.clip, "scans": [_plain(scan) for scan in unit.scans]}
+        books = _Books(unit.scans, self.settings.model.image_size)
+        told = Unit(tuple(handed_over(scan, number) for number, scan in enumerate(unit.scans)), unit.clip)
         try:
-            for header, blob in self._ask(request):
-                event, current = header["event"], header.get("scan", current)
-                result = results[current]
-                if event == "image":
-                    pixels = np.frombuffer(blob, np.uint8).reshape(header["shape"])
-                    scan = groups[current]
-                    place = scan.group, scan.dataset, current, int(header["index"])
-                    images.append(PackedImage(pixels, header["id"], *place))
-                    result.kept += 1
-                    for name in FIGURES:
-                        result.figures[name] = result.figures.get(name, 0.0) + float(header[name])
-                elif event == "quarantined":
-                    result.quarantined.setdefault(str(header["reason"]), []).append(int(header["index"]))
-                elif event == "scan":
-                    result.outcome, result.reason = header["outcome"], header["reason"]
-                    result.frames, result.duplicates = header["frames"], header["duplicates"]
-                    result.notes = header["notes"]
+            for answer, blob in self._ask(records.CleanUnit(told), unit.scans):
+                books.enter(answer, blob)
+            return books.close()
         except ProcessEndedError as error:
-            raise _CulpritError(current, error.reason) from None
-        except (KeyError, ValueError, TypeError):
+            raise _CulpritError(books.current, error.reason) from None
+        except ValueError:
             self.close()
-            raise _CulpritError(current, "crashed") from None
-        for result in results.values():
-            result.figures = {name: round(total / result.kept, 4) for name, total in result.figures.items()}
-        return list(results.values()), images
+            raise _CulpritError(books.current, "bad-answer") from None
 
     def show(self, unit: Unit, wanted: str, index: int) -> dict[str, bytes]:
         """PNGs "before", "mask" and "after" of one frame (see preview.py); fewer or none where it cannot be shown."""
-        request = {
-            "do": "show",
-            "clip": unit.clip,
-            "scans": [_plain(scan) for scan in unit.scans],
-            "wanted": wanted,
-            "index": index,
-        }
-        pictures = {}
+        told = Unit(tuple(handed_over(scan, number) for number, scan in enumerate(unit.scans)), unit.clip)
+        pictures: dict[str, bytes] = {}
         try:
-            for header, blob in self._ask(request):
-                if header.get("event") == "picture":
-                    pictures[str(header.get("name"))] = blob
+            for answer, blob in self._ask(records.ShowFrame(told, wanted, index), unit.scans):
+                if isinstance(answer, records.Picture):
+                    pictures[answer.name] = blob
         except ProcessEndedError:
             pass
         return pictures
+
+    def preview(self, scan: Scan, index: int) -> list[tuple[records.Picture | records.NoPicture, bytes]]:
+        """One frame "before", "after" and "packed" (see preview.py), or why not. Raises ProcessEndedError."""
+        asked = self._ask(records.PreviewFrame(handed_over(scan, 0), index), [scan])
+        return [(a, blob) for a, blob in asked if isinstance(a, (records.Picture, records.NoPicture))]
+
+
+class _Books:
+    """What becomes of each scan of a unit, as the answers come in. Every method raises ValueError for a false one."""
+
+    def __init__(self, scans: Sequence[Scan], size: int) -> None:
+        self.scans, self.size = scans, size
+        self.results = [ScanResult(scan.trail.id) for scan in scans]
+        self.met: list[set[int]] = [set() for _ in scans]  # frames with a fate
+        self.ended: set[int] = set()
+        self.images: list[PackedImage] = []
+        self.current = scans[0].trail.id
+
+    def enter(self, answer: Answer, blob: bytes) -> None:
+        if not isinstance(answer, (records.Alive, records.Kept, records.KeptBack, records.ScanEnded)):
+            raise ValueError("an answer to another question")
+        if answer.scan >= len(self.scans) or answer.scan in self.ended:
+            raise ValueError("no scan of this unit")
+        self.current = self.scans[answer.scan].trail.id
+        if isinstance(answer, records.Kept):
+            self._kept(answer, blob)
+        elif isinstance(answer, records.KeptBack):
+            self._meet(answer.scan, answer.index)
+            self.results[answer.scan].quarantined.setdefault(answer.reason, []).append(answer.index)
+        elif isinstance(answer, records.ScanEnded):
+            self._ended(answer)
+
+    def _meet(self, scan: int, index: int) -> None:
+        if index in self.met[scan]:
+            raise ValueError("a frame twice")
+        self.met[scan].add(index)
+
+    def _kept(self, answer: records.Kept, blob: bytes) -> None:
+        if answer.shape not in ((self.size, self.size), (self.size, self.size, 3)):
+            raise ValueError("an image of another size")
+        pixels = np.frombuffer(blob, np.uint8).reshape(answer.shape)
+        self._meet(answer.scan, answer.index)
+        scan, result = self.scans[answer.scan], self.results[answer.scan]
+        id_ = content_id(scan.trail.id, str(answer.index))
+        self.images.append(PackedImage(pixels, id_, scan.group, scan.dataset, scan.trail.id, answer.index))
+        result.kept += 1
+        for name in FIGURES:
+            result.figures[name] = result.figures.get(name, 0.0) + float(getattr(answer, name))
+
+    def _ended(self, answer: records.ScanEnded) -> None:
+        result = self.results[answer.scan]
+        result.outcome, result.reason = answer.outcome.value, answer.reason
+        result.frames, result.duplicates = answer.frames, answer.duplicates
+        result.notes = list(answer.notes)
+        self.ended.add(answer.scan)
+        if not result.balanced:
+            raise ValueError("frames are missing")
+
+    def close(self) -> UnitResult:
+        if len(self.ended) != len(self.scans):
+            raise ValueError("a scan without an end")
+        for result in self.results:
+            result.figures = {name: round(total / result.kept, 4) for name, total in result.figures.items()}
+        return self.results, self.images
+
+
+def _scan_entry(found: Identified) -> dict[str, Any]:
+    """An identified scan as the ledger writes it."""
+    return {
+        "outcome": "scan",
+        "id": found.scan.trail.id,
+        "kind": found.scan.kind,
+        "group": found.scan.group,
+        "study": found.study,
+        "format": found.facts.format,
+        "frames": found.facts.frames,
+        "planned": found.facts.planned,
+        "device": found.facts.device,
+        "notes": list(found.facts.notes),
+    }
 
 
 class _CulpritError(Exception):
@@ -280,14 +380,3 @@ def _resident_mib(pid: int) -> float:
     except OSError:
         return 0.0
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def _plain(scan: Scan) -> dict[str, Any]:
-    return {
-        "path": str(scan.path),
-        "member": scan.member,
-        "kind": scan.kind,
-        "id": scan.trail.id,
-        "group": scan.group,
-        "dataset": scan.dataset,
-    }

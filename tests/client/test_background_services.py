@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import time
@@ -124,6 +123,9 @@ def test_a_frame_kept_back_after_cleaning_is_offered_as_far_as_cleaning_went(
 ) -> None:
     from usfmae.client.review import frame_preview
     from usfmae.core.clean import clean, safe
+    from usfmae.core.config import Settings
+    from usfmae.core.sandbox import preview
+    from usfmae.core.sandbox.records import Answer, NoPicture, Picture, PreviewFrame
 
     write_still(tmp_path / "still.dcm", Tissue(71, "linear"))
     (scan,) = discover([tmp_path / "still.dcm"], b"s" * 32, ReadSettings())
@@ -139,16 +141,15 @@ def test_a_frame_kept_back_after_cleaning_is_offered_as_far_as_cleaning_went(
     kept_back = clean(frame, CleanSettings())
     assert isinstance(kept_back, Quarantined) and kept_back.reason == reason
     assert kept_back.image is not None and np.array_equal(kept_back.image.pixels, whole.pixels)
-    answers = io.BytesIO()
-    asked = {
-        "scan": {**vars(scan), "path": str(scan.path), "trail": scan.trail.id},
-        "index": 0,
-        "size": 32,
-        "read": ReadSettings().model_dump(),
-        "clean": CleanSettings().model_dump(),
-    }
-    frame_preview._show(asked, answers)
-    looked = frame_preview._answer(answers.getvalue())
+    answers: list[tuple[Picture | NoPicture, bytes]] = []
+
+    def answer(record: Answer, blob: bytes = b"") -> None:
+        if isinstance(record, (Picture, NoPicture)):
+            answers.append((record, blob))
+
+    settings = Settings.model_validate({"model": {"image_size": 32}})
+    preview.preview_frame(PreviewFrame(scan, 0), settings, answer)
+    looked = frame_preview.assembled(answers)
     assert looked.after.startswith(b"\x89PNG") and looked.shape[:2] == (32, 32) and not looked.why_not
 
 

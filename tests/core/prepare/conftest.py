@@ -50,7 +50,7 @@ def quick_clip(frames, settings, beat):
 clean.clean_clip = quick_clip
 original = raster.frames
 
-def frames(scan, settings, notes):
+def frames(scan, settings, notes, failed=None):
     name = scan.path.name
     if name.startswith("hang"):
         time.sleep(600)
@@ -58,11 +58,9 @@ def frames(scan, settings, notes):
         os.kill(os.getpid(), signal.SIGSEGV)
     if name.startswith("hog"):
         bytearray(8 << 30)
-    if name.startswith("shy") and not os.access(scan.path.parent / "allowed", os.F_OK):
-        raise PermissionError(13, "denied")
     if name.startswith("slow"):
         time.sleep(0.1)
-    yield from original(scan, settings, notes)
+    yield from original(scan, settings, notes, failed)
 
 raster.frames = frames
 child.main()

@@ -9,6 +9,7 @@ import pytest
 
 from usfmae.core.errors import ResourceError
 from usfmae.core.prepare import PrepareSummary
+from usfmae.core.read import source
 from usfmae.core.sandbox import worker
 
 from .conftest import clip, content, pixels, still
@@ -50,13 +51,22 @@ def test_a_clip_may_take_long_but_not_be_silent_for_long(tmp_path: Path, run: Ru
     assert summary.kept > 0
 
 
-@pytest.mark.slow
-def test_what_cannot_be_opened_fails_and_is_tried_again(tmp_path: Path, run: Run) -> None:
+def test_what_cannot_be_opened_fails_and_is_tried_again(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     still(tmp_path / "source" / "shy.png", 0)
     still(tmp_path / "source" / "good.png", 1)
-    first = run(tmp_path / "source", tmp_path / "corpus")
+    original = source.open_file
+
+    def denied(path: Path, beside: str = "") -> int:
+        if path.name == "shy.png":
+            raise PermissionError(13, "denied")
+        return original(path, beside)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(source, "open_file", denied)
+        first = run(tmp_path / "source", tmp_path / "corpus")
     assert (first.kept, first.failed, first.reasons) == (1, 1, {"os-13": 1})
-    (tmp_path / "source" / "allowed").touch()
     second = run(tmp_path / "source", tmp_path / "corpus")
     assert (second.kept, second.failed) == (2, 0)
     assert len(pixels(tmp_path / "corpus")) == 2
