@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
-from usfmae.core.config import CleanSettings, ReadSettings, Settings
+from usfmae.core.config import CleanSettings, Settings
 from usfmae.core.errors import ResourceError, SourceError
 from usfmae.core.report.reasons import meaning
 from usfmae.core.sandbox.records import NoPicture, Picture
@@ -29,11 +29,9 @@ class FramePreview:
     why_not: str = ""
 
 
-def preview_frame(scan: Scan, index: int, read: ReadSettings, clean: CleanSettings, size: int) -> FramePreview:
-    """Decode and clean one frame in a process of its own. SourceError where the file gives no picture."""
-    settings = Settings(read=read, clean=trusting(clean))
-    settings = settings.model_copy(update={"model": settings.model.model_copy(update={"image_size": size})})
-    worker = Worker(settings, b"")
+def preview_frame(scan: Scan, index: int, settings: Settings) -> FramePreview:
+    """Decode, clean and pack one frame as `prepare` would. SourceError where the file gives no picture."""
+    worker = Worker(settings.model_copy(update={"clean": trusting(settings.clean)}), b"")
     try:
         answers = worker.preview(scan, index)
     except (ProcessEndedError, ResourceError) as error:

@@ -22,6 +22,7 @@ import numpy as np
 from usfmae.client.review.frame_preview import FramePreview, image_id, preview_frame
 from usfmae.client.review.scan_lookup import scan_of
 from usfmae.client.site import Site
+from usfmae.core.config import ModelSettings, Settings
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import UsageError
 from usfmae.core.prepare.ledger import WHOLE, CorpusLedger, entry_of, text
@@ -147,9 +148,9 @@ def waiting_by_reason(site: Site, intake: Intake) -> Counter[str]:
 
 def picture(site: Site, held: QuarantinedFrame) -> FramePreview:
     """The frame before and after. SourceError where the source no longer has it or it cannot be decoded."""
-    settings = site.settings
-    index = 0 if held.index == WHOLE else held.index
-    return preview_frame(scan_of(site, held.scan), index, settings.read, settings.clean, settings.image_size)
+    own = site.settings
+    settings = Settings(read=own.read, clean=own.clean, model=ModelSettings(image_size=own.image_size))
+    return preview_frame(scan_of(site, held.scan), 0 if held.index == WHOLE else held.index, settings)
 
 
 def release(site: Site, held: QuarantinedFrame, by: str = "") -> None:

@@ -69,7 +69,8 @@ def _preview_cleaned(frame: Frame, settings: Settings, answer: Emit) -> None:
         answer(NoPicture(result.reason))
         return
     answer(Picture("after"), encode_png(image.pixels))
-    packed = square(image, settings.model.image_size, "")
+    augment = settings.train.augment
+    packed = square(image, settings.model.image_size, "", "", augment.resize, augment.aspect)
     answer(Picture("packed", packed.pixels.shape), packed.pixels.tobytes())
 
 
