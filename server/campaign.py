@@ -27,7 +27,7 @@ RECORD = "campaigns"  # the ledger's fact that holds all of them, oldest first
 OPEN_ENDED = 100  # rounds that place the learning rate where a campaign has no planned length
 
 # Settings that change how fast or where a round is computed, never what comes out.
-_FREE_TRAIN = {"micro_batch", "keep", "checkpoint_steps", "compile", "steps", "origin"}
+_FREE_TRAIN = {"micro_batch", "keep", "checkpoint_steps", "checkpoint_minutes", "compile", "steps", "origin"}
 _FREE_ROUNDS = {"total_steps", "quorum", "deadline", "patience", "late"}
 _FREE_CONTINUAL = {"alphas", "anatomies"}
 

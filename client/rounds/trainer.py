@@ -82,7 +82,7 @@ class TrainingJob:
         """The campaign's recipe with what this site decides: memory, and how often it is safe on disk."""
         fitted = {
             "keep": 1,
-            "checkpoint_steps": min(recipe.checkpoint_steps, max(10, self.request.steps // 8)),
+            "checkpoint_steps": min(recipe.checkpoint_steps or 500, max(10, self.request.steps // 8)),
             "micro_batch": self.site.settings.micro_batch or recipe.micro_batch,
         }
         return recipe.model_copy(update=fitted)

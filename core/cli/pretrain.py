@@ -4,33 +4,54 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from usfmae.core.cli.shell import configured, print_json
-from usfmae.core.errors import UsageError
+from usfmae.core.errors import CorpusError, UsageError
 from usfmae.core.mae import allocator
 
 if TYPE_CHECKING:
-    from usfmae.core.mae.pretrain import PretrainSummary
+    from collections.abc import Callable
+
+    from usfmae.core.mae.pretrain import Hooks, Measured, PretrainSummary, Run
     from usfmae.core.mae.train import StepRecord
+
+LOGGERS = ("tensorboard", "mlflow", "wandb")
+SECONDS_BETWEEN_LINES = 20.0  # where there is no terminal
+SIZES = {  # --arch -> width, depth, heads
+    "vit-tiny": (192, 12, 3),
+    "vit-small": (384, 12, 6),
+    "vit-base": (768, 12, 12),
+    "vit-large": (1024, 24, 16),
+}
 
 
 @click.command(
-    help="Pretrain the masked autoencoder on corpora made by 'usfmae prepare'. Ctrl-C saves and stops; --resume goes "
-    "on with the same result as if it had never stopped. Several GPUs: torchrun --nproc-per-node N --no-python "
-    "usfmae pretrain ..."
+    help="""Pretrain the masked autoencoder on corpora made by 'usfmae prepare'.
+
+    Ctrl-C and SIGTERM save and stop within seconds; --resume goes on with the same result as if it had never stopped,
+    and with --steps N trains a run on beyond its end. Several GPUs: torchrun --nproc-per-node N --no-python usfmae
+    pretrain ...
+
+    Example: usfmae pretrain --corpus corpus --out run --preset tiny"""
 )
 @click.option(
     "--corpus", "corpora", multiple=True, type=click.Path(path_type=Path, file_okay=False), help="Repeatable."
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the run.")
 @click.option("--preset", type=click.Choice(["paper", "official-notebook", "tiny"]), help="Default: paper.")
-@click.option("--init", type=click.Path(path_type=Path), help="Weights to start from: ours, .pth, timm or HF folder.")
+@click.option("--arch", type=click.Choice(list(SIZES)), help="Size of the encoder. Default: the preset's, or --init's.")
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path),
+    help="Weights to start from: ours, .pt, .pth, .ckpt, .bin, timm or Hugging Face folder.",
+)
 @click.option("--decoder-heads", type=int, help="Decoder heads of --init where its file does not say (8 or 16).")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the corpus.")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps; overrides epochs.")
@@ -38,7 +59,14 @@ if TYPE_CHECKING:
 @click.option("--cross-validate", "folds", type=click.IntRange(min=2), help="Choose from --grid by k grouped folds.")
 @click.option("--grid", multiple=True, metavar="KEY=V1,V2 ...", help="Values to try, such as lr=3e-4,1e-3.")
 @click.option("--device", help="cpu, cuda, cuda:1. Default: a GPU if there is one.")
-@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events (the JSONL log is always written).")
+@click.option(
+    "--log",
+    "logs",
+    multiple=True,
+    type=click.Choice(LOGGERS),
+    help="Also log there; repeatable, remembered by --resume (log.jsonl is always written).",
+)
+@click.option("--tensorboard", is_flag=True, help="The same as --log tensorboard.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.argument("more_grid", nargs=-1, metavar="")
 @configured
@@ -46,6 +74,7 @@ def pretrain(
     corpora: tuple[Path, ...],
     out: Path,
     preset: str | None,
+    arch: str | None,
     init: Path | None,
     decoder_heads: int | None,
     epochs: int | None,
@@ -54,39 +83,99 @@ def pretrain(
     folds: int | None,
     grid: tuple[str, ...],
     device: str | None,
+    logs: tuple[str, ...],
     tensorboard: bool,
     as_json: bool,
     more_grid: tuple[str, ...],
     config_file: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
-    if more_grid and not grid:
-        raise UsageError(f"argument {more_grid[0]}", "not understood", "values to try belong to --grid")
-    if not again and not corpora:
-        raise UsageError("--corpus", "is missing", "name the folder that 'usfmae prepare' wrote")
+    _check(corpora, out, again, grid, more_grid)
     in_a_good_allocator(device)
     from usfmae.core.mae import pretrain as runs
     from usfmae.core.mae.distributed import joined
     from usfmae.core.mae.presets import configure
 
-    named = {"train.epochs": epochs, "train.steps": steps, "model.decoder_heads": decoder_heads}
-    overrides += tuple(f"{key}={value}" for key, value in named.items() if value is not None)
-    with joined(runs.free_device(device)) as place, watching(out, tensorboard) as on_step:
-        how: dict[str, Any] = {"device": place, "on_step": on_step}
-        if again:
-            summary = runs.resume(out, **how)
-        else:
-            how |= {"init": init, "heads_stated": decoder_heads is not None}
-            settings = configure(preset, config_file, overrides)
-            if folds:
-                from usfmae.core.mae.cross_validation import select
+    logs += ("tensorboard",) if tensorboard else ()
+    place = runs.free_device(device)
+    if again:
+        given: dict[str, object] = {
+            "--corpus": corpora,
+            "--preset": preset,
+            "--arch": arch,
+            "--init": init,
+            "--epochs": epochs,
+        }
+        given |= {"--decoder-heads": decoder_heads, "--config": config_file, "--grid": grid, "--set": overrides}
+        _ignored({**given, "--cross-validate": folds})
+    else:
+        overrides = (*_named(arch, epochs, steps, decoder_heads), *overrides)
+        settings = configure(preset, config_file, overrides)
+    with joined(place) as own, signals() as stopped:
+        if folds and not again:
+            from usfmae.core.mae.cross_validation import select
 
-                settings = select(corpora, out, settings, folds, [*grid, *more_grid], **how)
-            summary = runs.pretrain(corpora, out, settings, **how)
+            note = lambda record, n: bool(stopped)  # noqa: E731
+            heads = decoder_heads is not None
+            settings = select(
+                corpora,
+                out,
+                settings,
+                folds,
+                [*grid, *more_grid],
+                init=init,
+                heads_stated=heads,
+                device=own,
+                on_step=note,
+            )
+        run = (
+            runs.open_run(out, steps, logs)
+            if again
+            else runs.new_run(corpora, out, settings, init, decoder_heads is not None, logs)
+        )
+        with watching(run, stopped) as hooks:
+            summary = run.go(own, hooks)
     if is_first():
         tell(summary, as_json)
     if not summary.finished:
         raise KeyboardInterrupt
+
+
+def _check(
+    corpora: tuple[Path, ...], out: Path, again: bool, grid: tuple[str, ...], more_grid: tuple[str, ...]
+) -> None:
+    """What can be refused at once, before torch is loaded."""
+    if more_grid and not grid:
+        raise UsageError(f"argument {more_grid[0]}", "not understood", "values to try belong to --grid")
+    if again:
+        if not (out / "run.json").exists():
+            raise UsageError(f"--resume: {out}", "holds no run", "begin it without --resume")
+        return
+    if not corpora:
+        raise UsageError("--corpus", "is missing", "name the folder that 'usfmae prepare' wrote")
+    if is_first() and (out / "run.json").exists():
+        raise UsageError(f"run {out}", "exists already", "add --resume, or give another --out")
+    for corpus in corpora:
+        if not (corpus / "shards").is_dir():
+            raise CorpusError(f"corpus {corpus}", "holds no images", "run 'usfmae prepare SOURCE --corpus DIR' first")
+
+
+def _named(arch: str | None, epochs: int | None, steps: int | None, decoder_heads: int | None) -> list[str]:
+    """The options that stand for settings, as --set would give them."""
+    named: dict[str, object] = {"train.epochs": epochs, "train.steps": steps, "model.decoder_heads": decoder_heads}
+    if arch:
+        named |= dict(zip(("model.width", "model.depth", "model.heads"), SIZES[arch], strict=True))
+    return [f"{key}={value}" for key, value in named.items() if value is not None]
+
+
+def _ignored(given: dict[str, object]) -> None:
+    """A run goes on with its own settings: say so for every option that would change them."""
+    for option, value in given.items():
+        if value:
+            click.echo(
+                f"ignored with --resume: {option}; a run goes on with its own settings, only --steps can lengthen it",
+                err=True,
+            )
 
 
 def in_a_good_allocator(device: str | None) -> None:
@@ -116,41 +205,82 @@ def is_first() -> bool:
 
 
 @contextmanager
-def watching(out: Path, tensorboard: bool) -> Iterator[Callable[[StepRecord, int], bool | None]]:
-    """Progress on stderr, TensorBoard if asked; the callback is True once Ctrl-C or SIGTERM came."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+def signals() -> Iterator[list[int]]:
+    """A list that is no longer empty once Ctrl-C or SIGTERM came."""
     stopped: list[int] = []
     before = {
         number: signal.signal(number, lambda n, _: stopped.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
     }
-    writer = _tensorboard(out) if tensorboard and is_first() else None
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), disable=not is_first()) as progress:
-        task = progress.add_task("starting")
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def watching(run: Run, stopped: list[int]) -> Iterator[Hooks]:
+    """Progress on stderr, as a bar or, without a terminal, as lines; and what the run's loggers want to know."""
+    from usfmae.core.mae.pretrain import Hooks
+    from usfmae.core.mae.train_log import LOGGERS, SCALARS
+
+    with ExitStack() as stack:
+        loggers = [LOGGERS[name](run.out, run.out.name, run.reached) for name in (run.logs if is_first() else ())]
+        for logger in loggers:
+            stack.callback(logger.close)
+        show = stack.enter_context(progress_bar()) if is_first() else None
 
         def on_step(record: StepRecord, steps: int) -> bool:
-            text = f"loss {record.loss:.4f}  lr {record.lr:.2e}  {record.images_per_second:.1f} images/s"
-            progress.update(task, completed=record.step, total=steps, description=text)
-            if writer:
-                for name in ("loss", "lr", "grad_norm", "images_per_second", "data_wait"):
-                    writer.add_scalar(name, getattr(record, name), record.step)
+            if show:
+                show(record, steps)
+            for logger in loggers:
+                logger.scalars(record.step, {name: getattr(record, name) for name in SCALARS})
             return bool(stopped)
 
-        try:
-            yield on_step
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            if writer:
-                writer.close()
+        def on_checkpoint(measured: Measured) -> None:
+            for logger in loggers:
+                values = {"held_out_loss": measured.held_out_loss}
+                if measured.held_out_variance:
+                    values["held_out_share_of_variance"] = measured.held_out_loss / measured.held_out_variance
+                logger.scalars(measured.step, values)
+                logger.picture(measured.step, measured.panel)
+
+        yield Hooks(on_step, on_checkpoint, lambda: bool(stopped))
 
 
-def _tensorboard(out: Path) -> Any:
-    from usfmae.core.optional import needs
+@contextmanager
+def progress_bar() -> Iterator[Callable[[StepRecord, int], None]]:
+    """Shows steps: a bar on a terminal; elsewhere the first step, the last, and one every 20 seconds, a line each."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    needs("tensorboard", "tensorboard")
-    from torch.utils.tensorboard import SummaryWriter
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task, lines = progress.add_task("first step"), Lines()
 
-    return SummaryWriter(str(out / "tensorboard"))
+        def show(record: StepRecord, steps: int) -> None:
+            text = f"loss {record.loss:.4f}  lr {record.lr:.2e}  {record.images_per_second:.1f} images/s"
+            progress.update(task, completed=record.step, total=steps, description=text)
+            if not console.is_terminal:
+                lines.show(record.step, steps, text)
+
+        yield show
+
+
+class Lines:
+    """Progress where there is no terminal: batch systems, log files, CI."""
+
+    def __init__(self) -> None:
+        self.began, self.first, self.last = time.monotonic(), 0, 0.0
+
+    def show(self, step: int, steps: int, text: str) -> None:
+        now = time.monotonic()
+        if self.last and step != steps and now - self.last < SECONDS_BETWEEN_LINES:
+            return
+        if not self.last:
+            self.first, self.began = step, now
+        self.last = now
+        pace = (now - self.began) / max(1, step - self.first)
+        left = f"  {pace * (steps - step) / 60:.0f} min left" if step > self.first and step < steps else ""
+        click.echo(f"step {step} of {steps}  {text}{left}", err=True)

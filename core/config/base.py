@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import Any, TypeVar, get_args
+from collections.abc import Iterable, Mapping
+from typing import Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -17,6 +17,12 @@ class Options(BaseModel):
     """Frozen, refuses unknown keys, checks its own defaults. The docstring under a field is its documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some values changed, checked as if it were read from a file. Raises ConfigError."""
+        if not update:
+            return super().model_copy(deep=deep)
+        return validated(type(self), {**self.model_dump(), **update}, "changed settings")
 
 
 def sub_options(annotation: Any) -> type[Options] | None:

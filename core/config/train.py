@@ -80,16 +80,20 @@ class TrainSettings(Options):
     """adamw (paper), or muon for the matrices of the blocks and adamw for all other tensors."""
     batch_size: int = Field(64, ge=1)
     """Images per optimizer step, over all processes."""
-    micro_batch: int = Field(12, ge=1)
-    """Images per forward and backward pass; gradients are accumulated to batch_size."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Images per forward and backward pass; gradients are accumulated to batch_size. None: 12 on a CPU, 256 on a GPU."""
     lr: float = Field(2.5e-4, ge=0)
     """Peak learning rate. Paper: 1e-3 scaled by batch 64 / 256."""
     min_lr: float = Field(0.0, ge=0)
     """Learning rate at the end of the cosine."""
     warmup: float = Field(0.1, ge=0, le=1)
     """Share of all steps with linear warm-up."""
+    cooldown: float = Field(0.2, ge=0, le=1)
+    """Share of all steps in which the infinite schedule falls from the peak to its constant rate, by half a cosine."""
+    constant: float = Field(0.5, ge=0, le=1)
+    """The infinite schedule's constant rate, as a share of the peak."""
     schedule: Literal["cosine", "infinite"] = "cosine"
-    """After warm-up: cosine to min_lr (one run of known length), or infinite: constant, then a linear anneal."""
+    """After warm-up: cosine to min_lr (one run of known length), or infinite: cooldown, constant, then a linear anneal."""
     anneal: float = Field(0.1, ge=0, le=1)
     """Share of all steps in which the infinite schedule falls to min_lr at the end."""
     origin: int = Field(0, ge=0)
@@ -128,8 +132,10 @@ class TrainSettings(Options):
     """At most this many held-out images are measured each time."""
     keep: int = Field(3, ge=1)
     """Checkpoints kept."""
-    checkpoint_steps: int = Field(500, ge=1)
-    """Steps between checkpoints."""
+    checkpoint_minutes: float = Field(10.0, gt=0)
+    """Minutes between checkpoints, written beside the training; by the clock, so that a fast GPU is not held up."""
+    checkpoint_steps: int | None = Field(None, ge=1)
+    """Steps between checkpoints, in place of minutes."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Channel means for normalisation (ImageNet, as in the paper)."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
-from usfmae.core.mae.device import autocast, device_of
+from usfmae.core.mae.device import autocast, device_of, micro_batch
 from usfmae.core.mae.model import MaskedAutoencoder
 from usfmae.core.mae.optimizer_step import normalise
 from usfmae.core.mae.train import chunks, evaluate
@@ -69,7 +69,7 @@ def read(
 def features(model: MaskedAutoencoder, corpus: Corpus, positions: Positions, settings: TrainSettings) -> Floats:
     """Mean patch token of whole images, frozen encoder: (N, D)."""
     device, rows = device_of(model), []
-    for chosen in chunks(positions, settings.micro_batch):
+    for chosen in chunks(positions, micro_batch(settings, device)):
         pixels = plain(corpus.fetch(chosen).pixels, model.settings.image_size)
         with autocast(device, settings.precision):
             tokens = model.features(normalise(pixels, settings, device))  # (B, 1 + L, D)

@@ -36,7 +36,9 @@ def select(  # noqa: PLR0913
     device: str = "cpu",
     on_step: OnStep | None = None,
 ) -> Settings:
-    """Settings with the grid's best values: the lowest mean masked loss over the folds' validation images.
+    """Settings for the refit: the grid's values with the lowest mean masked loss over the folds' validation images.
+
+    The refit holds nothing out: it is trained on everything.
 
     Writes `selection.json` after every fold, and a second call goes on after the last. Folds never part a group
     unless `train.grouped` is off, as in the authors' notebook. Every fold starts from `init`. Raises UsageError for a
@@ -69,7 +71,8 @@ def select(  # noqa: PLR0913
     }
     chosen = json.loads(min(means, key=means.__getitem__))
     _write(out / RESULT, {**done, "means": means, "chosen": chosen})
-    return with_values(settings, chosen)
+    # The folds have measured what held-out images would: the refit may have them all.
+    return with_values(settings, {**chosen, "train.held_out": 0.0})
 
 
 def combinations(grid: Sequence[str]) -> list[dict[str, Any]]:

@@ -10,6 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usfmae.core.config import TrainSettings
+
+MICRO_BATCH = {"cpu": 12, "gpu": 256}  # where the settings say nothing
+
 
 @lru_cache
 def multiplies_bf16(kind: str) -> bool:
@@ -33,6 +37,11 @@ def computed(precision: str, kind: str) -> str:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """bf16 autocast where it is asked for and pays."""
     return torch.autocast(device.type, torch.bfloat16, enabled=computed(precision, device.type) == "bf16")
+
+
+def micro_batch(settings: TrainSettings, device: torch.device) -> int:
+    """Images per pass: as the settings say, else few on a CPU, whose caches they should fit, and many on a GPU."""
+    return settings.micro_batch or (MICRO_BATCH["cpu"] if device.type == "cpu" else MICRO_BATCH["gpu"])
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -41,8 +41,13 @@ def ranks() -> tuple[int, int]:
 
 
 def anyone(flag: bool, device: torch.device) -> bool:
-    """True in every process as soon as it is in one, so that all of them stop after the same step."""
+    """True in every process as soon as it is in one."""
     return _largest(float(flag), device) > 0
+
+
+def strongest(wish: int, device: torch.device) -> int:
+    """The largest wish of all processes, so that all of them do the same after the same step."""
+    return int(_largest(wish, device))
 
 
 def same_everywhere(step: int, device: torch.device) -> int:

@@ -1,8 +1,9 @@
 """The learning rate as a function of the global step alone, never of a site's clock.
 
-`cosine` suits one run of known length. `infinite` (warm-up, constant, anneal) suits rounds without an end in sight: it
-can be cut or lengthened without having decayed too far, and a new campaign warms up again from its `origin`
-(Singh et al. 2025, arXiv:2503.02844; Ibrahim et al. 2024, arXiv:2403.08763).
+`cosine` suits one run of known length. `infinite` suits rounds without an end in sight: warm-up, cooldown to a lower
+constant rate, constant, anneal (Singh et al. 2025, arXiv:2503.02844; Ibrahim et al. 2024, arXiv:2403.08763). It can be
+cut or lengthened while the rate is constant, and a new campaign warms up again from its `origin`. The paper anneals
+exponentially; here the anneal is linear, as it may end at 0.
 """
 
 from __future__ import annotations
@@ -29,8 +30,12 @@ def cosine(done: int, total: int, warm: float, settings: TrainSettings) -> float
 
 
 def infinite(done: int, total: int, warm: float, settings: TrainSettings) -> float:
-    """Constant, then linear to 0 over the last `anneal` of the steps; without an anneal it stays constant."""
-    length = min(settings.anneal * total, total - warm)
-    if done <= total - length:
-        return 1.0
-    return max(0.0, (total - done) / length)
+    """Half a cosine from the peak to the constant share, constant, then linear to 0 over the last `anneal`."""
+    anneal = min(settings.anneal * total, total - warm)
+    if done > total - anneal:
+        return settings.constant * max(0.0, (total - done) / anneal)
+    cooldown = min(settings.cooldown * total, total - warm - anneal)
+    if done < warm + cooldown:
+        fallen = 0.5 * (1 - math.cos(math.pi * (done - warm) / cooldown))
+        return 1 - (1 - settings.constant) * fallen
+    return settings.constant

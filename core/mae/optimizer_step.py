@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -17,11 +17,17 @@ from usfmae.core.checkpoint import DECODER
 from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.loader import Prepared
 from usfmae.core.errors import ResourceError, UsfmaeError
-from usfmae.core.mae.device import autocast, device_of, out_of_memory
+from usfmae.core.mae.device import autocast, device_of, micro_batch, out_of_memory
 from usfmae.core.mae.distributed import ranks
 from usfmae.core.mae.model import MaskedAutoencoder
 from usfmae.core.mae.optimizers import optimizer_of
 from usfmae.core.types import Pixels
+
+Stop = Callable[[], bool]  # true as soon as a person or the system wants the training to end
+
+
+def never() -> bool:
+    return False
 
 
 class Stepper:
@@ -39,15 +45,20 @@ class Stepper:
         module: nn.Module = torch.compile(self.model) if self.settings.compile else self.model  # type: ignore[assignment]
         return DistributedDataParallel(module, gradient_as_bucket_view=True) if ranks()[1] > 1 else module
 
-    def step(self, batch: Prepared, rate: float) -> tuple[float, float]:
+    def step(self, batch: Prepared, rate: float, stop: Stop = never) -> tuple[float, float] | None:
         """One update; returns the global batch's loss and gradient norm. The weights stay untouched on an error.
+
+        None, and no update, where `stop` is true between two micro-batches.
 
         Raises UsfmaeError where the loss is not finite, ResourceError where memory is full.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         try:
-            loss = backward(self.runner, batch, self.settings, device_of(self.model))
+            loss = backward(self.runner, batch, self.settings, device_of(self.model), stop)
+            if loss is None:
+                self.optimizer.zero_grad(set_to_none=True)
+                return None
             pull(self.anchor, self.settings.proximal)
             norm = nn.utils.clip_grad_norm_(self.trained, self.settings.clip)
             values = torch.stack([loss, norm]).tolist()
@@ -56,7 +67,7 @@ class Stepper:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            raise _memory_full(min(self.settings.micro_batch, len(batch.pixels))) from None
+            raise _memory_full(min(micro_batch(self.settings, device_of(self.model)), len(batch.pixels))) from None
         self.optimizer.zero_grad(set_to_none=True)
         return values[0], values[1]
 
@@ -78,15 +89,19 @@ def _memory_full(size: int) -> ResourceError:
     )
 
 
-def backward(runner: nn.Module, batch: Prepared, settings: TrainSettings, device: torch.device) -> Tensor:
-    """Gradients of the global batch's mean loss, a micro-batch at a time; returns that loss."""
-    world = ranks()[1]
+def backward(
+    runner: nn.Module, batch: Prepared, settings: TrainSettings, device: torch.device, stop: Stop = never
+) -> Tensor | None:
+    """Gradients of the global batch's mean loss, a micro-batch at a time; that loss, or None where `stop` came."""
+    world, size = ranks()[1], micro_batch(settings, device)
     total = torch.zeros((), device=device)
-    starts = range(0, len(batch.pixels), settings.micro_batch)
+    starts = range(0, len(batch.pixels), size)
     # One autocast region for the whole step: each weight is cast to bf16 once, not once a micro-batch.
     with autocast(device, settings.precision):
         for start in starts:
-            rows = slice(start, start + settings.micro_batch)
+            if world == 1 and stop():  # several processes stop together, after a step
+                return None
+            rows = slice(start, start + size)
             images = normalise(batch.pixels[rows], settings, device)
             noise = torch.from_numpy(batch.noise[rows]).to(device)
             last = start == starts[-1]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,20 +19,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
-from usfmae.core.checkpoint import describe, save
+from usfmae.core.checkpoint import describe, load, save
 from usfmae.core.config import ModelSettings, Settings, TrainSettings
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.errors import CorpusError, UsageError
 from usfmae.core.files import replacing, write_atomic
 from usfmae.core.mae import train_log
 from usfmae.core.mae.distributed import ranks
-from usfmae.core.mae.model import MaskedAutoencoder
+from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
+from usfmae.core.mae.optimizer_step import Stop, never
 from usfmae.core.mae.reconstructions import panel
-from usfmae.core.mae.train import StepRecord, TrainResult, evaluate, target_variance, train
+from usfmae.core.mae.train import StepRecord, Stopped, TrainResult, evaluate, target_variance, train
 from usfmae.core.mae.weights.init_weights import InitWeights, architecture, build, read
+
+logger = logging.getLogger(__name__)
 
 RESULT = "checkpoint.safetensors"
 PANEL_ROWS = 8
@@ -49,6 +54,27 @@ class RunFolder:
     train: dict[str, Any]
     init: str = ""  # path of the weights it starts from
     heads_stated: bool = False
+    ends: tuple[int, ...] = ()  # global steps at which it ends: several where it was extended, none before it began
+    logs: tuple[str, ...] = ()  # loggers beside log.jsonl
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a checkpoint's measurement found."""
+
+    step: int
+    held_out_loss: float
+    held_out_variance: float | None  # of the same images: the loss of the best constant
+    panel: Path  # reconstructions of some held-out images
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a caller wants to know of a run, and how it ends it."""
+
+    on_step: OnStep | None = None  # may return True to stop after the step
+    on_checkpoint: Callable[[Measured], None] | None = None  # after each checkpoint that is measured
+    stop: Stop = never  # true as soon as the run should end, within seconds
 
 
 @dataclass(frozen=True)
@@ -86,27 +112,7 @@ def pretrain(  # noqa: PLR0913
 
     Raises UsageError where `out` holds a run, and what `train`, `Corpus` and `start.build` raise.
     """
-    # The first process writes the folder; a later one may come when it is there already.
-    if ranks()[0] == 0 and (out / "run.json").exists():
-        raise UsageError(f"run {out}", "exists already", "add --resume, or give another --out")
-    corpus = Corpus(corpora)
-    model, start = settings.model, None
-    if init:
-        start = read(init)
-        model = architecture(settings.model, start)
-    run = RunFolder(
-        tuple(str(Path(path).resolve()) for path in corpora),
-        tuple(index.sha256 for index in corpus.shards),
-        corpus.fingerprint,
-        model.model_dump(mode="json"),
-        settings.train.model_dump(mode="json"),
-        str(init.resolve()) if init else "",
-        heads_stated,
-    )
-    work = _Work(run, corpus, start)
-    if ranks()[0] == 0:
-        write_atomic(out / "run.json", json.dumps(dataclasses.asdict(run), indent=2).encode())
-    return work.go(out, device, on_step)
+    return new_run(corpora, out, settings, init, heads_stated).go(device, Hooks(on_step))
 
 
 def resume(out: Path, *, device: str = "cpu", on_step: OnStep | None = None) -> PretrainSummary:
@@ -114,19 +120,58 @@ def resume(out: Path, *, device: str = "cpu", on_step: OnStep | None = None) -> 
 
     Raises UsageError where there is no run, CorpusError where its shards have changed.
     """
-    run = read_run(out)
-    corpus = Corpus([Path(path) for path in run.corpora], only=run.shards)
-    if corpus.fingerprint != run.fingerprint:
+    return open_run(out).go(device, Hooks(on_step))
+
+
+def new_run(
+    corpora: Sequence[Path],
+    out: Path,
+    settings: Settings,
+    init: Path | None = None,
+    heads_stated: bool = False,
+    logs: Sequence[str] = (),
+) -> Run:
+    """A run that is about to begin in the new folder `out`: all is checked, and nothing written where it cannot be."""
+    # The first process writes the folder; a later one may come when it is there already.
+    if ranks()[0] == 0 and (out / "run.json").exists():
+        raise UsageError(f"run {out}", "exists already", "add --resume, or give another --out")
+    corpus = Corpus(corpora)
+    start = read(init) if init else None
+    facts = RunFolder(
+        tuple(str(Path(path).resolve()) for path in corpora),
+        tuple(index.sha256 for index in corpus.shards),
+        corpus.fingerprint,
+        architecture(settings.model, start).model_dump(mode="json"),
+        settings.train.model_dump(mode="json"),
+        str(init.resolve()) if init else "",
+        heads_stated,
+        logs=tuple(logs),
+    )
+    run = Run(out, facts, corpus, start)
+    run.write()
+    return run
+
+
+def open_run(out: Path, steps: int | None = None, logs: Sequence[str] = ()) -> Run:
+    """The run in `out`, to go on with. `steps`: a later end; the rate then warms up and falls again from the old one.
+
+    Raises UsageError where there is no run or `steps` lie before its end, CorpusError where its shards have changed.
+    """
+    facts = read_run(out)
+    corpus = Corpus([Path(path) for path in facts.corpora], only=facts.shards)
+    if corpus.fingerprint != facts.fingerprint:
         raise CorpusError(f"corpus of run {out}", "has changed since the run began", "restore it, or begin a new run")
-    start = read(Path(run.init)) if run.init else None
-    return _Work(run, corpus, start).go(out, device, on_step)
+    run = Run(out, facts, corpus, read(Path(facts.init)) if facts.init else None)
+    run.extend(steps or run.ends[-1], logs)
+    return run
 
 
 def read_run(out: Path) -> RunFolder:
     """The run stored in a folder. Raises UsageError."""
     try:
         values: dict[str, Any] = json.loads((out / "run.json").read_text())
-        return RunFolder(**{**values, "corpora": tuple(values["corpora"]), "shards": tuple(values["shards"])})
+        lists = {name: tuple(values.get(name, ())) for name in ("corpora", "shards", "ends", "logs")}
+        return RunFolder(**{**values, **lists})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(f"run {out}", f"cannot be resumed: {error}", "begin it without --resume") from None
 
@@ -140,19 +185,52 @@ def steps_of(settings: TrainSettings, images: int) -> int:
     return settings.steps or math.ceil(settings.epochs * images / settings.batch_size)
 
 
-class _Work:
+class Run:
     """A run with its corpus and its model in memory. What cannot be trained is refused here, before it is written."""
 
-    def __init__(self, run: RunFolder, corpus: Corpus, start: InitWeights | None) -> None:
-        self.run, self.corpus, self.start = run, corpus, start
-        self.settings = TrainSettings.model_validate(run.train)
+    def __init__(self, out: Path, facts: RunFolder, corpus: Corpus, start: InitWeights | None) -> None:
+        self.out, self.facts, self.corpus, self.start = out, facts, corpus, start
+        self.settings = TrainSettings.model_validate(facts.train)
         self.positions, held = sides(corpus, self.settings)
         self.held = held[: self.settings.held_out_images]
-        self.steps = steps_of(self.settings, len(self.positions))
+        self.ends = facts.ends or (steps_of(self.settings, len(self.positions)),)
+        self.hooks = Hooks()
         self.model = build(
-            start, ModelSettings.model_validate(run.model), self.settings, self._loss_of_a_few, run.heads_stated
+            start, ModelSettings.model_validate(facts.model), self.settings, self._loss_of_a_few, facts.heads_stated
         )
+        if self.model.settings.image_size > corpus.size:
+            logger.warning(
+                "the model sees images of %d pixels, those of the corpus have %d and are enlarged: "
+                "'usfmae prepare --set model.image_size=%d' makes a corpus of that size",
+                *(self.model.settings.image_size, corpus.size, self.model.settings.image_size),
+            )
         self.variance = self._variance()
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.ends[-1]
+
+    @property
+    def logs(self) -> tuple[str, ...]:
+        return self.facts.logs
+
+    def write(self) -> None:
+        """run.json, by the first process."""
+        if ranks()[0] == 0:
+            write_atomic(self.out / "run.json", json.dumps(dataclasses.asdict(self.facts), indent=2).encode())
+
+    def extend(self, steps: int, logs: Sequence[str]) -> None:
+        """Let the run end later, and log to more places; remembered for every later call."""
+        if steps < self.steps:
+            raise UsageError(
+                f"--steps {steps}", f"the run in {self.out} ends at {self.steps}", "give more steps, or begin a new run"
+            )
+        ends = self.ends if steps == self.steps else (*self.ends, steps)
+        facts = dataclasses.replace(self.facts, ends=ends, logs=tuple(dict.fromkeys([*self.facts.logs, *logs])))
+        if (ends, facts.logs) != (self.ends, self.facts.logs):
+            self.facts, self.ends = facts, ends
+            self.write()
 
     def _loss_of_a_few(self, model: MaskedAutoencoder) -> float:
         few = self.held if len(self.held) else self.positions
@@ -163,45 +241,76 @@ class _Work:
             return None
         return target_variance(self.model, self.corpus, self.held, self.settings)
 
-    def go(self, out: Path, device: str, on_step: OnStep | None) -> PretrainSummary:
-        """Train from the last checkpoint in `out`, or from the start, to the end."""
+    def go(self, device: str = "cpu", hooks: Hooks = Hooks()) -> PretrainSummary:
+        """Train from the last checkpoint, or from the start, to the end."""
         self.model.to(device)
+        self.hooks = hooks
+        result = None
+        # A run that was extended is trained as it was before, then on from there with a schedule of its own.
+        for begin, end in zip((0, *self.ends), self.ends, strict=False):
+            if end != self.steps and self.reached >= end:
+                continue
+            if begin:
+                self._load(begin)
+            result = self._train(begin, end)
+            if not result.finished:
+                break
+        assert result is not None
+        return self._finish(result)
 
-        def after(record: StepRecord) -> bool | None:
-            at_a_checkpoint = record.step % self.settings.checkpoint_steps == 0 or record.step == self.steps
-            if at_a_checkpoint and len(self.held) and ranks()[0] == 0:
-                self._measure(out, record.step)
-            return on_step(record, self.steps) if on_step else None
+    @property
+    def reached(self) -> int:
+        """The last step that a whole checkpoint was written for."""
+        names = (path.name for path in (self.out / "state").glob("step-*.optimizer.safetensors"))
+        return max((int(name[5:14]) for name in names), default=0)
 
-        result = train(
+    def _load(self, step: int) -> None:
+        load_tensors(self.model, load(self.out / "state" / f"step-{step:09d}.safetensors").tensors)
+
+    def _train(self, begin: int, end: int) -> TrainResult:
+        on_step = self.hooks.on_step
+        return train(
             self.model,
             self.corpus,
-            self.settings,
+            self.settings.model_copy(update={"origin": begin}) if begin else self.settings,
             positions=self.positions,
-            steps=self.steps,
-            total_steps=self.steps,
-            state=out / "state",
-            log=out / "log.jsonl",
-            on_step=after,
+            start_step=begin,
+            steps=end - begin,
+            total_steps=end,
+            state=self.out / "state",
+            log=self.out / "log.jsonl",
+            on_step=(lambda record: on_step(record, self.steps)) if on_step else None,
+            on_checkpoint=self._measure if len(self.held) and ranks()[0] == 0 else None,
+            stop=self.hooks.stop,
         )
-        return self._finish(out, result)
 
-    def _measure(self, out: Path, step: int) -> None:
+    def _measure(self, step: int) -> None:
         """The loss on held-out images goes to the log, pictures of some of them to `panels`."""
-        loss = evaluate(self.model, self.corpus, self.held, self.settings)
+        try:
+            loss = evaluate(self.model, self.corpus, self.held, self.settings, self.hooks.stop)
+        except Stopped:
+            return
         entry = {"step": step, "held_out_loss": loss, "held_out_variance": self.variance}
-        train_log.append(out / "log.jsonl", entry)
-        picture = Image.fromarray(panel(self.model, self.corpus, self.held[:PANEL_ROWS], self.settings))
-        with replacing(out / "panels" / f"step-{step:09d}.png") as partial:
+        train_log.append(self.out / "log.jsonl", entry)
+        # Spread over the held-out images: neighbours come from one data set.
+        rows = self.held[np.unique(np.linspace(0, len(self.held) - 1, PANEL_ROWS).round().astype(int))]
+        picture = Image.fromarray(panel(self.model, self.corpus, rows, self.settings))
+        path = self.out / "panels" / f"step-{step:09d}.png"
+        with replacing(path) as partial:
             picture.save(partial, "PNG")
+        if self.hooks.on_checkpoint:
+            self.hooks.on_checkpoint(Measured(step, loss, self.variance, path))
 
-    def _finish(self, out: Path, result: TrainResult) -> PretrainSummary:
+    def _finish(self, result: TrainResult) -> PretrainSummary:
         """The final checkpoint, written by the first process, and what there is to say."""
-        loss, saved = None, None
-        if result.finished and len(self.held):
-            loss = evaluate(self.model, self.corpus, self.held, self.settings)
-        if result.finished and ranks()[0] == 0:
-            saved = save(out / RESULT, self.model.state_dict(), self._metadata(result.step, loss))
+        loss, saved, finished = None, None, result.finished
+        if finished and len(self.held):
+            try:
+                loss = evaluate(self.model, self.corpus, self.held, self.settings, self.hooks.stop)
+            except Stopped:
+                finished = False  # trained, but not measured: --resume does that
+        if finished and ranks()[0] == 0:
+            saved = save(self.out / RESULT, self.model.state_dict(), self._metadata(result.step, loss))
         return PretrainSummary(
             checkpoint=str(saved.path) if saved else "",
             id=saved.trail.id if saved else "",
@@ -214,7 +323,7 @@ class _Work:
             images_per_second=result.images_per_second,
             data_wait=result.data_wait,
             seconds=result.seconds,
-            finished=result.finished,
+            finished=finished,
         )
 
     def _metadata(self, step: int, loss: float | None) -> dict[str, str]:

@@ -6,7 +6,9 @@ Seed and step are all there is to the state of order, masks and augmentation, so
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
 logger = logging.getLogger(__name__)
 
 OPTIMIZER = ".optimizer.safetensors"
+Described = tuple[Mapping[str, Tensor], Mapping[str, str]]  # tensors and their metadata
 
 
 class ResumeState:
@@ -31,6 +34,9 @@ class ResumeState:
         self.folder, self.call, self.start, self.settings = folder, call, start, settings
         self.restored = start  # the step `restore` came to
         self.updates = 0  # optimizer updates behind the moments when the call began
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+        self._saved, self._saved_at = -1, time.monotonic()
 
     def restore(self, model: MaskedAutoencoder, optimizer: torch.optim.Optimizer) -> int:
         """Go on after this call's last checkpoint, else with an earlier call's moments. Returns the global step.
@@ -50,26 +56,54 @@ class ResumeState:
                 logger.warning("checkpoint of step %d is passed over: %s", step, error)
                 continue
             self.restored = step if same else self.start
+            self._saved = step if same else -1
             self.updates = int(metadata["updates"]) - (step - self.start if same else 0)
             break
         return self.restored
 
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint belongs after this step: every so many steps, else every so many minutes."""
+        if self.settings.checkpoint_steps:
+            return step % self.settings.checkpoint_steps == 0
+        return time.monotonic() - self._saved_at > 60 * self.settings.checkpoint_minutes
+
+    def __enter__(self) -> ResumeState:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Wait for the checkpoint that is being written. Raises ResourceError where it could not be."""
+        try:
+            self._wait()
+        finally:
+            if ranks()[1] > 1 and error[0] is None:
+                dist.barrier()  # the others may read what the first process wrote
+
     def save(self, model: MaskedAutoencoder, optimizer: torch.optim.Optimizer, step: int, corpus: str) -> None:
-        """Write both files, weights first (they count once the optimizer is there), then drop the oldest.
+        """Copy weights and moments, and write them in a thread while training goes on; the first process writes.
 
-        The first process writes; the others wait until it has.
+        Raises ResourceError where an earlier checkpoint could not be written.
         """
-        if self.folder is not None and ranks()[0] == 0:
-            self._write(model, optimizer, step, corpus)
-        if ranks()[1] > 1:
-            dist.barrier()
-
-    def _write(self, model: MaskedAutoencoder, optimizer: torch.optim.Optimizer, step: int, corpus: str) -> None:
+        self._saved_at = time.monotonic()
+        if self.folder is None or ranks()[0] != 0 or step == self._saved:
+            return
+        self._wait()
+        self._saved = step
         updates = self.updates + step - self.start
         metadata = {"call": self.call, "step": str(step), "updates": str(updates)}
         described = describe(model.settings, self.settings, corpus=corpus, step=step)
-        save(self._weights(step), model.state_dict(), described)
-        write_tensors(self._weights(step).with_suffix(OPTIMIZER), moments_of(model, optimizer), metadata)
+        weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+        moments = {name: tensor.to("cpu", copy=True) for name, tensor in moments_of(model, optimizer).items()}
+        self._writing = self._writer.submit(self._write, step, (weights, described), (moments, metadata))
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            written, self._writing = self._writing, None
+            written.result()
+
+    def _write(self, step: int, weights: Described, moments: Described) -> None:
+        """Both files, weights first (they count once the optimizer is there); then the oldest go."""
+        save(self._weights(step), *weights)
+        write_tensors(self._weights(step).with_suffix(OPTIMIZER), *moments)
         self._prune(step)
 
     def _prune(self, step: int) -> None:

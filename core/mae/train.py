@@ -21,12 +21,12 @@ from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.loader import Loader
 from usfmae.core.corpus.sampling import generator
 from usfmae.core.errors import UsageError
-from usfmae.core.mae.device import autocast, device_of
-from usfmae.core.mae.distributed import anyone, ranks, same_everywhere
+from usfmae.core.mae.device import autocast, device_of, micro_batch
+from usfmae.core.mae.distributed import ranks, same_everywhere, strongest
 from usfmae.core.mae.flops import peak_flops, training_flops
 from usfmae.core.mae.lr_schedule import learning_rate
 from usfmae.core.mae.model import MaskedAutoencoder
-from usfmae.core.mae.optimizer_step import Stepper, normalise
+from usfmae.core.mae.optimizer_step import Stepper, Stop, never, normalise
 from usfmae.core.mae.resume_state import ResumeState
 from usfmae.core.mae.train_log import Journal
 from usfmae.core.types import content_id
@@ -59,6 +59,10 @@ class TrainResult:
     finished: bool  # False where `on_step` asked to stop
 
 
+class Stopped(Exception):  # noqa: N818
+    """A measurement was ended before its end, because the training is to stop."""
+
+
 def train(  # noqa: PLR0913
     model: MaskedAutoencoder,
     corpus: Corpus,
@@ -71,17 +75,20 @@ def train(  # noqa: PLR0913
     state: Path | None = None,
     log: Path | None = None,
     on_step: Callable[[StepRecord], bool | None] | None = None,
+    on_checkpoint: Callable[[int], None] | None = None,
+    stop: Stop = never,
 ) -> TrainResult:
     """Train in place for `steps` optimizer steps from global step `start_step` of `total_steps`.
 
     `state` keeps weights and optimizer: after an interruption the same call goes on where it was, and a later call
-    with another `start_step` takes over the optimizer's moments. `on_step` may return True to stop after this step.
+    with another `start_step` takes over the optimizer's moments. `on_checkpoint(step)` follows each checkpoint. To stop,
+    `on_step` returns True after a step, or `stop` turns true, also within a step, which is then given up.
     Raises UsfmaeError where the loss is not finite, ResourceError where memory or the disk is full.
     """
     rank, world = ranks()
     if len(positions) == 0 or settings.batch_size < world:
         raise UsageError(f"{len(positions)} images, batch {settings.batch_size}, {world} processes", "too few", "")
-    stop, total = start_step + steps, total_steps or start_step + steps
+    end, total = start_step + steps, total_steps or start_step + steps
     stepper = Stepper(model, settings)
     kept = ResumeState(
         state, call_id(model, corpus, settings, positions, start_step, steps, total), start_step, settings
@@ -91,18 +98,30 @@ def train(  # noqa: PLR0913
     pace = Pace(model, settings, log is not None)
     loss, finished = journal.last_loss, True
     model.train()
-    for batch, waited in Loader(corpus, positions, model.settings, settings, rank, world).batches(step, stop):
-        began = time.perf_counter()
-        rate = learning_rate(batch.step, total, settings)
-        loss, norm = stepper.step(batch, rate)
-        step = batch.step + 1
-        record = pace.record(step, loss, rate, norm, time.perf_counter() - began, waited)
-        journal.write(record)
-        finished = not anyone(bool(on_step and on_step(record)), device_of(model))
-        if step % settings.checkpoint_steps == 0 or step == stop or not finished:
-            kept.save(model, stepper.optimizer, step, corpus.fingerprint)
-        if not finished:
-            break
+    with kept:
+        for batch, waited in Loader(corpus, positions, model.settings, settings, rank, world).batches(step, end):
+            # One update, unless the training is to stop within it.
+            began = time.perf_counter()
+            rate = learning_rate(batch.step, total, settings)
+            updated = stepper.step(batch, rate, stop)
+            if updated is None:
+                kept.save(model, stepper.optimizer, step, corpus.fingerprint)
+                finished = False
+                break
+            (loss, norm), step = updated, batch.step + 1
+            record = pace.record(step, loss, rate, norm, time.perf_counter() - began, waited)
+            journal.write(record)
+
+            # All processes stop, or write a checkpoint, after the same step.
+            wish = 2 if (on_step and on_step(record)) or stop() else int(kept.due(step) or step == end)
+            wish = strongest(wish, device_of(model))
+            finished = wish < 2
+            if wish:
+                kept.save(model, stepper.optimizer, step, corpus.fingerprint)
+            if wish == 1 and on_checkpoint:
+                on_checkpoint(step)
+            if not finished:
+                break
     seconds = pace.seconds
     speed = (step - kept.restored) * settings.batch_size / seconds
     return TrainResult(step, step - start_step, loss, seconds, speed, pace.waited / seconds, finished)
@@ -112,10 +131,11 @@ class Pace:
     """How fast a call of `train` goes."""
 
     def __init__(self, model: MaskedAutoencoder, settings: TrainSettings, with_mfu: bool) -> None:
-        self.batch_size, self.began, self.waited = settings.batch_size, time.perf_counter(), 0.0
         self.flops = training_flops(model.settings, settings.mask_ratio)
         peak = peak_flops(str(device_of(model)), settings.precision) if with_mfu else None
         self.peak = peak and peak * ranks()[1]
+        # The clock starts last: measuring a CPU's peak takes longer than a short run.
+        self.batch_size, self.began, self.waited = settings.batch_size, time.perf_counter(), 0.0
 
     def record(self, step: int, loss: float, rate: float, norm: float, worked: float, waited: float) -> StepRecord:
         """The log's line of a step that worked and waited for so many seconds."""
@@ -131,18 +151,27 @@ class Pace:
 
 
 @torch.no_grad()
-def evaluate(model: MaskedAutoencoder, corpus: Corpus, positions: Positions, settings: TrainSettings) -> float:
-    """Mean masked loss over `positions`, without augmentation; an image's mask depends on its id alone."""
+def evaluate(
+    model: MaskedAutoencoder, corpus: Corpus, positions: Positions, settings: TrainSettings, stop: Stop = never
+) -> float:
+    """Mean masked loss over `positions`, without augmentation; an image's mask depends on its id alone.
+
+    Raises Stopped where `stop` turns true before the end.
+    """
     device, was_training = device_of(model), model.training
     total = 0.0
     model.eval()
-    for rows in chunks(positions, settings.micro_batch):
-        pixels = plain(corpus.fetch(rows).pixels, model.settings.image_size)
-        noise = torch.from_numpy(fixed_noise([corpus.ids[p] for p in rows], model)).to(device)
-        with autocast(device, settings.precision):
-            loss = model(normalise(pixels, settings, device), noise, full=False)[0]
-        total += float(loss) * len(rows)
-    model.train(was_training)
+    try:
+        for rows in chunks(positions, micro_batch(settings, device)):
+            if stop():
+                raise Stopped
+            pixels = plain(corpus.fetch(rows).pixels, model.settings.image_size)
+            noise = torch.from_numpy(fixed_noise([corpus.ids[p] for p in rows], model)).to(device)
+            with autocast(device, settings.precision):
+                loss = model(normalise(pixels, settings, device), noise, full=False)[0]
+            total += float(loss) * len(rows)
+    finally:
+        model.train(was_training)
     return total / max(1, len(positions))
 
 
@@ -150,8 +179,9 @@ def evaluate(model: MaskedAutoencoder, corpus: Corpus, positions: Positions, set
 def target_variance(model: MaskedAutoencoder, corpus: Corpus, positions: Positions, settings: TrainSettings) -> float:
     """Variance of what is to be predicted about each channel's mean: the masked loss of the best constant."""
     count, mean, square = 0, torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    for rows in chunks(positions, settings.micro_batch):
-        images = normalise(plain(corpus.fetch(rows).pixels, model.settings.image_size), settings, device_of(model))
+    device = device_of(model)
+    for rows in chunks(positions, micro_batch(settings, device)):
+        images = normalise(plain(corpus.fetch(rows).pixels, model.settings.image_size), settings, device)
         target = model.target(model.patchify(images)).double().unflatten(-1, (-1, 3)).cpu()  # (B, L, P / 3, 3)
         mean, square = mean + target.mean((1, 2)).sum(0), square + target.square().mean((1, 2)).sum(0)
         count += len(rows)

@@ -1,14 +1,23 @@
-"""The log of a run: one JSON object a line, the truth from which every curve is drawn."""
+"""The log of a run: one JSON object a line, the truth from which every curve is drawn; TensorBoard and others beside it.
+
+A further logger is one class here and one row of LOGGERS. None of them needs a network: MLflow writes to a folder of
+the run, Weights & Biases runs offline unless WANDB_MODE says otherwise.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from usfmae.core.files import append_line, write_atomic
+from usfmae.core.optional import needs
+
+SCALARS = ("loss", "lr", "grad_norm", "images_per_second", "data_wait")
 
 
 class Journal:
@@ -44,3 +53,87 @@ def read(path: Path) -> list[dict[str, Any]]:
 def append(path: Path, entry: dict[str, Any]) -> None:
     """One line more, in a log that a Journal keeps."""
     append_line(path, json.dumps(entry))
+
+
+class RunLogger(Protocol):
+    """What takes a run's figures somewhere else."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+    def picture(self, step: int, path: Path) -> None: ...
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    def __init__(self, out: Path, name: str, step: int) -> None:
+        needs("tensorboard", "tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        # What a run that was cut has logged beyond its last checkpoint comes again.
+        self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, path: Path) -> None:
+        import numpy as np
+        from PIL import Image
+
+        self.writer.add_image("reconstructions", np.asarray(Image.open(path)), step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class MLflow:
+    """A run in the tracking store that MLFLOW_TRACKING_URI names, else in the run's own folder."""
+
+    def __init__(self, out: Path, name: str, step: int) -> None:
+        needs("mlflow", "mlflow")
+        import mlflow
+
+        store = f"sqlite:///{(out / 'mlflow.db').absolute()}"
+        mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", store))
+        known = out / "mlflow-run"
+        mlflow.set_experiment("usfmae")
+        run = mlflow.start_run(run_id=known.read_text() if known.exists() else None, run_name=name)
+        write_atomic(known, run.info.run_id.encode())
+        self.mlflow = mlflow
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self.mlflow.log_metrics(dict(values), step=step)
+
+    def picture(self, step: int, path: Path) -> None:
+        self.mlflow.log_artifact(str(path), "reconstructions")
+
+    def close(self) -> None:
+        self.mlflow.end_run()
+
+
+class WeightsAndBiases:
+    """Offline below the run's folder unless WANDB_MODE says otherwise."""
+
+    def __init__(self, out: Path, name: str, step: int) -> None:
+        needs("wandb", "wandb")
+        import wandb
+
+        out.mkdir(parents=True, exist_ok=True)
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
+        self.run = wandb.init(project="usfmae", name=name, dir=str(out), mode=mode, reinit="create_new")
+        self.wandb = wandb
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log(dict(values), step=step)
+
+    def picture(self, step: int, path: Path) -> None:
+        self.run.log({"reconstructions": self.wandb.Image(str(path))}, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+LOGGERS: dict[str, Callable[[Path, str, int], RunLogger]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+    "wandb": WeightsAndBiases,
+}

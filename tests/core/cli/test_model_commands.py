@@ -17,6 +17,7 @@ from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import CheckpointError, ConfigError, CorpusError, PolicyError, UsageError
 from usfmae.core.keys import public_pem
+from usfmae.core.mae import train_log
 from usfmae.core.mae.model import fresh
 
 SMALL = {
@@ -63,6 +64,58 @@ def test_pretrain_writes_tensorboard_events_where_asked(corpus: Path, tmp_path: 
         "pretrain", "--corpus", corpus, "--out", tmp_path / "r", *SETS, "--steps", 1, "--device", "cpu", "--tensorboard"
     )
     assert list((tmp_path / "r" / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
+def test_loggers_are_remembered_and_need_no_network(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    seen: list[tuple[str, int, object]] = []
+
+    class Spy:
+        def __init__(self, out: Path, run: str, step: int) -> None:
+            seen.append(("open", step, run))
+
+        def scalars(self, step: int, values: dict[str, float]) -> None:
+            seen.append(("scalars", step, sorted(values)))
+
+        def picture(self, step: int, path: Path) -> None:
+            seen.append(("picture", step, path.exists()))
+
+        def close(self) -> None:
+            seen.append(("close", 0, None))
+
+    monkeypatch.setitem(train_log.LOGGERS, name, Spy)
+    run = ("--out", tmp_path / "r", "--device", "cpu")
+    usfmae("pretrain", "--corpus", corpus, *run, *SETS, "--steps", 2, "--log", name)
+    assert ("picture", 2, True) in seen and ("scalars", 2, ["held_out_loss", "held_out_share_of_variance"]) in seen
+    seen.clear()
+    usfmae("pretrain", *run, "--resume", "--steps", 3)
+    assert seen[0] == ("open", 2, "r") and seen[-1][0] == "close"
+    assert [s for kind, s, names in seen if kind == "scalars" and "loss" in str(names)][:1] == [3]
+
+
+def test_without_a_terminal_progress_is_lines_and_resume_says_what_it_ignores(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ("--out", tmp_path / "r", "--device", "cpu")
+    usfmae("pretrain", "--corpus", corpus, *run, *SETS, "--steps", 2)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert lines[0].startswith("step 1 of 2  loss ") and lines[1].startswith("step 2 of 2")
+    usfmae("pretrain", *run, "--resume", "--set", "train.batch_size=8")
+    assert "ignored with --resume: --set" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="ends at 2"):
+        usfmae("pretrain", *run, "--resume", "--steps", 1)
+
+
+def test_the_size_of_the_encoder_can_be_named(corpus: Path, tmp_path: Path) -> None:
+    small = [s for s in SETS if not s.startswith(("--set=model.width", "--set=model.depth", "--set=model.heads"))]
+    usfmae(
+        *("pretrain", "--corpus", corpus, "--out", tmp_path / "r", "--arch", "vit-tiny", *small, "--steps", 1),
+        *("--device", "cpu"),
+    )
+    found = load(tmp_path / "r" / "checkpoint.safetensors").model
+    assert (found.width, found.depth, found.heads) == (192, 12, 3)
 
 
 def test_pretrain_takes_a_grid_as_the_paper_writes_it(corpus: Path, tmp_path: Path) -> None:

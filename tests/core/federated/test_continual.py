@@ -23,11 +23,13 @@ def rates(settings: TrainSettings, start: int, end: int) -> list[float]:
     return [learning_rate(step, end, settings) for step in range(start, end + 1)]
 
 
-def test_the_infinite_schedule_warms_up_stays_and_anneals_to_the_floor() -> None:
-    found = rates(TrainSettings(schedule="infinite", lr=1.0, min_lr=0.1, warmup=0.1, anneal=0.2), 0, 100)
+def test_the_infinite_schedule_warms_up_cools_down_stays_and_anneals_to_the_floor() -> None:
+    shape = {"warmup": 0.1, "cooldown": 0.2, "constant": 0.5, "anneal": 0.2}
+    found = rates(TrainSettings(schedule="infinite", lr=1.0, min_lr=0.1, **shape), 0, 100)
     assert found[0] == 0 and found[5] == pytest.approx(0.5)
-    assert set(found[10:81]) == {1.0}
-    assert found[90] == pytest.approx(0.55) and found[100] == pytest.approx(0.1)
+    assert found[10] == 1.0 and found[20] == pytest.approx(0.1 + 0.9 * 0.75)  # half of the way down to a half
+    assert found[30:81] == [pytest.approx(0.55)] * 51
+    assert found[90] == pytest.approx(0.1 + 0.45 / 2) and found[100] == pytest.approx(0.1)
     assert all(a >= b for a, b in itertools.pairwise(found[10:]))
 
 

@@ -100,6 +100,23 @@ def test_ctrl_c_saves_stops_and_resume_ends_the_run(corpus: Path, tmp_path: Path
     assert load(out / "checkpoint.safetensors").metadata["step"] == "90"
 
 
+def test_sigterm_within_a_long_step_ends_the_program_in_seconds(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    long = ["--steps=5", "--set=train.batch_size=60000", "--set=train.micro_batch=8"]
+    process = subprocess.Popen(
+        [*MAIN, "pretrain", "--corpus", str(corpus), *SMALL, *long, "--out", str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not (out / "run.json").exists():
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "--resume" in errors and time.monotonic() - began < 20
+
+
 OUT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path

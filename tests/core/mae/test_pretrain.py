@@ -20,7 +20,7 @@ from usfmae.core.mae import train_log
 from usfmae.core.mae.cross_validation import combinations, select
 from usfmae.core.mae.model import MaskedAutoencoder, fresh
 from usfmae.core.mae.presets import preset
-from usfmae.core.mae.pretrain import pretrain, resume
+from usfmae.core.mae.pretrain import Hooks, Measured, new_run, open_run, pretrain, resume
 from usfmae.core.mae.train import evaluate
 from usfmae.core.mae.weights.init_weights import build, read
 
@@ -111,6 +111,45 @@ def test_a_run_is_not_resumed_on_a_shard_whose_bytes_have_changed(corpus: Path, 
         resume(tmp_path / "run")
 
 
+def test_a_run_can_be_trained_on_beyond_its_end_and_never_made_shorter(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = pretrain([corpus], out, SETTINGS)
+    with pytest.raises(UsageError, match="ends at 4"):
+        open_run(out, steps=3)
+    longer = open_run(out, steps=8).go()
+    assert (longer.step, longer.steps, longer.finished) == (8, 8, True) and longer.id != first.id
+    entries = [e for e in train_log.read(out / "log.jsonl") if "loss" in e]
+    assert [e["step"] for e in entries] == list(range(1, 9))
+    assert entries[4]["lr"] < entries[5]["lr"] or entries[4]["lr"] == 0  # it warms up again
+    assert resume(out).id == longer.id  # later calls know the new end
+
+    # Cut within the added steps and gone on with, the result is the same.
+    other = tmp_path / "other"
+    pretrain([corpus], other, SETTINGS)
+    cut = open_run(other, steps=8).go(hooks=Hooks(lambda record, _: record.step == 6))
+    assert not cut.finished and resume(other).id == longer.id
+
+
+def test_a_caller_hears_of_measurements_and_can_end_a_run_within_one(corpus: Path, tmp_path: Path) -> None:
+    heard: list[Measured] = []
+    new_run([corpus], tmp_path / "run", SETTINGS).go(hooks=Hooks(on_checkpoint=heard.append))
+    assert [m.step for m in heard] == [2, 4] and all(m.panel.exists() and m.held_out_loss > 0 for m in heard)
+    # The wish comes when the last step is done: the run is trained, not measured, and --resume ends it.
+    steps: list[int] = []
+    late = Hooks(on_step=lambda r, _: steps.append(r.step), stop=lambda: len(steps) == 4)
+    done = new_run([corpus], tmp_path / "late", SETTINGS).go(hooks=late)
+    assert not done.finished and resume(tmp_path / "late").id == resume(tmp_path / "run").id
+
+
+def test_images_smaller_than_the_model_and_positions_that_are_resampled_are_warned_of(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = pretrain([corpus], tmp_path / "first", SETTINGS)
+    larger = SETTINGS.model_copy(update={"model": MODEL.model_copy(update={"image_size": 64})})
+    pretrain([corpus], tmp_path / "larger", larger, init=Path(first.checkpoint))
+    assert "are enlarged" in caplog.text and "resampled from 4 x 4 to 8 x 8" in caplog.text
+
+
 def test_the_notebook_preset_does_not_start_from_random_weights(corpus: Path, tmp_path: Path) -> None:
     notebook = SETTINGS.model_copy(update={"train": SETTINGS.train.model_copy(update={"init_required": True})})
     assert preset("official-notebook")[1].init_required
@@ -186,6 +225,7 @@ def test_selection_tries_every_combination_on_every_fold_and_takes_the_best(corp
     stored = json.loads((tmp_path / "selection.json").read_text())
     assert len(stored["losses"]) == 4 * 3 and len(stored["means"]) == 4
     assert chosen.train.lr == 1e-2  # a rate of 0 learns nothing
+    assert chosen.train.held_out == 0  # "refit on everything" is on everything
     stamp = (tmp_path / "selection.json").stat().st_size
     again = select([corpus], tmp_path, settings, 3, ["lr=0,1e-2", "weight_decay=0.01,0.05"])
     assert again == chosen and (tmp_path / "selection.json").stat().st_size == stamp

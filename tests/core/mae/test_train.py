@@ -15,11 +15,12 @@ from usfmae.core.config import AugmentSettings, ModelSettings, TrainSettings
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.loader import Loader
 from usfmae.core.corpus.shard import PackedImage, write_shard
-from usfmae.core.errors import ResourceError, UsfmaeError
+from usfmae.core.errors import ConfigError, ResourceError, UsfmaeError
 from usfmae.core.mae import device, train_log
+from usfmae.core.mae.device import micro_batch
 from usfmae.core.mae.model import MaskedAutoencoder, fresh
 from usfmae.core.mae.optimizer_step import backward
-from usfmae.core.mae.train import StepRecord, TrainResult, evaluate, learning_rate, target_variance, train
+from usfmae.core.mae.train import StepRecord, Stopped, TrainResult, evaluate, learning_rate, target_variance, train
 
 MODEL = ModelSettings(
     image_size=32, patch_size=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2
@@ -153,6 +154,51 @@ def test_stopping_by_callback_saves_and_goes_on_later(corpus: Corpus, tmp_path: 
     again = new()
     assert go(again, corpus, 7, state=tmp_path).finished
     assert weights(again) == weights(straight)
+
+
+def test_a_wish_to_stop_is_heard_between_two_micro_batches_and_the_step_is_given_up(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    straight, cut = new(), new()
+    small = SETTINGS.model_copy(update={"micro_batch": 2})
+    go(straight, corpus, 3, small)
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) == 7  # two passes in the first step and the question after it; then within the second
+
+    done = go(cut, corpus, 3, small, state=tmp_path, stop=stop)
+    assert not done.finished and done.step < 3
+    fresh_one = new()
+    again = go(fresh_one, corpus, 3, small, state=tmp_path)
+    assert again.finished and weights(fresh_one) == weights(straight)
+    with pytest.raises(Stopped):
+        evaluate(fresh_one, corpus, np.arange(4), small, lambda: True)
+
+
+def test_checkpoints_come_by_the_clock_unless_steps_are_named(corpus: Corpus, tmp_path: Path) -> None:
+    by_clock = SETTINGS.model_copy(update={"checkpoint_steps": None, "checkpoint_minutes": 1e-9, "keep": 9})
+    seen: list[int] = []
+    go(new(), corpus, 3, by_clock, state=tmp_path / "a", on_checkpoint=seen.append)
+    assert seen == [1, 2, 3] and len(list((tmp_path / "a").glob("*.optimizer.safetensors"))) == 3
+    rarely = by_clock.model_copy(update={"checkpoint_minutes": 1e9})
+    seen.clear()
+    go(new(), corpus, 3, rarely, state=tmp_path / "b", on_checkpoint=seen.append)
+    assert seen == [3]
+
+
+def test_a_gpu_takes_whole_batches_where_a_cpu_takes_few_images(corpus: Corpus) -> None:
+    settings = SETTINGS.model_copy(update={"micro_batch": None})
+    assert (micro_batch(settings, torch.device("cpu")), micro_batch(settings, torch.device("cuda"))) == (12, 256)
+    assert micro_batch(settings.model_copy(update={"micro_batch": 5}), torch.device("cuda")) == 5
+
+
+def test_changed_settings_are_checked_as_those_of_a_file() -> None:
+    with pytest.raises(ConfigError, match="mask_ratio"):
+        SETTINGS.model_copy(update={"mask_ratio": 25})
+    with pytest.raises(ConfigError, match="unknown key"):
+        SETTINGS.model_copy(update={"mask_rate": 0.5})
 
 
 def test_micro_batches_change_memory_not_the_gradients(corpus: Corpus) -> None:
