@@ -132,7 +132,10 @@ def _read(path: Path, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Any safetensors file, atomically. Raises ResourceError where the disk is full."""
     with replacing(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode  # what a new file has here; the library's own would be for its owner alone
         save_file(dict(tensors), partial, dict(metadata))
+        partial.chmod(mode & 0o777)
 
 
 def trail_of(metadata: Mapping[str, str]) -> Trail:

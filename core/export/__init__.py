@@ -1,8 +1,8 @@
 """Checkpoints for other libraries. One file per target, each with the same three names.
 
-write(loaded, out)        files for the other library in the folder `out`
-difference(loaded, out)   largest absolute difference between our output and the other library's, reading `out`
-TOLERANCE                 how large it may be
+write(loaded, out, options)   files for the other library in the folder `out`
+difference(loaded, out)       largest absolute difference between our output and the other library's, reading `out`
+TOLERANCE                     how large it may be
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
-from torch import Tensor
-
-from usfmae.core.checkpoint import Loaded, decoder_of
+from usfmae.core.checkpoint import Loaded
 from usfmae.core.errors import CheckpointError, UsageError
-from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
+from usfmae.core.export.target import ExportOptions
 
 TARGETS = {  # name -> module, library that reads the result
     "mae": ("usfmae.core.export.mae", "torch"),
     "timm": ("usfmae.core.export.timm", "timm"),
     "hf": ("usfmae.core.export.hf", "transformers"),
+    "hf-mae": ("usfmae.core.export.hf_mae", "transformers"),
     "onnx": ("usfmae.core.export.onnx", "onnxruntime"),
 }
 
@@ -32,7 +30,7 @@ TARGETS = {  # name -> module, library that reads the result
 class Target(Protocol):
     TOLERANCE: float
 
-    def write(self, loaded: Loaded, out: Path) -> list[Path]: ...
+    def write(self, loaded: Loaded, out: Path, options: ExportOptions) -> list[Path]: ...
     def difference(self, loaded: Loaded, out: Path) -> float: ...
 
 
@@ -46,7 +44,7 @@ class Exported:
     tolerance: float
 
 
-def export(loaded: Loaded, name: str, out: Path) -> Exported:
+def export(loaded: Loaded, name: str, out: Path, options: ExportOptions = ExportOptions()) -> Exported:
     """Write a checkpoint for `name`, with a model card, and read it back with the real library where installed.
 
     Raises UsageError for an unknown target, CheckpointError where the other library's output differs.
@@ -58,7 +56,7 @@ def export(loaded: Loaded, name: str, out: Path) -> Exported:
     from usfmae.core.export import card
 
     out.mkdir(parents=True, exist_ok=True)
-    files = [*target.write(loaded, out), card.write(loaded, name, out)]
+    files = [*target.write(loaded, out, options), card.write(loaded, name, out, options)]
     if importlib.util.find_spec(library) is None:
         return Exported(name, files, None, target.TOLERANCE)
     difference = target.difference(loaded, out)
@@ -69,20 +67,3 @@ def export(loaded: Loaded, name: str, out: Path) -> Exported:
             "do not use these files; report the version of the library",
         )
     return Exported(name, files, difference, target.TOLERANCE)
-
-
-def model_of(loaded: Loaded) -> MaskedAutoencoder:
-    """The checkpoint's model, for evaluation; a checkpoint of an encoder alone gets a random decoder.
-
-    Raises CheckpointError where other tensors are missing.
-    """
-    model = MaskedAutoencoder(loaded.model, loaded.train.mask_ratio, loaded.train.norm_pix)
-    tensors = loaded.tensors if decoder_of(loaded.tensors) else {**decoder_of(model.state_dict()), **loaded.tensors}
-    load_tensors(model, tensors)
-    return model.eval()
-
-
-def probe_images(loaded: Loaded, count: int = 2) -> Tensor:
-    """Fixed random images (count, 3, S, S) on which two models are compared."""
-    size = loaded.model.image_size
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))

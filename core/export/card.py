@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import yaml
 from jinja2 import Environment, StrictUndefined
 
 from usfmae.core.checkpoint import Loaded
+from usfmae.core.export.target import ExportOptions
 from usfmae.core.files import write_atomic
 
 USES = {
     "mae": 'tensors = torch.load("mae.pth", weights_only=True)["model"]',
     "timm": 'encoder = timm.create_model("local-dir:.", pretrained=True)',
-    "hf": 'model = transformers.ViTMAEForPreTraining.from_pretrained(".")',
+    "hf": 'encoder = transformers.AutoModel.from_pretrained(".")  # last_hidden_state: class token, then patches',
+    "hf-mae": 'model = transformers.ViTMAEForPreTraining.from_pretrained(".")  # masks patches, also in use',
     "onnx": 'session = onnxruntime.InferenceSession("encoder.onnx")',
 }
 
 TEXT = """\
----
-library_name: {{ "transformers" if target == "hf" else "timm" if target == "timm" else "usfmae" }}
-tags: [ultrasound, masked-autoencoder, self-supervised, medical-imaging]
----
+{{ front }}
 
 # Ultrasound masked autoencoder
 
@@ -66,13 +67,32 @@ your own patients, split by patient.
 """
 
 
-def write(loaded: Loaded, target: str, out: Path) -> Path:
+LIBRARIES = {"hf": "transformers", "hf-mae": "transformers", "timm": "timm", "onnx": "onnxruntime", "mae": "pytorch"}
+
+
+def write(loaded: Loaded, target: str, out: Path, options: ExportOptions = ExportOptions()) -> Path:
     """README.md in `out`, in the form model hubs read."""
-    write_atomic(out / "README.md", text(loaded, target).encode())
+    write_atomic(out / "README.md", text(loaded, target, options).encode())
     return out / "README.md"
 
 
-def text(loaded: Loaded, target: str) -> str:
+def front_matter(loaded: Loaded, target: str, options: ExportOptions) -> str:
+    """The YAML head that model hubs read. A licence nobody named is said to be unknown."""
+    datasets = json.loads(loaded.metadata.get("datasets", "{}"))
+    values: dict[str, Any] = {
+        "library_name": LIBRARIES.get(target, "usfmae"),
+        "pipeline_tag": "image-feature-extraction",
+        "license": options.licence or "unknown",
+        "tags": ["ultrasound", "masked-autoencoder", "self-supervised", "medical-imaging", "vit"],
+    }
+    if named := sorted(name for name in datasets if name):
+        values["datasets"] = named
+    if options.base_model:
+        values["base_model"] = options.base_model
+    return f"---\n{yaml.safe_dump(values, sort_keys=False)}---"
+
+
+def text(loaded: Loaded, target: str, options: ExportOptions = ExportOptions()) -> str:
     """The card as Markdown; what a checkpoint does not state is said to be unknown."""
     train, metadata = loaded.train, loaded.metadata
     recipe = {
@@ -97,7 +117,7 @@ def text(loaded: Loaded, target: str) -> str:
         measured += f" (variance of the same images: {metadata['held_out_variance']})"
     template = Environment(undefined=StrictUndefined, autoescape=False, trim_blocks=True).from_string(TEXT)  # noqa: S701
     return template.render(
-        target=target,
+        front=front_matter(loaded, target, options),
         model=loaded.model,
         train=train,
         use=USES[target],

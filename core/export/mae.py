@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from usfmae.core.checkpoint import Loaded
+from usfmae.core.export.target import ExportOptions
 from usfmae.core.files import replacing
 from usfmae.core.mae.weights.foreign_files import read_stored
 
@@ -14,7 +15,7 @@ TOLERANCE = 0.0
 WEIGHTS = "mae.pth"
 
 
-def write(loaded: Loaded, out: Path) -> list[Path]:
+def write(loaded: Loaded, out: Path, options: ExportOptions = ExportOptions()) -> list[Path]:
     # Through an open file torch keeps the operating system's error, such as a full disk.
     with replacing(out / WEIGHTS) as partial, partial.open("wb") as file:
         torch.save({"model": loaded.tensors}, file)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from usfmae.core.checkpoint import Loaded
-from usfmae.core.export import model_of, probe_images
+from usfmae.core.errors import UsageError
+from usfmae.core.export.target import ExportOptions, model_of, probe_images
 from usfmae.core.files import replacing
 from usfmae.core.mae.model import MaskedAutoencoder
 from usfmae.core.optional import needs
 
 TOLERANCE = 1e-3
 MODEL = "encoder.onnx"
+NOISY = ("onnxscript", "onnx_ir", "torch.onnx")  # they tell of every constant they fold
 
 
 class OnnxEncoder(nn.Module):
@@ -29,16 +32,31 @@ class OnnxEncoder(nn.Module):
 
 
 @torch.no_grad()
-def write(loaded: Loaded, out: Path) -> list[Path]:
+def write(loaded: Loaded, out: Path, options: ExportOptions = ExportOptions()) -> list[Path]:
     needs("onnx", "onnx")
     needs("onnxscript", "onnx")
     with replacing(out / MODEL) as partial:
-        write_onnx(OnnxEncoder(model_of(loaded)).eval(), probe_images(loaded), "features", partial)
+        write_onnx(OnnxEncoder(model_of(loaded)).eval(), probe_images(loaded), "features", partial, options)
     return [out / MODEL]
 
 
-def write_onnx(module: nn.Module, images: Tensor, output: str, path: Path) -> None:
-    """A module of images (B, 3, S, S), any batch size, as one ONNX file."""
+def write_onnx(
+    module: nn.Module, images: Tensor, output: str, path: Path, options: ExportOptions = ExportOptions()
+) -> None:
+    """A module of images (B, 3, S, S), any batch size, as one ONNX file. Raises UsageError for an opset it cannot have."""
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        _write(module, images, output, path, options)
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        if options.opset is None and options.ir_version is None:
+            raise
+        asked = f"opset {options.opset}, IR version {options.ir_version}"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"ONNX with {asked}", f"cannot be written: {reason}", "leave one of them out") from None
+
+
+def _write(module: nn.Module, images: Tensor, output: str, path: Path, options: ExportOptions) -> None:
     program = torch.onnx.export(
         module,
         (images,),
@@ -47,8 +65,11 @@ def write_onnx(module: nn.Module, images: Tensor, output: str, path: Path) -> No
         dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
         dynamo=True,
         verbose=False,
+        opset_version=options.opset,
     )
     assert program is not None
+    if options.ir_version is not None:
+        program.model.ir_version = options.ir_version
     program.save(path, external_data=False)
 
 

@@ -15,7 +15,7 @@ import torch
 
 from usfmae.core.checkpoint import Loaded, encoder_of, write_tensors
 from usfmae.core.config import ModelSettings
-from usfmae.core.export import model_of, probe_images
+from usfmae.core.export.target import ExportOptions, model_of, probe_images
 from usfmae.core.files import write_atomic
 from usfmae.core.mae.weights.foreign_files import SAFETENSORS as WEIGHTS
 
@@ -37,7 +37,7 @@ def architecture(model: ModelSettings) -> tuple[str, dict[str, Any]]:
     return f"vit_{NAMES.get(model.width, 'base')}_patch16_224", arguments
 
 
-def write(loaded: Loaded, out: Path) -> list[Path]:
+def write(loaded: Loaded, out: Path, options: ExportOptions = ExportOptions()) -> list[Path]:
     name, arguments = architecture(loaded.model)
     size, train = loaded.model.image_size, loaded.train
     config = {

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from usfmae.core.checkpoint import Loaded, describe, encoder_of, load, read_tensors, save
 from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.errors import CheckpointError, UsageError
-from usfmae.core.export import export, hf, model_of
+from usfmae.core.export import export, hf_mae
+from usfmae.core.export.target import ExportOptions, model_of
 from usfmae.core.mae.model import fresh
 from usfmae.core.mae.weights import foreign_weights
 
@@ -32,10 +34,10 @@ def loaded(tmp_path: Path) -> Loaded:
     return load(save(tmp_path / "c.safetensors", network.state_dict(), metadata).path)
 
 
-@pytest.mark.parametrize("target", ["mae", "timm", "hf", "onnx"])
+@pytest.mark.parametrize("target", ["mae", "timm", "hf", "hf-mae", "onnx"])
 def test_the_real_library_loads_an_export_and_agrees(loaded: Loaded, tmp_path: Path, target: str) -> None:
-    if target in ("hf", "onnx"):
-        pytest.importorskip({"hf": "transformers", "onnx": "onnxruntime"}[target])
+    if target in ("hf", "hf-mae", "onnx"):
+        pytest.importorskip({"hf": "transformers", "hf-mae": "transformers", "onnx": "onnxruntime"}[target])
     if target == "onnx":
         pytest.importorskip("onnxscript")
     done = export(loaded, target, tmp_path / target)
@@ -77,7 +79,7 @@ def test_a_difference_to_the_other_library_fails_the_export(
 
 
 def test_hugging_face_names_go_there_and_back(loaded: Loaded, tmp_path: Path) -> None:
-    hf.write(loaded, tmp_path)
+    hf_mae.write(loaded, tmp_path)
     foreign = foreign_weights.read_foreign(tmp_path)
     tensors = foreign.tensors
     assert foreign.model == MODEL and foreign.train == {"mask_ratio": 0.5, "norm_pix": True}
@@ -123,8 +125,8 @@ def test_hugging_face_weights_have_the_names_of_4_and_the_installed_version_take
     loaded: Loaded, tmp_path: Path
 ) -> None:
     transformers = pytest.importorskip("transformers")
-    hf.write(loaded, tmp_path)
-    written, _ = read_tensors(tmp_path / hf.WEIGHTS)
+    hf_mae.write(loaded, tmp_path)
+    written, _ = read_tensors(tmp_path / hf_mae.WEIGHTS)
     assert {re.sub(r"\.\d+\.", ".#.", name) for name in written} == NAMES_4
     theirs, said = transformers.ViTMAEForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(said.values()), said  # missing, unexpected, of another shape
@@ -135,7 +137,7 @@ def test_hugging_face_weights_have_the_names_of_4_and_the_installed_version_take
 def test_hugging_face_needs_a_decoder(loaded: Loaded, tmp_path: Path) -> None:
     alone = Loaded(encoder_of(loaded.tensors), MODEL, TRAIN, loaded.metadata, loaded.trail)
     with pytest.raises(CheckpointError, match="no decoder"):
-        export(alone, "hf", tmp_path)
+        export(alone, "hf-mae", tmp_path)
     assert export(alone, "timm", tmp_path / "timm").difference is not None
 
 
@@ -180,3 +182,32 @@ def test_the_card_tells_data_recipe_lineage_and_limits(loaded: Loaded, tmp_path:
 def test_an_unknown_target_is_refused(loaded: Loaded, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="timm"):
         export(loaded, "tensorflow", tmp_path)
+
+
+def test_files_can_be_read_by_whom_the_users_mask_lets(loaded: Loaded, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.touch()
+    export(loaded, "timm", tmp_path / "e")
+    modes = {file.name: file.stat().st_mode for file in (tmp_path / "e").iterdir()}
+    assert set(modes.values()) == {plain.stat().st_mode}, modes
+
+
+def test_the_cards_head_is_what_hubs_read(loaded: Loaded, tmp_path: Path) -> None:
+    export(loaded, "timm", tmp_path, ExportOptions(licence="apache-2.0", base_model="facebook/vit-mae-base"))
+    head = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
+    assert (head["license"], head["base_model"], head["library_name"]) == (
+        "apache-2.0",
+        "facebook/vit-mae-base",
+        "timm",
+    )
+    assert head["pipeline_tag"] == "image-feature-extraction"
+
+
+def test_onnx_opset_and_ir_version_can_be_chosen_and_it_is_quiet(
+    loaded: Loaded, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    export(loaded, "onnx", tmp_path, ExportOptions(opset=18, ir_version=9))
+    model = onnx.load(tmp_path / "encoder.onnx")
+    assert model.ir_version == 9 and {i.version for i in model.opset_import if not i.domain} == {18}
+    assert "constant folding" not in capfd.readouterr().err

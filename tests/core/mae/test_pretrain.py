@@ -194,9 +194,9 @@ def test_an_official_file_starts_a_run(corpus: Path, tmp_path: Path) -> None:
     assert len(load(Path(summary.checkpoint)).trail.parents) == 1
 
 
-@pytest.mark.parametrize("target", ["timm", "hf", "mae"])
+@pytest.mark.parametrize("target", ["timm", "hf", "hf-mae", "mae"])
 def test_exports_can_be_started_from(corpus: Path, tmp_path: Path, target: str) -> None:
-    if target == "hf":
+    if target.startswith("hf"):
         pytest.importorskip("transformers")
     first = pretrain([corpus], tmp_path / "first", SETTINGS)
     loaded = load(Path(first.checkpoint))
@@ -204,8 +204,8 @@ def test_exports_can_be_started_from(corpus: Path, tmp_path: Path, target: str) 
     start = read(tmp_path / target / "mae.pth" if target == "mae" else tmp_path / target)
     wanted = encoder_of(loaded.tensors)
     assert all(torch.equal(start.tensors[name], tensor) for name, tensor in wanted.items())
-    assert start.has_decoder == (target != "timm")
-    if target == "timm":  # the encoder's heads stand in its config, not in its shapes
+    assert start.has_decoder == (target in ("mae", "hf-mae"))
+    if target in ("timm", "hf"):  # the encoder's heads stand in its config, not in its shapes
         with pytest.raises(CheckpointError, match=r"heads 2 .asked: 4"):
             build(start, MODEL.model_copy(update={"heads": 4}), SETTINGS.train, lambda _: 1.0)
     built = build(start, MODEL, SETTINGS.train, lambda _: 1.0, stated=True)
