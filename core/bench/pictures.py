@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from usfmae.core.bench.tasks.base import Example
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.errors import SourceError
@@ -24,6 +26,11 @@ def picture(example: Example) -> Pixels:
         raise SourceError(f"image {example.id}", f"is refused: {error.why}", "leave it out of the task") from None
     except (SourceError, OSError) as error:
         raise SourceError(f"image {example.id}", f"cannot be decoded: {error}", "fetch it again") from None
+
+
+def picture_at(path: Path) -> Pixels:
+    """(H, W, 3) uint8 RGB of a file. Raises SourceError."""
+    return picture(Example(str(path), Entry(path.name, path), 0, ""))
 
 
 def is_label_mask(entry: Entry) -> bool:

@@ -1,13 +1,11 @@
 """Frozen features: kNN and logistic regression on every split, and how few labelled patients suffice.
 
-kNN: cosine similarity, votes weighted by exp(similarity / 0.07) (Caron et al. 2021, DINO, section 4.1).
 Logistic regression: standardised features, C chosen by cross-entropy over grouped folds of train and validation, then
 fitted on both. (Balanced accuracy on one small validation part chose C by chance: docs/benchmarks.md.)
 """
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usfmae.core.bench.features import Features
+from usfmae.core.bench.heads import knn, logistic
 from usfmae.core.bench.metrics import Predictions, measures, pooled
 from usfmae.core.bench.tasks.base import BenchmarkTask, Positions, Split, grouped
 from usfmae.core.config.bench import BenchSettings
 
-TEMPERATURE = 0.07
 FOLDS = 5  # that choose C
 HEADS = ("logistic", "knn")
 Floats = NDArray[np.float64]
@@ -68,35 +66,6 @@ def predictions(task: BenchmarkTask, split: Split, probabilities: Floats) -> Pre
         (split.name,) * len(examples),
         task.positive,
     )
-
-
-def knn(train: Features, labels: NDArray[np.int64], test: Features, classes: int, neighbours: int) -> Floats:
-    """(T, K) shares of the neighbours' weighted votes."""
-    near = _unit(test) @ _unit(train).T  # (T, N)
-    count = min(neighbours, len(labels))
-    top = np.argpartition(-near, count - 1, axis=1)[:, :count]
-    weights = np.exp((np.take_along_axis(near, top, axis=1) - 1) / TEMPERATURE)
-    votes = np.stack([(weights * (labels[top] == k)).sum(axis=1) for k in range(classes)], axis=1)
-    total = votes.sum(axis=1, keepdims=True)
-    return np.where(total > 0, votes / np.maximum(total, 1e-300), 1 / classes)
-
-
-def logistic(train: Features, labels: NDArray[np.int64], test: Features, classes: int, c: float) -> Floats:
-    """(T, K) probabilities of multinomial logistic regression; a class without training images gets 0."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    mean, spread = train.mean(axis=0), train.std(axis=0) + 1e-6
-    probabilities = np.zeros((len(test), classes))
-    present = np.unique(labels)
-    if len(present) == 1:
-        probabilities[:, present[0]] = 1.0
-        return probabilities
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # C is chosen by folds either way
-        model = LogisticRegression(C=c / train.shape[1], max_iter=300).fit((train - mean) / spread, labels)
-    probabilities[:, model.classes_] = model.predict_proba((test - mean) / spread)
-    return probabilities
 
 
 def choose(features: Features, task: BenchmarkTask, train: Positions, settings: BenchSettings) -> float:
@@ -182,7 +151,3 @@ def draw(task: BenchmarkTask, train: Positions, fraction: float, seed: int) -> P
 def _balanced(labels: NDArray[np.int64], probabilities: Floats) -> Floats:
     said = Predictions(labels, probabilities, ("",) * len(labels), (), ())
     return measures(said)["balanced_accuracy"]
-
-
-def _unit(x: Features) -> Features:
-    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))

@@ -13,6 +13,7 @@ COMMANDS = {  # name -> "module:attribute"; its line of help is the first senten
     "pretrain": "usfmae.core.cli.pretrain:pretrain",
     "probe": "usfmae.core.cli.probe:probe",
     "finetune": "usfmae.core.cli.finetune:finetune",
+    "segment": "usfmae.core.cli.segment:segment",
     "reproduce": "usfmae.core.cli.reproduce:reproduce",
     "datasets": "usfmae.core.cli.datasets:datasets",
     "import": "usfmae.core.cli.import_weights:import_",

@@ -70,6 +70,21 @@ class FinetuneSettings(Options):
         return {**RECIPES.get(values.get("recipe", "good"), {}), **values} if isinstance(values, dict) else values
 
 
+class SegmentSettings(Options):
+    finetune: bool = False
+    """Train the encoder too; false: it is frozen and run once."""
+    epochs: int = Field(30, ge=1)
+    """Passes over the training part; the validation part's Dice chooses among them."""
+    batch_size: int = Field(16, ge=2)
+    """Images per step."""
+    lr: float = Field(1e-3, gt=0)
+    """Learning rate of the head."""
+    encoder_lr: float = Field(3e-5, gt=0)
+    """Learning rate of the encoder where it is trained."""
+    seed: int = 0
+    """Seed of the head and of the order."""
+
+
 class BenchSettings(Options):
     image_size: int = Field(224, ge=32)
     """Side of the square that benchmark images are resized to."""
@@ -97,3 +112,5 @@ class BenchSettings(Options):
     """Data sets whose unverified layout a person has looked at."""
     finetune: FinetuneSettings = FinetuneSettings()
     """Fine-tuning."""
+    segment: SegmentSettings = SegmentSettings()
+    """Segmentation."""

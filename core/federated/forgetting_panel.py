@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from usfmae.core.bench import heads
 from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
@@ -78,29 +79,19 @@ def features(model: MaskedAutoencoder, corpus: Corpus, positions: Positions, set
 
 
 def knn(fit: Floats, known: Labels, test: Floats, truth: Labels, neighbours: int = 10) -> float:
-    """Balanced accuracy of the `neighbours` nearest by cosine, each voting with its similarity."""
-    fit, test = _standard(fit, fit), _standard(test, fit)
-    near = _unit(test) @ _unit(fit).T  # (N, M)
-    order = np.argsort(-near, axis=1, kind="stable")[:, :neighbours]
-    votes = np.zeros((len(test), int(known.max()) + 1))
-    for column in order.T:
-        np.add.at(votes, (np.arange(len(test)), known[column]), 1 + near[np.arange(len(test)), column])
-    return balanced_accuracy(votes.argmax(axis=1), truth)
+    """Balanced accuracy of the nearest neighbours, features standardised."""
+    votes = heads.knn(heads.standardised(fit, fit), known, heads.standardised(test, fit), _classes(known), neighbours)
+    return heads.balanced_accuracy(votes.argmax(axis=1), truth)
 
 
-def linear_probe(fit: Floats, known: Labels, test: Floats, truth: Labels, ridge: float = 1.0) -> float:
-    """Balanced accuracy of class-balanced ridge regression on one-hot targets: closed form, hence exact and quick."""
-    x, targets = _standard(fit, fit), np.eye(int(known.max()) + 1)[known]
-    weights = (1 / np.maximum(targets.sum(axis=0), 1))[known][:, None] * len(known) / targets.shape[1]
-    centre = (weights * targets).sum(axis=0) / weights.sum()
-    penalty = ridge * len(x) * np.eye(x.shape[1])
-    solution = np.linalg.solve(x.T @ (weights * x) + penalty, x.T @ (weights * (targets - centre)))
-    return balanced_accuracy((_standard(test, fit) @ solution + centre).argmax(axis=1), truth)
+def linear_probe(fit: Floats, known: Labels, test: Floats, truth: Labels) -> float:
+    """Balanced accuracy of class-balanced ridge regression, features standardised."""
+    answers = heads.ridge(heads.standardised(fit, fit), known, heads.standardised(test, fit), _classes(known))
+    return heads.balanced_accuracy(answers.argmax(axis=1), truth)
 
 
-def balanced_accuracy(predicted: Labels, truth: Labels) -> float:
-    """Mean recall over the classes that occur."""
-    return float(np.mean([(predicted[truth == k] == k).mean() for k in np.unique(truth)]))
+def _classes(known: Labels) -> int:
+    return int(known.max()) + 1
 
 
 def cka(x: Floats, y: Floats) -> float:
@@ -113,11 +104,3 @@ def cka(x: Floats, y: Floats) -> float:
 def backward_transfer(seed: Mapping[str, Reading], now: Mapping[str, Reading], organs: Sequence[str]) -> float:
     """Mean relative change of the old organs' loss since the seed: below 0 the new organs helped, above 0 they cost."""
     return float(np.mean([now[organ].loss / seed[organ].loss - 1 for organ in organs]))
-
-
-def _standard(x: Floats, fit: Floats) -> Floats:
-    return np.asarray((x - fit.mean(axis=0)) / np.maximum(fit.std(axis=0), 1e-6))
-
-
-def _unit(x: Floats) -> Floats:
-    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
