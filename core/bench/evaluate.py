@@ -22,6 +22,7 @@ from usfmae.core.config.bench import BenchSettings
 from usfmae.core.files import write_atomic
 
 COMPARED = ("ultrasam.f1", "balanced_accuracy", "auroc")
+CELL = 20  # width of a printed column
 PRINTED = ("paper.f1", *COMPARED, "auroc_by_split")
 
 
@@ -140,10 +141,15 @@ def safe_name(spec: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in spec).strip("-.")[-80:]
 
 
-def line(name: str, scores: dict[str, Any], measures: Sequence[str] = PRINTED) -> str:
-    """`name  paper.f1 81.6 (76.0-86.5) ...` in per cent."""
-    shown = [
-        f"{m} {100 * scores[m]['value']:.1f} ({100 * scores[m]['low']:.1f}-{100 * scores[m]['high']:.1f})"
-        for m in measures
-    ]
-    return f"{name:<34} " + "  ".join(shown)
+def table(rows: Sequence[tuple[str, dict[str, Any]]], measures: Sequence[str] = PRINTED) -> list[str]:
+    """A head and a line for each named set of scores, in per cent with intervals, in columns."""
+    width = max((len(name) for name, _ in rows), default=0) + 2
+    columns = [f"{measure:>{CELL}}" for measure in measures]
+    lines = [" " * width + "".join(columns)]
+    for name, scores in rows:
+        cells = (
+            f"{100 * scores[m]['value']:.1f} ({100 * scores[m]['low']:.1f}-{100 * scores[m]['high']:.1f})"
+            for m in measures
+        )
+        lines.append(f"{name:<{width}}" + "".join(f"{cell:>{CELL}}" for cell in cells))
+    return lines

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from usfmae.core.cli.probe import data_option, task_option, weights_option
+from usfmae.core.cli.probe import data_option, short, task_option, weights_option
 from usfmae.core.cli.shell import configured, print_json
 
 
@@ -54,7 +54,7 @@ def finetune(
 ) -> None:
     from usfmae.core.bench import classifier
     from usfmae.core.bench.encoders import load as load_encoder
-    from usfmae.core.bench.evaluate import finetuned, line
+    from usfmae.core.bench.evaluate import finetuned, table
     from usfmae.core.bench.tasks import load as load_task
     from usfmae.core.bench.tasks.base import only
     from usfmae.core.config import Settings, load
@@ -79,8 +79,8 @@ def finetune(
     if as_json:
         print_json(report)
         return
-    for part, found in report["scores"].items():
-        click.echo(line(f"{model} {part}", found))
+    for line in table([(f"{short(model)} {part}", scores) for part, scores in report["scores"].items()]):
+        click.echo(line)
 
 
 def _told(run: Any, kept: bool) -> None:

@@ -95,6 +95,12 @@ def shown(name: str) -> Any:
     return show
 
 
+def short(spec: str) -> str:
+    """A model's name without the folders of its file."""
+    kind, colon, rest = spec.rpartition(":")
+    return f"{kind}{colon}{Path(rest).name}"
+
+
 def _say(notes: tuple[str, ...]) -> None:
     for note in notes:
         click.echo(f"note: {note}", err=True)
@@ -110,15 +116,19 @@ def _save(out: Path, task: Any, result: dict[str, Any], said: list[dict[str, Any
 
 
 def _print(result: dict[str, Any]) -> None:
-    from usfmae.core.bench.evaluate import line
+    from usfmae.core.bench.evaluate import table
 
-    for report in result["models"]:
-        for head, scores in report["scores"].items():
-            for part, found in scores.items():
-                click.echo(line(f"{report['model']} {head} {part}", found))
+    rows = [
+        (f"{short(report['model'])} {head} {part}", scores)
+        for report in result["models"]
+        for head, parts in report["scores"].items()
+        for part, scores in parts.items()
+    ]
+    for line in table(rows):
+        click.echo(line)
     for test in result["paired"]:
         found = test["balanced_accuracy"]
         click.echo(
-            f"{test['first']} - {test['second']} ({test['head']}): balanced accuracy {100 * found['difference']:+.1f} "
+            f"{short(test['first'])} - {short(test['second'])} ({test['head']}): balanced accuracy {100 * found['difference']:+.1f} "
             f"({100 * found['low']:+.1f} to {100 * found['high']:+.1f}), p = {found['p_bootstrap']:.3g}"
         )

@@ -118,6 +118,7 @@ def _show(plan: Plan, as_json: bool) -> None:
     from usfmae.core.web.templating import duration
 
     steps = steps_of(plan)
+    click.echo("a training step of the encoder is timed on this machine ...", err=True)
     device, hours = estimated(plan, steps)
     if as_json:
         listed = [{**s, "hours": round(h, 7)} for s, h in zip(steps, hours, strict=True)]

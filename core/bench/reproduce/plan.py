@@ -157,7 +157,7 @@ def steps_of(plan: Plan) -> list[dict[str, Any]]:
                 {
                     "step": f"probe {name} {model}",
                     "what": f"{len(task.examples):,} images",
-                    "images": len(task.examples),
+                    "images": 0 if model == "pixels" else len(task.examples),  # no network is run
                 }
             )
     for name, task in plan.tasks.items():

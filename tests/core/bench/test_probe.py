@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from usfmae.core.bench import encoders
-from usfmae.core.bench.evaluate import paired, probed, save_predictions
+from usfmae.core.bench.evaluate import paired, probed, save_predictions, table
 from usfmae.core.bench.features import aspect_of, features, squares
 from usfmae.core.bench.metrics import Predictions, measures
 from usfmae.core.bench.probe import choose, chosen_folds, draw, probe
@@ -283,3 +283,9 @@ def test_efficientnet_lite0_knows_a_daisy_from_its_package() -> None:
     with torch.inference_mode():
         said = encoder.module.model(encoder.prepare(torch.from_numpy(image[None].copy())))  # type: ignore[operator, union-attr]
     assert "daisy" in ImageNetInfo().index_to_description(int(said.argmax()))
+
+
+def test_scores_are_printed_in_columns_of_one_width() -> None:
+    cell = {"value": 0.5, "low": 0.25, "high": 0.755}
+    lines = table([("a", {"auroc": cell}), ("a longer name", {"auroc": cell})], ["auroc"])
+    assert len({len(line) for line in lines}) == 1 and lines[2].endswith("50.0 (25.0-75.5)")
