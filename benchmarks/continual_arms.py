@@ -148,7 +148,7 @@ class Run:
         decoder = decoder_of(fresh(MODEL, seed=seed + 1000).state_dict() if arm.decoder == "random" else start)
         self.sites = {n: Site(p, dict(decoder), folder / n) for n, p in data.sites.items()}
         self.memory: dict[str, dict[str, NDArray[np.float64]]] = {}
-        self.rule = rule_for(MergeSettings(**arm.merge))
+        self.rule = rule_for(MergeSettings(**{"rule": "fedavg", **arm.merge}))
 
     def local(self, site: Site, number: int, steps: int) -> Tensors:
         """One site's part of a round: the whole model after training."""
@@ -177,6 +177,7 @@ class Run:
             trained.append(packed.payload)
             self.bytes += sum(map(len, packed.payload.values())) + sum(a.nbytes for a in base.values())
         weights = np.array(shares([len(s.positions) for s in self.sites.values()], CAP))
+        weights /= weights.sum()
         self.encoder = self.merged(base, trained, weights)
         if self.arm.decoder == "shared":
             mean = {n: sum(float(w) * d[n] for w, d in zip(weights, decoders, strict=True)) for n in decoders[0]}
@@ -188,7 +189,9 @@ class Run:
         result = {}
         for name, values in base.items():
             rows = np.stack([codec.trained(payload[name], values, "int8") for payload in trained])
-            memory = self.memory.setdefault(name, {key: np.zeros(values.size) for key in self.rule.memory})
+            memory = self.memory.setdefault(
+                name, {key: np.full(values.size, self.rule.start(key)) for key in self.rule.memory}
+            )
             flat = self.rule.merge(values.reshape(-1).astype(np.float64), rows, weights, memory)
             result[name] = torch.from_numpy(flat.astype(np.float32).reshape(values.shape))
         return result

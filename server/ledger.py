@@ -63,6 +63,14 @@ class Round:
     summary: Mapping[str, Any] | None = None
 
 
+# Columns that came after 0.1.0, and their tables.
+_LATER = (
+    ("sites", "confirmed INTEGER NOT NULL DEFAULT 0"),
+    ("replies", "scale REAL"),
+    ("replies", "against INTEGER NOT NULL DEFAULT 0"),
+)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the gate decided about one site's reply in one round."""
@@ -76,7 +84,9 @@ class Verdict:
     steps: int = 0
     bytes: int = 0
     norm: float | None = None
-    weight: float | None = None
+    weight: float | None = None  # share in the merge
+    scale: float | None = None  # what the update was cut to, in its own length: 1 is all of it
+    against: bool = False  # it pointed against others that agreed
     loss_before: float | None = None
     loss_after: float | None = None
     seconds: float | None = None
@@ -149,6 +159,9 @@ class Ledger:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(_TABLES)
+            for table, column in _LATER:
+                if column.split()[0] not in {row["name"] for row in self._db.execute(f"PRAGMA table_info({table})")}:
+                    self._db.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
 
     def check(self) -> None:
         """SourceError where the file is damaged, or holds no campaign; reads all of it."""
@@ -198,8 +211,11 @@ class Ledger:
 
     # sites
 
-    def add_site(self, enrolment: Enrolment) -> None:
-        """Enrol a site. PolicyError where its key or name is taken, or its key was revoked: a new key is needed."""
+    def add_site(self, enrolment: Enrolment, confirmed: bool = False) -> None:
+        """Enrol a site; `confirmed`: the coordinator vouches for its capacity.
+
+        PolicyError where its key or name is taken, or its key was revoked: a new key is needed.
+        """
         enrolment = checked(enrolment, f"enrolment of {enrolment.name!s:.80}")
         site = enrolment.site
         with self._write() as db:
@@ -210,10 +226,27 @@ class Ledger:
             if db.execute("SELECT 1 FROM sites WHERE name = ? AND state = 'active'", (enrolment.name,)).fetchone():
                 raise PolicyError(f"site {enrolment.name}", "the name is taken by another site", "choose another name")
             db.execute(
-                "INSERT INTO sites (site, name, node_key, signing_key, capacity, state, added)"
-                " VALUES (?, ?, ?, ?, ?, 'active', ?)",
-                (site, enrolment.name, enrolment.node_key, enrolment.signing_key, enrolment.capacity, time.time()),
+                "INSERT INTO sites (site, name, node_key, signing_key, capacity, state, added, confirmed)"
+                " VALUES (?, ?, ?, ?, ?, 'active', ?, ?)",
+                (
+                    site,
+                    enrolment.name,
+                    enrolment.node_key,
+                    enrolment.signing_key,
+                    enrolment.capacity,
+                    time.time(),
+                    int(confirmed),
+                ),
             )
+
+    def confirm_capacity(self, name: str, capacity: int) -> str:
+        """The coordinator vouches for the images of the active site of this name; returns its fingerprint."""
+        with self._write() as db:
+            row = db.execute("SELECT site FROM sites WHERE name = ? AND state = 'active'", (name,)).fetchone()
+            if not row:
+                raise PolicyError(f"site {name!r:.80}", "no active site has this name", "see 'usfmae-server site list'")
+            db.execute("UPDATE sites SET capacity = ?, confirmed = 1 WHERE site = ?", (capacity, row["site"]))
+            return str(row["site"])
 
     def revoke_site(self, name: str) -> str:
         """Revoke the active site of this name and return its fingerprint."""
@@ -228,7 +261,7 @@ class Ledger:
         """New keys for an active site: the old key is revoked and the new one enrolled in one transaction."""
         new = checked(new, f"enrolment of {new.name!s:.80}")
         with self._write() as db:
-            active = "SELECT name, has_decoder FROM sites WHERE site = ? AND state = 'active'"
+            active = "SELECT name, has_decoder, confirmed FROM sites WHERE site = ? AND state = 'active'"
             row = db.execute(active, (old,)).fetchone()
             if not row or row["name"] != new.name:
                 raise PolicyError(f"site {new.name}", "no active site has this name and key", "see 'site list'")
@@ -236,14 +269,24 @@ class Ledger:
                 raise PolicyError(f"site {new.name}", "its new key is known already", "make new keys: rotate again")
             db.execute("UPDATE sites SET state = 'revoked', revoked = ? WHERE site = ?", (time.time(), old))
             db.execute(
-                "INSERT INTO sites (site, name, node_key, signing_key, capacity, state, added, has_decoder)"
-                " VALUES (?, ?, ?, ?, ?, 'active', ?, ?)",
-                (new.site, new.name, new.node_key, new.signing_key, new.capacity, time.time(), row["has_decoder"]),
+                "INSERT INTO sites"
+                " (site, name, node_key, signing_key, capacity, state, added, has_decoder, confirmed)"
+                " VALUES (?, ?, ?, ?, ?, 'active', ?, ?, ?)",
+                (
+                    new.site,
+                    new.name,
+                    new.node_key,
+                    new.signing_key,
+                    new.capacity,
+                    time.time(),
+                    row["has_decoder"],
+                    row["confirmed"],
+                ),
             )
 
     def sites(self) -> dict[str, EnrolledSite]:
         """Every site by fingerprint, active and revoked, in the order of fingerprints."""
-        columns = "site, name, node_key, signing_key, capacity, state, has_decoder, seen"
+        columns = "site, name, node_key, signing_key, capacity, state, has_decoder, seen, confirmed"
         rows = self._db.execute(f"SELECT {columns} FROM sites ORDER BY site").fetchall()  # noqa: S608
         return {row["site"]: _site(row) for row in rows}
 
@@ -325,18 +368,25 @@ class Ledger:
     def verdicts(self, number: int) -> dict[str, Verdict]:
         """The verdicts of a round by site, in the order of fingerprints."""
         rows = self._db.execute("SELECT * FROM replies WHERE round = ? ORDER BY site", (number,)).fetchall()
-        return {row["site"]: Verdict(**{**dict(row), "verdict": VerdictCode(row["verdict"])}) for row in rows}
+        return {row["site"]: _verdict(row) for row in rows}
 
     def seen_content(self, site: str, content: str, number: int) -> bool:
         """Whether this very update was admitted from the site in another round."""
         query = "SELECT 1 FROM replies WHERE site = ? AND content = ? AND round != ? AND verdict = 'admitted'"
         return self._db.execute(query, (site, content, number)).fetchone() is not None
 
-    def norms(self, before: int, rounds: int = 3) -> list[float]:
-        """Norms of updates admitted in the rounds just before this one."""
-        query = "SELECT norm FROM replies WHERE verdict = 'admitted' AND round < ? AND round >= ? ORDER BY round, site"
-        rows = self._db.execute(query, (before, before - rounds)).fetchall()
-        return [row["norm"] for row in rows if row["norm"] is not None]
+    def lengths(self, before: int, rounds: int = 3) -> list[tuple[int, float]]:
+        """Round and merged length of each update admitted in the rounds just before this one."""
+        query = (
+            "SELECT round, norm * coalesce(scale, 1) AS length FROM replies"
+            " WHERE verdict = 'admitted' AND norm IS NOT NULL AND round < ? AND round >= ? ORDER BY round, site"
+        )
+        return [(row["round"], row["length"]) for row in self._db.execute(query, (before, before - rounds)).fetchall()]
+
+    def strikes(self, before: int, rounds: int) -> dict[str, int]:
+        """In how many of the rounds just before this one a site's update pointed against the others."""
+        query = "SELECT site, sum(against) AS times FROM replies WHERE round < ? AND round >= ? GROUP BY site"
+        return {row["site"]: row["times"] for row in self._db.execute(query, (before, before - rounds)).fetchall()}
 
     def refusals(self) -> list[dict[str, Any]]:
         return [dict(row) for row in self._db.execute("SELECT * FROM refusals ORDER BY id").fetchall()]
@@ -358,7 +408,12 @@ def _round(row: sqlite3.Row) -> Round:
 
 
 def _site(row: sqlite3.Row) -> EnrolledSite:
-    return EnrolledSite(**{**dict(row), "state": SiteState(row["state"]), "has_decoder": bool(row["has_decoder"])})
+    flags = {name: bool(row[name]) for name in ("has_decoder", "confirmed")}
+    return EnrolledSite(**{**dict(row), **flags, "state": SiteState(row["state"])})
+
+
+def _verdict(row: sqlite3.Row) -> Verdict:
+    return Verdict(**{**dict(row), "verdict": VerdictCode(row["verdict"]), "against": bool(row["against"])})
 
 
 def _store(db: sqlite3.Connection, verdict: Verdict) -> None:

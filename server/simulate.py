@@ -173,7 +173,7 @@ def populate(home: Layout, sites: int, images: int, trainer: Trainer = masked_au
             continue
         hospital = Hospital.create(place, trainer)
         write_shard(place / "corpus", "all", list(tissue(number, images, size)))
-        ledger.add_site(hospital.enrolment())
+        ledger.add_site(hospital.enrolment(), confirmed=True)
         (place / "enrolled").touch()
         found.append(hospital)
     ledger.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from usfmae.core import audit, keys
-from usfmae.core.errors import PolicyError, UsfmaeError
+from usfmae.core.errors import ConfigError, PolicyError, UsfmaeError
 from usfmae.core.federated import enrolment, key_rotation
 from usfmae.core.federated.enrolment import SiteState
 from usfmae.core.federated.messages import fingerprint
@@ -17,17 +17,34 @@ from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
 
 
-def add(home: Layout, file: Path, by: str = "") -> dict[str, Any]:
-    """Enrol the site of an enrol.json; a running aggregator lets it in at once. `by`: who did it, for the audit log."""
+def add(home: Layout, file: Path, by: str = "", capacity: int | None = None) -> dict[str, Any]:
+    """Enrol the site of an enrol.json; a running aggregator lets it in at once. `by`: who did it, for the audit log.
+
+    `capacity`: images that the coordinator vouches for. Without it the site's own claim bounds its replies, and its
+    weight in a merge is at most the fair share.
+    """
     try:
         found = enrolment.load(file)
-        Ledger(home.ledger).add_site(found)
+        if capacity is not None:
+            found = enrolment.checked(dataclasses.replace(found, capacity=capacity), "--capacity")
+        Ledger(home.ledger).add_site(found, confirmed=capacity is not None)
     except UsfmaeError as error:
         audit.append(home.audit, "coordinator", "site-add", "refused", why=f"{error.what}: {error.why}"[:200])
         raise
     fields: dict[str, Any] = {"site": found.site, "name": found.name, "capacity": found.capacity}
+    fields["confirmed"] = capacity is not None
     audit.append(home.audit, "coordinator", "site-add", **fields, by=by or person())
-    return {"site": found.site, "name": found.name, "capacity": found.capacity, "state": SiteState.ACTIVE}
+    return {**fields, "state": SiteState.ACTIVE}
+
+
+def confirm(home: Layout, name: str, capacity: int, by: str = "") -> dict[str, Any]:
+    """The coordinator vouches for the images of an enrolled site: it weighs by them from the next merge on."""
+    if not 0 < capacity <= enrolment.LARGEST_CAPACITY:
+        raise ConfigError(f"capacity {capacity}", f"is not within 1..{enrolment.LARGEST_CAPACITY}", "correct it")
+    site = Ledger(home.ledger).confirm_capacity(name, capacity)
+    fields: dict[str, Any] = {"site": site, "name": name, "capacity": capacity}
+    audit.append(home.audit, "coordinator", "site-capacity", **fields, by=by or person())
+    return {**fields, "confirmed": True}
 
 
 def revoke(home: Layout, name: str, by: str = "") -> dict[str, Any]:
@@ -61,7 +78,14 @@ def person() -> str:
 
 def listed(home: Layout) -> list[dict[str, Any]]:
     return [
-        {"site": s.site, "name": s.name, "state": s.state, "capacity": s.capacity, "seen": s.seen}
+        {
+            "site": s.site,
+            "name": s.name,
+            "state": s.state,
+            "capacity": s.capacity,
+            "confirmed": s.confirmed,
+            "seen": s.seen,
+        }
         for s in Ledger(home.ledger).sites().values()
     ]
 

@@ -10,7 +10,19 @@ from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger, RoundState, Verdict
 from usfmae.server.sites import free_bytes, listed
 
-SHOWN = ("verdict", "detail", "images", "steps", "bytes", "norm", "weight", "loss_before", "loss_after", "seconds")
+SHOWN = (
+    "verdict",
+    "detail",
+    "images",
+    "steps",
+    "bytes",
+    "norm",
+    "scale",
+    "weight",
+    "loss_before",
+    "loss_after",
+    "seconds",
+)
 
 
 def status(home: Layout) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from usfmae.core.config.continual import ContinualSettings
 from usfmae.core.config.sources import MetricsSettings, PageSettings
 from usfmae.core.config.train import ModelSettings, TrainSettings
 
-Rule = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "trimmed", "median"]
+Rule = Literal["auto", "fedavg", "fedprox", "fedavgm", "fedadam", "trimmed", "median"]
 
 
 class NetworkSettings(Options):
@@ -53,23 +53,41 @@ class GateSettings(Options):
     capacity_factor: float = Field(1.0, gt=0)
     """A site may claim this many times the images it was enrolled with."""
     weight_cap: float = Field(0.4, gt=0, le=1)
-    """Largest share of one site in a merge; with fewer than 1 / weight_cap sites the smallest possible cap holds."""
+    """Largest share of one site in a merge, but at least the fair share 1 / sites. What it loses raises nobody to more
+    than twice the share of the images; the rest of the step is not taken."""
+    fair_limit: float = Field(1.5, ge=1)
+    """Largest share of one site in a merge, in fair shares (1 / sites); the smaller of both caps holds."""
+    clip_limit: float = Field(1.5, gt=0)
+    """An update longer than this many times the reference length is cut to that length. The reference is the lower
+    median of the round, but at least half the median of earlier rounds and a third of the length expected of AdamW."""
     norm_limit: float = Field(4.0, gt=1)
-    """An update longer than this many times the median update is refused."""
+    """An update longer than this many times the reference is refused where more than half of the sites agree on the
+    length; where they do not, it is cut."""
+    small_limit: float = Field(0.1, ge=0, lt=1)
+    """An update shorter than this share of the reference is set aside: it says nothing, and is no yardstick."""
     base_limit: float = Field(1.0, gt=0)
     """An update longer than this many times the encoder itself is refused, whatever the others send."""
+    merged_limit: float = Field(2.0, gt=0)
+    """A merged step longer than this many times the reference length is cut to that length."""
     direction_limit: float = Field(-0.1, ge=-1, le=0)
-    """With three sites or more, an update whose cosine to the sum of the others is below this is refused..."""
+    """With three sites or more, an update whose cosine to the sum of the others is below this points against them..."""
     agreement: float = Field(0.1, ge=-1, le=1)
     """...as long as the others agree: their mean cosine to each other is at least this. Near the end of training honest
-    sites pull in different directions, and nobody is refused for it."""
+    sites pull in different directions, and nobody is blamed for it."""
+    direction_strikes: int = Field(3, ge=1)
+    """A site that points against the others is refused in this round of the last `direction_rounds`; before, it is noted."""
+    direction_rounds: int = Field(5, ge=1)
+    """Rounds over which a site's direction is judged."""
+    direction_at_once: float = Field(-0.5, ge=-1, le=0)
+    """A cosine below this is refused in the round it is seen: no honest site turns a whole step around."""
 
 
 class MergeSettings(Options):
-    rule: Rule = "fedavg"
-    """How updates become the next encoder."""
-    rate: float = Field(1.0, gt=0)
-    """Server learning rate on the merged update."""
+    rule: Rule = "auto"
+    """How updates become the next encoder; auto is trimmed from four sites on and fedavg below."""
+    rate: float | None = Field(None, gt=0)
+    """Server learning rate on the merged update; none given is the rule's own: 1, for fedavgm 1 - momentum, for fedadam
+    0.001."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """FedAvgM: momentum; FedAdam: first beta."""
     second_momentum: float = Field(0.99, ge=0, lt=1)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from usfmae.core.config import TrainSettings
 from usfmae.core.config.coordinator import GateSettings
 from usfmae.core.errors import PolicyError
 from usfmae.core.federated import codec
@@ -32,6 +33,7 @@ from usfmae.core.federated.messages import (
     verify,
 )
 from usfmae.core.keys import public_signing_key
+from usfmae.core.mae.lr_schedule import learning_rate
 from usfmae.core.tensors import TensorFile
 
 FIGURES = {"loss_before": HIGHEST_LOSS, "loss_after": HIGHEST_LOSS, "seconds": LONGEST_SECONDS}  # and their bounds
@@ -160,37 +162,106 @@ def _check_tensors(arrays: Mapping[str, Arrived], shapes: Mapping[str, tuple[int
             raise Refusal(VerdictCode.WRONG_DTYPE, f"{name!r} is {arrived.dtype[:20]!r}, not {encoding!r}")
 
 
+@dataclass(frozen=True)
+class Prior:
+    """What is known of a round's lengths before its updates come: nobody among the sites can move it by lying."""
+
+    expected: float = 0.0  # length of so many AdamW steps at this rate; 0 where it is not known
+    earlier: Sequence[float] = ()  # lengths merged in the rounds before, as they would be at this round's rate
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the gate makes of a round's updates beside each other."""
+
+    refused: dict[str, Refusal]
+    scales: dict[str, float]  # by site, 1 or what its update is cut to
+    against: dict[str, float]  # sites that point against agreeing others, and their cosine; not all are refused
+    reference: float  # the length that the others are measured by; 0 where it is not known
+
+
+def expected_length(weights: int, settings: TrainSettings, first: int, steps: int, end: int) -> float:
+    """L2 length of a random walk of `steps` AdamW steps from global step `first`, in a schedule that ends at `end`.
+
+    AdamW moves each weight by about the rate in each step; honest updates are between a third of this length and twice
+    of it (measured, docs/federation.md). 0 for another optimizer.
+    """
+    if settings.optimizer != "adamw":
+        return 0.0
+    return math.sqrt(weights * sum(learning_rate(step, end, settings) ** 2 for step in range(first, first + steps)))
+
+
 def compare(
     norms: Mapping[str, float],
-    earlier: Sequence[float],
+    prior: Prior,
     base_norm: float,
     directions: NDArray[np.float64] | None,
     gate: GateSettings,
-) -> dict[str, Refusal]:
-    """What is refused when the round's updates (norms by site, in site order) stand beside each other.
+    strikes: Mapping[str, int] | None = None,
+) -> Comparison:
+    """Judge the round's updates (norms by site, in site order) beside each other.
 
-    `earlier`: norms admitted in the rounds before; `directions`: inner products of the updates (S, S), in site order,
-    or None. The reference length is the lower median: with two sites the smaller one counts, since an update that is
-    too large does harm and one that is too small does not. Earlier rounds count only for a site that stands alone: a
-    learning rate that warms up makes every honest update longer than the last round's. A length of zero says nothing.
+    `directions`: inner products of the updates (S, S), in site order, or None. `strikes`: in how many of the rounds
+    before a site pointed against the others.
+
+    A long update is cut to the reference length rather than refused: else whoever sends a short one, which makes the
+    reference small, throws the honest out. It is refused where more than half of the sites agree on a length.
     """
-    refused: dict[str, Refusal] = {}
-    now, before = [n for n in norms.values() if n > 0], [n for n in earlier if n > 0]
-    known = now if len(now) > 1 else [*now, *before]
-    reference = statistics.median_low(known) if known else 0.0
-    for site, norm in norms.items():
-        if norm > gate.base_limit * base_norm:
-            refused[site] = Refusal(VerdictCode.NORM, f"length {norm:.3g}; the encoder itself has {base_norm:.3g}")
-        elif norm > gate.norm_limit * reference:
-            refused[site] = Refusal(VerdictCode.NORM, f"length {norm:.3g}; the median update has {reference:.3g}")
+    # Longer than the encoder itself: no round makes that.
+    refused = {
+        site: Refusal(VerdictCode.NORM, f"length {norm:.3g}; the encoder itself has {base_norm:.3g}")
+        for site, norm in norms.items()
+        if norm > gate.base_limit * base_norm
+    }
+    left = {site: norm for site, norm in norms.items() if site not in refused}
+
+    # Too short to say anything, too long beside a majority: out. Long: cut.
+    reference = _reference(list(left.values()), prior, gate)
+    most = gate.norm_limit * reference
+    agree = sum(reference / gate.norm_limit <= norm <= most for norm in left.values())
+    scales = {}
+    for site, norm in left.items():
+        if norm < gate.small_limit * reference:
+            refused[site] = Refusal(VerdictCode.TOO_SMALL, f"length {norm:.3g}; the reference is {reference:.3g}")
+        elif norm > most and 2 * agree > len(left):
+            refused[site] = Refusal(VerdictCode.NORM, f"length {norm:.3g}; the reference is {reference:.3g}")
+        else:
+            longest = gate.clip_limit * reference
+            scales[site] = longest / norm if norm > longest else 1.0
+
+    # Against the others.
+    against: dict[str, float] = {}
     if directions is not None:
-        refused.update(_against(list(norms), directions, set(refused), gate))
-    return refused
+        against = _against(list(norms), directions, set(refused), gate)
+        for site, cosine in against.items():
+            times = (strikes or {}).get(site, 0) + 1
+            if cosine < gate.direction_at_once or times >= gate.direction_strikes:
+                detail = f"cosine {cosine:.2f} to the sum of the other sites"
+                detail += f", round {times} of the last {gate.direction_rounds}" if times > 1 else ""
+                refused[site] = Refusal(VerdictCode.DIRECTION, detail)
+    scales = {site: scale for site, scale in scales.items() if site not in refused}
+    return Comparison(refused, scales, against, reference)
 
 
-def _against(sites: Sequence[str], gram: NDArray[np.float64], out: set[str], gate: GateSettings) -> dict[str, Refusal]:
-    """Updates that point against others which agree: the worst one first, as long as three or more are left."""
-    refused: dict[str, Refusal] = {}
+def _reference(lengths: Sequence[float], prior: Prior, gate: GateSettings) -> float:
+    """The length that updates are measured by; an update of length zero is no yardstick.
+
+    The lower median, since an update that is too large does harm and one that is too small does not; but never less
+    than what earlier rounds and the learning rate let expect, so that a short update makes nobody else too long. A
+    site that stands alone is its own measure, unless it is far longer than all that was expected.
+    """
+    now, before = [n for n in lengths if n > 0], [n for n in prior.earlier if n > 0]
+    earlier = statistics.median(before) if before else 0.0
+    if len(now) == 1:
+        known = max(earlier, prior.expected)
+        return now[0] if not known or now[0] <= gate.norm_limit * known else known
+    lower = statistics.median_low(now) if now else 0.0
+    return max(lower, earlier / 2, prior.expected / 3)
+
+
+def _against(sites: Sequence[str], gram: NDArray[np.float64], out: set[str], gate: GateSettings) -> dict[str, float]:
+    """Updates that point against others which agree, and their cosines: the worst first, while three or more are left."""
+    against: dict[str, float] = {}
     left = [i for i, site in enumerate(sites) if site not in out]
     while len(left) >= 3:
         cosines = {i: _cosine(gram, i, [j for j in left if j != i]) for i in left}
@@ -198,11 +269,9 @@ def _against(sites: Sequence[str], gram: NDArray[np.float64], out: set[str], gat
         others = [j for j in left if j != worst]
         if cosines[worst] >= gate.direction_limit or _agreement(gram, others) < gate.agreement:
             break
-        refused[sites[worst]] = Refusal(
-            VerdictCode.DIRECTION, f"cosine {cosines[worst]:.2f} to the sum of the other sites"
-        )
+        against[sites[worst]] = cosines[worst]
         left.remove(worst)
-    return refused
+    return against
 
 
 def _cosine(gram: NDArray[np.float64], one: int, others: Sequence[int]) -> float:

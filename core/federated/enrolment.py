@@ -50,6 +50,7 @@ class EnrolledSite:
     state: SiteState
     has_decoder: bool  # it answered a request that carried the seed's decoder
     seen: float | None = None  # Unix time it was last connected
+    confirmed: bool = False  # the coordinator vouches for the capacity; else it is the site's own claim
 
 
 @dataclass(frozen=True)

@@ -34,18 +34,27 @@ P = TypeVar("P")
 T = TypeVar("T")
 
 
-def shares(images: Sequence[int], cap: float) -> list[float]:
-    """Each site's share of a merge: by images, none above `cap` (or 1 / sites where the cap is smaller than that).
+RAISED = 2.0  # times its share of the images that a site weighs at most, whatever the others lose to their caps
 
-    What a capped site loses goes to the others in proportion to their images, until nobody is above the cap.
+
+def shares(images: Sequence[int], cap: float, confirmed: Sequence[bool] | None = None) -> list[float]:
+    """Each site's share of a merge: by images, none above `cap`, and none above the fair share 1 / S unless confirmed.
+
+    A cap is never below the fair share. What a capped site loses goes to the others in proportion to their images, as
+    long as it raises nobody to more than twice the share of its images: a few images must not carry a merge. What is
+    left over is not taken: then the shares sum to less than 1, and the round's step is shorter by that.
     """
-    cap = max(cap, 1 / len(images))
+    fair, whole = 1 / len(images), sum(images)
+    limits = [max(cap, fair) if known else fair for known in confirmed or [True] * len(images)]
     capped: set[int] = set()
     while True:
-        rest = 1 - cap * len(capped)
+        rest = 1 - sum(limits[i] for i in capped)
         total = sum(count for i, count in enumerate(images) if i not in capped)
-        share = [cap if i in capped else (rest * count / total if total else 0.0) for i, count in enumerate(images)]
-        over = {i for i, value in enumerate(share) if i not in capped and value > cap * (1 + 1e-12)}
+        share = [
+            limits[i] if i in capped else min(rest * count / max(total, 1), RAISED * count / max(whole, 1))
+            for i, count in enumerate(images)
+        ]
+        over = {i for i, value in enumerate(share) if i not in capped and value > limits[i] * (1 + 1e-12)}
         if not over:
             return share
         capped |= over
@@ -100,18 +109,42 @@ def side_by_side(work: Callable[[P], T], pieces: Iterable[P]) -> Iterator[T]:
         yield waiting.popleft().result()
 
 
+@dataclass(frozen=True)
+class Blend:
+    """How much of each update goes into a merge, in site order."""
+
+    weights: Values  # (S,) shares that sum to 1
+    scales: Values  # (S,) what each update is multiplied by before: 1 leaves it as it is
+    step: float = 1.0  # what the merged step is multiplied by
+
+
+def blended(weights: Sequence[float], scales: Sequence[float] | None = None, step: float = 1.0) -> Blend:
+    """`weights` that sum to less than 1 shorten every update by what is missing."""
+    given, total = np.asarray(weights, np.float64), float(sum(weights))
+    cut = np.ones(len(given)) if scales is None else np.asarray(scales, np.float64)
+    return Blend(given / total, cut * total, step) if total < 1 - 1e-9 else Blend(given, cut, step)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merge wrote."""
+
+    content: str  # tensors_id of the encoder
+    length: float  # L2 norm of its change
+
+
 def merge(  # noqa: PLR0913
     base: TensorFile,
     updates: Sequence[TensorFile],
-    weights: Sequence[float],
+    blend: Blend,
     encoding: str,
     rule: MergingRule,
     target: Path,
     metadata: Mapping[str, str],
     memory: Mapping[str, tuple[Path | None, Path]] | None = None,
     step_files: downlink.StepFiles | None = None,
-) -> str:
-    """Write the next encoder and return its hash.
+) -> Merged:
+    """Write the next encoder.
 
     `memory` gives, for each name the rule remembers, the file of the round before (None in the first) and the file to
     write; with `step_files` the encoder is the base plus a packed step, which is written there. All files appear by rename,
@@ -125,13 +158,15 @@ def merge(  # noqa: PLR0913
             new[name] = Writer(_create(stack, after), base.shapes, {}, "F64")
         sizes = {name: math.prod(shape) for name, shape in base.shapes.items()}
         down = stack.enter_context(downlink.writing(step_files, sizes.values(), encoding)) if step_files else None
+        square = 0.0
         for name, pieces in tensors(base, updates, encoding):
             out.begin(name)
             held = {key: file.tensor(name).reshape(-1) if file else None for key, file in old.items()}
             left = down.before(sizes[name]) if down else None
-            work = partial(_next, rule=rule, weights=np.asarray(weights), encoding=encoding, held=held, left=left)
-            for values, kept, made in side_by_side(work, pieces):
+            work = partial(_next, rule=rule, blend=blend, encoding=encoding, held=held, left=left)
+            for values, kept, made, moved in side_by_side(work, pieces):
                 out.write(values)
+                square += moved
                 for key, remembered in kept.items():
                     new[key].write(remembered)
                 if down and made:
@@ -140,40 +175,66 @@ def merge(  # noqa: PLR0913
                 down.end()
         for writer in new.values():
             writer.finish()
-        return out.finish()
+        return Merged(out.finish(), math.sqrt(square))
 
 
 def _merged(
-    piece: Piece, rule: MergingRule, weights: Values, encoding: str, held: Mapping[str, Values | None]
+    piece: Piece, rule: MergingRule, blend: Blend, encoding: str, held: Mapping[str, Values | None]
 ) -> tuple[Values, dict[str, Values]]:
     """The next weights of a piece, and what the rule remembers of it."""
-    trained = np.empty((len(piece.packed), piece.base.size))
-    for row, data in zip(trained, piece.packed, strict=True):
+    # What each site made of the piece, cut to its scale.
+    base = piece.base.astype(np.float64)
+    trained = np.empty((len(piece.packed), base.size))
+    for row, data, scale in zip(trained, piece.packed, blend.scales, strict=True):
         row[...] = codec.trained(data, piece.base, encoding)
+        if scale != 1:
+            row -= base
+            row *= scale
+            row += base
+
+    # The rule, on what it remembers of the round before.
     kept = {
         key: np.full(piece.base.size, rule.start(key)) if values is None else values[piece.where].copy()
         for key, values in held.items()
     }
-    return rule.merge(piece.base.astype(np.float64), trained, weights, kept), kept
+    values = rule.merge(base, trained, blend.weights, kept)
+    return values if blend.step == 1 else base + blend.step * (values - base), kept
 
 
 def _next(
     piece: Piece,
     rule: MergingRule,
-    weights: Values,
+    blend: Blend,
     encoding: str,
     held: Mapping[str, Values | None],
     left: Callable[[slice], bytes] | None,
-) -> tuple[Values | Floats, dict[str, Values], downlink.Stepped | None]:
-    """What is written of a piece, what the rule remembers of it, and the step that leads there, where one is packed.
+) -> tuple[Values | Floats, dict[str, Values], downlink.Stepped | None, float]:
+    """What is written of a piece, what the rule remembers of it, the step that leads there, where one is packed, and
+    the sum of squares of the change.
 
     `left` reads what the step before left out.
     """
-    values, kept = _merged(piece, rule, weights, encoding, held)
+    values, kept = _merged(piece, rule, blend, encoding, held)
+    moved = float(np.square(values - piece.base).sum())
     if left is None:
-        return values, kept, None
+        return values, kept, None, moved
     made = downlink.stepped(values, piece.base, left(piece.where), encoding)
-    return made.values, kept, made
+    return made.values, kept, made, moved
+
+
+def mix_memory(before: Path | None, after: Path, share: float, start: float) -> None:
+    """Keep this share of what a rule's memory changed in a round, as an averaged encoder keeps it of its step.
+
+    `before`: the memory of the round before, None in the first; there every value was `start`. Written over `after`.
+    """
+    with contextlib.ExitStack() as stack:
+        new = stack.enter_context(TensorFile(after))
+        old = stack.enter_context(TensorFile(before)) if before else None
+        writer = Writer(_create(stack, after), new.shapes, {}, "F64")
+        for name in new.shapes:
+            was = old.tensor(name) if old else start
+            writer.add(name, was + share * (new.tensor(name) - was))
+        writer.finish()
 
 
 def _create(stack: contextlib.ExitStack, path: Path):  # type: ignore[no-untyped-def]

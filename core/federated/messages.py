@@ -97,6 +97,7 @@ class VerdictCode(StrEnum):
 
     # beside the others
     NORM = "norm"
+    TOO_SMALL = "too-small"
     DIRECTION = "direction"
     FORGETS = "forgets"  # it broke the forgetting budget
     REVOKED = "revoked"

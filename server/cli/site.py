@@ -1,4 +1,4 @@
-"""`usfmae-server site add|list|revoke|rotate`."""
+"""`usfmae-server site add|list|capacity|revoke|rotate`."""
 
 from __future__ import annotations
 
@@ -30,12 +30,30 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Report as JS
 @site.command()
 @directory_argument
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--capacity", type=click.IntRange(1), metavar="IMAGES", help="Images you have confirmed with the hospital."
+)
 @json_option
-def add(directory: Path, file: Path, as_json: bool) -> None:
-    """Enrol the hospital that made the enrol.json FILE (usfmae-client init)."""
+def add(directory: Path, file: Path, capacity: int | None, as_json: bool) -> None:
+    """Enrol the hospital that made the enrol.json FILE (usfmae-client init).
+
+    Without --capacity the hospital's own claim of images is not believed: it weighs at most the fair share."""
     from usfmae.server import sites
 
-    _say(sites.add(_home(directory), file), as_json, "enrolled {name} ({site})")
+    text = "enrolled {name} ({site}), {capacity} images" + ("" if capacity else " by its own claim, not confirmed")
+    _say(sites.add(_home(directory), file, capacity=capacity), as_json, text)
+
+
+@site.command()
+@directory_argument
+@click.argument("name")
+@click.argument("images", type=int)
+@json_option
+def capacity(directory: Path, name: str, images: int, as_json: bool) -> None:
+    """Vouch for the IMAGES of the enrolled hospital NAME: merges weigh it by them, up to the cap."""
+    from usfmae.server import sites
+
+    _say(sites.confirm(_home(directory), name, images), as_json, "{name}: {capacity} images, confirmed")
 
 
 @site.command("list")
@@ -51,7 +69,8 @@ def list_(directory: Path, as_json: bool) -> None:
         return
     for row in found:
         seen = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["seen"])) if row["seen"] else "never"
-        click.echo(f"{row['name']:24s} {row['state']:8s} {row['site']}  capacity {row['capacity']}  seen {seen}")
+        claim = "" if row["confirmed"] else " (its own claim)"
+        click.echo(f"{row['name']:24s} {row['state']:8s} {row['site']}  capacity {row['capacity']}{claim}  seen {seen}")
 
 
 @site.command()

@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,14 @@ from numpy.typing import NDArray
 from usfmae.core import audit
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.federated import merge
-from usfmae.core.federated.admission import compare
+from usfmae.core.federated.admission import Prior, compare, expected_length
 from usfmae.core.federated.enrolment import SiteState
 from usfmae.core.federated.messages import VerdictCode
 from usfmae.core.federated.rules import rule_for
 from usfmae.core.files import write_atomic
 from usfmae.core.log import note
 from usfmae.core.tensors import TensorFile, square_sum
+from usfmae.server import campaign
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger, Round, Verdict
 from usfmae.server.rounds import spool
@@ -35,64 +37,97 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def finish(
-    home: Layout,
-    ledger: Ledger,
-    settings: CoordinatorSettings,
-    current: Round,
-    base: TensorFile,
-    gate: ForgettingGate | None = None,
-) -> str:
+@dataclass(frozen=True)
+class OpenRound:
+    """A round that is being closed, and all that closing it needs."""
+
+    home: Layout
+    ledger: Ledger
+    settings: CoordinatorSettings
+    record: Round
+    base: TensorFile
+
+    @property
+    def number(self) -> int:
+        return self.record.number
+
+    def update(self, site: str) -> Path:
+        return spool.path(self.home, self.number, site)
+
+
+def finish(this: OpenRound, gate: ForgettingGate | None = None) -> str:
     """Judge the round's updates beside each other, merge the admitted ones, hold them to the budget, and commit.
 
     Returns the encoder's hash, or "" where the comparison left fewer than the quorum: the round goes on then, until
     another site answers or its deadline has passed.
     """
-    active = {site for site, known in ledger.sites().items() if known.state == SiteState.ACTIVE}
-    verdicts = _without_revoked(ledger.verdicts(current.number), active)
-    verdicts, cosines = _compared(home, ledger, settings, current, base, verdicts)
+    ledger, record = this.ledger, this.record
+
+    # Who is admitted.
+    sites = ledger.sites()
+    active = {site for site, known in sites.items() if known.state == SiteState.ACTIVE}
+    verdicts = _without_revoked(ledger.verdicts(this.number), active)
+    verdicts, summary, reference = _compared(this, verdicts)
     chosen = [site for site in sorted(verdicts) if verdicts[site].verdict == VerdictCode.ADMITTED]
-    if len(chosen) < settings.rounds.quorum:
+    if len(chosen) < this.settings.rounds.quorum:
         for verdict in verdicts.values():
             ledger.record(verdict)
         note(logger, "quorum lost to the gate, the round stays open", level=logging.ERROR, admitted=len(chosen))
         return ""
 
-    def merged(out: Collection[str]) -> str:
-        kept = _weighted([verdicts[site] for site in chosen if site not in out], settings.gate.weight_cap)
-        return _merge(home, ledger, settings, current, base, kept)
+    # The merge, which the forgetting gate may ask for several times.
+    def weighted(out: Collection[str]) -> list[Verdict]:
+        return _weighted(this, [verdicts[site] for site in chosen if site not in out])
 
-    result, judgement, left_out = gate.judge(current, chosen, merged) if gate else (merged(()), {}, {})
+    cuts: dict[str, Any] = {}
+
+    def merged(out: Collection[str]) -> str:
+        content, cut = _merge(this, weighted(out), reference)
+        cuts.clear()
+        cuts.update(cut)
+        return content
+
+    result, judgement, left_out = gate.judge(record, chosen, merged) if gate else (merged(()), {}, {})
+
+    # The commit.
     for site, detail in left_out.items():
         verdicts[site] = dataclasses.replace(verdicts[site], verdict=VerdictCode.FORGETS, detail=detail)
-    admitted = _weighted([verdicts[site] for site in chosen if site not in left_out], settings.gate.weight_cap)
+    admitted = weighted(left_out)
     verdicts.update({verdict.site: verdict for verdict in admitted})
-    ledger.commit_round(current.number, result, {**_summary(admitted), **cosines, **judgement}, list(verdicts.values()))
+    summary = {**_summary(admitted), **summary, **cuts, **judgement}
+    ledger.commit_round(this.number, result, summary, list(verdicts.values()))
     names = [verdict.site for verdict in admitted]
-    audit.append(home.audit, "aggregator", "round", round=current.number, base=current.base, result=result, sites=names)
+    audit.append(
+        this.home.audit, "aggregator", "round", round=this.number, base=record.base, result=result, sites=names, **cuts
+    )
     return result
 
 
-def void(home: Layout, ledger: Ledger, current: Round, why: str) -> str:
+def void(this: OpenRound, why: str) -> str:
     """End a round that came to nothing: its encoder is the base, its steps do not count, and the next can open.
 
     What the merging rule remembers, and what the steps left out, stays what it was. Returns the encoder's hash.
     """
-    number = current.number
+    home, number, base = this.home, this.number, this.record.base
     for file in home.checkpoints.glob(f"memory-*-{number - 1:05d}.*"):
         write_atomic(file.with_name(file.name.replace(f"{number - 1:05d}", f"{number:05d}")), file.read_bytes())
     home.step(number).unlink(missing_ok=True)
     write_atomic(home.checkpoint(number), home.checkpoint(number - 1).read_bytes())
-    summary = {"sites": 0, "images": 0, "bytes": 0, "void": why}
-    ledger.commit_round(number, current.base, summary, [], steps=0)
-    audit.append(home.audit, "aggregator", "round", "refused", round=number, base=current.base, void=why)
+    this.ledger.commit_round(number, base, {"sites": 0, "images": 0, "bytes": 0, "void": why}, [], steps=0)
+    audit.append(home.audit, "aggregator", "round", "refused", round=number, base=base, void=why)
     note(logger, "round void", level=logging.ERROR, round=number, reason=why)
-    return current.base
+    return base
 
 
-def _weighted(verdicts: Sequence[Verdict], cap: float) -> list[Verdict]:
-    """The verdicts with each site's share of the merge."""
-    shares = merge.shares([verdict.images for verdict in verdicts], cap)
+def _weighted(this: OpenRound, verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """The verdicts with each site's share of the merge: by images where the rule weighs, else the same for all."""
+    count, gate = len(verdicts), this.settings.gate
+    if rule_for(this.settings.merge).for_sites(count).weighted:
+        known = this.ledger.sites()
+        cap = min(gate.weight_cap, gate.fair_limit / count)
+        shares = merge.shares([v.images for v in verdicts], cap, [known[v.site].confirmed for v in verdicts])
+    else:
+        shares = [1 / count] * count
     return [dataclasses.replace(verdict, weight=share) for verdict, share in zip(verdicts, shares, strict=True)]
 
 
@@ -106,27 +141,49 @@ def _without_revoked(verdicts: dict[str, Verdict], active: set[str]) -> dict[str
     }
 
 
-def _compared(
-    home: Layout,
-    ledger: Ledger,
-    settings: CoordinatorSettings,
-    current: Round,
-    base: TensorFile,
-    verdicts: dict[str, Verdict],
-) -> tuple[dict[str, Verdict], dict[str, Any]]:
-    """Verdicts after the comparison, and for the ledger the cosine of each pair of updates."""
+def _compared(this: OpenRound, verdicts: dict[str, Verdict]) -> tuple[dict[str, Verdict], dict[str, Any], float]:
+    """Verdicts after the comparison, what the ledger notes of it, and the length that updates are measured by."""
     norms = {site: v.norm or 0.0 for site, v in sorted(verdicts.items()) if v.verdict == VerdictCode.ADMITTED}
     directions = None
     if len(norms) >= 2:
-        with _opened([spool.path(home, current.number, site) for site in norms]) as files:
-            directions = merge.gram(base, files, settings.rounds.encoding)
-    size = math.sqrt(sum(merge.side_by_side(lambda name: square_sum(base.tensor(name)), base.shapes)))
-    names = ledger.sites()
-    refused = compare(norms, ledger.norms(current.number), size, directions, settings.gate)
-    for site, refusal in refused.items():
+        with _opened([this.update(site) for site in norms]) as files:
+            directions = merge.gram(this.base, files, this.settings.rounds.encoding)
+    gate, names = this.settings.gate, this.ledger.sites()
+    strikes = this.ledger.strikes(this.number, gate.direction_rounds - 1)
+    found = compare(norms, _prior(this), _length_of(this.base), directions, gate, strikes)
+    for site in norms:
+        verdicts[site] = dataclasses.replace(
+            verdicts[site], scale=found.scales.get(site), against=site in found.against
+        )
+    for site, refusal in found.refused.items():
         verdicts[site] = dataclasses.replace(verdicts[site], verdict=refusal.code, detail=refusal.detail)
-        announce(home, verdicts[site], names[site].name)
-    return verdicts, _cosines(list(norms), directions)
+        announce(this.home, verdicts[site], names[site].name)
+    return verdicts, _cosines(list(norms), directions), found.reference
+
+
+def _length_of(base: TensorFile) -> float:
+    return math.sqrt(sum(merge.side_by_side(lambda name: square_sum(base.tensor(name)), base.shapes)))
+
+
+def _prior(this: OpenRound) -> Prior:
+    """What the learning rate and the rounds before let expect of this round's lengths."""
+    running = campaign.current(this.ledger)
+    if running is None:
+        return Prior()
+    weights = sum(math.prod(shape) for shape in this.base.shapes.values())
+    settings = this.settings.train.model_copy(update={"origin": running.origin})
+
+    def expected(one: Round) -> float:
+        if one.global_step < running.origin:
+            return 0.0  # of another campaign
+        return expected_length(weights, settings, one.global_step, one.steps, running.end_step)
+
+    now, rounds = expected(this.record), {one.number: one for one in this.ledger.rounds()}
+    earlier = []
+    for number, length in this.ledger.lengths(this.number):
+        then = expected(rounds[number])
+        earlier.append(length * now / then if then else length)
+    return Prior(now, earlier)
 
 
 def _cosines(sites: Sequence[str], gram: NDArray[np.float64] | None) -> dict[str, Any]:
@@ -139,40 +196,63 @@ def _cosines(sites: Sequence[str], gram: NDArray[np.float64] | None) -> dict[str
     return {"cosines": pairs}
 
 
-def _merge(
-    home: Layout,
-    ledger: Ledger,
-    settings: CoordinatorSettings,
-    current: Round,
-    base: TensorFile,
-    admitted: Sequence[Verdict],
-) -> str:
-    rule = rule_for(settings.merge)
+def _merge(this: OpenRound, admitted: Sequence[Verdict], reference: float) -> tuple[str, dict[str, Any]]:
+    """The merged encoder's hash, and what the ledger notes: the rule, and where the step was cut for its length."""
+    home, settings, record = this.home, this.settings, this.record
+    rule = rule_for(settings.merge).for_sites(len(admitted))
     metadata = describe(
         settings.model,
         settings.train,
-        tuple(sorted([current.base, *(verdict.content for verdict in admitted)])),
-        campaign=ledger.fact("campaign"),
-        round=current.number,
-        step=current.global_step + current.steps,
-        base=current.base,
-        rule=settings.merge.rule,
+        tuple(sorted([record.base, *(verdict.content for verdict in admitted)])),
+        campaign=this.ledger.fact("campaign"),
+        round=record.number,
+        step=record.global_step + record.steps,
+        base=record.base,
+        rule=rule.name,
         sites=len(admitted),
         images=sum(verdict.images for verdict in admitted),
     )
     memory = {}
     for name in rule.memory:
-        before = home.memory(name, current.number - 1)
-        memory[name] = (before if before.exists() else None, home.memory(name, current.number))
-    with _opened([spool.path(home, current.number, verdict.site) for verdict in admitted]) as files:
-        weights = [verdict.weight or 0.0 for verdict in admitted]
-        target = home.checkpoint(current.number)
-        step_files = home.step_files(settings, current.number)
-        return merge.merge(base, files, weights, settings.rounds.encoding, rule, target, metadata, memory, step_files)
+        before = home.memory(name, this.number - 1)
+        memory[name] = (before if before.exists() else None, home.memory(name, this.number))
+    weights = [verdict.weight or 0.0 for verdict in admitted]
+    scales = [1.0 if verdict.scale is None else verdict.scale for verdict in admitted]
+
+    def merged(step: float) -> merge.Merged:
+        with _opened([this.update(verdict.site) for verdict in admitted]) as files:
+            return merge.merge(
+                this.base,
+                files,
+                merge.blended(weights, scales, step),
+                settings.rounds.encoding,
+                rule,
+                home.checkpoint(this.number),
+                metadata,
+                memory,
+                home.step_files(settings, this.number),
+            )
+
+    # A rule may make a longer step than any site sent: it is merged again with a shorter one.
+    done, longest = merged(1.0), _longest(this, reference)
+    if done.length <= longest:
+        return done.content, {"rule": rule.name}
+    note(logger, "merged step cut", level=logging.WARNING, round=this.number, length=done.length, longest=longest)
+    return merged(longest / done.length).content, {
+        "rule": rule.name,
+        "cut": f"the merged step had length {done.length:.3g}; cut to {longest:.3g}",
+    }
+
+
+def _longest(this: OpenRound, reference: float) -> float:
+    """Length that a merged step may have."""
+    gate = this.settings.gate
+    most = gate.base_limit * _length_of(this.base)
+    return min(most, gate.merged_limit * reference) if reference else most
 
 
 @contextlib.contextmanager
-def _opened(paths: Sequence[Path]):  # type: ignore[no-untyped-def]
+def _opened(paths: Sequence[Path]) -> Iterator[list[TensorFile]]:
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(TensorFile(path)) for path in paths]
 

@@ -101,14 +101,14 @@ class Loop:
             current = self.ledger.open_round(number, content, step, self.settings.rounds.steps)
             request = train_request(self.settings, current, running, self.decoder)
             note(logger, "round open", round=number, base=content[:12])
-            result = ""
+            this, result = commit.OpenRound(self.home, self.ledger, self.settings, current, base), ""
             while not result:
                 refused = self._collect(current, request, base)
                 self.transport.release()
                 if refused:
-                    result = commit.void(self.home, self.ledger, current, refused)
+                    result = commit.void(this, refused)
                 else:
-                    result = commit.finish(self.home, self.ledger, self.settings, current, base, self.gate)
+                    result = commit.finish(this, self.gate)
             self.checked.written(self.home.checkpoint(number), result)
             self._let_go()
         self.without_base.clear()

@@ -1,6 +1,7 @@
 """The ledger: keys are enrolled once and never after a revocation; what is committed stays."""
 
 import dataclasses
+import sqlite3
 
 import pytest
 
@@ -60,8 +61,19 @@ def test_a_round_is_open_until_it_is_committed_and_reopens_as_it_was(tmp_path, l
     assert again.open_round(1, "base", 0, 5) == opened
     with pytest.raises(PolicyError, match="disagree"):
         again.open_round(1, "another base", 0, 5)
-    again.commit_round(1, "result", {"sites": 1}, [Verdict(1, "s", "admitted", norm=2.0)])
-    assert again.last_round().result == "result" and again.norms(2) == [2.0]
+    again.commit_round(1, "result", {"sites": 1}, [Verdict(1, "s", "admitted", norm=2.0, scale=0.5, against=True)])
+    assert again.last_round().result == "result"
+    assert again.lengths(2) == [(1, 1.0)] and again.strikes(2, 4) == {"s": 1}
+
+
+def test_a_ledger_of_an_older_version_gets_the_columns_that_came_later(tmp_path, ledger):
+    ledger.record(Verdict(1, "s", "admitted", norm=2.0))
+    ledger.close()
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
+        for table, column in (("sites", "confirmed"), ("replies", "scale"), ("replies", "against")):
+            db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    again = Ledger(tmp_path / "ledger.sqlite")
+    assert again.lengths(2) == [(1, 2.0)] and again.verdicts(1)["s"].scale is None
 
 
 def test_a_replay_is_known_by_its_content_in_another_round_only(ledger):

@@ -14,14 +14,30 @@ class MergingRule:
     """Base of every rule. `memory` names what the server keeps from round to round, one value a weight."""
 
     memory: tuple[str, ...] = ()
+    weighted = True  # whether a site's share of the images counts; else every site counts alike
 
     def __init__(self, settings: MergeSettings) -> None:
         self.settings = settings
+        self.rate = self.default_rate if settings.rate is None else settings.rate
+
+    @property
+    def name(self) -> str:
+        """The rule's module, as the settings and the ledger name it."""
+        return type(self).__module__.rsplit(".", 1)[-1]
+
+    @property
+    def default_rate(self) -> float:
+        """Server learning rate with which a merged step is about as long as the sites' updates."""
+        return 1.0
 
     @property
     def proximal(self) -> float:
         """Strength of the pull towards the round's encoder that sites add to their loss; part of every request."""
         return 0.0
+
+    def for_sites(self, count: int) -> MergingRule:
+        """The rule for a round with this many updates."""
+        return self
 
     def start(self, name: str) -> float:
         """What is remembered under this name, for every weight, before the first round."""

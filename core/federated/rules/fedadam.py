@@ -13,6 +13,10 @@ from usfmae.core.federated.rules.base import MergingRule, Values, weighted_mean
 class Rule(MergingRule):
     memory = ("first", "second")
 
+    @property
+    def default_rate(self) -> float:
+        return 1e-3  # a step moves each weight by about this much, whatever the updates' length
+
     def start(self, name: str) -> float:
         return self.settings.adaptivity**2 if name == "second" else 0.0
 
@@ -23,4 +27,4 @@ class Rule(MergingRule):
         first += (1 - self.settings.momentum) * step
         second *= self.settings.second_momentum
         second += (1 - self.settings.second_momentum) * step**2
-        return base + self.settings.rate * first / (np.sqrt(second) + self.settings.adaptivity)
+        return base + self.rate * first / (np.sqrt(second) + self.settings.adaptivity)

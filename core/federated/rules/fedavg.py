@@ -8,4 +8,4 @@ from usfmae.core.federated.rules.base import MergingRule, Values, weighted_mean
 class Rule(MergingRule):
     def merge(self, base: Values, trained: Values, weights: Values, memory: dict[str, Values]) -> Values:
         mean = weighted_mean(trained, weights)
-        return mean if self.settings.rate == 1 else base + self.settings.rate * (mean - base)
+        return mean if self.rate == 1 else base + self.rate * (mean - base)

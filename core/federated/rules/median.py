@@ -8,5 +8,7 @@ from usfmae.core.federated.rules.base import MergingRule, Values
 
 
 class Rule(MergingRule):
+    weighted = False
+
     def merge(self, base: Values, trained: Values, weights: Values, memory: dict[str, Values]) -> Values:
-        return base + self.settings.rate * (np.median(trained, axis=0) - base)
+        return base + self.rate * (np.median(trained, axis=0) - base)

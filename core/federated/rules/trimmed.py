@@ -14,8 +14,10 @@ from usfmae.core.federated.rules.base import MergingRule, Values
 
 
 class Rule(MergingRule):
+    weighted = False
+
     def merge(self, base: Values, trained: Values, weights: Values, memory: dict[str, Values]) -> Values:
         share = math.ceil(self.settings.trim * len(trained) - 1e-9)  # 0.2 of 15 is 3, not 3.0000000000000004
         cut = min(share, (len(trained) - 1) // 2)
         kept = np.sort(trained, axis=0)[cut : len(trained) - cut]
-        return np.asarray(base + self.settings.rate * (kept.mean(axis=0) - base))
+        return np.asarray(base + self.rate * (kept.mean(axis=0) - base))

@@ -15,10 +15,23 @@ from usfmae.server.rounds import spool
 def test_shares_go_by_images_up_to_the_cap():
     assert shares([1, 1, 2], 1.0) == [0.25, 0.25, 0.5]
     assert shares([5], 0.4) == [1.0]
-    assert shares([1, 10**9], 0.4) == [0.5, 0.5]
-    capped = shares([10, 10, 10, 970], 0.4)
-    assert np.allclose(capped, [0.2, 0.2, 0.2, 0.4]) and np.isclose(sum(capped), 1)
+    capped = shares([20, 20, 20, 40], 0.3)
+    assert np.allclose(capped, [0.7 / 3, 0.7 / 3, 0.7 / 3, 0.3]) and np.isclose(sum(capped), 1)
     assert max(shares([1, 2, 3, 1000, 900], 0.3)) <= 0.3 + 1e-9
+
+
+@pytest.mark.parametrize("images", [[10, 10, 100_000], [10, 100_000], [1, 1, 1, 1, 1, 200_000]], ids=str)
+def test_what_a_large_site_loses_to_its_cap_does_not_go_to_tiny_ones(images):
+    found = shares(images, 0.4)
+    assert found[-1] == max(0.4, 1 / len(images)) and sum(found) < 1
+    for count, share in zip(images[:-1], found, strict=False):
+        assert share <= 2 * count / sum(images)
+
+
+def test_a_claim_that_nobody_confirmed_weighs_at_most_the_fair_share():
+    assert np.allclose(shares([10, 10, 60], 0.5, [True, True, False]), [0.25, 0.25, 1 / 3])
+    assert shares([10, 10**6], 0.5, [True, False])[1] == 0.5
+    assert shares([5], 0.4, [False]) == [1.0]
 
 
 def spooled(home, site, payload):
@@ -45,7 +58,12 @@ def updates(tmp_path):
     return home, base, sites, target
 
 
-def merged(updates, rule, weights, memory=None, encoding="fp32", **settings):
+def merged(updates, rule, weights, memory=None, encoding="fp32", scales=None, step=1.0, **settings):
+    made = rule_for(MergeSettings(rule=rule, **settings))
+    return merged_by(updates, made, weights, memory, encoding, scales, step)
+
+
+def merged_by(updates, rule, weights, memory=None, encoding="fp32", scales=None, step=1.0):
     home, base, _, target = updates
     files = [TensorFile(spool.path(home, 1, str(i))) for i in range(len(weights))]
     out = home.root / "out.safetensors"
@@ -53,9 +71,9 @@ def merged(updates, rule, weights, memory=None, encoding="fp32", **settings):
         merge.merge(
             opened,
             files,
-            weights,
+            merge.blended(weights, scales, step),
             encoding,
-            rule_for(MergeSettings(rule=rule, **settings)),
+            rule,
             out,
             {"content": "-"},
             memory,
@@ -92,14 +110,14 @@ def test_median_and_trimmed_mean_ignore_a_wild_value(updates):
 
 @pytest.mark.parametrize("rule", ["fedavgm", "fedadam"])
 def test_rules_with_a_memory_carry_it_from_round_to_round(updates, rule):
-    settings = MergeSettings(rule=rule)
+    settings = MergeSettings(rule=rule, rate=1.0)
     home, base, sites, _ = updates
     step = sites[0]["b"].astype(np.float64) - base["b"]
     names = rule_for(settings).memory
     first = {name: (None, home.root / f"{name}-1") for name in names}
     second = {name: (home.root / f"{name}-1", home.root / f"{name}-2") for name in names}
-    after_one = merged(updates, rule, [1.0], first)["b"]
-    after_two = merged(updates, rule, [1.0], second)["b"]
+    after_one = merged(updates, rule, [1.0], first, rate=1.0)["b"]
+    after_two = merged(updates, rule, [1.0], second, rate=1.0)["b"]
     if rule == "fedavgm":
         wanted = [base["b"] + step, base["b"] + 1.9 * step]
     else:
@@ -161,3 +179,48 @@ def test_gram_holds_lengths_and_directions(updates):
         got = merge.gram(opened, [TensorFile(spool.path(home, 1, str(i))) for i in range(3)], "fp32")
     flat = [np.concatenate([(s[n].astype(np.float64) - base[n]).ravel() for n in sorted(base)]) for s in sites[:3]]
     assert np.allclose(got, np.stack(flat) @ np.stack(flat).T)
+
+
+def test_an_update_is_cut_to_its_scale_and_shares_below_one_shorten_the_step(updates):
+    _, base, sites, _ = updates
+    change = [s["w"].astype(np.float64) - base["w"] for s in sites[:2]]
+    got = merged(updates, "fedavg", [0.5, 0.5], scales=[1.0, 0.25])["w"]
+    assert np.allclose(got, base["w"] + 0.5 * change[0] + 0.125 * change[1], atol=1e-6)
+    got = merged(updates, "fedavg", [0.1, 0.5])["w"]
+    assert np.allclose(got, base["w"] + 0.1 * change[0] + 0.5 * change[1], atol=1e-6)
+    got = merged(updates, "median", [0.5, 0.5], step=0.5)["w"]
+    assert np.allclose(got, base["w"] + 0.25 * (change[0] + change[1]), atol=1e-6)
+
+
+@pytest.mark.parametrize("sites", [3, 4])
+def test_auto_is_fedavg_for_few_sites_and_trimmed_from_four_on(updates, sites):
+    weights, rule = [1 / sites] * sites, rule_for(MergeSettings()).for_sites(sites)
+    assert rule.name == ("trimmed" if sites == 4 else "fedavg") and rule.weighted == (sites == 3)
+    one, other = merged(updates, rule.name, weights), merged_by(updates, rule, weights)
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "fedavgm", "fedadam", "trimmed", "median"])
+def test_a_rules_own_rate_makes_a_step_as_long_as_the_updates(rule):
+    """Over rounds in which every site sends the same small step, as AdamW makes it."""
+    made, step = rule_for(MergeSettings(rule=rule)), 1e-3 * np.random.default_rng(0).choice([-1.0, 1.0], 500)
+    now, memory = np.zeros(500), {name: np.full(500, made.start(name)) for name in made.memory}
+    for _ in range(40):
+        before = now
+        now = made.merge(before, np.stack([before + step] * 3), np.full(3, 1 / 3), memory)
+    assert 0.3 < np.linalg.norm(now - before) / np.linalg.norm(step) < 1.5
+
+
+def test_a_memory_keeps_the_share_of_a_step_that_is_kept(updates):
+    home, *_ = updates
+    files = {"velocity": (None, home.root / "v-1")}
+    merged(updates, "fedavgm", [1.0], files)
+    with TensorFile(home.root / "v-1") as file:
+        whole = {name: np.array(file.tensor(name)) for name in file.shapes}
+    merge.mix_memory(None, home.root / "v-1", 0.25, 0.0)
+    with TensorFile(home.root / "v-1") as file:
+        assert all(np.allclose(file.tensor(name), 0.25 * values) for name, values in whole.items())
+    merged(updates, "fedavgm", [1.0], {"velocity": (home.root / "v-1", home.root / "v-2")})
+    merge.mix_memory(home.root / "v-1", home.root / "v-2", 0.0, 0.0)
+    with TensorFile(home.root / "v-2") as file:
+        assert all(np.allclose(file.tensor(name), 0.25 * values) for name, values in whole.items())

@@ -247,3 +247,73 @@ def test_old_checkpoints_go_where_keep_says_so(federation):
         "step-00002.bin",
         "step-00003.bin",
     ]
+
+
+def scaled(factor, since=1):
+    """A trainer whose update is `factor` times an honest one's from round `since` on."""
+    from tests.server.conftest import nudge
+
+    def trainer(place, request, encoder, decoder):
+        good = nudge(place, request, encoder, decoder)
+        if request.round < since:
+            return good
+        moved = {n: (v + factor * (good.encoder[n] - v)).astype(np.float32) for n, v in encoder.items()}
+        return dataclasses.replace(good, encoder=moved)
+
+    return trainer
+
+
+@pytest.mark.parametrize(("sites", "liars"), [(2, 1), (3, 1), (4, 2)])
+def test_very_small_updates_throw_nobody_out_and_stop_no_round(federation, sites, liars):
+    made = federation(sites, **{"rounds.quorum": sites - liars})
+    for hospital in made.hospitals[:liars]:
+        hospital.trainer = scaled(1 / 28)
+    made.run(3)
+    for number in (1, 2, 3):
+        honest = made.verdicts(number)[liars:]
+        assert honest == ["admitted"] * (sites - liars), number
+        weights = [made.ledger.verdicts(number)[h.site].weight for h in made.hospitals[liars:]]
+        assert sum(weights) >= 0.4, "the honest have their part of the merge"
+
+
+def test_from_four_sites_on_the_default_rule_cuts_off_the_outermost_and_the_ledger_says_so(federation):
+    few, many = federation(3, "few"), federation(5, "many")
+    assert few.run(1) and many.run(1)
+    assert few.ledger.last_round().summary["rule"] == "fedavg"
+    assert many.ledger.last_round().summary["rule"] == "trimmed"
+    assert {v.weight for v in many.ledger.verdicts(1).values()} == {0.2}
+    with TensorFile(many.home.checkpoint(1)) as file:
+        assert file.metadata["rule"] == "trimmed"
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "fedadam", "fedavgm"])
+def test_no_rule_makes_a_step_much_longer_than_the_updates(federation, rule):
+    """FedAdam with a rate of 1 moved the encoder twice its own length in the first round."""
+    made = federation(3, **{"merge.rule": rule, "merge.rate": 1.0, "merge.momentum": 0.5})
+    made.run(3)
+    for number in (1, 2, 3):
+        before, after = made.encoder(number - 1), made.encoder(number)
+        moved = np.sqrt(sum(np.square(after[n].astype(np.float64) - before[n]).sum() for n in after))
+        norms = sorted(v.norm for v in made.ledger.verdicts(number).values())
+        assert moved <= 2.1 * norms[1], number
+    cut = made.ledger.rounds()[0].summary.get("cut", "")
+    assert ("cut to" in cut) == (rule == "fedadam")
+
+
+def test_a_claim_of_images_counts_when_the_coordinator_has_confirmed_it(federation):
+    from usfmae.server import sites
+
+    def large(place, request, encoder, decoder):
+        from tests.server.conftest import nudge
+
+        return dataclasses.replace(nudge(place, request, encoder, decoder), images=900)
+
+    made = federation(3)
+    made.hospitals[0].trainer = large
+    made.run(1)
+    first = made.hospitals[0].site
+    assert made.ledger.verdicts(1)[first].weight == pytest.approx(1 / 3)
+    sites.confirm(made.home, "site-0", 1000)
+    made.run(2)
+    assert made.ledger.verdicts(2)[first].weight == pytest.approx(0.4)
+    assert any(e["event"] == "site-capacity" for e in audit.entries(made.home.audit))
