@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from usfmae.server.dashboard.view import History, overview
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger, RoundState, Verdict
 from usfmae.server.sites import free_bytes, listed
@@ -26,20 +27,25 @@ SHOWN = (
 
 
 def status(home: Layout) -> dict[str, Any]:
-    """One JSON object; reads the ledger only, so it works beside a running aggregator and after it."""
+    """One JSON object; reads the ledger and the settings, so it works beside a running aggregator and after it."""
     ledger = Ledger(home.ledger)
     rounds = ledger.rounds()
     committed = [r for r in rounds if r.state == RoundState.COMMITTED]
     opened = next((r for r in rounds if r.state == RoundState.OPEN), None)
     names = {site: known.name for site, known in ledger.sites().items()}
     last = committed[-1] if committed else None
+    shown = overview(home, History())
     return {
         "campaign": ledger.fact("campaign"),
+        "planned": shown.planned,
         "running": home.address.exists(),
         "address": home.address.read_text().strip() if home.address.exists() else None,
         "round": last.number if last else 0,
         "open_round": opened.number if opened else None,
         "open_since_seconds": round(time.time() - opened.opened, 1) if opened else None,
+        "waiting_for": shown.closing.missing if shown.closing else [],
+        "closes_at": shown.closing.deadline if shown.closing else None,
+        "waits": shown.closing.text if shown.closing else shown.between,
         "sites": listed(home),
         "checkpoint": str(home.checkpoint(last.number if last else 0)),
         "hash": last.result if last else None,

@@ -7,33 +7,39 @@ from pathlib import Path
 from typing import Any
 
 from usfmae.core.report.page import write_page
-from usfmae.core.web.chart import REPORT, line_chart
+from usfmae.core.web.chart import PLAIN, REPORT, Axis, line_chart
 from usfmae.core.web.templating import duration, size, stamp
 
 READINGS = {
-    "forgetting": "masked loss on the public panel, change since the seed in %: above 0 is worse",
+    "forgetting": "masked loss on the public panel, change since the seed: above 0 is worse",
     "knn": "balanced accuracy of kNN, frozen features",
     "probe": "balanced accuracy of the linear probe, frozen features",
     "cka": "similarity of the features to the seed's (CKA)",
 }
 
+AXES = {"forgetting": Axis(percent=True, limits={"seed": 0.0})}
+
 
 def write_campaign(path: Path, found: Mapping[str, Any]) -> None:
-    """`found`: campaign, sites, rounds (oldest first), trouble, chain; as `server.dashboard.view` reads them."""
+    """`found`: campaign, sites, rounds (oldest first), not_admitted, declined, chain; as `server.dashboard.view` reads them."""
     done = [r for r in found["rounds"] if r["state"] == "committed"]
     labels = [str(r["number"]) for r in done]
     losses = {
         text: [r["summary"].get(key) for r in done]
         for key, text in (("loss_before", "before training"), ("loss_after", "after"))
     }
-    readings = [(text, _by_organ(done, key)) for key, text in READINGS.items()]
+    readings = [(key, text, _by_organ(done, key)) for key, text in READINGS.items()]
     write_page(
         path,
         "campaign.html",
         found=found,
         done=done,
         chart=line_chart(losses, labels, "held-out masked loss at the sites", "round", REPORT) if done else "",
-        panel=[(text, line_chart(lines, labels, text, "round", REPORT)) for text, lines in readings if lines],
+        panel=[
+            (text, line_chart(lines, labels, text, "round", REPORT, AXES.get(key, PLAIN)))
+            for key, text, lines in readings
+            if lines
+        ],
         cosine=_lowest_cosine,
         percent=lambda value: "–" if value is None else f"{value:+.1%}",
         size=size,
@@ -45,9 +51,7 @@ def write_campaign(path: Path, found: Mapping[str, Any]) -> None:
 def _by_organ(done: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[float | None]]:
     """A reading of the panel by organ and round; organs without one are left out."""
     organs = sorted({organ for r in done for organ, found in r["panel"].items() if key in found})
-    scale = 100 if key == "forgetting" else 1
-    readings = {organ: [r["panel"].get(organ, {}).get(key) for r in done] for organ in organs}
-    return {organ: [None if v is None else scale * v for v in line] for organ, line in readings.items()}
+    return {organ: [r["panel"].get(organ, {}).get(key) for r in done] for organ in organs}
 
 
 def _lowest_cosine(summary: Mapping[str, Any]) -> str:

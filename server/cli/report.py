@@ -34,7 +34,8 @@ def report(directory: Path, out: Path | None, as_json: bool) -> None:
         "campaign": found.campaign,
         "sites": found.sites,
         "rounds": found.rounds[::-1],
-        "trouble": found.trouble,
+        "not_admitted": found.not_admitted,
+        "declined": found.declined,
         "chain": chain,
     }
     if as_json:

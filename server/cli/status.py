@@ -17,6 +17,7 @@ def status(directory: Path, as_json: bool) -> None:
 
     Round, sites, verdicts of the last round, last checkpoint and its hash.
     """
+    from usfmae.core.web.templating import ago
     from usfmae.server.layout import Layout
     from usfmae.server.status import status as read
 
@@ -26,12 +27,16 @@ def status(directory: Path, as_json: bool) -> None:
         return
     click.echo(f"campaign    {found['campaign']}")
     click.echo(f"running     {'at ' + found['address'] if found['running'] else 'no'}")
-    click.echo(
-        f"round       {found['round']} committed" + (f", {found['open_round']} open" if found["open_round"] else "")
-    )
+    planned = f" of {found['planned']}" if found["planned"] else ""
+    opened = f", {found['open_round']} open" if found["open_round"] else ""
+    click.echo(f"round       {found['round']}{planned} committed{opened}")
+    click.echo(f"waits       {found['waits']}")
     click.echo(f"checkpoint  {found['checkpoint']}")
     click.echo(f"hash        {found['hash'] or '-'}")
     for verdict in found["rounds"][-1]["verdicts"] if found["rounds"] else ():
-        click.echo(
-            f"  {verdict['name']:24s} {verdict['verdict']:14s} {verdict['images']:8d} images  {verdict['detail']}"
-        )
+        counts = f"{verdict['images']:8d} images" if verdict["images"] else " " * 15
+        click.echo(f"  {verdict['name']:24s} {verdict['verdict']:14s} {counts}  {verdict['detail']}")
+    states = {site["name"]: site["seen"] for site in found["sites"]}
+    for name in found["waiting_for"]:
+        seen = states.get(name)
+        click.echo(f"  {name:24s} {'no answer yet':14s} {' ' * 15}  seen {ago(seen)}")

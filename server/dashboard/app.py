@@ -21,7 +21,7 @@ from usfmae.core.config.sources import PageSettings
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.web.access import Access, People
 from usfmae.core.web.application import WebPage, assemble
-from usfmae.core.web.chart import line_chart
+from usfmae.core.web.chart import Axis, line_chart
 from usfmae.server import renewal
 from usfmae.server import sites as enrolled
 from usfmae.server.dashboard import view
@@ -46,20 +46,29 @@ class Dashboard(WebPage):
 
     async def overview(self, request: Request) -> Response:
         found = await asyncio.to_thread(view.overview, self.home, self.history)
+        limits = {"seed": 0.0} | ({"budget": found.budget} if found.budget is not None else {})
         losses = line_chart(*found.losses(), "held-out loss by round", "round")
+        by_site = line_chart(*found.site_losses(), "held-out loss by site and round", "round")
         organs = line_chart(*found.organs("loss"), "panel loss by organ and round", "round")
-        forgetting = line_chart(*found.organs("forgetting"), "forgetting by organ and round", "round")
+        lines, rounds = found.organs("forgetting")
+        forgetting = line_chart(lines, rounds, "forgetting by organ and round", "round", axis=Axis(True, limits))
         charts = [
             (title, text, chart)
             for title, text, chart in (
                 ("Held-out loss", "masked loss on images of patients no training step has seen, by images", losses),
+                ("Held-out loss, by site", "masked loss of the merged encoder at each site, before it trains", by_site),
                 ("Panel, by organ", "masked loss of the merged encoder on the public panel", organs),
                 ("Forgetting, by organ", "panel loss over the seed's; above 0 is worse", forgetting),
             )
             if chart
         ]
         return self.show(
-            request, "overview.html", found=found, charts=charts, latest=view.LATEST, warning=renewal.warning(self.home)
+            request,
+            "overview.html",
+            found=found,
+            charts=charts,
+            latest=view.LATEST,
+            warning=renewal.warning(self.home),
         )
 
     async def rounds(self, request: Request) -> Response:
@@ -73,7 +82,12 @@ class Dashboard(WebPage):
             replies = view.verdicts(db, number)
         if one is None:
             raise HTTPException(404, "there is no such round")
-        return self.show(request, "round.html", one=one, replies=replies, file=self.home.checkpoint(number).exists())
+        shown: dict[str, Any] = {
+            "replies": replies,
+            "spans": _spans(one, replies),
+            "file": self.home.checkpoint(number).exists(),
+        }
+        return self.show(request, "round.html", one=one, **shown)
 
     async def lineage(self, request: Request) -> Response:
         found = await asyncio.to_thread(view.overview, self.home, self.history)
@@ -134,6 +148,13 @@ class Dashboard(WebPage):
         except UsfmaeError as error:
             return await self.sites(request, str(error), bad=True)
         return await self.sites(request, f"{name} is revoked; a running aggregator cuts it off at once.")
+
+
+def _spans(one: dict[str, Any], replies: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any], float, float]]:
+    """Name, reply, share of the longest wait, and seconds from the round's opening to each reply."""
+    waits = [(reply, max(0.0, reply["received"] - one["opened"])) for reply in replies]
+    longest = max((seconds for _, seconds in waits), default=0.0) or 1.0
+    return [(reply["name"], reply, seconds / longest, seconds) for reply, seconds in sorted(waits, key=lambda w: w[1])]
 
 
 def _paged(request: Request, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -11,13 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import ConfigError
 from usfmae.core.federated.messages import VerdictCode
+from usfmae.core.web.templating import duration
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import connected
 
 CONNECTED_SECONDS = 180.0  # a site that spoke this recently is shown as connected
 LATEST = 6  # rounds on the overview
+MATRIX = 24  # rounds in the table of sites and rounds
+CURVES = 60  # rounds of which the curves by site are drawn
 RECENT = 20  # rounds back from which replies that were not admitted are listed there
 
 
@@ -173,16 +177,47 @@ def fact(db: sqlite3.Connection, key: str) -> str:
 
 
 @dataclass(frozen=True)
+class Closing:
+    """What the open round still waits for, and when it closes without it."""
+
+    missing: list[str]  # names of sites that have not answered
+    quorum: int
+    admitted: int
+    deadline: float | None  # Unix time from which a quorum suffices; None without settings
+
+    @property
+    def text(self) -> str:
+        """One sentence for people."""
+        left = ", ".join(self.missing)
+        if self.admitted < self.quorum:
+            more = self.quorum - self.admitted
+            return f"Waits for {more} more admitted update{'' if more == 1 else 's'} (quorum {self.quorum}): {left}."
+        if not self.missing:
+            return "Everyone has answered: it is being merged."
+        when = f" or in {duration(max(0.0, self.deadline - time.time()))}" if self.deadline else ""
+        return (
+            f"The quorum of {self.quorum} is reached. Closes when {left} answer{'s' * (len(self.missing) == 1)}{when}."
+        )
+
+
+@dataclass(frozen=True)
 class Overview:
     """The page a coordinator opens in the morning."""
 
     campaign: str
+    name: str  # of the federation
+    planned: int | None  # last round of the campaign; None where none is planned
     address: str  # empty while the aggregator does not run
     sites: list[dict[str, Any]]
     rounds: list[dict[str, Any]]  # newest first
     open_round: dict[str, Any] | None
     open_verdicts: list[dict[str, Any]]
-    trouble: list[dict[str, Any]]  # the last replies that were not admitted
+    not_admitted: list[dict[str, Any]]  # the last replies that the gate refused
+    declined: list[dict[str, Any]]  # the last replies in which a site said no
+    replies: list[dict[str, Any]]  # of the last rounds, for the matrix and the curves by site
+    closing: Closing | None
+    budget: float | None  # largest forgetting that is accepted, as a ratio
+    settings: CoordinatorSettings | None
 
     @property
     def committed(self) -> list[dict[str, Any]]:
@@ -192,18 +227,37 @@ class Overview:
     def active(self) -> list[dict[str, Any]]:
         return [s for s in self.sites if s["state"] == "active"]
 
-    def standing(self) -> dict[str, list[dict[str, Any]]]:
-        """Active sites by where they stand in the open round, trouble first; a `why` where they are not admitted."""
+    @property
+    def between(self) -> str:
+        """What happens while no round is open."""
+        if not self.address:
+            return "No round is open."
+        if self.settings and self.settings.continual.panel and not self.committed:
+            return "The panel is being measured; the first round opens then."
+        return "No round is open: the next one opens in a moment, or the campaign has ended."
+
+    def open_sites(self) -> dict[str, list[dict[str, Any]]]:
+        """Active sites by where they are in the open round, bad ones first; a `why` where they are not admitted."""
         mine = {v["site"]: v for v in self.open_verdicts}
-        found: dict[str, list[dict[str, Any]]] = {"not admitted": [], "away": [], "working": [], "admitted": []}
+        groups: dict[str, list[dict[str, Any]]] = {
+            "not admitted": [], "away": [], "declined": [], "connected": [], "admitted": []
+        }  # fmt: skip
         for site in self.active:
             reply = mine.get(site["site"])
-            if reply:
-                admitted = reply["verdict"] == VerdictCode.ADMITTED
-                found["admitted" if admitted else "not admitted"].append({**site, "why": reply["verdict"]})
+            if reply is None:
+                groups["connected" if site["connected"] else "away"].append(site)
             else:
-                found["working" if site["connected"] else "away"].append(site)
-        return found
+                group = reply["verdict"] if reply["verdict"] in ("admitted", "declined") else "not admitted"
+                why = reply["detail"] if group == "declined" else reply["verdict"]
+                groups[group].append({**site, "why": why})
+        return groups
+
+    def matrix(self) -> tuple[list[int], list[dict[str, Any]]]:
+        """The last rounds, oldest first, and for each site its reply in each of them or None."""
+        numbers = sorted(r["number"] for r in self.rounds[:MATRIX])
+        by_place = {(reply["site"], reply["round"]): reply for reply in self.replies}
+        shown = [site for site in self.sites if site["state"] == "active" or site["last_round"] in numbers]
+        return numbers, [{**site, "cells": [by_place.get((site["site"], n)) for n in numbers]} for site in shown]
 
     def losses(self) -> tuple[dict[str, list[float | None]], list[int]]:
         """Held-out loss at the sites before and after local training, by round."""
@@ -212,13 +266,26 @@ class Overview:
         lines = {text: [r["summary"].get(key) for r in order] for key, text in names.items()}
         return {n: line for n, line in lines.items() if any(v is not None for v in line)}, _numbers(order)
 
-    def organs(self, what: str) -> tuple[dict[str, list[float | None]], list[int]]:
-        """A figure of the public panel by organ and round: `loss` or `forgetting`."""
-        order = self.committed[::-1]
+    def site_losses(self) -> tuple[dict[str, list[float | None]], list[int]]:
+        """Held-out loss of the merged encoder at each site, by round, of the last rounds."""
+        numbers = sorted({reply["round"] for reply in self.replies})
+        lines: dict[str, list[float | None]] = {}
+        for reply in self.replies:
+            if reply["verdict"] == VerdictCode.ADMITTED and reply["loss_before"] is not None:
+                line = lines.setdefault(reply["name"], [None] * len(numbers))
+                line[numbers.index(reply["round"])] = reply["loss_before"]
+        return dict(sorted(lines.items())), numbers
+
+    def organs(self, what: str) -> tuple[dict[str, list[float | None]], list[object]]:
+        """A figure of the public panel by organ and round, the seed's first: `loss` or `forgetting`."""
+        order = [r for r in self.committed[::-1] if r["panel"]]
         panels = [r["panel"] for r in order]
-        names = sorted({organ for panel in panels for organ in panel})
-        lines = {organ: [(panel.get(organ) or {}).get(what) for panel in panels] for organ in names}
-        return lines, _numbers(order)
+        seed = (order[-1]["summary"]["panel"].get("seed") or {}) if order else {}
+        lines = {}
+        for organ in sorted({organ for panel in panels for organ in panel}):
+            first = 0.0 if what == "forgetting" else seed.get(organ)
+            lines[organ] = [first, *((panel.get(organ) or {}).get(what) for panel in panels)]
+        return lines, ["seed", *_numbers(order)]
 
 
 def _numbers(found: list[dict[str, Any]]) -> list[int]:
@@ -226,28 +293,94 @@ def _numbers(found: list[dict[str, Any]]) -> list[int]:
 
 
 def overview(home: Layout, history: History) -> Overview:
+    settings = _settings(home)
     with reading(home) as db:
         every, sums, _ = history.read(db)
         opened = next((r for r in every if r["state"] == "open"), None)
         newest = every[0]["number"] if every else 0
-        trouble = rows(
-            db,
-            "SELECT r.round, r.verdict, r.detail, r.received, COALESCE(s.name, r.site) AS name FROM replies r"
-            " LEFT JOIN sites s ON s.site = r.site WHERE r.round > ? AND r.verdict != 'admitted'"
-            " UNION ALL SELECT * FROM (SELECT f.round, f.verdict, f.detail, f.received, COALESCE(s.name, f.site)"
-            " FROM refusals f LEFT JOIN sites s ON s.site = f.site ORDER BY f.id DESC LIMIT 8)"
-            " ORDER BY received DESC LIMIT 8",
-            newest - RECENT,
-        )
+        known = sites(db, sums)
+        open_verdicts = verdicts(db, opened["number"]) if opened else []
+        campaign = fact(db, "campaign")
         return Overview(
-            fact(db, "campaign"),
+            campaign,
+            settings.name if settings else campaign,
+            _planned(db),
             _address(home),
-            sites(db, sums),
+            known,
             every,
             opened,
-            verdicts(db, opened["number"]) if opened else [],
-            trouble,
+            open_verdicts,
+            _not_admitted(db, newest),
+            _declined(db, newest),
+            _replies(db, newest),
+            _closing(opened, open_verdicts, known, settings) if opened else None,
+            settings.continual.budget if settings else None,
+            settings,
         )
+
+
+def _settings(home: Layout) -> CoordinatorSettings | None:
+    """The coordinator's settings; None where they are absent or wrong: the page still shows the ledger."""
+    try:
+        return home.settings()
+    except ConfigError:
+        return None
+
+
+def _closing(
+    opened: Mapping[str, Any],
+    open_verdicts: list[dict[str, Any]],
+    known: list[dict[str, Any]],
+    settings: CoordinatorSettings | None,
+) -> Closing:
+    """As `rounds.quorum.may_close` decides it."""
+    answered = {reply["site"] for reply in open_verdicts}
+    active = [site for site in known if site["state"] == "active"]
+    missing = [site for site in active if site["site"] not in answered]
+    admitted = sum(reply["verdict"] == VerdictCode.ADMITTED for reply in open_verdicts)
+    if settings is None:
+        return Closing([site["name"] for site in missing], 1, admitted, None)
+    rules = settings.rounds
+    wait = rules.deadline if any(site["connected"] for site in missing) else min(rules.patience, rules.deadline)
+    return Closing([site["name"] for site in missing], max(rules.quorum, 1), admitted, opened["opened"] + wait)
+
+
+def _planned(db: sqlite3.Connection) -> int | None:
+    """Last round of the running campaign, where one is planned."""
+    listed = json.loads(fact(db, "campaigns") or "[]")
+    return listed[-1]["first"] + listed[-1]["rounds"] - 1 if listed and listed[-1]["rounds"] else None
+
+
+def _not_admitted(db: sqlite3.Connection, newest: int) -> list[dict[str, Any]]:
+    return rows(
+        db,
+        "SELECT r.round, r.verdict, r.detail, r.received, COALESCE(s.name, r.site) AS name FROM replies r"
+        " LEFT JOIN sites s ON s.site = r.site WHERE r.round > ? AND r.verdict NOT IN ('admitted', 'declined')"
+        " UNION ALL SELECT * FROM (SELECT f.round, f.verdict, f.detail, f.received, COALESCE(s.name, f.site)"
+        " FROM refusals f LEFT JOIN sites s ON s.site = f.site ORDER BY f.id DESC LIMIT 8)"
+        " ORDER BY received DESC LIMIT 8",
+        newest - RECENT,
+    )
+
+
+def _declined(db: sqlite3.Connection, newest: int) -> list[dict[str, Any]]:
+    return rows(
+        db,
+        "SELECT r.round, r.verdict, r.detail, r.received, COALESCE(s.name, r.site) AS name FROM replies r"
+        " LEFT JOIN sites s ON s.site = r.site WHERE r.round > ? AND r.verdict = 'declined'"
+        " ORDER BY received DESC LIMIT 8",
+        newest - RECENT,
+    )
+
+
+def _replies(db: sqlite3.Connection, newest: int) -> list[dict[str, Any]]:
+    """Replies of the rounds that the matrix and the curves show."""
+    return rows(
+        db,
+        "SELECT r.round, r.site, r.verdict, r.detail, r.images, r.loss_before, COALESCE(s.name, r.site) AS name"
+        " FROM replies r LEFT JOIN sites s ON s.site = r.site WHERE r.round > ? ORDER BY r.round",
+        newest - CURVES,
+    )
 
 
 def _address(home: Layout) -> str:

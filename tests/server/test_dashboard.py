@@ -9,17 +9,20 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from starlette.testclient import TestClient
 
 from usfmae.core import keys, metrics
 from usfmae.core.config.sources import PageSettings
 from usfmae.core.federated.enrolment import Enrolment, proved
 from usfmae.core.web.access import WRONG_TOKEN_SECONDS
+from usfmae.server.cli import group
 from usfmae.server.dashboard.app import application
 from usfmae.server.dashboard.figures import figures
 from usfmae.server.dashboard.view import History, overview
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger, Verdict
+from usfmae.server.status import status
 
 
 def enrolment(name: str) -> Enrolment:
@@ -206,12 +209,47 @@ def test_the_open_round_tells_who_is_where_trouble_first(home: Layout, page: Tes
     ledger.saw([known["working"]])
     with ledger._write() as db:
         db.execute("UPDATE replies SET verdict = 'norm' WHERE round = 3 AND site = ?", (known["site-00"],))
-    standing = overview(home, History()).standing()
-    assert {group: [s["name"] for s in members] for group, members in standing.items()} == {
-        "not admitted": ["site-00"], "away": ["silent"], "working": ["working"], "admitted": ["site-01"],
+    groups = overview(home, History()).open_sites()
+    assert {group: [s["name"] for s in members] for group, members in groups.items()} == {
+        "not admitted": ["site-00"], "away": ["silent"], "declined": [], "connected": ["working"],
+        "admitted": ["site-01"],
     }  # fmt: skip
-    assert list(standing) == ["not admitted", "away", "working", "admitted"]
+    assert list(groups) == ["not admitted", "away", "declined", "connected", "admitted"]
     assert "site-00: norm" in page.get("/").text
+
+
+def test_page_and_status_say_who_is_missing_and_when_the_round_closes(home: Layout, page: TestClient) -> None:
+    home.settings_file.write_text("name: trial\nrounds:\n  quorum: 3\n  patience: 7200\n")
+    ledger = Ledger(home.ledger)
+    ledger.add_site(enrolment("kiel"))
+    ledger.add_site(enrolment("ulm"))
+    assert "Waits for 1 more admitted update (quorum 3): kiel, ulm." in page.get("/").text
+    with ledger._write() as db:
+        db.execute("UPDATE rounds SET opened = ? WHERE number = 3", (time.time() - 3600,))
+    home.settings_file.write_text("name: trial\nrounds:\n  quorum: 2\n  patience: 7200\n")
+    found = status(home)
+    assert found["waiting_for"] == ["kiel", "ulm"] and found["closes_at"] == pytest.approx(time.time() + 3600, abs=5)
+    assert "Closes when kiel, ulm answer or in 60 min" in page.get("/").text.replace("1.0 h", "60 min")
+    done = CliRunner().invoke(group, ["status", str(home.root)])
+    assert "kiel" in done.output and "no answer yet" in done.output and "waits       The quorum of 2" in done.output
+
+
+def test_a_decline_is_no_fault(home: Layout, page: TestClient) -> None:
+    with Ledger(home.ledger)._write() as db:
+        db.execute("UPDATE replies SET verdict = 'declined', detail = 'paused' WHERE round = 3")
+    found = overview(home, History())
+    assert found.not_admitted == [] and [one["detail"] for one in found.declined] == ["paused", "paused"]
+    text = page.get("/").text
+    assert "2 declined" in text and "site-00: paused" in text and 'class="pill bad">declined' not in text
+
+
+def test_the_matrix_has_a_cell_for_each_site_and_round(home: Layout, page: TestClient) -> None:
+    ledger = Ledger(home.ledger)
+    ledger.add_site(enrolment("late"))
+    numbers, lines = overview(home, History()).matrix()
+    assert numbers == [1, 2, 3] and [line["name"] for line in lines] == ["late", "site-00", "site-01"]
+    assert lines[0]["cells"] == [None] * 3 and all(cell["verdict"] == "admitted" for cell in lines[1]["cells"])
+    assert 'title="late, round 2: no reply"' in page.get("/").text
 
 
 def test_a_round_that_came_to_nothing_is_not_shown_as_committed(home: Layout, page: TestClient) -> None:

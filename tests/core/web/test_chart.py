@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from usfmae.core.web.chart import BOTTOM, PAGE, POINTS, REPORT, TOP, line_chart, round_marks
+from usfmae.core.web.chart import BOTTOM, PAGE, POINTS, REPORT, TOP, Axis, line_chart, round_marks
 
 
 def lines(svg: str) -> list[int]:
@@ -51,7 +51,7 @@ def test_marks_are_round_and_enclose_the_values(low: float, high: float, marks: 
 
 def test_a_line_stays_between_its_marks() -> None:
     svg = line_chart({"a": [0.07, None, 2.9]}, [1, 2, 3], "loss")
-    heights = [float(y) for y in re.findall(r'<circle [^>]*cy="([\d.]+)"', svg)]
+    heights = [float(y) for y in re.findall(r'<circle class="line[^>]*cy="([\d.]+)"', svg)]
     assert len(heights) == 2 and all(TOP <= y <= PAGE[1] - BOTTOM for y in heights)
     assert heights[0] > heights[1]
 
@@ -61,3 +61,28 @@ def test_a_figure_that_cannot_be_drawn_is_left_out(absurd: float) -> None:
     sound = line_chart({"loss": [1.0, None, 0.5]}, [1, 2, 3], "Loss")
     assert line_chart({"loss": [1.0, absurd, 0.5]}, [1, 2, 3], "Loss") == sound
     assert line_chart({"loss": [absurd]}, [1], "Loss") == ""
+
+
+def test_signs_are_whole_and_per_cent_reads_as_such() -> None:
+    svg = line_chart({"breast": [-0.025, 0.005]}, ["seed", 1], "forgetting", "round", PAGE, Axis(percent=True))
+    assert "\u22123 %</text>" in svg and "0 %</text>" in svg and ">-" not in svg
+    for x, text in re.findall(r'<text x="([\d.-]+)" y="[\d.]+" text-anchor="end">([^<]*)</text>', svg):
+        assert float(x) - 10 * len(text) > 0, f"{text} is cut at the left edge"
+
+
+def test_level_lines_are_named_and_within_the_chart() -> None:
+    svg = line_chart({"a": [0.0, 0.01]}, [1, 2], "forgetting", axis=Axis(True, {"budget": 0.05, "seed": 0.0}))
+    heights = [float(y) for y in re.findall(r'<line class="limit" [^>]*y1="([\d.]+)"', svg)]
+    assert len(heights) == 2 and all(TOP <= y <= PAGE[1] - BOTTOM for y in heights)
+    assert ">budget</text>" in svg and "5 %</text>" in svg
+
+
+def test_each_value_tells_itself_where_somebody_points_at_it() -> None:
+    svg = line_chart({"<b>": [0.5, None, 0.25]}, [1, 2, 3], "loss", "round")
+    assert re.findall(r"<title>([^<]*)</title>", svg) == ["&lt;b&gt;, round 1: 0.5", "&lt;b&gt;, round 3: 0.25"]
+
+
+@pytest.mark.parametrize(("count", "marked"), [(1, [0]), (6, [0, 1, 2, 3, 4, 5]), (12, [0, 2, 4, 6, 8, 10])])
+def test_labels_stand_at_equal_distances(count: int, marked: list[int]) -> None:
+    svg = line_chart({"a": [1.0] * count}, list(range(count)), "loss")
+    assert [int(text) for text in re.findall(rf'y="{PAGE[1] - 8}"[^>]*>(\d+)</text>', svg)] == marked
