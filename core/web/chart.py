@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 
 PAGE, REPORT = (560, 300), (760, 320)  # width and height, in units of which text is 13 high, on a phone 20
 RIGHT, TOP, BOTTOM = 12, 18, 34
+LIMIT = '<svg viewBox="0 0 24 8" aria-hidden="true"><line class="limit" x2="24" y1="4" y2="4"/></svg>'
 CHARACTER = 10  # width of a sign on a phone
 POINTS = 160  # more than a screen tells apart
 DOTTED = 16  # lines of so few values show each as a dot
@@ -77,21 +78,22 @@ def line_chart(
         y = at(0, value)[1]
         parts.append(f'<line class="grid-line" x1="{left}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{escape(axis.text(value))}</text>')
-    for number, i in enumerate(_labelled(len(labels))):
+    titled = next((i for i in _labelled(len(labels)) if not str(labels[i]).isalpha()), 0)  # not a name such as "seed"
+    for i in _labelled(len(labels)):
         anchor = "end" if i == len(labels) - 1 > 0 else "start" if i == 0 and len(labels) > 1 else "middle"
-        text = f"{x_title} {labels[i]}".strip() if not number else str(labels[i])
+        text = f"{x_title} {labels[i]}".strip() if i == titled else str(labels[i])
         parts.append(f'<text x="{at(i, low)[0]:.1f}" y="{height - 8}" text-anchor="{anchor}">{escape(text)}</text>')
 
     # Level lines, then the values.
-    for name, value in axis.limits.items():
+    for value in axis.limits.values():
         y = at(0, value)[1]
         parts.append(f'<line class="limit" x1="{left}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="limit" x="{width - RIGHT}" y="{y - 5:.1f}" text-anchor="end">{escape(name)}</text>')
     for number, (name, line) in enumerate(shown.items()):
         points = [at(i, v) for i in keep if (v := line[i]) is not None]
         said = [f"{name}, {x_title} {labels[i]}: {axis.exact(v)}" for i in keep if (v := line[i]) is not None]
         parts += _line(points, said, _look(number))
     legend = [f"<li>{_sample(_look(number))}{escape(name)}</li>" for number, name in enumerate(series)]
+    legend += [f"<li>{LIMIT}{escape(name)}: {axis.text(value)}</li>" for name, value in axis.limits.items()]
     return Markup("".join([*parts, "</svg>", '<ul class="legend">', *legend, "</ul>"]))  # noqa: S704
 
 
