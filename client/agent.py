@@ -134,7 +134,10 @@ class Agent:
             self._tend()
         except Exception as error:
             wait = max(wait, self._back_off(self._unforeseen("worker.failed", error)))
-        self._write_status()
+        try:
+            self._write_status()
+        except Exception as error:
+            self._unforeseen("status.failed", error)
         return wait
 
     def _unforeseen(self, event: str, error: Exception, **fields: str) -> UsfmaeError:
@@ -211,7 +214,7 @@ class Agent:
         if (place / "entry.json").exists():
             self._release(pending, request, outbox.state(place))
             return
-        reason = participation.unwilling(self.site, request, time.time() + self.connection.fleet.clock_offset)
+        reason = participation.unwilling(self.site, request)
         if isinstance(reason, participation.Wait):
             self.state = WAITING_STATES[reason]
         elif reason:
@@ -243,7 +246,7 @@ class Agent:
             self.wake.set()
         else:
             if work.ready:
-                jobs.extend(work, request.deadline)
+                jobs.extend(work, request.expires)
             else:
                 self._download(pending, request, work)
             self._take_up(work, request)
@@ -294,12 +297,12 @@ class Agent:
     # --- the worker, and the end
 
     def _tend(self) -> None:
-        """Keep the current job's worker going, or stopped while the site is paused or quiet, or past its deadline."""
-        if self._done():
+        """Keep the current job's worker going; stopped while the site is paused or quiet, given up once it expired."""
+        if self._done() or (self.current is not None and not self.current.ready):
             self.current = None
             self.wake.set()
         if self.current is not None and self._is_late(self.current):
-            self.site.note("training.given-up", "deadline", job=self.current.place.name)
+            self.site.note("training.given-up", "expired", job=self.current.place.name)
             self.workers.stop(self.current, self.site.settings.stop_wait)
             self.current = None
         try:
@@ -317,8 +320,8 @@ class Agent:
             self._say(error)
 
     def _is_late(self, work: jobs.Job) -> bool:
-        deadline = float(work.request.get("deadline", 0.0))
-        return 0 < deadline < time.time() + self.connection.fleet.clock_offset
+        expires = float(work.request.get("expires", 0.0))
+        return 0 < expires < time.time() + self.connection.fleet.clock_offset
 
     def _idle(self) -> bool:
         return self.until_idle is not None and time.monotonic() - self.busy_at > self.until_idle

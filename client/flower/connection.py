@@ -45,7 +45,7 @@ class Connection:
         if self.online:
             return
         saved = int((read_json(self.site.root / "node.json") or {}).get("node_id", 0))
-        if saved and self.fleet.node_id == 0:
+        if saved:
             self.fleet.node_id = saved
             with contextlib.suppress(transport_errors.UnknownKeyError):
                 self.fleet.heartbeat(self.site.settings.heartbeat)
@@ -53,9 +53,9 @@ class Connection:
         if not self.online:
             fresh = self._activate()
             if fresh != saved:  # another aggregator, or a new life of it: what it asked before is gone
+                write_json(self.site.root / "node.json", {"node_id": fresh})
                 for stale in PendingRequest.all(self.site):
                     stale.drop()
-                write_json(self.site.root / "node.json", {"node_id": fresh})
         self.online, self.refusals = True, 0
         self.site.note("connected", server=self.site.settings.server)
         note(logger, "connected", server=self.site.settings.server)

@@ -20,6 +20,7 @@ from usfmae.client.review import corpus_view, quarantine
 from usfmae.client.review.frame_preview import FramePreview
 from usfmae.client.review.preview_cache import Darkroom
 from usfmae.client.review.quarantine import QuarantinedFrame
+from usfmae.client.rounds import campaigns
 from usfmae.client.site import Site
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.report.reasons import meaning
@@ -126,6 +127,11 @@ class SitePage(WebPage):
             request, "outbox.html", 400 if bad else 200, entries=shown, total=len(entries), notice=notice, bad=bad
         )
 
+    async def campaigns(self, request: Request, notice: str = "", bad: bool = False) -> Response:
+        listed = await asyncio.to_thread(campaigns.agreements, self.site)
+        shown = [(one, campaigns.in_words(one)) for one in listed[::-1]]
+        return self.show(request, "campaigns.html", 400 if bad else 200, campaigns=shown, notice=notice, bad=bad)
+
     async def audit(self, request: Request) -> Response:
         found = await asyncio.to_thread(view.audited, self.site)
         return self.show(request, "audit.html", found=found)
@@ -165,6 +171,15 @@ class SitePage(WebPage):
             return await self.left(request, str(error), bad=True)
         return await self.left(request, "approved: it leaves with the next look" if yes else "rejected: it stays here")
 
+    async def agree(self, request: Request) -> Response:
+        form = await self.access.own_form(request)
+        name, yes, reason = request.path_params["name"], form.get("decision") == "approve", str(form.get("reason", ""))
+        try:
+            await asyncio.to_thread(campaigns.decide, self.site, name, yes, reason[:200], by=request.user.display_name)
+        except UsfmaeError as error:
+            return await self.campaigns(request, str(error), bad=True)
+        return await self.campaigns(request, "agreed: its rounds are trained" if yes else "refused: nothing is trained")
+
 
 def _picture(content: bytes) -> Response:
     """A PNG no browser keeps."""
@@ -185,6 +200,8 @@ def application(site: Site) -> Starlette:
         Route("/kept", page.kept_images),
         Route("/kept/{shard}/{row:int}", page.kept_frame),
         Route("/kept/{shard}/{row:int}/{which}.png", page.kept_picture),
+        Route("/campaigns", page.campaigns),
+        Route("/campaigns/{name}", page.agree, methods=["POST"]),
         Route("/outbox", page.left),
         Route("/outbox/{id}", page.approve, methods=["POST"]),
         Route("/audit", page.audit),

@@ -15,6 +15,8 @@ from typing import Any
 from usfmae.client import outbox, report, site_policy
 from usfmae.client.intake.spool import SPOOL
 from usfmae.client.review import quarantine
+from usfmae.client.rounds import campaigns
+from usfmae.client.rounds.campaigns import CampaignState
 from usfmae.client.site import Site, read_json
 from usfmae.core import audit
 from usfmae.core.errors import UsfmaeError
@@ -40,6 +42,7 @@ def overview(site: Site, intake: quarantine.Intake, shelf: outbox.Outbox | None 
         "counts": intake.counts,
         "reasons": intake.reasons.most_common(),
         "waiting": quarantine.waiting_by_reason(site, intake).total(),
+        "campaigns_waiting": sum(one.state is CampaignState.WAITING for one in campaigns.agreements(site)),
         "spool": spool_files(site),
         "sources": len(site.settings.sources),
         "free": shutil.disk_usage(site.root).free,

@@ -226,13 +226,16 @@ def _encoder(place: Path) -> AcceptedEncoder | None:
 # --- a person
 
 
-def decide(site: Site, campaign: str, approved: bool, reason: str = "") -> None:
-    """A person's yes or no to a campaign; a no may follow a yes. UsageError where it is unknown or decided so."""
+def decide(site: Site, campaign: str, approved: bool, reason: str = "", by: str = "") -> None:
+    """A person's yes or no to a campaign; a no may follow a yes. `by`: their name, else the account of this process.
+
+    UsageError where it is unknown or decided so already.
+    """
     agreed = known(site, campaign)
     state = CampaignState.AGREED if approved else CampaignState.REFUSED
     if agreed.state is state:
         raise UsageError(f"campaign {campaign}", f"is {state} already", "nothing to decide")
-    person = getpass.getuser()
+    person = by or getpass.getuser()
     _write(site, replace(agreed, state=state, by=person, decided=time.time(), reason=reason))
     site.note(f"campaign.{state}", campaign=campaign, by=person, reason=reason)
 

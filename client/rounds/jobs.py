@@ -111,11 +111,11 @@ def prepare(work: Job, request: TrainRequest, seed: int, norms: Mapping[str, flo
     write_json(work.place / "request.json", about)
 
 
-def extend(work: Job, deadline: float) -> None:
+def extend(work: Job, expires: float) -> None:
     """The request came again with a later end: the training may go on until then."""
     about = read_json(work.place / "request.json")
-    if about and deadline > float(about["request"].get("deadline", 0.0)):
-        about["request"]["deadline"] = deadline
+    if about and expires > float(about["request"].get("expires", 0.0)):
+        about["request"]["expires"] = expires
         write_json(work.place / "request.json", about)
 
 

@@ -42,12 +42,15 @@ class Inspection:
         self._digest = hashlib.sha256()
         self.norms: dict[str, float] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.aligned: dict[str, float] = {}  # share of rows that point one way, of the encoder's weights
 
     def add(self, name: str, tensor: NDArray[np.float32]) -> None:
         """PolicyError where values or rows are none that training makes."""
         self._digest.update(tensor_head(name, str(tensor.dtype), tensor.shape))
         self._digest.update(tensor.reshape(-1).view(np.uint8).data)
         self.norms[name], self.shapes[name] = _sound(name, tensor), tensor.shape
+        if not name.startswith(FREE_ROWS):
+            self.aligned[name] = rows_aligned(tensor)
 
     def id(self) -> str:
         """Their tensors_id."""
@@ -68,15 +71,22 @@ def inspect(
     parent: AcceptedEncoder | None = None,
     max_norm_ratio: float = 3.0,
     seen: Inspection | None = None,
+    most_aligned: float = MOST_ALIGNED,
 ) -> Inspection:
     """What a safetensors file of fp32 weights holds. PolicyError where it is not the base, or unfit.
 
     `base` is the tensors_id the coordinator signed; `parent` the encoder that this site accepted last; `seen` what was
-    seen of the file as it was written.
+    seen of the file as it was written; `most_aligned` the share of a weight's rows that may point one way.
     """
     seen = seen or read(file)
     if seen.id() != base:
         raise PolicyError("incoming encoder", "is not the one the coordinator signed (hash)", "refused")
+    for name, share in seen.aligned.items():
+        if share > most_aligned:
+            why = (
+                f"{share:.0%} of its rows point one way (at most {most_aligned:.0%}): made to recover images, or broken"
+            )
+            raise PolicyError(f"incoming tensor {name!r:.80}", why, "refused; ask the coordinator")
     if parent is not None:
         _compare_shapes(seen.shapes, parent.shapes)
         _compare(seen.norms, parent.norms, max_norm_ratio)
@@ -117,13 +127,6 @@ def _sound(name: str, tensor: NDArray[Any]) -> float:
         raise PolicyError(
             f"incoming tensor {name!r:.80}",
             f"{alike} rows are zero or copies of others: made to recover images, or broken",
-            "refused; ask the coordinator",
-        )
-    aligned = rows_aligned(tensor) if not name.startswith(FREE_ROWS) else 0.0
-    if aligned > MOST_ALIGNED:
-        raise PolicyError(
-            f"incoming tensor {name!r:.80}",
-            f"{aligned:.0%} of its rows point one way (at most {MOST_ALIGNED:.0%}): made to recover images, or broken",
             "refused; ask the coordinator",
         )
     return math.sqrt(square_sum(tensor))

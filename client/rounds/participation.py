@@ -39,17 +39,15 @@ def checked(site: Site, record: Mapping[str, Any]) -> TrainRequest:
     return request
 
 
-def unwilling(site: Site, request: TrainRequest, now: float | None = None) -> str:
+def unwilling(site: Site, request: TrainRequest) -> str:
     """Why this site does not train for a request: a DeclineReason that goes out, a Wait, or nothing.
 
     PolicyError where the request is outside the site's floor, not as agreed for its campaign, or out of its turn: all
-    of it is known before anything is downloaded. `now`: Unix time by the coordinator's clock.
+    of it is known before anything is downloaded.
     """
     recipe, settings = recipe_of(request), site.settings
     privacy.check(request, recipe, settings.privacy, settings.max_model_gb * 1e9)
     campaigns.check_turn(site, request)
-    if 0 < request.deadline < (now or time.time()):
-        raise PolicyError("request", "its deadline has passed", "the next round comes by itself")
     if site_policy.paused(site):
         return DeclineReason.PAUSED
     size = jobs.corpus_size(site)
@@ -91,8 +89,11 @@ def accept(site: Site, work: jobs.Job, request: TrainRequest, seen: model_inspec
     """
     recipe = recipe_of(request)
     parent = campaigns.parent(site, request, recipe.model)
+    most_aligned = model_inspection.MOST_ALIGNED if site.settings.privacy.inspection else 1.0
     try:
-        seen = model_inspection.inspect(work.base, request.base, parent, site.settings.max_norm_ratio, seen)
+        seen = model_inspection.inspect(
+            work.base, request.base, parent, site.settings.max_norm_ratio, seen, most_aligned
+        )
         if work.decoder.exists():
             model_inspection.inspect_decoder(work.decoder, request.decoder)
     except PolicyError:
@@ -106,11 +107,8 @@ def accept(site: Site, work: jobs.Job, request: TrainRequest, seen: model_inspec
 
 
 def failure(work: jobs.Job) -> str:
-    """What goes out for a job that cannot be done; one that only lacks something may be begun again."""
+    """What goes out for a job that cannot be done. Figures of the corpus stay in the audit log."""
     error = work.error or {}
-    if error.get("wanted"):
-        (work.place / "error.json").unlink()
-        return str(error["wanted"])
     if not error.get("refused"):
         return f"{DeclineReason.REFUSED}: training failed here"
     why = f"{error.get('what', '')} - {error.get('why', '')}"

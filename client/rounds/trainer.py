@@ -136,6 +136,8 @@ class TrainingJob:
 
     def inspect(self, model: MaskedAutoencoder) -> None:
         """PolicyError where the incoming model behaves on this site's images as no trained encoder does."""
+        if not self.site.settings.privacy.inspection:
+            return
         rows = self.own[:: max(1, len(self.own) // INSPECTED)][:INSPECTED]
         pixels = plain(self.corpus.fetch(rows).pixels, self.model_settings.image_size)
         encoder_behaviour.inspect(model, normalise(pixels, self.settings, device_of(model)))
@@ -259,17 +261,15 @@ def run(work: Job, stop: Callable[[], bool], device: str = "cpu") -> int:
         except ResourceError as error:
             say(error)
             return error.exit_code
+        except LostError as error:  # the job is no longer ready: the agent asks for what is lost
+            say(error)
+            (work.place / "request.json").unlink(missing_ok=True)
         except UsfmaeError as error:
             say(error)
-            write_json(work.place / "error.json", refusal_of(error))
+            refused = isinstance(error, PolicyError)
+            write_json(work.place / "error.json", {"what": error.what, "why": error.why, "refused": refused})
             return error.exit_code
     return 0
-
-
-def refusal_of(error: UsfmaeError) -> dict[str, Any]:
-    """What the agent needs to know: the words, whether a rule refused, and what to ask the coordinator for."""
-    wanted = error.needed if isinstance(error, LostError) else ""
-    return {"what": error.what, "why": error.why, "refused": isinstance(error, PolicyError), "wanted": wanted}
 
 
 def _locked(lock: IO[str]) -> bool:

@@ -49,6 +49,9 @@ class PrivacySettings(Options):
     """Largest weight decay."""
     augmentation: bool = True
     """Refuse a recipe that switches augmentation off."""
+    inspection: bool = True
+    """Refuse an encoder whose rows point one way or that behaves on this site's images as no trained one does. Hash,
+    finite values, copies, shapes and norms are checked in any case."""
     encodings: tuple[str, ...] = ("int8", "bf16")
     """Encodings in which an update may leave. fp32 carries every digit of the change."""
     campaigns_a_day: int = Field(2, ge=1)

@@ -14,10 +14,15 @@ from usfmae.client.page.app import application
 from usfmae.client.page.view import figures
 from usfmae.client.review import quarantine
 from usfmae.client.review.frame_preview import FramePreview
+from usfmae.client.rounds import campaigns
 from usfmae.client.site import Site, create, write_json
 from usfmae.core import keys, metrics
+from usfmae.core.checkpoint import recipe_text
+from usfmae.core.config import ModelSettings, TrainSettings
+from usfmae.core.config.recipe import Recipe
 from usfmae.core.config.site import SiteSettings
 from usfmae.core.corpus.shard import FOLDER, read_index
+from usfmae.core.federated.messages import TrainRequest
 from usfmae.core.types import content_id
 
 PNG = b"\x89PNG not really"
@@ -63,7 +68,7 @@ def test_nothing_is_shown_without_the_token(page: TestClient, path: str) -> None
     assert "st-olav" not in answer.text and PNG not in answer.content
 
 
-@pytest.mark.parametrize("path", ["/pause", f"/quarantine/{entry(2)}/decide", "/outbox/r1"])
+@pytest.mark.parametrize("path", ["/pause", f"/quarantine/{entry(2)}/decide", "/outbox/r1", "/campaigns/x"])
 def test_nothing_is_changed_without_the_token_or_from_another_page(page: TestClient, site: Site, path: str) -> None:
     assert page.post(path, data={"form_token": "x"}).status_code == 403
     log_in(page, site)
@@ -107,6 +112,19 @@ def test_an_entry_nobody_knows_is_not_found(page: TestClient, site: Site) -> Non
     log_in(page, site)
     for name in ("0" * 16, "..%2F..%2Fkeys%2Fsecret", "<b>"):
         assert page.get(f"/quarantine/{name}").status_code == 404
+
+
+def test_a_campaign_is_read_in_words_and_agreed_to(page: TestClient, site: Site) -> None:
+    mark = log_in(page, site)
+    recipe = Recipe(ModelSettings(), TrainSettings())
+    request = TrainRequest("lungs", 1, "b", 0, 200, recipe_text(recipe.model, recipe.train))
+    assert campaigns.state_of(site, request, recipe) == "waiting"
+    assert "asks for something new" in page.get("/").text
+    assert "200 steps of 64 pictures" in page.get("/campaigns").text
+    shown = page.post("/campaigns/lungs", data={"form_token": mark, "decision": "approve"}).text
+    assert "agreed: its rounds are trained" in shown and campaigns.state_of(site, request, recipe) == "agreed"
+    assert page.post("/campaigns/none", data={"form_token": mark, "decision": "approve"}).status_code == 400
+    assert "asks for something new" not in page.get("/").text
 
 
 def test_approval_of_what_waits_to_leave(page: TestClient, site: Site) -> None:
