@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -118,7 +119,7 @@ def test_helm_chart_has_no_value_that_is_not_declared() -> None:
 def test_wheel_holds_every_module_template_and_table(tmp_path: Path) -> None:
     """Installed as an administrator installs it, not as developers do: pages need their templates."""
     rooms = ("core", "client", "server")
-    for room in rooms:
+    for room in (*rooms, "usfmae/installed"):
         shutil.copytree(ROOT / room, tmp_path / "src" / room, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / "src")
@@ -127,7 +128,15 @@ def test_wheel_holds_every_module_template_and_table(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*command, "-w", tmp_path, tmp_path / "src"], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    assert wanted - set(zipfile.ZipFile(wheel).namelist()) == set()
+    assert {"usfmae/__init__.py", *wanted} - set(zipfile.ZipFile(wheel).namelist()) == set()
+
+
+def test_images_are_built_from_every_folder_that_the_wheel_is_made_of() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    docker, apptainer = (DEPLOY / name for name in ("docker/Dockerfile", "apptainer/usfmae.def"))
+    for folder in project["tool"]["setuptools"]["package-dir"].values():
+        assert f"COPY {folder} {folder}\n" in docker.read_text(), folder
+        assert f"    {folder} /src/{folder}\n" in apptainer.read_text(), folder
 
 
 def test_bundle_refuses_a_variant_that_does_not_exist(tmp_path: Path) -> None:
