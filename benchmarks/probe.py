@@ -20,10 +20,11 @@ import numpy as np
 from usfmae.core.bench import encoders
 from usfmae.core.bench.encoders.base import Pooling
 from usfmae.core.bench.evaluate import described
-from usfmae.core.bench.features import Features, features, squares
+from usfmae.core.bench.features import Features, aspect_of, features, squares
 from usfmae.core.bench.metrics import Predictions, measures, resampled, score
 from usfmae.core.bench.probe import HEADS, probe
 from usfmae.core.bench.tasks import load as load_task
+from usfmae.core.bench.tasks.base import BenchmarkTask
 from usfmae.core.checkpoint import describe, save
 from usfmae.core.config import ReadSettings
 from usfmae.core.config.bench import BenchSettings
@@ -149,7 +150,7 @@ def task_report(
     report: dict[str, Any] = {"task": described(task), "leaks": [leak.as_dict() for leak in leaks], "scores": {}}
     said: dict[str, list[Predictions]] = {}
     for label, models in compared.items():
-        found = [features(encoders.load(spec, pool), task, 224, out / "features")[0] for spec, pool in models]
+        found = [kept_features(spec, pool, task, out, settings) for spec, pool in models]
         runs = [probe(task, values, settings, curve=False) for values in found]
         said[label] = [run.predictions["logistic"] for run in runs]
         report["scores"][label] = {head: score([run.predictions[head] for run in runs]) for head in HEADS}
@@ -160,6 +161,12 @@ def task_report(
         if recipe in said
     }
     return report
+
+
+def kept_features(spec: str, pool: Pooling, task: BenchmarkTask, out: Path, settings: BenchSettings) -> Features:
+    """Features of one model, its images made square as the model's own were."""
+    encoder = encoders.load(spec, pool)
+    return features(encoder, task, 224, out / "features", aspect=aspect_of(encoder, settings))[0]
 
 
 def effective_rank(values: Features) -> float:

@@ -76,6 +76,12 @@ def _with_seed(wanted: Sequence[str], seed: Path | None) -> tuple[CoordinatorSet
     if seed is None:
         return load(CoordinatorSettings, None, wanted)[0], None
     loaded = load_any(seed)
+    if not checkpoint.decoder_of(loaded.tensors):
+        raise ConfigError(
+            "seed",
+            "holds no decoder, or one whose heads nothing states",
+            "use a pretraining checkpoint, or 'usfmae import FILE --decoder-heads N --out CHECKPOINT' first",
+        )
     brought = {"model": loaded.model, "train": loaded.train.model_copy(update={"steps": None})}
     settings, origins = load(CoordinatorSettings, None, wanted)
     values = settings.model_dump()
@@ -95,12 +101,6 @@ def _write_seed(home: Layout, settings: CoordinatorSettings, loaded: Loaded | No
         tensors, parents = dict(model.state_dict()), []
     metadata = checkpoint.describe(settings.model, settings.train, parents=tuple(parents), round=0, step=0)
     encoder, decoder = checkpoint.encoder_of(tensors), checkpoint.decoder_of(tensors)
-    if not decoder:
-        raise ConfigError(
-            "seed",
-            "holds no decoder, or one whose heads nothing states",
-            "use a pretraining checkpoint, or 'usfmae import FILE --decoder-heads N --out CHECKPOINT' first",
-        )
     checkpoint.save(home.decoder, decoder, metadata)
     checkpoint.save(home.checkpoint(0), encoder, metadata)
     return settings

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,10 @@ def load_any(path: Path, heads: int | None = None, decoder_heads: int | None = N
         tensors = checkpoint.encoder_of(tensors)
     model = validated(ModelSettings, {**start.model.model_dump(), **said}, "heads")
     train = TrainSettings.model_validate(start.stated)
-    metadata = checkpoint.describe(model, train, parents=(start.id,), imported=path.name)
-    return Loaded(tensors, model, train, metadata, checkpoint.trail_of(metadata))
+    content = tensors_id(tensors)
+    metadata = checkpoint.describe(model, train, parents=(start.id,), imported=path.name, content=content)
+    trail = replace(checkpoint.trail_of(metadata), id=content)
+    return Loaded(tensors, model, train, metadata, trail)
 
 
 def build(

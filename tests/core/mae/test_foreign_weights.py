@@ -172,6 +172,7 @@ def test_heads_that_nothing_states_cost_the_decoder_not_the_encoder(tmp_path: Pa
     assert same(load_any(tmp_path / "bare.pt").tensors, encoder_of(tensors))
     whole = load_any(tmp_path / "bare.pt", decoder_heads=8)
     assert same(whole.tensors, tensors) and whole.model == MODEL
+    assert whole.trail.id == whole.metadata["content"] and whole.trail.id in whole.trail.parents  # the same tensors
 
 
 def test_import_writes_our_checkpoint(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
