@@ -35,7 +35,7 @@ def hugging_face(model: Any, train: Any, device: str, attention: str | None = No
     import torch
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-    config = ViTMAEConfig(
+    config = ViTMAEConfig(  # type: ignore[call-arg]
         image_size=model.image_size,
         patch_size=model.patch_size,
         hidden_size=model.width,

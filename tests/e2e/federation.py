@@ -155,6 +155,10 @@ class Federation:
 
     # processes
 
+    def start_server(self, rounds: int, *more: str, prefix: tuple[str, ...] = ()) -> Program:
+        words = ["run", str(self.home.root), "--rounds", str(rounds), *more]
+        return self._start("server", "usfmae.server.cli", words, prefix)
+
     def start_site(self, name: str, *more: str, prefix: tuple[str, ...] = ()) -> Program:
         return self._start(name, "usfmae.client.cli", ["run", str(self.sites[name].root), *more], prefix)
 

@@ -20,8 +20,9 @@ from usfmae.server.flower.node_auth import CALLER, CallRefused
 @pytest.fixture
 def link(tmp_path):
     made = LinkState(tmp_path, 10**6)
-    made.node = made.state.create_node("<id:none>", "none", b"key", 30)
-    made.state.activate_node(made.node, 30)
+    node = made.state.create_node("<id:none>", "none", b"key", 30)
+    made.state.activate_node(node, 30)
+    vars(made)["node"] = node
     return made
 
 

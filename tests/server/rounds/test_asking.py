@@ -56,7 +56,7 @@ def test_the_replay_corpus_goes_to_sites_that_have_none_and_to_nobody_twice(fede
 
     def missing(messages):
         for answer in answers(messages):
-            site, request = next((s, r) for m, (s, r) in loop.outstanding.items() if m == answer.message)
+            site, request = next((s, r) for m, (s, r) in running.outstanding.items() if m == answer.message)
             if site in holders:
                 yield answer
             else:
@@ -65,8 +65,8 @@ def test_the_replay_corpus_goes_to_sites_that_have_none_and_to_nobody_twice(fede
                 yield Answer(answer.message, to_record(sign(reply, key)))
 
     made.wire.ask, made.wire.answers = noting, missing
-    loop = made.loop()
-    loop.run(2)
+    running = made.loop()
+    running.run(2)
     assert made.verdicts(1) == made.verdicts(2) == ["admitted"] * 3
     sent = [(number, site) for number, site, replay in asked if replay]
     assert sorted(sent) == sorted((1, h.site) for h in made.hospitals[1:])
