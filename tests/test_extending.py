@@ -62,8 +62,9 @@ def test_a_format(example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     example("core/read/pgm.py")
     listed = (*READERS, "pgm")
     monkeypatch.setattr("usfmae.core.read.reader.READERS", listed)
-    if hasattr(sys.modules["usfmae.core.read.discover"], "READERS"):
-        monkeypatch.setattr("usfmae.core.read.discover.READERS", listed)
+    discovery = sys.modules["usfmae.core.read.discover"]
+    if hasattr(discovery, "READERS"):
+        monkeypatch.setattr(discovery, "READERS", listed)
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64), np.uint8)
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans" / "a.pgm").write_bytes(b"P5\n64 48\n255\n" + pixels.tobytes())

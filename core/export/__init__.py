@@ -1,8 +1,9 @@
-"""Checkpoints for other libraries. One file per target, each with the same three names.
+"""Checkpoints for other libraries. One file per target, each with the same four names.
 
 write(loaded, out, options)   files for the other library in the folder `out`
 difference(loaded, out)       largest absolute difference between our output and the other library's, reading `out`
 TOLERANCE                     how large it may be
+USE                           a line of code that loads the files, for the model card
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ TARGETS = {  # name -> module, library that reads the result
 
 class Target(Protocol):
     TOLERANCE: float
+    USE: str
 
     def write(self, loaded: Loaded, out: Path, options: ExportOptions) -> list[Path]: ...
     def difference(self, loaded: Loaded, out: Path) -> float: ...
@@ -56,7 +58,7 @@ def export(loaded: Loaded, name: str, out: Path, options: ExportOptions = Export
     from usfmae.core.export import card
 
     out.mkdir(parents=True, exist_ok=True)
-    files = [*target.write(loaded, out, options), card.write(loaded, name, out, options)]
+    files = [*target.write(loaded, out, options), card.write(loaded, name, target.USE, out, options)]
     if importlib.util.find_spec(library) is None:
         return Exported(name, files, None, target.TOLERANCE)
     difference = target.difference(loaded, out)

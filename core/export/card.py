@@ -13,14 +13,6 @@ from usfmae.core.checkpoint import Loaded
 from usfmae.core.export.target import ExportOptions
 from usfmae.core.files import write_atomic
 
-USES = {
-    "mae": 'tensors = torch.load("mae.pth", weights_only=True)["model"]',
-    "timm": 'encoder = timm.create_model("local-dir:.", pretrained=True)',
-    "hf": 'encoder = transformers.AutoModel.from_pretrained(".")  # last_hidden_state: class token, then patches',
-    "hf-mae": 'model = transformers.ViTMAEForPreTraining.from_pretrained(".")  # masks patches, also in use',
-    "onnx": 'session = onnxruntime.InferenceSession("encoder.onnx")',
-}
-
 TEXT = """\
 {{ front }}
 
@@ -70,9 +62,9 @@ your own patients, split by patient.
 LIBRARIES = {"hf": "transformers", "hf-mae": "transformers", "timm": "timm", "onnx": "onnxruntime", "mae": "pytorch"}
 
 
-def write(loaded: Loaded, target: str, out: Path, options: ExportOptions = ExportOptions()) -> Path:
+def write(loaded: Loaded, target: str, use: str, out: Path, options: ExportOptions = ExportOptions()) -> Path:
     """README.md in `out`, in the form model hubs read."""
-    write_atomic(out / "README.md", text(loaded, target, options).encode())
+    write_atomic(out / "README.md", text(loaded, target, use, options).encode())
     return out / "README.md"
 
 
@@ -92,7 +84,7 @@ def front_matter(loaded: Loaded, target: str, options: ExportOptions) -> str:
     return f"---\n{yaml.safe_dump(values, sort_keys=False)}---"
 
 
-def text(loaded: Loaded, target: str, options: ExportOptions = ExportOptions()) -> str:
+def text(loaded: Loaded, target: str, use: str, options: ExportOptions = ExportOptions()) -> str:
     """The card as Markdown; what a checkpoint does not state is said to be unknown."""
     train, metadata = loaded.train, loaded.metadata
     recipe = {
@@ -120,7 +112,7 @@ def text(loaded: Loaded, target: str, options: ExportOptions = ExportOptions()) 
         front=front_matter(loaded, target, options),
         model=loaded.model,
         train=train,
-        use=USES[target],
+        use=use,
         recipe=recipe.items(),
         trail=loaded.trail,
         data=data,

@@ -18,6 +18,7 @@ from usfmae.core.files import write_atomic
 from usfmae.core.mae.weights.foreign_files import SAFETENSORS as WEIGHTS
 
 TOLERANCE = 1e-4
+USE = 'encoder = transformers.AutoModel.from_pretrained(".")  # last_hidden_state: class token, then patches'
 
 
 def write(loaded: Loaded, out: Path, options: ExportOptions = ExportOptions()) -> list[Path]:

@@ -22,6 +22,7 @@ from usfmae.core.mae.weights.foreign_files import SAFETENSORS as WEIGHTS
 from usfmae.core.mae.weights.foreign_weights import INSIDE, OUTSIDE, STACKS, THIRDS, renamed_block, renamed_prefix
 
 TOLERANCE = 1e-4
+USE = 'model = transformers.ViTMAEForPreTraining.from_pretrained(".")  # masks patches, also in use'
 
 
 def write(loaded: Loaded, out: Path, options: ExportOptions = ExportOptions()) -> list[Path]:

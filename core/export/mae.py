@@ -12,6 +12,7 @@ from usfmae.core.files import replacing
 from usfmae.core.mae.weights.foreign_files import read_stored
 
 TOLERANCE = 0.0
+USE = 'tensors = torch.load("mae.pth", weights_only=True)["model"]'
 WEIGHTS = "mae.pth"
 
 

@@ -16,6 +16,7 @@ from usfmae.core.mae.model import MaskedAutoencoder
 from usfmae.core.optional import needs
 
 TOLERANCE = 1e-3
+USE = 'session = onnxruntime.InferenceSession("encoder.onnx")'
 MODEL = "encoder.onnx"
 NOISY = ("onnxscript", "onnx_ir", "torch.onnx")  # they tell of every constant they fold
 

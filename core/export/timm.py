@@ -20,6 +20,7 @@ from usfmae.core.files import write_atomic
 from usfmae.core.mae.weights.foreign_files import SAFETENSORS as WEIGHTS
 
 TOLERANCE = 1e-4
+USE = 'encoder = timm.create_model("local-dir:.", pretrained=True)'
 NAMES = {192: "tiny", 384: "small", 768: "base", 1024: "large"}  # encoder width -> timm's word for it
 
 
