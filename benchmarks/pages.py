@@ -33,6 +33,7 @@ from usfmae.core import audit, keys, metrics
 from usfmae.core.config.site import SiteSettings
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.federated.enrolment import Enrolment
+from usfmae.core.web.server_thread import serve_metrics
 from usfmae.server.dashboard.app import application as coordinator_page
 from usfmae.server.dashboard.figures import figures as server_figures
 from usfmae.server.dashboard.view import History
@@ -138,7 +139,7 @@ def pages(application: object, paths: tuple[str, ...], token: Path, calls: int) 
 
 
 def scraped(registry: object, calls: int) -> float:
-    stop, port = metrics.serve(registry, "127.0.0.1", 0)  # type: ignore[arg-type]
+    stop, port = serve_metrics(registry, "127.0.0.1", 0)  # type: ignore[arg-type]
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
             return timed(client, "/metrics", calls)

@@ -21,6 +21,7 @@ from usfmae.client.site import Site, read_json, write_json
 from usfmae.core import metrics
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.log import note
+from usfmae.core.web.server_thread import serve_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def _metrics(site: Site) -> Iterator[int]:
 
     intake, shelf, settings = Intake(), Outbox(site), site.settings.metrics
     source = metrics.registry(lambda: figures(site, intake, shelf), "site")
-    stop, port = metrics.serve(source, settings.host, settings.port)
+    stop, port = serve_metrics(source, settings.host, settings.port)
     try:
         yield port
     finally:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 from typing import Any
 
 from usfmae.client import outbox, site_policy
-from usfmae.client.rounds import jobs
 from usfmae.client.site import Site, read_json
+from usfmae.core.files import is_locked
+from usfmae.core.prepare.ledger import CorpusLedger
 
 
 def summary(site: Site, shelf: outbox.Outbox | None = None) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def summary(site: Site, shelf: outbox.Outbox | None = None) -> dict[str, Any]:
         "campaign": said.get("campaign", "") if running else "",
         "round": said.get("round") if running else None,
         "progress": progress,
-        "images": jobs.corpus_size(site).images,
+        "images": CorpusLedger(site.corpus).images(),
         "updates": {state: sum(e["state"] == state for e in staged) for state in ("waiting", "sent", "rejected")},
         "sent_bytes": sum(entry["bytes"] for entry in sent),
         "last_sent": {k: sent[-1][k] for k in ("id", "campaign", "round", "bytes", "norm")} if sent else {},
@@ -38,9 +38,4 @@ def summary(site: Site, shelf: outbox.Outbox | None = None) -> dict[str, Any]:
 
 def agent_runs(site: Site) -> bool:
     """Whether an agent serves this site now."""
-    try:
-        with (site.root / "agent.lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    return False
+    return is_locked(site.root / "agent.lock")

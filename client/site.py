@@ -11,7 +11,6 @@ DIR/corpus/            cleaned images                 DIR/status.json       the 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import re
 import stat
@@ -31,7 +30,7 @@ from usfmae.core.config.site import SiteSettings
 from usfmae.core.errors import ConfigError, UsageError
 from usfmae.core.federated import enrolment
 from usfmae.core.federated.messages import fingerprint
-from usfmae.core.files import write_atomic
+from usfmae.core.files import locked, write_atomic
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -120,11 +119,9 @@ class Site:
     @contextlib.contextmanager
     def served_alone(self) -> Iterator[None]:
         """UsageError where another agent already serves this site."""
-        with (self.root / "agent.lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"site {self.root}", "is served by another agent already", "see 'status'") from None
+        with locked(self.root / "agent.lock") as free:
+            if not free:
+                raise UsageError(f"site {self.root}", "is served by another agent already", "see 'status'")
             yield
 
     def note(self, event: str, status: str = "ok", **fields: Any) -> None:

@@ -10,7 +10,6 @@ No identifiers of patients, paths of scans or UIDs go in.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from usfmae.core.errors import PolicyError, ResourceError, SourceError
-from usfmae.core.files import disk_full, full_disk_said
+from usfmae.core.files import disk_full, full_disk_said, hold
 from usfmae.core.types import content_id
 
 START = "0" * 64
@@ -56,7 +55,7 @@ def _torn_end(file: BinaryIO) -> int:
 def append(log: Path, actor: str, event: str, status: str = "ok", **fields: Any) -> str:
     """Add one entry under a file lock and return its hash. Raises ResourceError where it cannot be written whole."""
     with full_disk_said(log), _opened(log) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        hold(file, wait=True)
         torn = _torn_end(file)
         last = _last_line(file)
         entry: dict[str, Any] = {

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 from usfmae.core.errors import ResourceError
 
@@ -78,6 +79,42 @@ def _is_full(error: BaseException | None) -> bool:
         return False
     told = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
     return told or _is_full(error.__context__)
+
+
+def put(partial: Path, target: Path) -> None:
+    """A file that is whole takes its name, on disk before and after: for what `replacing` cannot hold in one block."""
+    flush(partial)
+    partial.replace(target)
+    flush(target.parent)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = False, shared: bool = False) -> Iterator[bool]:
+    """Hold the lock of the file at `path`, which is made, while the block runs; False where another process holds it.
+
+    The system takes it back when the process ends, however it ends. Raises OSError where the file cannot be opened.
+    """
+    with path.open("ab") as file:
+        yield hold(file, wait=wait, shared=shared)
+
+
+def hold(file: IO[Any], *, wait: bool = False, shared: bool = False) -> bool:
+    """Lock an open file until it is closed; False where another process holds it and we do not `wait`."""
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock of this file."""
+    try:
+        with path.open("rb") as file:
+            return not hold(file)
+    except OSError:
+        return False
 
 
 def flush(path: Path) -> None:

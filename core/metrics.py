@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from usfmae.core import __version__
-from usfmae.core.errors import ResourceError
 
 logger = logging.getLogger(__name__)
 
@@ -152,18 +151,3 @@ def registry(read: Callable[[], Mapping[str, Values]], side: str, fresh_seconds:
 def text(source: CollectorRegistry) -> bytes:
     """The Prometheus text page."""
     return generate_latest(source)
-
-
-def serve(source: CollectorRegistry, host: str, port: int) -> tuple[Callable[[], None], int]:
-    """Answer `/metrics` from a thread; returns what stops it and the port taken (0 picks a free one)."""
-    try:
-        server, thread = start_http_server(port, host, source)
-    except OSError as error:
-        raise ResourceError(f"metrics on {host}:{port}", error.strerror or str(error), "set metrics.port") from None
-
-    def stop() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join(5)
-
-    return stop, int(server.server_address[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import resource
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from usfmae.core import audit
 from usfmae.core.errors import PolicyError, ResourceError
-from usfmae.core.files import write_atomic
+from usfmae.core.files import locked, write_atomic
 from usfmae.core.log import note
 from usfmae.core.mae import allocator
 from usfmae.server.layout import Layout
@@ -83,13 +82,9 @@ def _linger(link: object) -> None:
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
     """One aggregator per directory, ended by SIGTERM or Ctrl-C. PolicyError where another holds it."""
-    with lock.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise PolicyError(
-                f"directory {lock.parent}", "another aggregator is running here", "stop it first"
-            ) from None
+    with locked(lock) as free:
+        if not free:
+            raise PolicyError(f"directory {lock.parent}", "another aggregator is running here", "stop it first")
         signal.signal(signal.SIGTERM, _stop)
         signal.signal(signal.SIGINT, _stop)
         try:

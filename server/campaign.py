@@ -7,7 +7,6 @@ campaigns; each warms its learning rate up again from its own origin.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import secrets
 import time
@@ -17,7 +16,7 @@ from typing import Any
 from usfmae.core import audit
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError
-from usfmae.core.files import write_atomic
+from usfmae.core.files import is_locked, write_atomic
 from usfmae.core.tensors import TensorFile
 from usfmae.core.types import recipe_id
 from usfmae.server.layout import Layout
@@ -180,14 +179,7 @@ def _begin(
 
 
 def _serving(home: Layout) -> bool:
-    if not home.lock.exists():
-        return False
-    with home.lock.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
+    return is_locked(home.lock)
 
 
 def _text(listed: list[Campaign]) -> str:

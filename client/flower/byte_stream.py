@@ -8,7 +8,7 @@ from pathlib import Path
 from usfmae.core import flower_objects
 from usfmae.core.errors import PolicyError, ResourceError
 from usfmae.core.federated import messages
-from usfmae.core.files import flush
+from usfmae.core.files import put
 
 
 def length(name: str, array: flower_objects.Tensor) -> int:
@@ -46,9 +46,7 @@ def write(target: Path, size: int, bodies: Iterable[memoryview | bytes], done: i
         if written != size:
             part.unlink()
             raise PolicyError(f"file {target.name}", f"has other than its {size} bytes", "refused")
-        flush(part)
-        part.replace(target)
-        flush(target.parent)
+        put(part, target)
     except OSError as error:
         raise ResourceError(f"writing {target}", error.strerror or str(error), "free space on the disk") from None
 

@@ -17,7 +17,7 @@ from usfmae.client.site import Site
 from usfmae.core.errors import CheckpointError, PolicyError, ResourceError
 from usfmae.core.federated import messages
 from usfmae.core.federated.messages import TrainRequest
-from usfmae.core.files import flush
+from usfmae.core.files import put
 from usfmae.core.flower_objects import Fetch, Tensor, expect, references, tensor
 from usfmae.core.log import note
 from usfmae.core.tensors import TensorFile
@@ -92,9 +92,7 @@ def receive(
                     file.flush()
                     marks.write(json.dumps(name) + "\n")
                     marks.flush()
-        flush(part)
-        part.replace(target)
-        flush(target.parent)
+        put(part, target)
         journal.unlink(missing_ok=True)
     except OSError as error:
         raise ResourceError(f"writing {target}", error.strerror or str(error), "free space on the disk") from None

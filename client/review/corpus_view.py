@@ -14,7 +14,7 @@ from usfmae.client.intake.inventory import preparation
 from usfmae.client.review.frame_preview import image_id, png
 from usfmae.client.review.scan_lookup import files_of
 from usfmae.client.site import Site
-from usfmae.core.corpus.shard import FOLDER, Index, image_count, open_pixels, read_index
+from usfmae.core.corpus.shard import FOLDER, Index, open_pixels, read_index
 from usfmae.core.errors import SourceError
 from usfmae.core.prepare.ledger import CorpusLedger
 from usfmae.core.prepare.run import unit_of
@@ -38,18 +38,14 @@ class KeptImage:
 
 @dataclass
 class CorpusView:
-    """How many images each shard has; a finished shard never changes, so each is counted once."""
+    """How many images each shard has."""
 
     shards: list[tuple[str, int]] = field(default_factory=list)  # newest first
-    _counted: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def refresh(self, corpus: Path) -> CorpusView:
-        found = {(file, file.stat().st_mtime_ns) for file in (corpus / FOLDER).glob("*.json")}
-        self._counted = {
-            (file.name, time): self._counted.get((file.name, time)) or image_count(file)
-            for file, time in sorted(found, key=lambda item: (item[1], item[0]), reverse=True)
-        }
-        self.shards = [(name.removesuffix(".json"), count) for (name, _), count in self._counted.items()]
+        counts, folder = CorpusLedger(corpus).image_counts(), corpus / FOLDER
+        newest = sorted(((folder / name).stat().st_mtime_ns, name) for name in counts)[::-1]
+        self.shards = [(name.removesuffix(".json"), counts[name]) for _, name in newest]
         return self
 
     @property

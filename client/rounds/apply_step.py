@@ -21,7 +21,7 @@ from usfmae.core import flower_objects
 from usfmae.core.errors import CheckpointError, PolicyError, ResourceError
 from usfmae.core.federated import codec, messages
 from usfmae.core.federated.messages import DeclineReason, TrainRequest
-from usfmae.core.files import flush
+from usfmae.core.files import put
 from usfmae.core.tensors import TensorFile, Writer
 
 
@@ -86,9 +86,7 @@ def apply_step(site: Site, request: TrainRequest, work: Job, step: Path, room: C
             seen = write(old, packed, request.encoding, file)
         if seen.id() != request.base:
             raise ValueError("it leads to another encoder than the coordinator signed")
-        flush(part)
-        part.replace(work.base)
-        flush(work.base.parent)
+        put(part, work.base)
     except (ValueError, CheckpointError) as error:
         step.unlink()
         raise LostError("step", str(error), DeclineReason.NEED_BASE) from None

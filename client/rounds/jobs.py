@@ -13,7 +13,6 @@ workers.py has the process that trains in it.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import shutil
 import time
@@ -26,6 +25,7 @@ from usfmae.client import outbox
 from usfmae.client.site import Site, read_json, write_json
 from usfmae.core.config import TrainSettings
 from usfmae.core.federated.messages import TrainRequest, to_record
+from usfmae.core.files import is_locked
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,7 @@ class Job:
 
     def alive(self) -> bool:
         """A worker holds the lock, this agent's or an earlier one's."""
-        try:
-            with (self.place / "lock").open("a") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return is_locked(self.place / "lock")
 
 
 def job(site: Site, request: TrainRequest) -> Job:

@@ -8,7 +8,6 @@ trains its share and the first one writes.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
 import signal
@@ -17,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +44,7 @@ from usfmae.core.federated.local_round import (
 )
 from usfmae.core.federated.messages import DeclineReason, TrainRequest, from_record
 from usfmae.core.federated.privacy import Drawn, check_drawn, drawn
-from usfmae.core.files import replacing
+from usfmae.core.files import hold, replacing
 from usfmae.core.mae.device import device_of
 from usfmae.core.mae.distributed import anyone, joined, ranks
 from usfmae.core.mae.model import MaskedAutoencoder
@@ -252,7 +251,7 @@ def run(work: Job, stop: Callable[[], bool], device: str = "cpu") -> int:
     """One job under its lock. Exit code 0: finished or stopped; 7: try again when there is room; else it cannot be."""
     first = ranks()[0] == 0
     with (work.place / "lock").open("a") as lock:
-        if anyone(first and not _locked(lock), torch.device(device)):
+        if anyone(first and not hold(lock), torch.device(device)):
             return 0
         try:
             if first:
@@ -270,15 +269,6 @@ def run(work: Job, stop: Callable[[], bool], device: str = "cpu") -> int:
             write_json(work.place / "error.json", {"what": error.what, "why": error.why, "refused": refused})
             return error.exit_code
     return 0
-
-
-def _locked(lock: IO[str]) -> bool:
-    """Whether the job is now this process's; another worker may be at it still."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def say(error: UsfmaeError) -> None:

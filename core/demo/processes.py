@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from usfmae.core.errors import UsfmaeError
+from usfmae.core.errors import ResourceError, UsfmaeError
 
 GRACE = 20.0  # seconds a process gets to end by itself after SIGTERM
 
@@ -29,7 +30,7 @@ class Process:
         with self.out.open("wb") as output, log.open("wb") as said:
             # A session of its own: Ctrl-C reaches only the demo, which then ends its processes in order.
             self.popen = subprocess.Popen(
-                [sys.executable, "-c", _LAUNCH, *self.arguments],
+                [program(self.arguments[0]), *self.arguments[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=said,
@@ -70,12 +71,12 @@ class Process:
             self.popen.wait()
 
 
-# The command is the first argument; it runs in this interpreter, so that no PATH is needed.
-_LAUNCH = (
-    "import sys, importlib; name = sys.argv[1]; sys.argv[:] = sys.argv[1:]; "
-    "room = {'usfmae': 'core', 'usfmae-client': 'client', 'usfmae-server': 'server'}[name]; "
-    "importlib.import_module(f'usfmae.{room}.cli').main()"
-)
+def program(name: str) -> str:
+    """An installed command, as a user would start it: beside this Python, else on the PATH. ResourceError without."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        raise ResourceError(f"program {name!r}", "is not installed", "pip install usfmae into this environment")
+    return found
 
 
 @contextlib.contextmanager

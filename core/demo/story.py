@@ -211,10 +211,17 @@ def _export(demo: Demo) -> dict[str, Any]:
 
 
 def _report(demo: Demo) -> None:
-    from usfmae.core.report.demo import write_report
+    from usfmae.core.report.demo import DemoResult, write_report
 
     demo.say("writing report.html")
-    write_report(demo)
+    result = DemoResult(
+        summary=demo.summary,
+        sources={name: demo.sources[name] for name in demo.names},
+        panels={name: demo.panel(name) for name in demo.names if demo.panel(name).exists()},
+        checkpoints=[demo.seed, *sorted((demo.coordinator / "checkpoints").glob("round-*.safetensors"))],
+        seconds=time.monotonic() - demo.started,
+    )
+    write_report(demo.out / "report.html", result)
 
 
 def _free_port() -> int:

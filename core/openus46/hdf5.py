@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usfmae.core.errors import SourceError
+from usfmae.core.files import put
 from usfmae.core.optional import needs
 
 NEEDED = ("image", "annot_id", "frame_num")
@@ -70,4 +71,4 @@ def _write(path: Path, frames: NDArray[np.uint8]) -> None:
 
     partial = path.with_name(f".{path.name}.part.mha")
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(frames, isVector=frames.ndim == 4), str(partial), True)
-    partial.replace(path)
+    put(partial, path)

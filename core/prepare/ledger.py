@@ -11,19 +11,18 @@ counts cost the same whether a corpus holds a hundred scans or ten million.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from usfmae.core.corpus.shard import FOLDER, image_count
 from usfmae.core.errors import CorpusError, ResourceError, TryLaterError, UsageError
-from usfmae.core.files import disk_full, write_atomic
+from usfmae.core.files import disk_full, locked, write_atomic
 from usfmae.core.types import Scan, Trail, content_id
 
 FORMAT = 2
@@ -169,7 +168,7 @@ class CorpusLedger:
         Pieces of files that a killed run left are removed.
         """
         self.shared = shared
-        with self._lock("work.lock", fcntl.LOCK_SH if shared else fcntl.LOCK_EX, wait=False) as free:
+        with self._lock("work.lock", shared=shared) as free:
             if not free:
                 raise TryLaterError(f"corpus {self.corpus}", "another run is writing to it", "wait for it")
             if not shared:
@@ -183,7 +182,7 @@ class CorpusLedger:
 
         Everything since the last `save` is undone where the block raises.
         """
-        with self._lock("plan.lock", fcntl.LOCK_EX, wait=True), sqlite_errors(self.file):
+        with self._lock("plan.lock", wait=True), sqlite_errors(self.file):
             self._db = self._connect()
             try:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -250,22 +249,16 @@ class CorpusLedger:
         return db
 
     @contextmanager
-    def _lock(self, name: str, kind: int, wait: bool) -> Iterator[bool]:
-        """Yields whether the lock was free."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            file = (self.root / name).open("ab")
-        except OSError as error:
-            raise ResourceError(
-                f"corpus {self.corpus}", error.strerror or str(error), "give a folder to write into"
-            ) from None
-        with file:
+    def _lock(self, name: str, wait: bool = False, shared: bool = False) -> Iterator[bool]:
+        """Yields whether the lock was free. ResourceError where the corpus cannot be written to."""
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
-            except OSError:
-                yield False
-                return
-            yield True
+                self.root.mkdir(parents=True, exist_ok=True)
+                free = stack.enter_context(locked(self.root / name, wait=wait, shared=shared))
+            except OSError as error:
+                why = error.strerror or str(error)
+                raise ResourceError(f"corpus {self.corpus}", why, "give a folder to write into") from None
+            yield free
 
     # What lies beside the ledger --------------------------------------------------------------------------------
 
@@ -278,7 +271,7 @@ class CorpusLedger:
     def _take_over_if_free(self) -> None:
         if not self._left_behind():
             return
-        with self._lock("plan.lock", fcntl.LOCK_EX, wait=False) as free:
+        with self._lock("plan.lock") as free:
             if not free:
                 return  # whoever writes now has taken it over
         with self.writing():
@@ -635,6 +628,16 @@ class CorpusLedger:
         """Name of each shard's file -> images in it."""
         with self.reading() as db:
             return dict(db.execute("SELECT name, images FROM shards"))
+
+    def images(self) -> int:
+        """Images in the corpus, those of shards that others put into it too."""
+        return sum(self.image_counts().values())
+
+    def image_counts(self) -> dict[str, int]:
+        """Name of the index of each shard there is -> images in it: one listing, one query."""
+        folder, known = self.corpus / FOLDER, self.shards()
+        there = [path for path in folder.iterdir() if path.suffix == ".json"] if folder.exists() else []
+        return {path.name: known.get(path.with_suffix(".npy").name) or image_count(path) for path in there}
 
     def way_to(self, id_: str) -> list[tuple[list[bytes], bytes, bool]]:
         """Where a scan lay when it was last met: (keys of the folders from its source down, key of the file, whether

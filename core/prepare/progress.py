@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from usfmae.core.sandbox.worker import ScanResult
@@ -42,9 +43,10 @@ class PrepareSummary:
     images_per_second: float = 0.0
     ignored: int = 0  # files that are no scans: texts, tables
     done: int = 0  # scans that need no more work
-    planned: int = 0  # frames that this call is likely to keep, and of how many scans that is settled
-    settled: int = 0
+    planned: int = 0  # frames that this call is likely to give
+    settled: int = 0  # of these, the frames of scans that are done
     read_now: int = 0  # frames read in this call
+    in_flight: Callable[[], int] = lambda: 0  # frames read so far of scans that are being worked on
 
     @classmethod
     def of(cls, books: Mapping[str, int], failed: Mapping[str, int], at_end: bool = False) -> PrepareSummary:
@@ -72,10 +74,15 @@ class PrepareSummary:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        values = asdict(self)
+        values = {name: getattr(self, name) for name in SHOWN}
         values["reasons"] = dict(sorted(self.reasons.items()))
         values["seconds"], values["images_per_second"] = round(self.seconds, 2), round(self.images_per_second, 2)
-        return {name: values[name] for name in SHOWN}
+        return values
+
+    @property
+    def frames_done(self) -> int:
+        """Frames of `planned` that are done, those of a long clip or volume that is being read included."""
+        return min(self.planned, self.settled + self.in_flight())
 
     def advance(self, results: Iterable[ScanResult], planned: int, seconds: float) -> None:
         """Count scans that are done, which were planned to give so many frames, `seconds` after the call began."""
@@ -125,20 +132,42 @@ def shown_progress() -> Iterator[Progress]:
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(compact=True),
     )
-    with Bar(*columns, console=console, transient=True) as bar:
+    with Bar(*columns, console=console, transient=True) as bar, _repeated() as repeat:
         task = bar.add_task("finding scans", total=None, figures="")
 
-        def show(summary: PrepareSummary) -> None:
-            reading = summary.seconds > 0
-            bar.update(
-                task,
-                description="cleaning" if reading else "finding scans",
-                completed=summary.done if reading else summary.scans,
-                total=summary.scans if reading else None,
-                figures=_figures(summary) if reading else "",
-            )
+        def draw(summary: PrepareSummary) -> None:
+            if summary.planned:
+                figures = _figures(summary)
+                done, total = summary.frames_done, summary.planned
+                bar.update(task, description="cleaning", completed=done, total=total, figures=figures)
+            else:
+                bar.update(task, description="finding scans", completed=summary.scans, total=None)
 
-        yield show
+        yield lambda summary: repeat(lambda: draw(summary))
+
+
+@contextmanager
+def _repeated() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """A function that does a thing at once and then twice a second, until it is given another: long scans move too."""
+    over = threading.Event()
+    last: list[Callable[[], None]] = []
+
+    def repeat() -> None:
+        while not over.wait(0.5):
+            for action in last:
+                action()
+
+    def do(action: Callable[[], None]) -> None:
+        last[:] = [action]
+        action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield do
+    finally:
+        over.set()
+        thread.join()
 
 
 def _figures(summary: PrepareSummary) -> str:
@@ -152,6 +181,15 @@ def _plain_lines(console: Console) -> Progress:
         nonlocal last
         if time.monotonic() - last >= PLAIN_SECONDS:
             last = time.monotonic()
-            console.print(f"{summary.done} of {summary.scans} scans  {_figures(summary)}", highlight=False)
+            frames = f"{summary.frames_done} of {summary.planned} frames, {_left(summary)}" if summary.planned else ""
+            console.print(f"{summary.done} of {summary.scans} scans  {frames}  {_figures(summary)}", highlight=False)
 
     return show
+
+
+def _left(summary: PrepareSummary) -> str:
+    """The time left, by frames: a clip is not one still."""
+    if not summary.settled:
+        return "time left not known yet"
+    seconds = summary.seconds * (summary.planned - summary.frames_done) / summary.settled
+    return f"about {seconds / 60:.0f} min left"

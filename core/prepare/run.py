@@ -28,7 +28,7 @@ from usfmae.core.prepare.identify import Chosen, Identification, identified
 from usfmae.core.prepare.ledger import UNBALANCED, UNFORESEEN, CorpusLedger, KnownScan
 from usfmae.core.prepare.progress import PrepareSummary, Progress
 from usfmae.core.prepare.ray import run_ray
-from usfmae.core.read.discover import Candidate
+from usfmae.core.read.discover import Candidate, check_sources
 from usfmae.core.sandbox.pool import Pool
 from usfmae.core.sandbox.worker import ScanResult, StoppedError, Unit, UnitResult, Worker
 from usfmae.core.types import recipe_id, secret_id
@@ -70,6 +70,7 @@ def prepare(  # noqa: PLR0913
     """
     began = time.monotonic()
     check_ocr(settings.clean.ocr)
+    check_sources(sources)  # before anything is written
     ledger = CorpusLedger(corpus_dir)
     whole = part[1] == 1
     with ledger.working(shared=not whole), Pool(workers, settings, secret) as pool:
@@ -85,7 +86,7 @@ def prepare(  # noqa: PLR0913
             if not whole:
                 shards = list(shards)  # other machines use the ledger meanwhile
         summary = PrepareSummary.of(ledger.counts(present=True), found.failed)
-        summary.planned = ledger.planned(n for n, _ in tasks)
+        summary.planned, summary.in_flight = ledger.planned(n for n, _ in tasks), lambda: pool.frames_in_flight
         results = (
             run_ray(work_shard, shards, pool, corpus_dir) if engine == "ray" else run_local(shards, pool, corpus_dir)
         )
@@ -245,9 +246,8 @@ def accounted(worker: Worker, unit: Unit) -> UnitResult:
 
 
 def is_balanced(result: ScanResult, images: int) -> bool:
-    """Every frame that was read is kept (and among the images), kept back, or nearly the same as another."""
-    held = sum(len(frames) for frames in result.quarantined.values())
-    return images == result.kept and result.frames == result.kept + held + result.duplicates
+    """Every frame that was met is kept (and among the images), kept back, or nearly the same as another."""
+    return images == result.kept and result.balanced
 
 
 def store(corpus: Path, task: str, results: Sequence[ScanResult], images: Sequence[PackedImage]) -> None:

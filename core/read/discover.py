@@ -88,15 +88,21 @@ def listings(sources: Sequence[Path], skip: Sequence[Path] = ()) -> Iterator[Lis
     Links to folders are not followed. Raises SourceError where a source is absent.
     """
     skipped = {str(path.resolve()) for path in skip}
+    check_sources(sources)
     for source in sources:
-        if not source.exists():
-            raise SourceError(f"source {source}", "does not exist", "give an existing file or folder")
         if source.name.upper() == DIRECTORY and source.is_file():
             source = source.parent  # it lists the file-set below its own folder (PS3.10 8.6)
         if source.is_file():
             yield _listing(str(source.absolute().parent), "", "", [source.absolute()], alone=True)
         else:
             yield from _below(str(source.absolute()), skipped)
+
+
+def check_sources(sources: Sequence[Path]) -> None:
+    """SourceError where one of them is absent."""
+    for source in sources:
+        if not source.exists():
+            raise SourceError(f"source {source}", "does not exist", "give an existing file or folder")
 
 
 def _below(source: str, skipped: set[str]) -> Iterator[Listing]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 
@@ -14,32 +15,40 @@ from usfmae.core.report.page import overlaid, picture, write_page
 from usfmae.core.types import CleanImage, Frame, Quarantined
 from usfmae.core.web.chart import REPORT, line_chart
 
-if TYPE_CHECKING:
-    from usfmae.core.demo.story import Demo
-
 COUNTS = ("scans", "frames", "kept", "quarantined", "refused")
 SHOWN = 3  # scans shown per hospital
 
 
-def write_report(demo: Demo) -> None:
-    """`report.html` in the demo's folder; pictures come from the scans themselves, so it stays in the hospital."""
-    summary = demo.summary
+@dataclass(frozen=True)
+class DemoResult:
+    """What a demo leaves to show."""
+
+    summary: Mapping[str, Any]
+    sources: Mapping[str, Path]  # each site's scans
+    panels: Mapping[str, Path]  # each site's reconstructions, of those that have some
+    checkpoints: Sequence[Path]  # the seed, then one a round
+    seconds: float
+
+
+def write_report(path: Path, result: DemoResult) -> None:
+    """The page at `path`; pictures come from the scans themselves, so it stays in the hospital."""
+    summary = result.summary
     sent = [size for sizes in summary["update_bytes"].values() for size in sizes]
     write_page(
-        demo.out / "report.html",
+        path,
         "demo.html",
         **{key: summary[key] for key in ("sites", "rounds", "images", "timm_max_abs_diff")},
         update_mb=sum(sent) / max(1, len(sent)) / 1e6,
         losses=_losses(summary),
         chart=_chart(summary),
-        panels=[{"name": n, "image": picture(_png(demo.panel(n)))} for n in demo.names if demo.panel(n).exists()],
-        gallery=[_gallery(demo, name) for name in demo.names],
-        lineage=_lineage([demo.seed, *sorted((demo.coordinator / "checkpoints").glob("round-*.safetensors"))]),
-        seconds=round(time.monotonic() - demo.started),
+        panels=[{"name": name, "image": picture(_png(file))} for name, file in result.panels.items()],
+        gallery=[_gallery(name, source, summary["prepared"][name]) for name, source in result.sources.items()],
+        lineage=_lineage(result.checkpoints),
+        seconds=round(result.seconds),
     )
 
 
-def _losses(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def _losses(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
@@ -52,7 +61,7 @@ def _losses(summary: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _chart(summary: dict[str, Any]) -> str:
+def _chart(summary: Mapping[str, Any]) -> str:
     labels = [*range(1, summary["rounds"] + 1), "merged"]
     lines = {name: [*summary["round_losses"][name], summary["final_loss"][name]] for name in summary["sites"]}
     return line_chart(lines, labels, "held-out masked loss", "round", REPORT)
@@ -62,14 +71,11 @@ def _png(path: Path) -> Any:
     return cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
 
 
-def _gallery(demo: Demo, name: str) -> dict[str, Any]:
-    prepared = demo.summary["prepared"][name]
+def _gallery(name: str, source: Path, prepared: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": name,
-        "prepared": ", ".join(
-            f"{prepared[key]} {key}" for key in ("scans", "frames", "kept", "quarantined", "refused")
-        ),
-        "pictures": [_cleaned(frame) for frame in _frames(demo.sources[name])],
+        "prepared": ", ".join(f"{prepared[key]} {key}" for key in COUNTS),
+        "pictures": [_cleaned(frame) for frame in _frames(source)],
     }
 
 
@@ -106,7 +112,7 @@ def _cleaned(frame: Frame) -> dict[str, Any]:
     }
 
 
-def _lineage(files: list[Path]) -> list[dict[str, Any]]:
+def _lineage(files: Sequence[Path]) -> list[dict[str, Any]]:
     import json
 
     rows = []

@@ -39,6 +39,11 @@ class Pool:
         for worker in self.workers:
             worker.close()
 
+    @property
+    def frames_in_flight(self) -> int:
+        """Frames that were read of the units at work, for a progress bar."""
+        return sum(worker.frames_read for worker in self.workers)
+
     def call(self, function: Callable[[Worker, T], R], item: T) -> Future[R]:
         return self.threads.submit(self._with_worker, function, item)
 

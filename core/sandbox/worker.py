@@ -74,6 +74,7 @@ class Worker:
         self.process: subprocess.Popen[bytes] | None = None
         self.wire: socket.socket | None = None
         self.stopped = False
+        self.frames_read = 0  # of the unit at work
         self.inbox = ipc.Inbox()
         self.scratch = ""  # a folder for the Tesseract program, where that is asked for
 
@@ -249,6 +250,7 @@ class Worker:
         while scans:
             try:
                 results, images = self._attempt(Unit(tuple(scans), unit.clip))
+                self.frames_read = 0
                 self._renew()
                 return condemned + results, images
             except _CulpritError as error:
@@ -266,6 +268,7 @@ class Worker:
         told = Unit(tuple(handed_over(scan, number) for number, scan in enumerate(unit.scans)), unit.clip)
         try:
             for answer, blob in self._ask(records.CleanUnit(told), unit.scans):
+                self.frames_read += isinstance(answer, records.Alive) and answer.doing == "decoding"
                 books.enter(answer, blob)
             return books.close()
         except ProcessEndedError as error:

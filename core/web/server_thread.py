@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Protocol
+
+from prometheus_client import CollectorRegistry, start_http_server
 
 from usfmae.core.errors import ResourceError
 
@@ -121,3 +123,18 @@ def serving(server: Server, host: str, port: int) -> Iterator[int]:
         server.should_exit = True
         thread.join(5)
         listener.close()
+
+
+def serve_metrics(source: CollectorRegistry, host: str, port: int) -> tuple[Callable[[], None], int]:
+    """Answer `/metrics` from a thread; returns what stops it and the port taken (0 picks a free one)."""
+    try:
+        server, thread = start_http_server(port, host, source)
+    except OSError as error:
+        raise ResourceError(f"metrics on {host}:{port}", error.strerror or str(error), "set metrics.port") from None
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)
+
+    return stop, int(server.server_address[1])

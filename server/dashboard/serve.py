@@ -30,7 +30,7 @@ def watched(home: Layout, page: PageSettings, measured: MetricsSettings) -> Iter
         if measured.port:
             history = History()
             source = metrics.registry(lambda: figures(home, history), "server")
-            stop, ports["metrics"] = metrics.serve(source, measured.host, measured.port)
+            stop, ports["metrics"] = server_thread.serve_metrics(source, measured.host, measured.port)
             stack.callback(stop)
         if page.port:
             address = stack.enter_context(page_served(home, page))

@@ -8,6 +8,7 @@ import pytest
 
 from usfmae.core import metrics
 from usfmae.core.errors import ResourceError
+from usfmae.core.web.server_thread import serve_metrics
 
 
 def page(values: dict[str, metrics.Values], side: str = "site") -> str:
@@ -59,11 +60,11 @@ def test_endpoint_answers_and_a_taken_port_is_one_clear_error() -> None:
         for m in metrics.SERVER
         if m.label != "version"
     }
-    stop, port = metrics.serve(metrics.registry(lambda: values, "server"), "127.0.0.1", 0)
+    stop, port = serve_metrics(metrics.registry(lambda: values, "server"), "127.0.0.1", 0)
     try:
         body = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60).read()
         assert b'usfmae_server_panel_loss{organ="organ7"} 1.0' in body
         with pytest.raises(ResourceError, match=r"metrics\.port"):
-            metrics.serve(metrics.registry(lambda: values, "server"), "127.0.0.1", port)
+            serve_metrics(metrics.registry(lambda: values, "server"), "127.0.0.1", port)
     finally:
         stop()

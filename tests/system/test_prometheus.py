@@ -15,6 +15,7 @@ import yaml
 
 from tests.ports import free_port
 from usfmae.core import metrics
+from usfmae.core.web.server_thread import serve_metrics
 
 from .conftest import answers, end, needs, wait_for
 
@@ -37,8 +38,8 @@ def test_promtool_accepts_rules_and_configuration() -> None:
 def test_prometheus_scrapes_both_and_an_alert_fires(tmp_path: Path) -> None:
     program = needs("prometheus", "prometheus")
     soon = values(metrics.SERVER) | {"usfmae_server_certificate_days_left": 2.0}
-    stop_server, server = metrics.serve(metrics.registry(lambda: soon, "server"), "127.0.0.1", 0)
-    stop_site, site = metrics.serve(metrics.registry(lambda: values(metrics.SITE), "site"), "127.0.0.1", 0)
+    stop_server, server = serve_metrics(metrics.registry(lambda: soon, "server"), "127.0.0.1", 0)
+    stop_site, site = serve_metrics(metrics.registry(lambda: values(metrics.SITE), "site"), "127.0.0.1", 0)
     config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(DEPLOY / "usfmae.rules.yml")]

@@ -193,6 +193,7 @@ def test_another_recipe_or_secret_does_not_mix(tmp_path: Path, run: Run) -> None
 def test_an_absent_source_is_said(tmp_path: Path, run: Run) -> None:
     with pytest.raises(SourceError, match="does not exist"):
         run(tmp_path / "nowhere", tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists(), "an error left a folder"
 
 
 def test_the_corpus_may_lie_below_the_source(tmp_path: Path, run: Run) -> None:

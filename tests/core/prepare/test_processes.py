@@ -83,3 +83,34 @@ def test_a_missing_program_is_the_machines_fault_not_the_scans(tmp_path: Path, r
     still(tmp_path / "source" / "0.png", 0, width=77)
     with pytest.raises(ResourceError, match=r"tesseract.*not installed.*apt-get"):
         run(tmp_path / "source", tmp_path / "corpus")
+
+
+def test_progress_counts_frames_also_of_a_clip_that_is_being_worked_on(
+    tmp_path: Path, quick_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from usfmae.core.config import Settings
+    from usfmae.core.prepare import prepare
+
+    from .conftest import SECRET
+
+    clip(tmp_path / "source" / "clip.avi", 40)
+    still(tmp_path / "source" / "still.png", 0)
+    seen: list[tuple[int, int]] = []
+    inside: list[int] = []
+    original = worker.Worker.process_unit
+
+    def watched(self: worker.Worker, unit: worker.Unit) -> worker.UnitResult:
+        done = original(self, unit)
+        inside.append(self.frames_read)
+        return done
+
+    attempt = worker.Worker._attempt
+    monkeypatch.setattr(worker.Worker, "process_unit", watched)
+    monkeypatch.setattr(
+        worker.Worker, "_attempt", lambda self, unit: (attempt(self, unit), inside.append(self.frames_read))[0]
+    )
+    settings = Settings.model_validate({"read": {"fps": 5}, "model": {"image_size": 32}})
+    prepare([tmp_path / "source"], tmp_path / "corpus", settings, secret=SECRET,
+            progress=lambda summary: seen.append((summary.frames_done, summary.planned)))  # fmt: skip
+    assert max(inside) > 10 and inside[1::2] == [0, 0], "what is in flight is not counted, or not forgotten"
+    assert seen[-1] == (21, 21) and seen == sorted(seen)
