@@ -21,6 +21,7 @@ COMMANDS = {  # name -> "module:attribute"; its line of help is the first senten
     "outbox": "usfmae.client.cli.outbox:outbox",
     "evaluate": "usfmae.client.cli.evaluate:evaluate",
     "report": "usfmae.client.cli.report:report",
+    "evidence": "usfmae.client.cli.evidence:evidence",
     "person": "usfmae.client.cli.person:person",
     "rotate": "usfmae.client.cli.rotate:rotate",
     "audit": "usfmae.client.cli.audit:audit",

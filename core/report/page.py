@@ -8,7 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from usfmae.core import __version__
@@ -19,7 +19,7 @@ from usfmae.core.web.templating import STATIC
 
 _ENVIRONMENT = Environment(
     loader=ChoiceLoader([PackageLoader("usfmae.core.report"), FileSystemLoader(STATIC)]),
-    autoescape=True,
+    autoescape=select_autoescape(("html",)),
     undefined=StrictUndefined,
     trim_blocks=True,
 )
@@ -45,5 +45,9 @@ def overlaid(pixels: Pixels, mask: Mask) -> Pixels:
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Render `templates/TEMPLATE` to a file, atomically."""
-    html = _ENVIRONMENT.get_template(template).render(version=__version__, picture=picture, **values)
-    write_atomic(path, html.encode())
+    write_atomic(path, render(template, picture=picture, **values).encode())
+
+
+def render(template: str, **values: Any) -> str:
+    """`templates/TEMPLATE` as text; HTML is escaped, Markdown is not."""
+    return _ENVIRONMENT.get_template(template).render(version=__version__, **values)
