@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 )
 @click.option("--part", metavar="I/N", help="Only every N-th shard from the I-th (0 to N-1): for job arrays.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page for people inside.")
+@click.option(
+    "--name", "names", multiple=True, metavar="NAME", help="Name of the data, for the model card; one a SOURCE."
+)
 @click.option("--secret", type=click.Path(path_type=Path, dir_okay=False), help="File with the site's HMAC secret.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")
 @configured
@@ -47,6 +50,7 @@ def prepare(
     engine: str,
     part: str | None,
     report: Path | None,
+    names: tuple[str, ...],
     secret: Path | None,
     as_json: bool,
     config_file: Path | None,
@@ -70,6 +74,7 @@ def prepare(
             workers=workers,
             engine=engine,
             part=part_of(part),
+            names=names_of(sources, names),
             progress=progress,
         )
     if report:
@@ -87,6 +92,15 @@ def complain_if_empty(scans: int, sources: list[str]) -> None:
     """SourceError where nothing that could be a scan was found: most often a wrong path."""
     if not scans:
         raise SourceError(f"source {', '.join(sources)}", "holds no scans", "give a folder of DICOM, images or clips")
+
+
+def names_of(sources: tuple[Path, ...], names: tuple[str, ...]) -> dict[Path, str]:
+    """Source -> its name: none, one for all, or one for each. UsageError otherwise."""
+    if len(names) not in (0, 1, len(sources)):
+        raise UsageError(
+            "--name", f"is given {len(names)} times for {len(sources)} sources", "give one for each, in order"
+        )
+    return dict(zip(sources, names * len(sources) if len(names) == 1 else names, strict=bool(names)))
 
 
 def part_of(text: str | None) -> tuple[int, int]:

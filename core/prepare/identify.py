@@ -69,19 +69,21 @@ def place_key(secret: bytes, candidate: Candidate) -> bytes:
     return bytes.fromhex(candidate.place(secret))[:16]
 
 
-def identified(
+def identified(  # noqa: PLR0913
     sources: Sequence[Path],
     ledger: CorpusLedger,
     pool: Pool,
     secret: bytes,
     progress: Callable[[int], None] | None = None,
     only: Chosen | None = None,
+    names: Mapping[Path, str] | None = None,
 ) -> Identification:
     """Write into the ledger what every file below the sources is; scans that wait to be cleaned come with their place.
 
-    Of equal files the first counts, the others are duplicates of it. Inside `ledger.writing()`.
+    Of equal files the first counts, the others are duplicates of it. `names` gives scans below a source its name as
+    their data set. Inside `ledger.writing()`.
     """
-    return _Pass(ledger, pool, secret, only, progress).run(sources)
+    return _Pass(ledger, pool, secret, only, progress, names).run(sources)
 
 
 class _Pass:
@@ -94,7 +96,9 @@ class _Pass:
         secret: bytes,
         only: Chosen | None,
         progress: Callable[[int], None] | None,
+        names: Mapping[Path, str] | None = None,
     ) -> None:
+        self.names = {path.absolute(): name for path, name in (names or {}).items()}
         self.ledger, self.pool, self.secret, self.only, self.progress = ledger, pool, secret, only, progress
         self.chosen = None if only is None else {path for path, _ in only}
         self.found = Identification()
@@ -243,7 +247,9 @@ class _Pass:
     def _named(self, candidate: Candidate, answer: dict[str, Any]) -> dict[str, Any]:
         """The answer with the data set and the group that the caller knows better than the file's header."""
         if self.only is None:
-            return answer
+            above = (candidate.path, *candidate.path.parents)
+            name = next((self.names[path] for path in above if path in self.names), "") if self.names else ""
+            return {**answer, "dataset": name} if name else answer
         dataset, group = self.only[candidate.path, candidate.member]
         return {**answer, "dataset": dataset, "group": secret_id(self.secret, "group", dataset, group)}
 

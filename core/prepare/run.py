@@ -59,13 +59,14 @@ def prepare(  # noqa: PLR0913
     engine: str = "local",
     part: tuple[int, int] = (0, 1),
     only: Chosen | None = None,
+    names: Mapping[Path, str] | None = None,
     progress: Progress | None = None,
 ) -> PrepareSummary:
     """Read, clean and pack every scan below `sources` into `corpus_dir`; the sources are only ever read.
 
     Called again it reads what is new. `part` (i, n) does every n-th shard from the i-th on, so that n calls on n
     machines that share the disk do all. `only` restricts the scans to files that are known to be scans, and names
-    their public data set and group. Raises SourceError (a source is absent), UsageError (a corpus of another
+    their public data set and group; `names` names whole sources, for the model card. Raises SourceError (a source is absent), UsageError (a corpus of another
     recipe), ResourceError (no Tesseract; disk full: free space, call again), TryLaterError (another run is at work).
     """
     began = time.monotonic()
@@ -78,7 +79,7 @@ def prepare(  # noqa: PLR0913
             recipe = recipe_settings(settings)
             ledger.open(recipe_id({**recipe, "secret": secret_id(secret, "recipe")}), recipe)
             show = (lambda met: progress(PrepareSummary(scans=met))) if progress else None
-            found = identified(sources, ledger, pool, secret, show, only)
+            found = identified(sources, ledger, pool, secret, show, only, names)
             ledger.add_plan(planned(ledger.unplanned(), settings.read.shard_images))
             ledger.save()
             tasks = ledger.open_tasks(part)

@@ -18,10 +18,11 @@ import numpy as np
 from markupsafe import Markup
 
 from usfmae.core.config import Settings
-from usfmae.core.prepare.identify import located
+from usfmae.core.prepare.identify import folder_key, located
 from usfmae.core.prepare.ledger import CorpusLedger, text
 from usfmae.core.prepare.progress import PrepareSummary
 from usfmae.core.prepare.run import unit_of
+from usfmae.core.read.discover import listings
 from usfmae.core.report.histogram import histogram
 from usfmae.core.report.page import write_page
 from usfmae.core.report.reasons import meaning
@@ -31,6 +32,7 @@ from usfmae.core.sandbox.worker import Worker
 KEPT_SHOWN = 12
 REASONS_SHOWN = 8  # reasons with pictures
 PER_REASON = 3
+FOLDERS_SHOWN = 30
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def write_gallery(  # noqa: PLR0913
     with Pool(workers, settings, secret) as pool:
         show = functools.partial(_shown, pool, ledger, sources, secret)
         kept, held = show(kept_wanted), show(held_wanted)
+    folders = _folders(ledger, sources, secret)
     write_page(
         path,
         "gallery.html",
@@ -66,11 +69,14 @@ def write_gallery(  # noqa: PLR0913
         profile=settings.clean.profile,
         fps=settings.read.fps,
         reasons=_reasons(summary),
+        folders=folders[:FOLDERS_SHOWN],
+        more_folders=len(folders[FOLDERS_SHOWN:]),
+        open=sum(n for name, n in ledger.counts(present=True).items() if name in ("held", "quarantined")),
         formats=_table(ledger, "format"),
         devices=_table(ledger, "device"),
         histograms=_histograms(ledger),
         kept=kept,
-        quarantined=_by_reason(held),
+        quarantined=_by_reason(held, summary),
         notes=_notes(ledger),
     )
 
@@ -95,6 +101,28 @@ def _table(ledger: CorpusLedger, column: str) -> list[dict[str, Any]]:
             rows[name or "not stated"].update(scans=scans, frames=frames, kept=kept, quarantined=back)
     ordered = sorted(rows.items(), key=lambda item: (-item[1]["scans"], item[0]))
     return [{"name": name, **counts} for name, counts in ordered]
+
+
+INSIDE = (
+    "SELECT p.outcome, s.outcome, s.held, s.frames, s.kept FROM places p LEFT JOIN scans s ON s.n = p.scan "
+    "WHERE p.folder IN (SELECT n FROM folders WHERE key = ?1 UNION "
+    "SELECT n FROM folders WHERE archive AND parent = (SELECT n FROM folders WHERE key = ?1))"
+)
+
+
+def _folders(ledger: CorpusLedger, sources: Sequence[Path], secret: bytes) -> list[dict[str, Any]]:
+    """The same by the first folder below a source; the ledger holds no names, so the sources are walked."""
+    rows: dict[str, Counter[str]] = defaultdict(Counter)
+    with ledger.reading() as db:
+        for listing in listings(sources, skip=(ledger.corpus,)):
+            row = rows[listing.below.partition("/")[0] or Path(listing.folder).name]
+            for place, outcome, held, frames, kept in db.execute(INSIDE, (folder_key(secret, listing.place),)):
+                whole = "quarantined" in (place, outcome)
+                back = sum(json.loads(held).values()) if held else 0
+                row.update(scans=place not in ("none", "archive"), frames=frames or 0, kept=kept or 0)
+                row["quarantined"] += back + whole
+    ordered = sorted(rows.items(), key=lambda item: (-item[1]["scans"], item[0]))
+    return [{"name": name, **counts} for name, counts in ordered if counts["scans"]]
 
 
 def _notes(ledger: CorpusLedger) -> Counter[str]:
@@ -168,8 +196,11 @@ def _uri(png: bytes) -> Markup:
     return Markup("data:image/png;base64," + base64.b64encode(png).decode())  # noqa: S704
 
 
-def _by_reason(shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _by_reason(shown: Sequence[Mapping[str, Any]], summary: PrepareSummary) -> list[dict[str, Any]]:
     grouped: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for item in shown:
         grouped[item["reason"]].append(item)
-    return [{"code": code, "meaning": meaning(code), "items": items} for code, items in grouped.items()]
+    return [
+        {"code": code, "count": summary.reasons.get(code, 0), "meaning": meaning(code), "items": items}
+        for code, items in grouped.items()
+    ]

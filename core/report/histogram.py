@@ -18,7 +18,7 @@ def histogram(values: Sequence[float] | NDArray[np.float32], low: float, high: f
     tallest, step = max(1, int(counts.max())), WIDTH / BINS
     bars = [
         f'<rect x="{i * step + 1:.1f}" y="{BASE - (BASE - TOP) * n / tallest:.1f}" width="{step - 2:.1f}" '
-        f'height="{(BASE - TOP) * n / tallest:.1f}" fill="#0b6e99"><title>{n} scans</title></rect>'
+        f'height="{(BASE - TOP) * n / tallest:.1f}" fill="var(--c0)"><title>{n} scans</title></rect>'
         for i, n in enumerate(counts)
     ]
     middle = f"median {np.median(values):.3g} of {len(values)} scans" if len(values) else "no values"

@@ -60,6 +60,17 @@ def test_workers_and_place_do_not_change_a_byte_of_the_shards(tmp_path: Path, ru
     assert len(content(tmp_path / "one" / "shards")) >= 4
 
 
+def test_a_source_can_be_named_for_the_model_card(tmp_path: Path, quick_process: None) -> None:
+    from usfmae.core.corpus.batch import Corpus
+
+    for number, name in enumerate(("lung", "liver", "lung")):
+        still(tmp_path / name / f"{number}.png", number)
+    names = {tmp_path / "lung": "St Olav, lung"}
+    settings = Settings.model_validate({"model": {"image_size": 32}})
+    prepare([tmp_path / "lung", tmp_path / "liver"], tmp_path / "corpus", settings, secret=SECRET, names=names)
+    assert sorted(Corpus([tmp_path / "corpus"]).datasets) == ["", "St Olav, lung", "St Olav, lung"]
+
+
 def test_new_scans_are_added_without_touching_the_old(tmp_path: Path, run: Run) -> None:
     still(tmp_path / "source" / "0.png", 0)
     run(tmp_path / "source", tmp_path / "corpus")
