@@ -111,17 +111,20 @@ INSIDE = (
 
 
 def _folders(ledger: CorpusLedger, sources: Sequence[Path], secret: bytes) -> list[dict[str, Any]]:
-    """The same by the first folder below a source; the ledger holds no names, so the sources are walked."""
+    """The same by the first folder below a source, numbered in the order of names: a name may be a patient's."""
     rows: dict[str, Counter[str]] = defaultdict(Counter)
     with ledger.reading() as db:
         for listing in listings(sources, skip=(ledger.corpus,)):
-            row = rows[listing.below.partition("/")[0] or Path(listing.folder).name]
+            row = rows[listing.below.partition("/")[0] or "/"]
             for place, outcome, held, frames, kept in db.execute(INSIDE, (folder_key(secret, listing.place),)):
                 whole = "quarantined" in (place, outcome)
                 back = sum(json.loads(held).values()) if held else 0
                 row.update(scans=place not in ("none", "archive"), frames=frames or 0, kept=kept or 0)
                 row["quarantined"] += back + whole
-    ordered = sorted(rows.items(), key=lambda item: (-item[1]["scans"], item[0]))
+    numbered = [
+        ("the source itself" if name == "/" else f"number {n}", rows[name]) for n, name in enumerate(sorted(rows))
+    ]
+    ordered = sorted(numbered, key=lambda item: -item[1]["scans"])
     return [{"name": name, **counts} for name, counts in ordered if counts["scans"]]
 
 
