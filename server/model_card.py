@@ -54,9 +54,13 @@ Budget {{ budget }} per organ. Backward transfer {{ transfer }}.
 {% endif %}
 
 ## Benchmarks
-{% for result in benchmarks %}- {{ result }}
-{% else %}None was run on these weights.
-{% endfor %}
+{% if benchmarks %}Of exactly these weights, in per cent with 95 % intervals over patients.
+
+| {{ benchmarks[0]|join(" | ") }} |
+|{{ "---|" * benchmarks[0]|length }}
+{% for line in benchmarks[1:] %}| {{ line|join(" | ") }} |
+{% endfor %}{% else %}None was run on these weights.
+{% endif %}
 
 ## Limits
 - A feature extractor for research. It makes no diagnosis and is no medical device.
@@ -76,7 +80,7 @@ def card(
     choice: ReleaseChoice,
     campaign: Campaign,
     content: str,
-    benchmarks: Sequence[Mapping[str, Any]],
+    benchmarks: Sequence[Sequence[str]],
 ) -> str:
     """README.md of a release."""
     rounds = [r for r in ledger.rounds() if r.number <= choice.round and r.state == RoundState.COMMITTED]
@@ -101,7 +105,7 @@ def card(
         budget=f"{settings.continual.budget:+.0%}",
         transfer=f"{choice.panel['backward_transfer']:+.1%}" if choice.panel else "",
         panel=list(_rows(choice.panel)) if choice.panel else [],
-        benchmarks=[", ".join(f"{k} {v}" for k, v in result.items()) for result in benchmarks],
+        benchmarks=benchmarks,
     )
 
 

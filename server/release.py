@@ -20,13 +20,13 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from usfmae.core import audit, manifest
-from usfmae.core.checkpoint import describe, load, save, tensors_id
+from usfmae.core.checkpoint import describe, encoder_of, load, save, tensors_id
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError, UsageError
 from usfmae.core.federated import averaging, forgetting_budget, lineage
 from usfmae.core.files import write_atomic
 from usfmae.core.keys import read_private
-from usfmae.server import campaign
+from usfmae.server import benchmark_results, campaign
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger, Round, RoundState
 from usfmae.server.model_card import card
@@ -54,12 +54,11 @@ def release(home: Layout, settings: CoordinatorSettings, out: Path, benchmarks: 
     ledger = Ledger(home.ledger)
     reader = ForgettingGate(home, ledger, settings).reader
     choice = choose(home, ledger, settings, reader)
-    results = [json.loads(path.read_text()) for path in benchmarks]
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        facts = _write(home, ledger, settings, choice, results, partial)
+        facts = _write(home, ledger, settings, choice, benchmarks, partial)
         manifest.write(partial, read_private(home.signing_key, Ed25519PrivateKey), {"release": facts})
         partial.rename(out)
     finally:
@@ -125,7 +124,7 @@ def _write(
     ledger: Ledger,
     settings: CoordinatorSettings,
     choice: ReleaseChoice,
-    benchmarks: Sequence[Mapping[str, Any]],
+    benchmarks: Sequence[Path],
     out: Path,
 ) -> dict[str, Any]:
     """Every file but the manifest; returns what the manifest says of them."""
@@ -142,7 +141,8 @@ def _write(
     write_atomic(out / "lineage.json", _json(chain))
     write_atomic(out / "settings.json", _json(running.settings))
     write_atomic(out / "coordinator.pub.pem", home.public_key.read_bytes())
-    text = card(settings, ledger, choice, running, weights.trail.id, benchmarks)
+    table = benchmark_results.results(benchmarks, encoder_of(encoder), chosen.train)
+    text = card(settings, ledger, choice, running, weights.trail.id, table)
     write_atomic(out / "README.md", text.encode())
     return {"content": weights.trail.id, "round": choice.round, "alpha": choice.alpha, "campaign": running.id}
 

@@ -7,6 +7,7 @@ picture is ever stored.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -27,7 +28,7 @@ from usfmae.core.report.reasons import meaning
 from usfmae.core.web.access import Access, People
 from usfmae.core.web.application import WebPage, assemble
 
-SHOWN = 24  # kept frames on a page
+SHOWN = 24  # kept frames, or quarantined ones, on a page
 
 
 class SitePage(WebPage):
@@ -40,7 +41,7 @@ class SitePage(WebPage):
         self.site = site
         self.intake, self.shelf = quarantine.Intake(), outbox.Outbox(site)
         self.album, self.darkroom = corpus_view.CorpusView(), Darkroom()
-        self.templates.filters["meaning"] = meaning
+        self.templates.filters |= {"meaning": meaning, "question": view.question}
 
     # What it shows
 
@@ -48,15 +49,15 @@ class SitePage(WebPage):
         found = await asyncio.to_thread(view.overview, self.site, self.intake, self.shelf)
         return self.show(request, "overview.html", found=found)
 
-    async def quarantine(self, request: Request) -> Response:
+    async def quarantine(self, request: Request, notice: str = "") -> Response:
         await asyncio.to_thread(self.intake.refresh, self.site.corpus)
         reasons = await asyncio.to_thread(quarantine.waiting_by_reason, self.site, self.intake)
         chosen = request.query_params.get("reason", "")
-        held = await asyncio.to_thread(quarantine.waiting, self.site, self.intake, chosen, 200)
+        held = await asyncio.to_thread(quarantine.waiting, self.site, self.intake, chosen, SHOWN)
         total = reasons[chosen] if chosen else reasons.total()
         done = list(quarantine.decisions(self.site, last=20).values())
-        ordered = reasons.most_common()
-        return self.show(request, "quarantine.html", held=held, total=total, reasons=ordered, chosen=chosen, done=done)
+        lists: dict[str, Any] = {"held": held, "reasons": reasons.most_common(), "done": done}
+        return self.show(request, "quarantine.html", total=total, chosen=chosen, notice=notice, **lists)
 
     async def entry(self, request: Request) -> Response:
         held = self._held(request)
@@ -71,8 +72,8 @@ class SitePage(WebPage):
 
     async def picture(self, request: Request) -> Response:
         looked = await self._look(self._held(request))
-        content = looked.before if request.path_params["which"] == "before" else looked.after
-        return _picture(content)
+        pictures = {"before": looked.before, "after": looked.after, "changed": looked.changed or looked.before}
+        return _picture(pictures.get(request.path_params["which"], b""))
 
     async def kept_images(self, request: Request) -> Response:
         number = request.query_params.get("page", "1")
@@ -144,6 +145,25 @@ class SitePage(WebPage):
         await asyncio.to_thread(action, self.site)
         return RedirectResponse("/", 303)
 
+    async def decide_many(self, request: Request) -> Response:
+        """One decision on several entries; what cannot be decided so is named, and stays."""
+        await self.access.own_form(request)
+        form = await request.form()
+        release = form.get("decision") == "release"
+        action = quarantine.release if release else quarantine.drop
+        left: list[str] = []
+        chosen = [str(value) for value in form.getlist("id")][:SHOWN]
+        self.intake.refresh(self.site.corpus)
+        for name in chosen:
+            try:
+                held = quarantine.find(self.intake, name)
+                await asyncio.to_thread(action, self.site, held, request.user.display_name)
+            except UsfmaeError as error:
+                left.append(f"{name}: {error}")
+        word = "released" if release else "dropped"
+        notice = f"{len(chosen) - len(left)} {word}." + (" Not decided: " + "; ".join(left) if left else "")
+        return await self.quarantine(request, notice)
+
     async def decide(self, request: Request) -> Response:
         form = await self.access.own_form(request)
         held = self._held(request)
@@ -194,6 +214,7 @@ def application(site: Site) -> Starlette:
     routes = [
         Route("/", page.overview),
         Route("/quarantine", page.quarantine),
+        Route("/quarantine/decide", page.decide_many, methods=["POST"]),
         Route("/quarantine/{id}", page.entry),
         Route("/quarantine/{id}/decide", page.decide, methods=["POST"]),
         Route("/quarantine/{id}/{which}.png", page.picture),

@@ -52,6 +52,25 @@ def overview(site: Site, intake: quarantine.Intake, shelf: outbox.Outbox | None 
     }
 
 
+QUESTIONS = {
+    "text-left": "Can you read a name, a number or a date in the cleaned picture? Then drop it.",
+    "text-unread": "Red is text that no engine reads. Is it a name or a number of a patient, and does any of it stay? Drop it.",
+    "much-suspected": "Red is what would go. Is it writing or drawing? Then release. Is it tissue? Then drop.",
+    "much-filled": "Red was filled. Is enough tissue left to learn from? Then release.",
+    "face-or-photo": "Is this a face or a photograph? Then drop.",
+    "not-speckle": "Is this an ultrasound picture of tissue, and nothing else? Then release.",
+    "region-small": "Does the cleaned picture hold the scan, and no name or banner around it? Then release.",
+    "region-disagrees": "Does the cleaned picture hold the scan, and no name or banner around it? Then release.",
+}
+
+
+def question(reason: str) -> str:
+    """What a person is asked about a frame that was kept back for this reason."""
+    return QUESTIONS.get(
+        reason, "Is it a scan, and can no name, number or date be read in it? Then release, else drop."
+    )
+
+
 def spool_files(site: Site) -> int:
     return sum(1 for _ in (site.root / SPOOL).glob("*/*.dcm"))
 

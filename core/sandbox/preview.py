@@ -68,6 +68,7 @@ def _preview_cleaned(frame: Frame, settings: Settings, answer: Emit) -> None:
         assert isinstance(result, Quarantined)
         answer(NoPicture(result.reason))
         return
+    answer(Picture("mask"), encode_png(tinted(frame.pixels, image.mask)))
     answer(Picture("after"), encode_png(image.pixels))
     augment = settings.train.augment
     packed = square(image, settings.model.image_size, "", "", augment.resize, augment.aspect)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,11 +77,21 @@ def list_(directory: Path, as_json: bool) -> None:
 @site.command()
 @directory_argument
 @click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
-def revoke(directory: Path, name: str, as_json: bool) -> None:
-    """Cut the hospital NAME off, also in the middle of a round. Its key can never be enrolled again."""
+def revoke(directory: Path, name: str, yes: bool, as_json: bool) -> None:
+    """Cut the hospital NAME off, also in the middle of a round. Its key can never be enrolled again.
+
+    Asks for the name again where a person types; a script says --yes.
+    """
+    from usfmae.core.errors import UsageError
     from usfmae.server import sites
 
+    if not yes:
+        if not _asks():
+            raise UsageError(f"revoke {name}", "cannot be undone", "say --yes where nobody can be asked")
+        if click.prompt(f"This cannot be undone. Type {name} to revoke it", default="", show_default=False) != name:
+            raise UsageError(f"revoke {name}", "was not confirmed", "nothing was changed")
     _say(sites.revoke(_home(directory), name), as_json, "revoked {name} ({site})")
 
 
@@ -93,6 +104,11 @@ def rotate(directory: Path, file: Path, as_json: bool) -> None:
     from usfmae.server import sites
 
     _say(sites.rotate(_home(directory), file), as_json, "{name}: {replaces} -> {site}")
+
+
+def _asks() -> bool:
+    """Whether a person sits there."""
+    return sys.stdin.isatty()
 
 
 def _home(directory: Path) -> Layout:

@@ -24,6 +24,7 @@ from usfmae.core.config.site import SiteSettings
 from usfmae.core.corpus.shard import FOLDER, read_index
 from usfmae.core.federated.messages import TrainRequest
 from usfmae.core.types import content_id
+from usfmae.core.web.access import People
 
 PNG = b"\x89PNG not really"
 SCAN = "a" * 64
@@ -46,7 +47,9 @@ def site(tmp_path: Path) -> Site:
 
 @pytest.fixture
 def page(site: Site, monkeypatch: pytest.MonkeyPatch) -> TestClient:
-    monkeypatch.setattr(quarantine, "picture", lambda site, held: FramePreview(PNG, PNG + b"2", bytes(64), (8, 8)))
+    monkeypatch.setattr(
+        quarantine, "picture", lambda site, held: FramePreview(PNG, PNG + b"2", PNG + b"red", bytes(64), (8, 8))
+    )
     monkeypatch.setattr(quarantine, "scan_of", lambda site, id_: type("Found", (), {"group": "g"})())
     return TestClient(application(site), base_url="http://127.0.0.1")
 
@@ -98,6 +101,23 @@ def test_release_puts_the_frame_into_the_corpus_once(page: TestClient, site: Sit
     assert [h.reason for h in quarantine.waiting(site, quarantine.Intake().refresh(site.corpus))] == ["unreadable"]
     events = [json.loads(line)["event"] for line in site.audit_log.read_text().splitlines()]
     assert events[-2:] == ["quarantine.released", "quarantine.dropped"]
+
+
+def test_several_entries_are_decided_at_once_by_a_named_person(page: TestClient, site: Site) -> None:
+    token = People(site.root / "keys").add("anna")
+    answer = page.post("/login", data={"token": token, "next": "/quarantine"})
+    form_token = re.search(r'name="form_token" value="([\w-]+)"', answer.text)[1]  # type: ignore[index]
+    assert f"/quarantine/{entry(2)}/changed.png" in answer.text and "cleaned picture? Then drop" in answer.text
+    assert page.get(f"/quarantine/{entry(2)}/changed.png").content == PNG + b"red"
+    whole = content_id("b" * 64, "-1")[:16]
+    chosen = {"form_token": form_token, "id": [entry(2), whole, "f" * 16], "decision": "release"}
+    text = page.post("/quarantine/decide", data=chosen).text
+    assert "1 released." in text and "could not be read at all" in text and "does not exist" in text
+    both = {"form_token": form_token, "id": [entry(3), whole], "decision": "drop"}
+    assert "2 dropped." in page.post("/quarantine/decide", data=both).text
+    assert page.post("/quarantine/decide", data={**both, "form_token": "x"}).status_code == 403
+    made = [json.loads(line) for line in site.audit_log.read_text().splitlines()]
+    assert [e["by"] for e in made if e["event"].startswith("quarantine.")] == ["anna"] * 3
 
 
 def test_what_could_not_be_read_can_only_be_dropped(page: TestClient, site: Site) -> None:

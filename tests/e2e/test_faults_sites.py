@@ -103,7 +103,7 @@ def test_a_site_revoked_in_the_round_has_no_part_in_it(cases, running):
     for name in running.names[:2]:
         running.start_site(name)
     taken = held_in_training(running)
-    command(running, "site", "revoke", LATE)
+    command(running, "site", "revoke", LATE, "--yes")
     running.running.remove(gone)
     assert gone.process.wait(180) == 6
     assert "revoked" in gone.log.read_text()

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from usfmae.core import keys, metrics
 from usfmae.core.config.sources import PageSettings
+from usfmae.core.errors import UsageError
 from usfmae.core.federated.enrolment import Enrolment, proved
 from usfmae.core.web.access import WRONG_TOKEN_SECONDS
 from usfmae.server.cli import group
@@ -232,6 +233,18 @@ def test_page_and_status_say_who_is_missing_and_when_the_round_closes(home: Layo
     assert "Closes when kiel, ulm answer or in 60 min" in page.get("/").text.replace("1.0 h", "60 min")
     done = CliRunner().invoke(group, ["status", str(home.root)])
     assert "kiel" in done.output and "no answer yet" in done.output and "waits       The quorum of 2" in done.output
+
+
+def test_revoking_asks_for_the_name_and_a_script_says_yes(home: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = CliRunner()
+    assert isinstance(run.invoke(group, ["site", "revoke", str(home.root), "site-00"]).exception, UsageError)
+    monkeypatch.setattr("usfmae.server.cli.site._asks", lambda: True)
+    wrong = run.invoke(group, ["site", "revoke", str(home.root), "site-00"], input="site-01\n")
+    assert isinstance(wrong.exception, UsageError) and "cannot be undone" in wrong.output
+    assert all(site.state == "active" for site in Ledger(home.ledger).sites().values())
+    assert run.invoke(group, ["site", "revoke", str(home.root), "site-00"], input="site-00\n").exit_code == 0
+    assert run.invoke(group, ["site", "revoke", str(home.root), "site-01", "--yes"]).exit_code == 0
+    assert all(site.state == "revoked" for site in Ledger(home.ledger).sites().values())
 
 
 def test_a_decline_is_no_fault(home: Layout, page: TestClient) -> None:
