@@ -72,7 +72,7 @@ def test_signs_are_whole_and_per_cent_reads_as_such() -> None:
 
 def test_level_lines_are_named_and_within_the_chart() -> None:
     svg = line_chart({"a": [0.0, 0.01]}, [1, 2], "forgetting", axis=Axis(True, {"budget": 0.05, "seed": 0.0}))
-    heights = [float(y) for y in re.findall(r'<line class="limit" [^>]*y1="([\d.]+)"', svg)]
+    heights = [float(y) for y in re.findall(r'<line class="limit" x1[^>]*y1="([\d.]+)"', svg)]
     assert len(heights) == 2 and all(TOP <= y <= PAGE[1] - BOTTOM for y in heights)
     assert "budget: 5 %</li>" in svg and "5 %</text>" in svg
 
