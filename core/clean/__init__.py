@@ -9,6 +9,7 @@ found once. The `paper` profile is the published pipeline as written.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -55,4 +56,15 @@ def clean_clip(
         yield from (clean(frame, settings) for frame in checked)
 
 
-__all__ = ["clean", "clean_clip"]
+def cut_to_scan(image: CleanImage, settings: CleanSettings) -> CleanImage:
+    """The image cut to the box around what was kept of the scan, (H', W', 3); whole where the settings say so."""
+    from usfmae.core.clean.morphology import bounds
+
+    kept = image.pixels.max(2) > 0
+    if settings.profile == "paper" or settings.crop == "frame" or not kept.any():
+        return image
+    rows, columns = bounds(kept)
+    return replace(image, pixels=image.pixels[rows, columns], mask=image.mask[rows, columns])
+
+
+__all__ = ["clean", "clean_clip", "cut_to_scan"]

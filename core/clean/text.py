@@ -27,6 +27,7 @@ _ZOOM, _NEAR_FLOW, _LARGE_FLOW = (
     16,
     0.4,
 )  # flow is looked at so much larger; pixels around it; less where it is large
+_SMALL, _SMALL_ZOOM = 320, 1.5  # pixels of the longer side of a small picture, whose print is looked at enlarged
 _PAGE = 0.1  # share of a crop above which text is doubted: five lines over tissue take 0.03, a page of speckle 0.2
 _VESSEL = 0.15  # share of flow in a box; a name beside a vessel has less, a vessel taken for text more
 _INK = 0.1  # share of thin bright detail in a box that is print; in a dotted line's it is a tenth, in a name's a third
@@ -59,20 +60,28 @@ def lifted(pixels: Pixels) -> Pixels:
 def first_look(crop: Crop, settings: CleanSettings) -> Probability:
     """Text probability (H, W) of a crop in the sharpened view.
 
-    Flow is full of coloured edges that look like strokes. Its surroundings are looked at enlarged: there letters stay
-    letters, and the edges of vessels are too smooth for any.
+    Small pictures are looked at enlarged. Flow is full of coloured edges that look like strokes, and its surroundings
+    are looked at enlarged as well: there letters stay letters, and the edges of vessels are too smooth for any.
     """
     view = sharpened(crop.pixels)
-    probability = text_probability(view, settings.precision)
+    probability = _enlarged_probability(view, _SMALL_ZOOM if max(view.shape[:2]) < _SMALL else 1.0, settings)
     near = dilated(crop.flow, _NEAR_FLOW) & crop.inside if crop.flow.any() else crop.flow
     if near.any():
         rows, columns = bounds(near)
         window = view[rows, columns]
         zoom = _ZOOM if window[:, :, 0].size < _LARGE_FLOW * near.size else _ZOOM * 0.75
-        large = cv2.resize(window, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
-        closer = cv2.resize(text_probability(large, settings.precision), window.shape[1::-1])
+        closer = _enlarged_probability(window, zoom, settings)
         probability[rows, columns] = np.where(near[rows, columns], closer, probability[rows, columns])
     return probability
+
+
+def _enlarged_probability(view: Pixels, zoom: float, settings: CleanSettings) -> Probability:
+    """Text probability (H, W) of a view that the detector sees `zoom` times as large."""
+    if zoom == 1.0:
+        return text_probability(view, settings.precision)
+    large = cv2.resize(view, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
+    small = cv2.resize(text_probability(large, settings.precision), view.shape[1::-1])
+    return small.astype(np.float32, copy=False)
 
 
 def second_look(crop: Crop, settings: CleanSettings) -> Probability:

@@ -35,3 +35,6 @@ class CleanSettings(Options):
     who sees whether it was tissue."""
     most_filled: float = Field(0.12, ge=0, le=1)
     """A frame of which more than this share of the lit pixels would be filled for whatever reason is quarantined."""
+    crop: Literal["scan", "frame"] = "scan"
+    """scan: in the safe profile images are cut to the box around what was kept before they are resized, so that no part of
+    them is the black screen beside the scan. frame: the whole frame, as the paper profile always keeps it."""

@@ -63,6 +63,7 @@ def run_unit(request: CleanUnit, settings: Settings, answer: Emit) -> None:
 def _settle(
     result: CleanImage | Quarantined, sent: tuple[OpenScan, Trail, int], settings: Settings, answer: Emit
 ) -> None:
+    from usfmae.core.clean import cut_to_scan
     from usfmae.core.corpus.shard import square
 
     owner, trail, index = sent
@@ -71,7 +72,7 @@ def _settle(
         return
     try:
         augment = settings.train.augment
-        named = replace(result, trail=trail)
+        named = cut_to_scan(replace(result, trail=trail), settings.clean)
         packed = square(named, settings.model.image_size, "", "", augment.resize, augment.aspect)
         kept = Kept(owner.number, index, packed.pixels.shape, *_figures(result))
     except Exception:

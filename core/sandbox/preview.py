@@ -59,6 +59,7 @@ def preview_frame(request: PreviewFrame, settings: Settings, answer: Emit) -> No
 
 
 def _preview_cleaned(frame: Frame, settings: Settings, answer: Emit) -> None:
+    from usfmae.core.clean import cut_to_scan
     from usfmae.core.corpus.shard import square
 
     # Where header and picture disagree, a person looks at the picture.
@@ -71,7 +72,7 @@ def _preview_cleaned(frame: Frame, settings: Settings, answer: Emit) -> None:
     answer(Picture("mask"), encode_png(tinted(frame.pixels, image.mask)))
     answer(Picture("after"), encode_png(image.pixels))
     augment = settings.train.augment
-    packed = square(image, settings.model.image_size, "", "", augment.resize, augment.aspect)
+    packed = square(cut_to_scan(image, settings.clean), settings.model.image_size, "", "", augment.resize, augment.aspect)
     answer(Picture("packed", packed.pixels.shape), packed.pixels.tobytes())
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from usfmae.core.clean import clean
+from usfmae.core.clean import clean, cut_to_scan
 from usfmae.core.clean.ocr import recognise
 from usfmae.core.clean.reading import resembles
 from usfmae.core.config import CleanSettings
@@ -120,3 +120,14 @@ def test_nothing_is_sent_and_nothing_is_written_home(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "HOME": str(tmp_path)}, check=False)
     assert done.returncode == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_is_cut_to_the_scan_and_the_paper_profile_keeps_the_frame() -> None:
+    pixels, _ = screen()
+    write(pixels, "MILLER ANNA 1961", 120, 40)
+    result = cleaned(pixels)
+    cut = cut_to_scan(result, SETTINGS)
+    assert abs(cut.pixels.shape[0] - 300) <= 12 and abs(cut.pixels.shape[1] - 400) <= 12
+    assert cut.mask.shape == cut.pixels.shape[:2]
+    assert np.array_equal(cut_to_scan(result, CleanSettings(crop="frame")).pixels, result.pixels)
+    assert np.array_equal(cut_to_scan(result, CleanSettings(profile="paper")).pixels, result.pixels)
