@@ -72,7 +72,9 @@ def _preview_cleaned(frame: Frame, settings: Settings, answer: Emit) -> None:
     answer(Picture("mask"), encode_png(tinted(frame.pixels, image.mask)))
     answer(Picture("after"), encode_png(image.pixels))
     augment = settings.train.augment
-    packed = square(cut_to_scan(image, settings.clean), settings.model.image_size, "", "", augment.resize, augment.aspect)
+    packed = square(
+        cut_to_scan(image, settings.clean), settings.model.image_size, "", "", augment.resize, augment.aspect
+    )
     answer(Picture("packed", packed.pixels.shape), packed.pixels.tobytes())
 
 
