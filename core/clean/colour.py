@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usfmae.core.clean.finding import Crop, Finding
-from usfmae.core.clean.morphology import brightest_of, dilated, gray_of, labelled, largest_of
+from usfmae.core.clean.morphology import brightest_of, components, dilated, gray_of, labelled, largest_of
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.types import Mask, Pixels
 
@@ -26,11 +26,7 @@ _BESIDE = 9  # pixels around flow in which crumbs of colour are flow too
 _SMALLEST_FLOW = 40  # pixels; smaller parts are flow only beside larger ones
 _BAR_FILL, _BAR_WIDTH = 0.93, 28  # share of its bounding box that a colour bar fills; pixels of its shorter side
 _INK_CHROMA = 26  # of hues that no flow has
-_CRUMB, _CRUMB_DEPTH, _CRUMB_ROUND = (
-    10,
-    1.9,
-    0.35,
-)  # pixels, half width and compactness of flow in a vessel of a few pixels
+_LETTERS, _LETTER_HEIGHT = 4, 34  # parts that stand in a row as letters do; pixels across the row
 _LIT, _TINTED, _OFF = 24, 0.6, 0.2  # gray level; share of lit pixels with a colour; share that a tint does not explain
 _LEVELS = 64  # of brightness, for each of which a tint is one colour
 
@@ -59,6 +55,19 @@ def _one_colour(pixels: Pixels, labels: NDArray[Any], inner: Mask, count: int) -
     return np.bincount(which, like, count) > _ONE_COLOUR * total
 
 
+def _in_a_row(labels: NDArray[Any], depth: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
+    """Which parts (count,) stand in a row of several thin ones, along rows or columns, as letters do."""
+    in_row = np.zeros(count, bool)
+    for reach in ((3, 11), (11, 3)):
+        near = cv2.dilate((labels > 0).astype(np.uint8), np.ones(reach, np.uint8)) > 0
+        for window, row in components(near, smallest=_SMALLEST_FLOW):
+            parts = np.unique(labels[window][row & (labels[window] > 0)])
+            height, length = sorted(row.shape)
+            if len(parts) >= _LETTERS and height <= _LETTER_HEIGHT and length > 2 * height and depth[parts].max() < 5:
+                in_row[parts] = True
+    return in_row
+
+
 def split(pixels: Pixels) -> tuple[Mask, Mask]:
     """Colour ink and colour flow of an RGB crop, each (H, W)."""
     difference = chroma(pixels)
@@ -81,13 +90,10 @@ def split(pixels: Pixels) -> tuple[Mask, Mask]:
     blob = ~even & (compact > 0.2) & (area >= 1.5 * _SMALLEST_FLOW)
     drawn = np.bincount(labels[drawn_hue], minlength=count) / np.maximum(1, area) > 0.6
     blob &= ~drawn
-    # Power and colour flow in thin vessels: a few pixels, round, red or blue.
-    crumb = ~drawn & (area >= _CRUMB) & (depth >= _CRUMB_DEPTH) & (compact > _CRUMB_ROUND)
     seed = (
-        (depth > _STROKE) & ~(even & (depth < 4)) & (area >= _SMALLEST_FLOW) & ~(drawn & (depth < 2 * _STROKE))
-        | blob
-        | crumb
+        (depth > _STROKE) & ~(even & (depth < 4)) & (area >= _SMALLEST_FLOW) & ~(drawn & (depth < 2 * _STROKE)) | blob
     ) & ~bar
+    seed &= ~_in_a_row(labels, depth, count)
     seed[0] = False
     flow = seed[labels]
     if flow.any():  # thin twigs and crumbs beside a thick part, but no line that passes by
