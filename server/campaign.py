@@ -8,6 +8,7 @@ campaigns; each warms its learning rate up again from its own origin.
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import time
 from dataclasses import asdict, dataclass, replace
@@ -17,17 +18,21 @@ from usfmae.core import audit
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError
 from usfmae.core.files import is_locked, write_atomic
+from usfmae.core.log import note
+from usfmae.core.mae.lr_schedule import learning_rate
 from usfmae.core.tensors import TensorFile
 from usfmae.core.types import recipe_id
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
+
+logger = logging.getLogger(__name__)
 
 RECORD = "campaigns"  # the ledger's fact that holds all of them, oldest first
 OPEN_ENDED = 100  # rounds that place the learning rate where a campaign has no planned length
 
 # Settings that change how fast or where a round is computed, never what comes out.
 _FREE_TRAIN = {"micro_batch", "keep", "checkpoint_steps", "checkpoint_minutes", "compile", "steps", "origin"}
-_FREE_ROUNDS = {"total_steps", "quorum", "deadline", "patience", "late"}
+_FREE_ROUNDS = {"total_steps", "quorum", "deadline", "grace", "grace_factor", "patience", "late"}
 _FREE_CONTINUAL = {"alphas", "anatomies"}
 
 
@@ -85,9 +90,10 @@ def resume(ledger: Ledger, settings: CoordinatorSettings, rounds: int = 0) -> Ca
     now = found[-1]
     if now.ended is not None:
         raise PolicyError(f"campaign {now.id}", "was ended", "begin the next with 'usfmae-server campaign start'")
-    if now.recipe != recipe_id(recipe_of(settings)):
+    changed = _changed(now.settings, recipe_of(settings))
+    if changed:
         raise PolicyError(
-            f"campaign {now.id}: {', '.join(_changed(now.settings, recipe_of(settings)))}",
+            f"campaign {now.id}: {', '.join(changed)}",
             "changed while the campaign runs",
             "put it back, or 'usfmae-server campaign end' and begin a new one with 'campaign start'",
         )
@@ -99,6 +105,37 @@ def goes_on(ledger: Ledger, running: Campaign) -> bool:
     now, last = current(ledger), ledger.last_round()
     planned = running.last is None or last is None or last.number < running.last
     return planned and now is not None and now.id == running.id
+
+
+def placed(home: Layout, ledger: Ledger, settings: CoordinatorSettings, running: Campaign, rounds: int = 0) -> Campaign:
+    """The campaign with its learning rate placed so that the next round still learns.
+
+    A campaign without a planned end is lengthened when its schedule is over: to the end of `rounds` where so many are
+    wanted, else by OPEN_ENDED rounds, and then before an `infinite` schedule begins to fall. The ledger, the audit log
+    and the log say so. PolicyError where `rounds.total_steps` says that no step is left.
+    """
+    last = ledger.last_round()
+    step, number = (last.global_step + last.steps, last.number) if last else (0, 0)
+    if running.rounds:
+        return running  # it ends by itself
+    falls = settings.train.schedule == "infinite" and not rounds
+    fall = settings.train.anneal * running.steps if falls else 0.0
+    needed = settings.rounds.steps if fall else 1
+    recipe = settings.train.model_copy(update={"origin": running.origin})
+    if step + needed <= running.end_step - fall or (not fall and learning_rate(step, running.end_step, recipe) > 0):
+        return running
+    if settings.rounds.total_steps:
+        where = f"rounds.total_steps: {settings.rounds.total_steps}"
+        why = f"the learning rate is 0 from step {running.end_step} on: nothing would be learned"
+        raise PolicyError(where, why, "end the campaign, or begin a new one with 'usfmae-server campaign start'")
+    left = max(rounds - number, 1) if rounds else OPEN_ENDED
+    longer = replace(running, steps=step - running.origin + settings.rounds.steps * left)
+    ledger.set_facts({RECORD: _text([*campaigns(ledger)[:-1], longer])})
+    audit.append(
+        home.audit, "aggregator", "campaign-extend", campaign=running.id, steps=longer.steps, before=running.steps
+    )
+    note(logger, "learning rate placed anew", steps=longer.steps, before=running.steps)
+    return longer
 
 
 def start(home: Layout, ledger: Ledger, settings: CoordinatorSettings, rounds: int, seed: int | None) -> Campaign:
@@ -187,10 +224,10 @@ def _text(listed: list[Campaign]) -> str:
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Dotted keys whose values differ."""
+    """Dotted keys whose values differ; a key that the older version did not know is no change."""
     return sorted(
         f"{section}.{key}"
         for section in old.keys() | new.keys()
-        for key in old.get(section, {}).keys() | new.get(section, {}).keys()
+        for key in old.get(section, {})
         if old.get(section, {}).get(key) != new.get(section, {}).get(key)
     )

@@ -63,6 +63,8 @@ class Round:
     summary: Mapping[str, Any] | None = None
 
 
+CLOSE = "close_round"  # fact: number of a round that the coordinator wants closed as soon as its quorum is there
+
 # Columns that came after 0.1.0, and their tables.
 _LATER = (
     ("sites", "confirmed INTEGER NOT NULL DEFAULT 0"),
@@ -382,6 +384,15 @@ class Ledger:
             " WHERE verdict = 'admitted' AND norm IS NOT NULL AND round < ? AND round >= ? ORDER BY round, site"
         )
         return [(row["round"], row["length"]) for row in self._db.execute(query, (before, before - rounds)).fetchall()]
+
+    def silent(self, before: int, rounds: int = 2) -> set[str]:
+        """Sites enrolled all along that answered in none of the last `rounds` rounds; none before there were so many."""
+        last = [r for r in self.rounds() if r.number < before and r.steps and (r.summary or {}).get("sites")][-rounds:]
+        if len(last) < rounds:
+            return set()
+        query = "SELECT site FROM sites WHERE state = 'active' AND added <= ?"
+        known = {row["site"] for row in self._db.execute(query, (last[0].opened,)).fetchall()}
+        return known - {site for one in last for site in self.verdicts(one.number)}
 
     def strikes(self, before: int, rounds: int) -> dict[str, int]:
         """In how many of the rounds just before this one a site's update pointed against the others."""

@@ -46,6 +46,7 @@ def status(home: Layout) -> dict[str, Any]:
         "waiting_for": shown.closing.missing if shown.closing else [],
         "closes_at": shown.closing.deadline if shown.closing else None,
         "waits": shown.closing.text if shown.closing else shown.between,
+        "not_waited_for": shown.closing.silent if shown.closing else [],
         "sites": listed(home),
         "checkpoint": str(home.checkpoint(last.number if last else 0)),
         "hash": last.result if last else None,

@@ -42,9 +42,14 @@ class RoundSettings(Options):
     quorum: int = Field(1, ge=1)
     """Admitted updates without which a round does not close; it stays open past its deadline instead."""
     deadline: float = Field(86400.0, gt=0)
-    """Seconds after which a round with quorum closes without the sites that have not answered."""
-    patience: float = Field(86400.0, ge=0)
-    """Seconds a round with quorum waits for enrolled sites that are not connected."""
+    """Seconds after which a round with quorum closes in any case, without the sites that have not answered."""
+    grace: float = Field(600.0, ge=0)
+    """Seconds from its opening that a round with quorum gives the other sites at least..."""
+    grace_factor: float = Field(3.0, ge=1)
+    """...or this many times the median answer time of the round, where that is longer. A site that has answered in none
+    of the last two rounds is asked but not waited for."""
+    patience: float = Field(600.0, ge=0)
+    """Seconds a round with quorum waits where no missing site is connected."""
     late: Literal["refuse", "record"] = "record"
     """An update that comes after its round closed is never merged: refuse drops it unseen, record notes it."""
 

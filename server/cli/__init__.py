@@ -16,6 +16,7 @@ COMMANDS = {  # name -> "module:attribute"; its line of help is the first senten
     "page": "usfmae.server.cli.page:page",
     "simulate": "usfmae.server.cli.simulate:simulate",
     "campaign": "usfmae.server.cli.campaign:campaign",
+    "round": "usfmae.server.cli.round:round_",
     "release": "usfmae.server.cli.release:release",
     "status": "usfmae.server.cli.status:status",
     "person": "usfmae.server.cli.person:person",

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from usfmae.core.config.coordinator import CoordinatorSettings
+from usfmae.core.config.coordinator import CoordinatorSettings, RoundSettings
 from usfmae.core.errors import ConfigError
 from usfmae.core.federated.messages import VerdictCode
 from usfmae.core.web.templating import duration
 from usfmae.server.layout import Layout
-from usfmae.server.ledger import connected
+from usfmae.server.ledger import Verdict, connected
+from usfmae.server.rounds import quorum
 
 CONNECTED_SECONDS = 180.0  # a site that spoke this recently is shown as connected
 LATEST = 6  # rounds on the overview
@@ -180,7 +181,8 @@ def fact(db: sqlite3.Connection, key: str) -> str:
 class Closing:
     """What the open round still waits for, and when it closes without it."""
 
-    missing: list[str]  # names of sites that have not answered
+    missing: list[str]  # names of sites that have not answered and are waited for
+    silent: list[str]  # names of sites that are not waited for: they answered in none of the last rounds
     quorum: int
     admitted: int
     deadline: float | None  # Unix time from which a quorum suffices; None without settings
@@ -197,6 +199,7 @@ class Closing:
         when = f" or in {duration(max(0.0, self.deadline - time.time()))}" if self.deadline else ""
         return (
             f"The quorum of {self.quorum} is reached. Closes when {left} answer{'s' * (len(self.missing) == 1)}{when}."
+            + (f" Not waited for, silent in the last rounds: {', '.join(self.silent)}." if self.silent else "")
         )
 
 
@@ -313,7 +316,7 @@ def overview(home: Layout, history: History) -> Overview:
             _not_admitted(db, newest),
             _declined(db, newest),
             _replies(db, newest),
-            _closing(opened, open_verdicts, known, settings) if opened else None,
+            _closing(db, opened, open_verdicts, known, settings) if opened else None,
             settings.continual.budget if settings else None,
             settings,
         )
@@ -328,21 +331,40 @@ def _settings(home: Layout) -> CoordinatorSettings | None:
 
 
 def _closing(
+    db: sqlite3.Connection,
     opened: Mapping[str, Any],
     open_verdicts: list[dict[str, Any]],
     known: list[dict[str, Any]],
     settings: CoordinatorSettings | None,
 ) -> Closing:
-    """As `rounds.quorum.may_close` decides it."""
-    answered = {reply["site"] for reply in open_verdicts}
-    active = [site for site in known if site["state"] == "active"]
-    missing = [site for site in active if site["site"] not in answered]
-    admitted = sum(reply["verdict"] == VerdictCode.ADMITTED for reply in open_verdicts)
-    if settings is None:
-        return Closing([site["name"] for site in missing], 1, admitted, None)
-    rules = settings.rounds
-    wait = rules.deadline if any(site["connected"] for site in missing) else min(rules.patience, rules.deadline)
-    return Closing([site["name"] for site in missing], max(rules.quorum, 1), admitted, opened["opened"] + wait)
+    """As the round loop decides it (`rounds.quorum.closing`)."""
+    active = {site["site"]: site for site in known if site["state"] == "active"}
+    verdicts = {
+        reply["site"]: Verdict(
+            opened["number"], reply["site"], VerdictCode(reply["verdict"]), received=reply["received"]
+        )
+        for reply in open_verdicts
+    }
+    here = [site for site, one in active.items() if one["connected"]]
+    rules = settings.rounds if settings else RoundSettings()
+    end = quorum.closing(verdicts, active, here, opened["opened"], rules, _silent(db, opened["number"]))
+    waits, silent = (sorted(active[s]["name"] for s in sites) for sites in (end.waits_for, end.not_waited_for))
+    return Closing(waits, silent, max(rules.quorum, 1), end.admitted, end.closes if settings else None)
+
+
+def _silent(db: sqlite3.Connection, number: int) -> set[str]:
+    """As `Ledger.silent`, read only: sites that answered in neither of the last two rounds."""
+    last = rows(
+        db,
+        "SELECT number, opened FROM rounds WHERE number < ? AND steps > 0 AND json_extract(summary, '$.sites') > 0"
+        " ORDER BY number DESC LIMIT 2",
+        number,
+    )
+    if len(last) < 2:
+        return set()
+    query = "SELECT site FROM sites WHERE state = 'active' AND added <= ? AND site NOT IN"
+    query += " (SELECT site FROM replies WHERE round IN (?, ?))"
+    return {row["site"] for row in rows(db, query, last[1]["opened"], last[0]["number"], last[1]["number"])}
 
 
 def _planned(db: sqlite3.Connection) -> int | None:

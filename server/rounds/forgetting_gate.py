@@ -18,8 +18,9 @@ from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.federated import averaging, forgetting_budget
 from usfmae.core.federated.averaging import Tensors
-from usfmae.core.federated.forgetting_budget import ACCEPTED, REFUSED, Decision
+from usfmae.core.federated.forgetting_budget import ACCEPTED, Decision
 from usfmae.core.federated.forgetting_panel import Reading
+from usfmae.core.federated.merge import mix_memory
 from usfmae.core.federated.rules import rule_for
 from usfmae.core.files import write_atomic
 from usfmae.core.log import note
@@ -48,7 +49,7 @@ class ForgettingGate:
 
     def __init__(self, home: Layout, ledger: Ledger, settings: CoordinatorSettings) -> None:
         self.home, self.ledger, self.settings = home, ledger, settings.continual
-        self.remembered = rule_for(settings.merge).memory
+        self.rule = rule_for(settings.merge)
         self.reader: PanelReader | None = None
         if self.settings.panel:
             replayed = Corpus([self.settings.replay]) if self.settings.replay else None
@@ -168,15 +169,16 @@ class ForgettingGate:
         decision = self._decide(current, readings, self.settings.steps_back)
         kept = averaging.interpolate(base, now, decision.share)
         self._store(current.number, kept, gate=decision.outcome, kept=str(decision.share))
-        if decision.outcome == REFUSED:
-            self._forget_momentum(current.number)
+        self._keep_momentum(current.number, decision.share)
         return self.reader.read(kept), decision
 
-    def _forget_momentum(self, number: int) -> None:
-        """What the merging rule would have remembered of a refused round goes back to the round before."""
-        for name in self.remembered:
+    def _keep_momentum(self, number: int, share: float) -> None:
+        """Of what the merging rule remembers of the round, keep the share that is kept of its step; 0 is none of it."""
+        for name in self.rule.memory:
             before, after = self.home.memory(name, number - 1), self.home.memory(name, number)
-            if before.exists():
+            if share:
+                mix_memory(before if before.exists() else None, after, share, self.rule.start(name))
+            elif before.exists():
                 write_atomic(after, before.read_bytes())
             else:
                 after.unlink(missing_ok=True)

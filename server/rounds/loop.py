@@ -30,9 +30,9 @@ from usfmae.core.tensors import TensorFile
 from usfmae.server import campaign, checkpoints
 from usfmae.server.campaign import Campaign
 from usfmae.server.layout import Layout, check_disk
-from usfmae.server.ledger import Ledger, Round, Verdict
+from usfmae.server.ledger import CLOSE, Ledger, Round, Verdict
 from usfmae.server.rounds import commit, spool
-from usfmae.server.rounds.quorum import announce, hopeless, may_close
+from usfmae.server.rounds.quorum import announce, closing, hopeless
 from usfmae.server.rounds.request import replayed, train_request
 from usfmae.server.rounds.transport import Answer, RoundTask, Transport
 
@@ -85,6 +85,7 @@ class Loop:
         self.decoder = checkpoints.check(self.home.decoder)
         while (not rounds or self._committed() < rounds) and campaign.goes_on(self.ledger, running):
             try:
+                running = campaign.placed(self.home, self.ledger, self.settings, running, rounds)
                 self.one_round(running)
             except ResourceError as error:  # a full disk mends itself or is mended; the round stays open
                 note(logger, "waiting", level=logging.ERROR, reason=str(error))
@@ -137,6 +138,7 @@ class Loop:
         """Ask and judge until the round may be merged; returns why it never can be, else ""."""
         spool.forget_unnoted(self.home, self.ledger, current.number)
         self._forget_damaged(current.number)
+        silent = self.ledger.silent(current.number)
         while True:
             sites = {name: site for name, site in self.ledger.sites().items() if site.state == SiteState.ACTIVE}
             here = self.transport.connected() & set(sites)
@@ -148,12 +150,17 @@ class Loop:
             self._take_late()
             now, age = self.ledger.verdicts(current.number), self.clock() - current.opened
             waited = [site for site in sites if site in now or self.unsigned[site] < MOST_UNSIGNED]
-            if may_close(now, waited, here, age, self.settings.rounds):
+            end = closing(now, waited, here, current.opened, self.settings.rounds, silent)
+            if end.due(self.clock()) or (end.closes is not None and self._told_to_close(current.number)):
                 return ""
             if hopeless(now, sites, age, self.settings.rounds):
                 return QUORUM_REFUSED
             self._ask_decliners(current, verdicts)
             self.wait(TICK)
+
+    def _told_to_close(self, number: int) -> bool:
+        """The coordinator has said `round close`."""
+        return self.ledger.fact(CLOSE) == str(number)
 
     def _forget_damaged(self, number: int) -> None:
         """After a restart: what was admitted must still be what its site signed, else the site is asked again."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import statistics
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from usfmae.core import audit
 from usfmae.core.config.coordinator import RoundSettings
+from usfmae.core.errors import PolicyError
 from usfmae.core.federated.messages import VerdictCode
 from usfmae.core.log import note
 from usfmae.server.layout import Layout
-from usfmae.server.ledger import Verdict
+from usfmae.server.ledger import CLOSE, Ledger, RoundState, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -25,18 +28,44 @@ def announce(home: Layout, verdict: Verdict, name: str) -> None:
     note(logger, "verdict", site=name, **said)
 
 
-def may_close(
-    verdicts: Mapping[str, Verdict], active: Collection[str], here: Collection[str], age: float, rules: RoundSettings
-) -> bool:
-    """Everyone has answered; or the quorum has, and the others are out of time.
+@dataclass(frozen=True)
+class RoundEnd:
+    """When a round ends, and whom it waits for until then."""
 
-    `active`: sites that are enrolled, `here`: those that are connected, `age`: seconds since the round was opened.
+    closes: float | None  # Unix time; None while its quorum is missing
+    admitted: int
+    waits_for: tuple[str, ...]  # sites that have not answered
+    not_waited_for: tuple[str, ...]  # sites that have not answered, nor in the rounds before
+
+    def due(self, now: float) -> bool:
+        return self.closes is not None and (not self.waits_for or now >= self.closes)
+
+
+def closing(
+    verdicts: Mapping[str, Verdict],
+    active: Collection[str],
+    here: Collection[str],
+    opened: float,
+    rules: RoundSettings,
+    silent: Collection[str] = (),
+) -> RoundEnd:
+    """At once when everyone has answered; with a quorum, when the others have had their time; else not yet.
+
+    `active`: sites that are enrolled, `here`: those that are connected, `silent`: those that have answered in none of
+    the last rounds. Their time is the longer of `grace` and `grace_factor` times the median answer of this round, but
+    `deadline` at most, and `patience` where none of them is connected.
     """
-    admitted = [site for site in active if site in verdicts and verdicts[site].verdict == VerdictCode.ADMITTED]
-    if len(admitted) < max(rules.quorum, 1):
-        return False
+    admitted = [verdicts[s] for s in active if s in verdicts and verdicts[s].verdict == VerdictCode.ADMITTED]
     missing = set(active) - set(verdicts)
-    return not missing or age > rules.deadline or (not missing & set(here) and age > rules.patience)
+    waited = tuple(sorted(missing - set(silent)))
+    passed_over = tuple(sorted(missing & set(silent)))
+    if len(admitted) < max(rules.quorum, 1):
+        return RoundEnd(None, len(admitted), waited, passed_over)
+    usual = statistics.median(max(0.0, verdict.received - opened) for verdict in admitted)
+    limit = min(rules.deadline, max(rules.grace, rules.grace_factor * usual))
+    if not set(waited) & set(here):
+        limit = min(limit, rules.patience)
+    return RoundEnd(opened + (limit if waited else 0.0), len(admitted), waited, passed_over)
 
 
 def hopeless(verdicts: Mapping[str, Verdict], active: Collection[str], age: float, rules: RoundSettings) -> bool:
@@ -45,3 +74,19 @@ def hopeless(verdicts: Mapping[str, Verdict], active: Collection[str], age: floa
         s for s in active if s in verdicts and verdicts[s].verdict not in (VerdictCode.ADMITTED, VerdictCode.DECLINED)
     ]
     return age > rules.deadline and bool(refused) and len(active) - len(refused) < rules.quorum
+
+
+def close_now(home: Layout) -> dict[str, Any]:
+    """Have the open round closed with what is admitted. PolicyError where none is open, or its quorum is missing."""
+    ledger = Ledger(home.ledger)
+    opened = ledger.last_round(RoundState.OPEN)
+    if opened is None:
+        raise PolicyError("round", "none is open", "see 'usfmae-server status'")
+    admitted = sum(v.verdict == VerdictCode.ADMITTED for v in ledger.verdicts(opened.number).values())
+    quorum = max(home.settings().rounds.quorum, 1)
+    if admitted < quorum:
+        why = f"has {admitted} admitted updates; its quorum is {quorum}"
+        raise PolicyError(f"round {opened.number}", why, "wait for more, or lower rounds.quorum and start again")
+    ledger.set_fact(CLOSE, str(opened.number))
+    audit.append(home.audit, "coordinator", "round-close", round=opened.number, admitted=admitted)
+    return {"round": opened.number, "admitted": admitted}

@@ -227,7 +227,7 @@ def test_page_and_status_say_who_is_missing_and_when_the_round_closes(home: Layo
     assert "Waits for 1 more admitted update (quorum 3): kiel, ulm." in page.get("/").text
     with ledger._write() as db:
         db.execute("UPDATE rounds SET opened = ? WHERE number = 3", (time.time() - 3600,))
-    home.settings_file.write_text("name: trial\nrounds:\n  quorum: 2\n  patience: 7200\n")
+    home.settings_file.write_text("name: trial\nrounds:\n  quorum: 2\n  grace: 7200\n  patience: 7200\n")
     found = status(home)
     assert found["waiting_for"] == ["kiel", "ulm"] and found["closes_at"] == pytest.approx(time.time() + 3600, abs=5)
     assert "Closes when kiel, ulm answer or in 60 min" in page.get("/").text.replace("1.0 h", "60 min")
