@@ -99,6 +99,11 @@ def read_node_key(path: Path) -> EllipticCurvePrivateKey:
     return read_private(path, EllipticCurvePrivateKey)
 
 
+def grouped(fingerprint: str) -> str:
+    """A fingerprint in groups of four, to be read aloud."""
+    return " ".join(fingerprint[i : i + 4] for i in range(0, len(fingerprint), 4))
+
+
 def normal_pem(pem: str) -> str:
     """The same public key as `public_pem` writes it: equal keys are equal text. ValueError where it is none."""
     return load_pem_public_key(pem.encode()).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()

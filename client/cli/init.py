@@ -49,6 +49,7 @@ def init(
     from usfmae.core.config.load import from_overrides, put
     from usfmae.core.config.site import SiteSettings
     from usfmae.core.federated.messages import fingerprint
+    from usfmae.core.keys import grouped
 
     values = {"name": name, "server": server, "sources": [str(path.resolve()) for path in sources]}
     for key, text in from_overrides(overrides).items():
@@ -60,6 +61,6 @@ def init(
         shown = {"site": str(directory), "enrolment": str(enrolment), "fingerprint": site.fingerprint}
         print_json({**shown, "coordinator_fingerprint": theirs})
         return
-    click.echo(f"site {name} made in {directory}, fingerprint {site.fingerprint}")
-    click.echo(f"it obeys the coordinator with the fingerprint {theirs}: compare both by telephone")
+    click.echo(f"site {name} made in {directory}, fingerprint {grouped(site.fingerprint)}")
+    click.echo(f"it obeys the coordinator with the fingerprint {grouped(theirs)}: compare both by telephone")
     click.echo(f"next: send {enrolment} to the coordinator, then 'usfmae-client doctor {directory}'", err=True)

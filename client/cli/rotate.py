@@ -20,10 +20,11 @@ def rotate(directory: Path, take: bool) -> None:
     """
     from usfmae.client import key_rotation
     from usfmae.client.site import Site
+    from usfmae.core.keys import grouped
 
     site = Site.open(directory)
     if take:
-        click.echo(f"new keys in place, fingerprint {key_rotation.take(site)}", err=True)
+        click.echo(f"new keys in place, fingerprint {grouped(key_rotation.take(site))}", err=True)
         return
     click.echo(
         f"send {key_rotation.ask(site)} to the coordinator; then: usfmae-client rotate {directory} --take", err=True

@@ -41,6 +41,7 @@ class SitePage(WebPage):
         self.site = site
         self.intake, self.shelf = quarantine.Intake(), outbox.Outbox(site)
         self.album, self.darkroom = corpus_view.CorpusView(), Darkroom()
+        self.turn = asyncio.Lock()  # of the picture that is being made
         self.templates.filters |= {"meaning": meaning, "question": view.question}
 
     # What it shows
@@ -71,7 +72,10 @@ class SitePage(WebPage):
         return self.show(request, "entry.html", held=held, looked=looked, trouble=trouble, decided=decided)
 
     async def picture(self, request: Request) -> Response:
-        looked = await self._look(self._held(request))
+        async with self.turn:  # a person who went to another page waits for no picture of this one
+            if await request.is_disconnected():
+                return Response(status_code=204)
+            looked = await self._look(self._held(request))
         pictures = {"before": looked.before, "after": looked.after, "changed": looked.changed or looked.before}
         return _picture(pictures.get(request.path_params["which"], b""))
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-HELD = 16
+HELD = 48
 
 
 class Darkroom:

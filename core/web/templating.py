@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 
 from usfmae.core import __version__
+from usfmae.core.keys import grouped
 
 STATIC = Path(__file__).parent / "static"
 
@@ -18,7 +19,15 @@ def environment(package: str) -> Environment:
     loader = ChoiceLoader([PackageLoader(package), FileSystemLoader(Path(__file__).parent / "templates")])
     found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     found.globals["version"] = __version__
-    found.filters |= {"ago": ago, "size": size, "duration": duration, "stamp": stamp, "short": short, "count": count}
+    found.filters |= {
+        "ago": ago,
+        "size": size,
+        "duration": duration,
+        "stamp": stamp,
+        "short": short,
+        "grouped": grouped,
+        "count": count,
+    }
     return found
 
 

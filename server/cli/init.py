@@ -27,11 +27,12 @@ def init(
     DIRECTORY gets a certificate authority, the server's certificate, the coordinator's key, coordinator.yaml, the
     ledger and round 0.
     """
+    from usfmae.core.keys import grouped
     from usfmae.server.bootstrap import create
 
     made = create(directory, name, host, port, seed, overrides)
     if as_json:
         print_json(made)
     else:
-        click.echo(f"federation {name} in {directory}, fingerprint {made['fingerprint']}")
+        click.echo(f"federation {name} in {directory}, fingerprint {grouped(made['fingerprint'])}")
         click.echo(f"give every hospital: {made['ca']} and {made['coordinator_key']}")
