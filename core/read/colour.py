@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut, convert_color_space
 
+from usfmae.core.read.dicom_pixels import jpeg_is_ybr
 from usfmae.core.read.raster import as_rgb
 from usfmae.core.read.refusal_codes import Unreadable
 from usfmae.core.types import Pixels
@@ -24,46 +25,84 @@ class Converter:
     def __init__(self, ds: Dataset, notes: set[str]) -> None:
         self.ds, self.notes = ds, notes
         self.declared = str(ds.get("PhotometricInterpretation") or "")
-        self.limits: tuple[float, float] | None = None
+        self.limits = self._window()
+        self.tables: tuple[NDArray[np.uint8], int] | None = None
 
-    def __call__(self, array: NDArray[Any]) -> Pixels:
+    @property
+    def needs_range(self) -> bool:
+        """Whether frames are deep and no window says how to scale them: `limits` of the whole object are needed."""
+        deep = int(self.ds.get("BitsAllocated") or 8) > 8
+        return deep and self.limits is None and self.declared.startswith("MONOCHROME")
+
+    def __call__(self, array: NDArray[Any], stream: bytes = b"") -> Pixels:
+        """`stream` is the frame's JPEG, where it was one: its markers decide the colour space."""
         if self.declared == "PALETTE COLOR":
             return self._palette(array)
         if array.ndim == 2:
             return self._gray(array)
         if array.ndim != 3 or array.shape[2] != 3 or array.dtype.kind != "u":
             raise Unreadable("unsupported-pixels", "colour with other than three unsigned samples")
-        return self._colour(self._eight_bits(array))
+        return self._colour(self._eight_bits(array), stream)
+
+    # Palettes -------------------------------------------------------------------------------------------------
 
     def _palette(self, array: NDArray[Any]) -> Pixels:
-        try:
-            looked_up = apply_color_lut(array, self.ds)[..., :3]
-        except Exception as error:
-            raise Unreadable("bad-palette", type(error).__name__) from None
-        return as_rgb((looked_up >> self._palette_shift()).astype(np.uint8))
+        """PS3.3 C.7.6.3.1.5: a sample is the number of an entry, counted from the first that is mapped."""
+        if self.tables is None:
+            try:
+                self.tables = self._entries()
+            except Exception as error:
+                raise Unreadable("bad-palette", type(error).__name__) from None
+        table, first = self.tables
+        return as_rgb(table[np.clip(array.astype(np.int64) - first, 0, len(table) - 1)])
 
-    def _palette_shift(self) -> int:
-        """8 where the tables hold 16 bits. Some devices state 16 and fill the lower 8 alone."""
-        red = bytes(self.ds.get("RedPaletteColorLookupTableData") or b"")
-        stated = int(self.ds.RedPaletteColorLookupTableDescriptor[2])
-        upper = red[1::2] if self.ds.original_encoding[1] is not False else red[::2]
-        return 8 if stated > 8 and (not upper or max(upper) > 0) else 0
+    def _entries(self) -> tuple[NDArray[np.uint8], int]:
+        """((entries, 3) uint8, the sample of the first entry)."""
+        count, first, bits = (int(n) for n in self.ds.RedPaletteColorLookupTableDescriptor)
+        count = count or 1 << 16
+        if "SegmentedRedPaletteColorLookupTableData" in self.ds:
+            ramp = np.arange(count, dtype=np.uint16).reshape(1, -1) + first
+            columns = list(np.moveaxis(apply_color_lut(ramp.astype(np.uint16), self.ds)[0, :, :3], 1, 0))
+        else:
+            columns = [
+                self._column(bytes(self.ds[f"{name}PaletteColorLookupTableData"].value), count)
+                for name in ("Red", "Green", "Blue")
+            ]
+        deep = columns[0].dtype.itemsize > 1
+        # Some devices state 16 bits and fill the lower 8 alone.
+        shift = 8 if deep and bits > 8 and any((column >> 8).any() for column in columns) else 0
+        return np.stack([(column >> shift).astype(np.uint8) for column in columns], axis=-1), first
+
+    def _column(self, data: bytes, count: int) -> NDArray[Any]:
+        """One table: words in the file's byte order, or bytes, two of which are packed into a word."""
+        order = "<" if self.ds.original_encoding[1] is not False else ">"
+        if len(data) >= 2 * count:
+            return np.frombuffer(data, f"{order}u2", count)
+        packed = np.frombuffer(data, np.uint8)
+        if order == ">":
+            packed = packed[: packed.size // 2 * 2].reshape(-1, 2)[:, ::-1].reshape(-1)
+        return packed[:count]
+
+    # Gray -----------------------------------------------------------------------------------------------------
 
     def _gray(self, array: NDArray[Any]) -> Pixels:
-        if self.limits is None and array.dtype != np.uint8:
-            self.limits = self._window(array)  # of the first frame, so that a clip does not flicker
-        rgb = as_rgb(array, *(self.limits or (None, None)))
+        limits = (None, None) if array.dtype == np.uint8 else self.limits or (None, None)
+        rgb = as_rgb(array, *limits)
         return 255 - rgb if self.declared == "MONOCHROME1" else rgb
 
-    def _window(self, array: NDArray[Any]) -> tuple[float, float]:
-        """The header's window (PS3.3 C.11.2.1.2), else the frame's own range."""
+    def _window(self) -> tuple[float, float] | None:
+        """The header's window (PS3.3 C.11.2.1.2), turned back into stored samples (C.11.1); None without one."""
         try:
             centre, width = (float(np.atleast_1d(self.ds[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
-            if width >= 1:
-                return centre - width / 2, centre + width / 2
-        except Exception:  # noqa: S110
-            pass
-        return float(array.min()), float(array.max())
+            slope = float(self.ds.get("RescaleSlope") or 1)
+            intercept = float(self.ds.get("RescaleIntercept") or 0)
+        except Exception:
+            return None
+        if width < 1 or slope <= 0:
+            return None
+        return (centre - width / 2 - intercept) / slope, (centre + width / 2 - intercept) / slope
+
+    # Colour ---------------------------------------------------------------------------------------------------
 
     def _eight_bits(self, array: NDArray[Any]) -> Pixels:
         """The upper 8 of BitsStored bits."""
@@ -72,10 +111,11 @@ class Converter:
         stored = int(self.ds.get("BitsStored") or array.dtype.itemsize * 8)
         return (array >> max(0, stored - 8)).astype(np.uint8)
 
-    def _colour(self, array: NDArray[Any]) -> Pixels:
+    def _colour(self, array: NDArray[Any], stream: bytes) -> Pixels:
         # Decoders of JPEG 2000 undo RCT and ICT themselves; those arrays are RGB here.
         declared_ybr = self.declared in ("YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420")
-        ybr = is_ybr(array, declared_ybr)
+        by_stream = jpeg_is_ybr(stream) if stream.startswith(b"\xff\xd8") else None
+        ybr = is_ybr(array, declared_ybr) if by_stream is None else by_stream
         if ybr != declared_ybr:
             self.notes.add("colour-space-corrected")
         return convert_color_space(array, "YBR_FULL", "RGB") if ybr else as_rgb(array)

@@ -6,31 +6,24 @@ Pixels come from pydicom's decoders (Pillow, GDCM, openjpeg, pyjpegls, RLE); MPE
 from __future__ import annotations
 
 import io
-import struct
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
-from typing import Any, BinaryIO
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import BinaryIO
 
 import numpy as np
 import pydicom
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_fragments, parse_basic_offsets
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.utils import as_pixel_options
 from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
     EnhancedUSVolumeStorage,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
     MPEGTransferSyntaxes,
 )
 
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.read import colour, sop_classes, video
-from usfmae.core.read.header import Facts, check_size
+from usfmae.core.read.dicom_pixels import FrameDecoder, check_syntax, locate, syntax_of
+from usfmae.core.read.header import Facts, check_size, refuse_icon
+from usfmae.core.read.raster import extent
 from usfmae.core.read.refusal_codes import Unreadable, guarded
 from usfmae.core.read.source import in_memory, opened
 from usfmae.core.read.timing import kept_indices, kept_slices, steady_times
@@ -71,7 +64,8 @@ def _checked(ds: Dataset, settings: ReadSettings) -> int:
     """The number of frames of a picture we may read. Raises Refused and Unreadable."""
     with guarded("bad-header"):
         sop_classes.check(ds, settings)
-        count = int(ds.get("NumberOfFrames") or 1)
+        check_syntax(syntax_of(ds))
+        count = _stated(ds) or 1
         check_size(int(ds.Columns), int(ds.Rows), count, settings)
         return count
 
@@ -79,8 +73,13 @@ def _checked(ds: Dataset, settings: ReadSettings) -> int:
 def facts(scan: Scan, settings: ReadSettings) -> Facts:
     with opened(scan, settings) as file:
         ds = read_header(file)
-    count = _checked(ds, settings)
-    syntax = _syntax(ds)
+        count = _checked(ds, settings)
+        refuse_icon(int(ds.Columns), int(ds.Rows))
+        syntax = syntax_of(ds)
+        if syntax not in MPEGTransferSyntaxes:
+            with guarded("undecodable"):
+                count = max(count, len(locate(file, ds, _stated(ds)).frames))
+            check_size(int(ds.Columns), int(ds.Rows), count, settings)
     indices, _, notes = _kept(ds, count, settings)
     device = " ".join(_text(ds, name) for name in ("Manufacturer", "ManufacturerModelName")).strip()
     return Facts(
@@ -92,14 +91,6 @@ def facts(scan: Scan, settings: ReadSettings) -> Facts:
         _text(ds, "StudyInstanceUID"),
         notes,
     )
-
-
-def _syntax(ds: Dataset) -> UID:
-    """As stated, else uncompressed in the encoding that the header was found to have."""
-    if stated := ds.file_meta.get("TransferSyntaxUID"):
-        return UID(str(stated))
-    implicit, little = ds.original_encoding
-    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
 def _text(ds: Dataset, name: str) -> str:
@@ -219,67 +210,66 @@ def frames(
         ds = read_header(file)
         count = _checked(ds, settings)
         seen, sought = regions(ds), words(ds)
-        decode = _mpeg if _syntax(ds) in MPEGTransferSyntaxes else _stills
-        decoded = decode(file, ds, scan, count, settings, notes)
-        with closing(decoded):  # a reader that takes fewer frames ends the decoder before the file is closed
-            for frame in decoded:
-                yield Frame(frame.pixels, scan.trail, frame.index, frame.time, seen, sought)
+        decode = _mpeg if syntax_of(ds) in MPEGTransferSyntaxes else _stills
+        failed = {} if failed is None else failed
+        for frame in decode(file, ds, count, settings, notes, failed):
+            yield Frame(frame.pixels, scan.trail, frame.index, frame.time, seen, sought)
 
 
 def _stills(
-    file: BinaryIO, ds: Dataset, scan: Scan, count: int, settings: ReadSettings, notes: set[str]
-) -> Generator[Frame, None, None]:
-    """Frames of every syntax that codes each frame on its own."""
+    file: BinaryIO, ds: Dataset, count: int, settings: ReadSettings, notes: set[str], failed: dict[int, str]
+) -> Iterator[Frame]:
+    """Frames of every syntax that codes each frame on its own. One that does not decode is counted, not fatal."""
+    pixels = locate(file, ds, _stated(ds))
+    there = len(pixels.frames)
+    count = max(count, there)
+    check_size(int(ds.Columns), int(ds.Rows), count, settings)
+    if there != (_stated(ds) or 1):
+        notes.add("frames-miscounted")
     indices, times, noted = _kept(ds, count, settings)
     notes.update(noted)
-    to_rgb = colour.Converter(ds, notes)
-    for index, array in zip(indices, _arrays(file, ds, indices), strict=True):
-        yield Frame(to_rgb(array), scan.trail, index, times[index])
+    decoder, to_rgb = FrameDecoder(ds, pixels), colour.Converter(ds, notes)
+    wanted = [index for index in indices if index < there]
+    failed.update((index, "missing-frame") for index in indices if index >= there)
+    if to_rgb.needs_range:
+        to_rgb.limits = _range(decoder, wanted)
+    decoded = 0
+    for index in wanted:
+        try:
+            picture = to_rgb(*decoder(index))
+        except MemoryError:
+            raise
+        except Exception as error:
+            failed[index] = error.reason if isinstance(error, Unreadable) else "undecodable"
+            continue
+        decoded += 1
+        yield Frame(picture, index=index, time=times[index])
+    if not decoded:  # all of it is the scan's fault, not a frame's
+        reasons = sorted({failed.pop(index) for index in indices if index in failed})
+        raise Unreadable(reasons[0] if len(reasons) == 1 else "undecodable", "not one frame could be decoded")
 
 
-def _arrays(file: BinaryIO, ds: Dataset, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
-    """The chosen frames as stored, decoded one by one from a file that stands where its header ended."""
-    syntax = _syntax(ds)
-    source: Dataset | BinaryIO = file
-    options = as_pixel_options(ds)
-    if syntax == DeflatedExplicitVRLittleEndian:  # nothing in a deflated dataset can be reached on its own
-        file.seek(0)
-        source = pydicom.dcmread(file, force=True)
-    else:
-        options |= {
-            "transfer_syntax_uid": syntax,
-            "pixel_keyword": "PixelData",
-            "pixel_vr": _enter_pixels(file, ds),
-        }
-    for array, _ in get_decoder(syntax).iter_array(source, indices=indices, raw=True, validate=True, **options):
-        yield array
+def _range(decoder: FrameDecoder, wanted: Sequence[int]) -> tuple[float, float] | None:
+    """Lowest and highest sample of all kept frames of a deep object without a window: one scale for the whole clip."""
+    ends = []
+    for index in wanted:
+        with suppress(Exception):  # counted when it is decoded for good; want of memory comes again then
+            ends.append(extent(decoder(index)[0]))
+    return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else None
 
 
-def _enter_pixels(file: BinaryIO, ds: Dataset) -> str:
-    """Step over the header of (7FE0,0010) (PS3.5 7.1.2, 7.1.3) and return its VR. Raises Unreadable.
-
-    Whether a VR stands there is seen, not believed: files that declare explicit VRs and hold implicit ones exist.
-    """
-    head = file.read(8)
-    if len(head) < 8 or struct.unpack("<HH" if ds.original_encoding[1] else ">HH", head[:4]) != (0x7FE0, 0x0010):
-        raise Unreadable("no-pixels", "the object holds no picture")
-    if head[4:6] not in (b"OB", b"OW"):
-        return "OW"
-    file.read(4)
-    return head[4:6].decode()
+def _stated(ds: Dataset) -> int | None:
+    """NumberOfFrames, None where it is absent."""
+    return int(ds.get("NumberOfFrames") or 0) or None
 
 
 def _mpeg(
-    file: BinaryIO, ds: Dataset, scan: Scan, count: int, settings: ReadSettings, notes: set[str]
-) -> Generator[Frame, None, None]:
+    file: BinaryIO, ds: Dataset, count: int, settings: ReadSettings, notes: set[str], failed: dict[int, str]
+) -> Iterator[Frame]:
     """One MPEG-2, H.264 or HEVC stream: all fragments after the offset table, joined (PS3.5 8.2.5 ff., A.4)."""
     stated, noted = frame_times(ds, count, settings)
     file.seek(0)
     items = io.BytesIO(pydicom.dcmread(file, force=True).PixelData)
     parse_basic_offsets(items)
     with in_memory(b"".join(generate_fragments(items))) as descriptor:
-        capture = video.open_capture(descriptor, settings)
-        try:
-            yield from video.kept_frames(capture, scan, settings, notes, () if noted else stated)
-        finally:
-            capture.release()
+        yield from video.decoded(descriptor, settings, notes, failed, () if noted else stated)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.read.refusal_codes import Unreadable
+from usfmae.core.read.refusal_codes import RefusedScan, Unreadable
+
+SMALLEST = 40  # pixels of the shorter side; viewers on patients' discs bring icons
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,12 @@ class Facts:
     study: str = ""
     notes: tuple[str, ...] = ()  # for the ledger: "default-rate"
     beside: str = ""  # name of the file in the same folder that holds the pixels; in memory only
+
+
+def refuse_icon(width: int, height: int) -> None:
+    """RefusedScan for a picture that is too small to be a scan."""
+    if 0 < min(width, height) < SMALLEST:
+        raise RefusedScan("too-small", f"{width} x {height} pixels: an icon, no scan")
 
 
 def check_size(width: int, height: int, frames: int, settings: ReadSettings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 import cv2
@@ -12,15 +13,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.read.header import Facts, check_size
+from usfmae.core.errors import UsfmaeError
+from usfmae.core.read.header import Facts, check_size, refuse_icon
 from usfmae.core.read.label_masks import refuse_labels
-from usfmae.core.read.refusal_codes import guarded
+from usfmae.core.read.refusal_codes import Unreadable, guarded
 from usfmae.core.read.source import opened
 from usfmae.core.types import Frame, Pixels, Scan
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+
+PICTURE = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS")  # chunks of a PNG that decide its pixels
 
 # Our own limit is checked on the header; Pillow's warning would come after it.
 Image.MAX_IMAGE_PIXELS = None
@@ -32,34 +36,82 @@ def recognises(head: bytes) -> bool:
 
 def _open(file: BinaryIO) -> Image.Image:
     with guarded("unreadable"):  # Pillow raises OSError, SyntaxError, struct.error, ... on damaged headers
-        return Image.open(file, formats=FORMATS)
+        return Image.open(_picture_alone(file), formats=FORMATS)
+
+
+def _picture_alone(file: BinaryIO) -> BinaryIO:
+    """A PNG without the chunks that are no picture: Pillow refuses sound files for long text or a large profile."""
+    start = file.read(len(MAGIC[0]))
+    file.seek(0)
+    if start != MAGIC[0]:
+        return file
+    data = file.read()
+    kept, place = [data[:8]], 8
+    while place < len(data):
+        length, name = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        if name in PICTURE:
+            kept.append(data[place : place + 12 + length])
+        place += 12 + length
+    return io.BytesIO(b"".join(kept))
 
 
 def facts(scan: Scan, settings: ReadSettings) -> Facts:
     with opened(scan, settings) as file:
         image = _open(file)
-        pages = int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
+        pages = _pages(image)
         check_size(image.width, image.height, pages, settings)
+        refuse_icon(image.width, image.height)
         return Facts(image.format or "raster", pages, pages)
+
+
+def _pages(image: Image.Image) -> int:
+    return int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
 
 
 def frames(
     scan: Scan, settings: ReadSettings, notes: set[str], failed: dict[int, str] | None = None
 ) -> Iterator[Frame]:
-    """One Frame, or one per page of a TIFF. Raises Refused where it is a label mask."""
+    """One Frame, or one per page of a TIFF; deep pages share one scale. Raises RefusedScan where it is a label mask."""
     with opened(scan, settings) as file:
         image = _open(file)
-        pages = int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
-        limits: tuple[float, float] | None = None
+        pages = _pages(image)
+        low, high = _range(image, file, pages, settings)
         for page in range(pages):
-            image.seek(page)
-            check_size(image.width, image.height, pages, settings)
-            samples = _samples(image, file, page)
-            if limits is None and samples.dtype != np.uint8:
-                limits = extent(samples)  # of the first page: all share one scale
-            pixels = as_rgb(samples, *(limits or (None, None)))
+            try:
+                samples = _page(image, file, page, pages, settings)
+            except (UsfmaeError, MemoryError):
+                raise
+            except Exception:
+                if pages == 1 or failed is None:
+                    raise
+                failed[page] = "undecodable"
+                continue
+            pixels = as_rgb(samples, low, high)
             refuse_labels(pixels)
             yield Frame(pixels, scan.trail, page)
+        if failed and len(failed) == pages:
+            failed.clear()
+            raise Unreadable("undecodable", "not one page could be decoded")
+
+
+def _page(image: Image.Image, file: BinaryIO, page: int, pages: int, settings: ReadSettings) -> NDArray[Any]:
+    image.seek(page)
+    check_size(image.width, image.height, pages, settings)
+    return _samples(image, file, page)
+
+
+def _range(image: Image.Image, file: BinaryIO, pages: int, settings: ReadSettings) -> tuple[float | None, float | None]:
+    """Lowest and highest sample of all deep pages of a stack; none for a single picture, which has its own."""
+    if pages == 1:
+        return None, None
+    ends = []
+    for page in range(pages):
+        with suppress(Exception):  # met again when the page is read for good
+            image.seek(page)
+            if not (image.mode in ("I", "F") or image.mode.startswith("I;16") or _deep_colour(image)):
+                continue
+            ends.append(extent(_page(image, file, page, pages, settings)))
+    return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else (None, None)
 
 
 def _samples(image: Image.Image, file: BinaryIO, page: int) -> NDArray[Any]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import cv2
 
 from usfmae.core.config.read import ReadSettings
+from usfmae.core.read.deinterlace import Deinterlacer, conversion
 from usfmae.core.read.header import Facts, check_size
 from usfmae.core.read.raster import as_rgb
 from usfmae.core.read.refusal_codes import Unreadable
@@ -22,26 +24,59 @@ from usfmae.core.types import Frame, Scan
 
 # cv2 reads these when it opens a clip. Quiet, because FFmpeg's messages can quote what stands in a file.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-DEMUXERS = "avi,mov,mpeg,mpegvideo,mpegts,matroska,gif,asf,h264,hevc"
+DEMUXERS = "avi,mov,mpeg,mpegvideo,mpegts,matroska,gif,asf,h264,hevc,dv"
 OPTIONS = f"protocol_whitelist;fd|format_whitelist;{DEMUXERS}|fd;"
 _opening = threading.Lock()  # cv2 takes its options out of the environment
 
-SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mpg", ".mpeg", ".mkv", ".webm", ".gif", ".wmv")
+SUFFIXES = (
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".avi",
+    ".mpg",
+    ".mpeg",
+    ".mkv",
+    ".webm",
+    ".gif",
+    ".wmv",
+    ".ts",
+    ".mts",
+    ".m2ts",
+    ".vob",
+    ".dv",
+)
 BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")  # ISO 14496-12, QuickTime
-MAGIC = (b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"\x1aE\xdf\xa3", b"GIF8", b"0&\xb2u\x8ef\xcf\x11")
+MAGIC = (b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"\x1aE\xdf\xa3", b"GIF8", b"0&\xb2u\x8ef\xcf\x11", b"\x1f\x07\x00")
+PACKET, SYNC = 188, 0x47  # bytes of a packet of a transport stream, and the first of each (ISO 13818-1 2.4.3.2)
+TIMED = 4  # bytes of time that AVCHD puts before each packet
 
 
 def recognises(head: bytes) -> bool:
-    if head[4:8] in BOXES or head.startswith(MAGIC):
+    if head[4:8] in BOXES or head.startswith(MAGIC) or is_transport_stream(head):
         return True
     return head.startswith(b"RIFF") and head[8:12] == b"AVI "
+
+
+def is_transport_stream(head: bytes) -> bool:
+    """Three packets in a row, plain or as AVCHD recorders write them (.mts, .m2ts)."""
+    plain, timed = head[::PACKET], head[TIMED :: PACKET + TIMED]
+    return any(len(found) >= 3 and set(found[:3]) == {SYNC} for found in (plain, timed))
 
 
 def container(head: bytes) -> str:
     """A short name of the container, for people."""
     if head[4:8] in BOXES:
         return "MOV" if head[8:10] == b"qt" or head[4:8] != b"ftyp" else "MP4"
-    names = {b"\x00\x00\x01": "MPEG", b"\x1aE\xdf": "Matroska", b"GIF": "GIF", b"RIF": "AVI", b"0&\xb2": "WMV"}
+    if is_transport_stream(head):
+        return "MPEG-TS"
+    names = {
+        b"\x1f\x07\x00": "DV",
+        b"\x00\x00\x01": "MPEG",
+        b"\x1aE\xdf": "Matroska",
+        b"GIF": "GIF",
+        b"RIF": "AVI",
+        b"0&\xb2": "WMV",
+    }
     return names.get(head[:3], "video")
 
 
@@ -51,6 +86,7 @@ def open_capture(descriptor: int, settings: ReadSettings) -> cv2.VideoCapture:
     with _opening:
         os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = f"{OPTIONS}{descriptor}"
         capture = cv2.VideoCapture("fd:", cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+        conversion.listen()
     if not capture.isOpened():
         raise Unreadable("unreadable", "no decodable video stream")
     width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
@@ -60,7 +96,7 @@ def open_capture(descriptor: int, settings: ReadSettings) -> cv2.VideoCapture:
 
 def facts(scan: Scan, settings: ReadSettings) -> Facts:
     with descriptor_of(scan, settings) as descriptor:
-        name = container(os.pread(descriptor, 16, 0))
+        name = container(os.pread(descriptor, 1024, 0))
         capture = open_capture(descriptor, settings)
         count, rate = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
         capture.release()
@@ -75,22 +111,33 @@ def frames(
 ) -> Iterator[Frame]:
     """The kept frames in order; the others are stepped over without conversion. One frame in memory at a time."""
     with descriptor_of(scan, settings) as descriptor:
-        capture = open_capture(descriptor, settings)
-        try:
-            yield from kept_frames(capture, scan, settings, notes)
-        finally:
-            capture.release()
+        for frame in decoded(descriptor, settings, notes, {} if failed is None else failed):
+            yield replace(frame, trail=scan.trail)
 
 
-def kept_frames(
-    capture: cv2.VideoCapture, scan: Scan, settings: ReadSettings, notes: set[str], times: Sequence[float] = ()
+def decoded(
+    descriptor: int, settings: ReadSettings, notes: set[str], failed: dict[int, str], times: Sequence[float] = ()
 ) -> Iterator[Frame]:
-    """Frames of an open capture at `settings.fps`; `times`, where a header states them, go before the stream's own.
+    """Frames of a clip at `settings.fps`; `times`, where a header states them, go before the stream's own.
 
     Raises Unreadable where not one frame decodes.
     """
+    capture = open_capture(descriptor, settings)
+    size = (int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)))
+    fields = Deinterlacer(descriptor, size, settings)
+    try:
+        yield from _kept_frames(capture, fields, settings, notes, failed, times)
+    finally:
+        capture.release()
+        fields.close()
+
+
+def _kept_frames(
+    capture: cv2.VideoCapture, fields: Deinterlacer, settings: ReadSettings,
+    notes: set[str], failed: dict[int, str], times: Sequence[float],
+) -> Iterator[Frame]:  # fmt: skip
     sampler = FrameSampler(settings.fps)
-    index, time = -1, 0.0
+    index, time, filled = -1, 0.0, False
     while capture.grab():
         index += 1
         time = times[index] if index < len(times) else _time(capture, index, time, settings, notes)
@@ -98,11 +145,25 @@ def kept_frames(
             raise Unreadable("too-many-frames", f"the limit is {settings.max_frames}")
         if not sampler.wants(time):
             continue
-        decoded, pixels = capture.retrieve()
-        if decoded and pixels is not None:
-            yield Frame(as_rgb(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)), scan.trail, index, time)
-    if index < 0:
-        raise Unreadable("no-pixels", "not one frame could be decoded")
+        before = conversion.failures
+        got, pixels = capture.retrieve()
+        if conversion.failures != before:  # it says it succeeded, and nothing was written into `pixels`
+            picture = fields.frame(index)
+            reason = "interlaced"
+        else:
+            picture = as_rgb(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)) if got and pixels is not None else None
+            reason = "undecodable"
+        if picture is None:
+            failed[index] = reason
+            continue
+        filled = True
+        if reason == "interlaced":
+            notes.add("deinterlaced")
+        yield Frame(picture, index=index, time=time)
+    if not filled:
+        reasons = set(failed.values())
+        failed.clear()
+        raise Unreadable("interlaced" if "interlaced" in reasons else "no-pixels", "not one frame could be decoded")
 
 
 def _time(capture: cv2.VideoCapture, index: int, last: float, settings: ReadSettings, notes: set[str]) -> float:

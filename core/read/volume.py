@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.read.header import Facts, check_size
+from usfmae.core.read.header import Facts, check_size, refuse_icon
 from usfmae.core.read.label_masks import refuse_label_volume
 from usfmae.core.read.raster import as_rgb, extent
 from usfmae.core.read.refusal_codes import Unreadable, guarded
@@ -68,6 +68,7 @@ def _header(scan: Scan, settings: ReadSettings) -> Iterator[tuple[VolumeHeader, 
 
 def facts(scan: Scan, settings: ReadSettings) -> Facts:
     with _header(scan, settings) as (header, _):
+        refuse_icon(*(header.shape[axis] for axis in header.picture))
         kept = len(kept_slices(header.frames, settings.slices))
         return Facts(header.family, header.frames, kept, beside=header.beside)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from usfmae.core.config import Settings
 from usfmae.core.errors import ConfigError, ResourceError
 from usfmae.core.read import RefusedScan, Unreadable, read
-from usfmae.core.read.duplicates import Seen
+from usfmae.core.sandbox.duplicates import Seen
 from usfmae.core.sandbox.records import Alive, Answer, CleanUnit, Done, Kept, KeptBack, Outcome, ScanEnded, number_of
 from usfmae.core.types import CleanImage, Frame, Quarantined, Scan, Trail, content_id
 

@@ -36,7 +36,7 @@ def test_jpeg_comes_near(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
 def test_stills_come_back_bit_for_bit_whatever_their_name(tmp_path: Path, suffix: str) -> None:
-    colour = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    colour = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(colour).save(path)
     bare = path.rename(tmp_path / "no-extension")

@@ -148,7 +148,7 @@ BROKEN = """
 import numpy as np
 from usfmae.core import clean
 from usfmae.core.corpus import shard
-from usfmae.core.read import duplicates
+from usfmae.core.sandbox import duplicates
 from usfmae.core.sandbox import child, clean_unit
 from usfmae.core.types import CleanImage
 

@@ -1,0 +1,281 @@
+"""The frames of a DICOM object, found by what stands in the file: byte counts and markers before labels and tables.
+
+Each frame is cut out here and decoded on its own (by GDCM, openjpeg, pyjpegls, RLE, Pillow through pydicom), so that one
+bad frame, a wrong offset table or a missing NumberOfFrames costs what is broken and no more (PS3.5 A.4, PS3.3 C.7.6.3).
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.utils import as_pixel_options
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    MPEGTransferSyntaxes,
+    RLELossless,
+)
+
+from usfmae.core.read.refusal_codes import Unreadable
+
+PIXEL_DATA = (0x7FE0, 0x0010)
+ITEM, END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"  # (FFFE,E000), (FFFE,E0DD)
+UNDEFINED = 0xFFFFFFFF
+STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP")  # JPEG and JPEG-LS, JPEG 2000, JP2
+JPEG_XL = ("1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.4.111", "1.2.840.10008.1.2.4.112")
+JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit)
+SUBSAMPLED = ("YBR_FULL_422", "YBR_PARTIAL_422")
+
+Piece = tuple[int, int]  # offset in the file, length
+
+
+@dataclass(frozen=True)
+class PixelData:
+    """Where each frame of an object lies."""
+
+    file: BinaryIO
+    syntax: UID
+    vr: str
+    frames: tuple[tuple[Piece, ...], ...]  # the pieces of each frame
+
+    def bytes_of(self, frame: int) -> bytes:
+        return b"".join(self._piece(*piece) for piece in self.frames[frame])
+
+    def _piece(self, offset: int, length: int) -> bytes:
+        self.file.seek(offset)
+        data = self.file.read(length)
+        if len(data) < length and not self.syntax.is_encapsulated:
+            raise Unreadable("truncated", "the file ends before its pixels")
+        return data
+
+
+def syntax_of(ds: Dataset) -> UID:
+    """As stated, else uncompressed in the encoding that the header was found to have."""
+    if stated := ds.file_meta.get("TransferSyntaxUID"):
+        return UID(str(stated))
+    implicit, little = ds.original_encoding
+    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def check_syntax(syntax: UID) -> None:
+    """Unreadable, by its own name, for a syntax that no decoder here knows."""
+    if syntax in JPEG_XL:
+        raise Unreadable("unsupported-jpeg-xl", "JPEG XL is not decoded")
+    if syntax in MPEGTransferSyntaxes:
+        return
+    try:
+        known = get_decoder(syntax).is_available
+    except NotImplementedError:
+        known = False
+    if not known:
+        raise Unreadable("unsupported-syntax", f"transfer syntax {syntax.name:.60} is not decoded")
+
+
+def locate(file: BinaryIO, ds: Dataset, stated: int | None) -> PixelData:
+    """The frames of the object whose header was read from `file`, which stands at its pixel data.
+
+    `stated` is NumberOfFrames, None where it is absent. More frames than stated are taken as frames.
+    """
+    syntax = syntax_of(ds)
+    if syntax == DeflatedExplicitVRLittleEndian:  # nothing in a deflated dataset can be reached on its own
+        file.seek(0)
+        whole = pydicom.dcmread(file, force=True)["PixelData"]
+        file, vr, length = io.BytesIO(whole.value), whole.VR, len(whole.value)
+    else:
+        vr, length = _enter(file, ds)
+    if syntax.is_encapsulated:
+        table, fragments = _fragments(file)
+        return PixelData(file, syntax, "OB", _frames(file, syntax, table, fragments, ds, stated))
+    start, end = file.tell(), file.seek(0, io.SEEK_END)
+    if length != UNDEFINED:
+        end = min(end, start + length)
+    size = frame_size(ds, end - start, stated)
+    count = max(stated or 1, (end - start) // size)
+    frames = tuple(((start + number * size, size),) for number in range(count))
+    return PixelData(file, syntax, vr, frames)
+
+
+def _enter(file: BinaryIO, ds: Dataset) -> tuple[str, int]:
+    """Step over the header of (7FE0,0010) (PS3.5 7.1.2, 7.1.3); its VR and length. Raises Unreadable.
+
+    Whether a VR stands there is seen, not believed: files that declare explicit VRs and hold implicit ones exist.
+    """
+    order = "<" if ds.original_encoding[1] else ">"
+    head = file.read(8)
+    if len(head) < 8 or struct.unpack(order + "HH", head[:4]) != PIXEL_DATA:
+        raise Unreadable("no-pixels", "the object holds no picture")
+    eight = int(ds.get("BitsAllocated") or 8) <= 8
+    if head[4:6] in (b"OB", b"OW", b"UN"):
+        length = struct.unpack(order + "I", file.read(4))[0]
+        return head[4:6].decode() if head[4:6] != b"UN" else "OB" if eight else "OW", length
+    return "OW", struct.unpack(order + "I", head[4:])[0]
+
+
+# Uncompressed -------------------------------------------------------------------------------------------------
+
+
+def frame_size(ds: Dataset, available: int, stated: int | None) -> int:
+    """Bytes of a frame. Whether chroma is sub-sampled is decided by the byte count, the label is the second witness."""
+    pixels = int(ds.Rows) * int(ds.Columns)
+    samples, bits = int(ds.get("SamplesPerPixel") or 1), int(ds.get("BitsAllocated") or 8)
+    if bits not in (8, 16, 32):
+        raise Unreadable("unsupported-pixels", f"{bits} bits a sample")
+    whole = pixels * samples * bits // 8
+    if str(ds.get("PhotometricInterpretation")) not in SUBSAMPLED or samples != 3 or bits != 8:
+        return whole
+    half = pixels * 2
+    return whole if available >= whole * (stated or 1) else half
+
+
+# Encapsulated -------------------------------------------------------------------------------------------------
+
+
+def _fragments(file: BinaryIO) -> tuple[list[int], list[Piece]]:
+    """The basic offset table and where each fragment lies; as many as there are before the file breaks off."""
+    table: list[int] = []
+    pieces: list[Piece] = []
+    end = _size(file)
+    first = True
+    while True:
+        head = file.read(8)
+        if len(head) < 8 or head[:4] != ITEM:  # the sequence's end, or damage
+            return table, pieces
+        length = struct.unpack("<I", head[4:])[0]
+        offset = file.tell()
+        length = min(length, end - offset)
+        if first:
+            table = list(struct.unpack(f"<{length // 4}I", file.read(length)[: length // 4 * 4]))
+            first = False
+        elif length:
+            pieces.append((offset, length))
+        file.seek(offset + length)
+
+
+def _size(file: BinaryIO) -> int:
+    here = file.tell()
+    size = file.seek(0, io.SEEK_END)
+    file.seek(here)
+    return size
+
+
+def _frames(
+    file: BinaryIO, syntax: UID, table: list[int], pieces: list[Piece], ds: Dataset, stated: int | None
+) -> tuple[tuple[Piece, ...], ...]:
+    """Fragments put together to frames: one each, else by where a code stream starts, else by the offset table."""
+    if not pieces:
+        raise Unreadable("no-pixels", "the object holds no picture")
+    if syntax == RLELossless or len(pieces) == stated:
+        return tuple((piece,) for piece in pieces)
+    starts = [number for number, piece in enumerate(pieces) if _begins(file, piece)]
+    if starts and starts[0] == 0 and (stated is None or len(starts) >= stated):
+        return _grouped(pieces, starts)
+    by_table = _by_table(pieces, table or _extended(ds))
+    if by_table and len(by_table) >= (stated or 1):
+        return _grouped(pieces, by_table)
+    if (stated or 1) == 1:
+        return (tuple(pieces),)
+    if starts and starts[0] == 0:
+        return _grouped(pieces, starts)
+    return tuple((piece,) for piece in pieces)
+
+
+def _begins(file: BinaryIO, piece: Piece) -> bool:
+    file.seek(piece[0])
+    return file.read(8).startswith(STARTS)
+
+
+def _extended(ds: Dataset) -> list[int]:
+    """(7FE0,0001) Extended Offset Table."""
+    raw = ds.get("ExtendedOffsetTable") or b""
+    return list(struct.unpack(f"<{len(raw) // 8}Q", raw[: len(raw) // 8 * 8]))
+
+
+def _by_table(pieces: Sequence[Piece], table: Sequence[int]) -> list[int]:
+    """The fragment with which each frame of an offset table starts; empty where the table does not fit the file."""
+    first = pieces[0][0]
+    places = {offset - first: number for number, (offset, _) in enumerate(pieces)}
+    starts = [places.get(offset) for offset in table]
+    found = [start for start in starts if start is not None]
+    return found if len(found) == len(table) and found == sorted(set(found)) and found[:1] == [0] else []
+
+
+def _grouped(pieces: Sequence[Piece], starts: Sequence[int]) -> tuple[tuple[Piece, ...], ...]:
+    ends = [*starts[1:], len(pieces)]
+    return tuple(tuple(pieces[start:end]) for start, end in zip(starts, ends, strict=True))
+
+
+# Decoding -----------------------------------------------------------------------------------------------------
+
+
+class FrameDecoder:
+    """Decodes frames of one object, as stored: no colour conversion, no scale."""
+
+    def __init__(self, ds: Dataset, pixels: PixelData) -> None:
+        self.pixels = pixels
+        self.decoder = get_decoder(pixels.syntax)
+        self.options: dict[str, Any] = as_pixel_options(ds) | {
+            "transfer_syntax_uid": pixels.syntax,
+            "pixel_keyword": "PixelData",
+            "pixel_vr": pixels.vr,
+            "number_of_frames": 1,
+        }
+        self.options.pop("extended_offsets", None)
+        whole = int(ds.Rows) * int(ds.Columns) * 3
+        labelled = self.options.get("photometric_interpretation") in SUBSAMPLED and not pixels.syntax.is_encapsulated
+        if labelled and pixels.frames[0][0][1] == whole:  # every pixel has its own chroma, whatever the label says
+            self.options["photometric_interpretation"] = "YBR_FULL"
+
+    def __call__(self, frame: int) -> tuple[NDArray[Any], bytes]:
+        """(H, W[, 3]) samples of a frame, and its code stream ("" where there is none)."""
+        data = self.pixels.bytes_of(frame)
+        stream = data if self.pixels.syntax.is_encapsulated else b""
+        source = encapsulate([data], has_bot=False) if stream else data
+        # GDCM hands out the stream's own samples; Pillow converts some to RGB, and nobody would know which.
+        plugin = "gdcm" if self.pixels.syntax in JPEG and self.options.get("samples_per_pixel") == 3 else ""
+        array, _ = self.decoder.as_array(
+            source, index=0, raw=True, validate=True, decoding_plugin=plugin, **self.options
+        )
+        return array, stream
+
+
+def jpeg_is_ybr(stream: bytes) -> bool | None:
+    """Whether a JPEG stream of three components holds YCbCr, by its own markers; None where they do not say.
+
+    Adobe's transform flag decides, then JFIF (always YCbCr), then components called R, G, B, then sub-sampled chroma.
+    """
+    place, jfif = 2, False
+    while place + 4 <= len(stream) and stream[place] == 0xFF:
+        marker, length = stream[place + 1], int.from_bytes(stream[place + 2 : place + 4], "big")
+        body = stream[place + 4 : place + 2 + length]
+        if marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
+            return body[11] != 0
+        jfif = jfif or (marker == 0xE0 and body[:4] == b"JFIF")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+            return _by_components(body, jfif, lossy=marker in (0xC0, 0xC1, 0xC2))
+        place += 2 + length
+    return None
+
+
+def _by_components(body: bytes, jfif: bool, lossy: bool) -> bool | None:
+    if len(body) < 15 or body[5] != 3 or not lossy:
+        return None
+    names, factors = (body[6], body[9], body[12]), (body[7], body[10], body[13])
+    if names in ((82, 71, 66), (114, 103, 98)):
+        return False
+    if jfif or len(set(factors)) > 1:
+        return True
+    return None
