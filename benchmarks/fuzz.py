@@ -53,7 +53,7 @@ def evenly(paths: list[Path]) -> list[Path]:
 def outcome_of(worker: Any, path: Path, secret: bytes) -> tuple[str, list[str], int]:
     """("kept" | "quarantined" | "refused" | "ignored" | "failed", reasons, frames) of one file."""
     from usfmae.core.read.discover import Candidate, is_archive, member_candidates
-    from usfmae.core.sandbox.worker import Unit
+    from usfmae.core.sandbox.records import Unit
     from usfmae.core.types import Scan, Trail
 
     whole = Candidate(path.absolute())

@@ -1,6 +1,8 @@
 """The nouns: what flows through the house, in the order in which it flows.
 
-    Scan -> Frame -> CleanImage | Quarantined -> Shard -> Batch -> Checkpoint -> Update -> Checkpoint
+    Scan -> Frame -> CleanImage | Quarantined -> Shard -> Batch -> Checkpoint
+
+What goes on to the aggregator is `federated.codec.EncodedUpdate`, which needs no trail: it names a round and a base.
 
 Verbs are plain functions over these frozen dataclasses. Each noun carries a Trail, so that the audit log,
 resume keys and a model card's lineage all read the same header. Trails of scans never leave the hospital.
@@ -11,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,23 +138,9 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Update:
-    """What may leave a hospital: the packed difference of an encoder to its base, and a short signed record."""
-
-    payload: Mapping[str, bytes]  # tensor name -> packed bytes, see codec.py
-    record: Mapping[str, str | int | float]  # see protocol.TrainReply
-    trail: Trail = Trail()
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """Weights on disk with their metadata (architecture, heads, mask ratio, normalisation, lineage)."""
 
     path: Path  # the safetensors file
     metadata: Mapping[str, str] = field(default_factory=dict)
     trail: Trail = Trail()
-
-
-def merged_trail(parents: Iterable[Trail], id_: str, recipe: str = "") -> Trail:
-    """The trail of a thing made of several others, parents sorted so that order of arrival does not matter."""
-    return Trail(id_, tuple(sorted({p.id for p in parents if p.id})), recipe)

@@ -18,7 +18,8 @@ from usfmae.core.corpus.shard import FOLDER, Index, open_pixels, read_index
 from usfmae.core.errors import SourceError
 from usfmae.core.prepare.ledger import CorpusLedger
 from usfmae.core.prepare.run import unit_of
-from usfmae.core.sandbox.worker import Unit, Worker
+from usfmae.core.sandbox.records import Unit
+from usfmae.core.sandbox.worker import Worker
 
 RELEASED = "released-"  # begins the name of a shard that holds one frame a person let in
 

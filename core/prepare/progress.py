@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from usfmae.core.sandbox.worker import ScanResult
+from usfmae.core.sandbox.records import ScanResult
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -30,7 +30,8 @@ from usfmae.core.prepare.progress import PrepareSummary, Progress
 from usfmae.core.prepare.ray import run_ray
 from usfmae.core.read.discover import Candidate, check_sources
 from usfmae.core.sandbox.pool import Pool
-from usfmae.core.sandbox.worker import ScanResult, StoppedError, Unit, UnitResult, Worker
+from usfmae.core.sandbox.records import ScanResult, Unit
+from usfmae.core.sandbox.worker import StoppedError, UnitResult, Worker
 from usfmae.core.types import recipe_id, secret_id
 
 logger = logging.getLogger(__name__)

@@ -31,8 +31,6 @@ from usfmae.core.sandbox import ipc, records
 from usfmae.core.sandbox.records import ANSWERS, REQUESTS, Answer, Request, ScanResult, Unit, handed_over
 from usfmae.core.types import Quarantined, Scan, Trail, content_id
 
-__all__ = ["ProcessEndedError", "ScanResult", "StoppedError", "Unit", "UnitResult", "Worker"]
-
 logger = logging.getLogger(__name__)
 
 # Libraries keep what every size of picture once needed: a process of this size starts anew before the next unit.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from usfmae.core.types import Trail, content_id, merged_trail, recipe_id, secret_id
+from usfmae.core.types import content_id, recipe_id, secret_id
 
 
 def test_ids_depend_on_content_and_on_where_parts_end() -> None:
@@ -15,8 +15,3 @@ def test_a_secret_id_says_nothing_without_the_secret() -> None:
 
 def test_a_recipe_does_not_depend_on_key_order() -> None:
     assert recipe_id({"a": 1, "b": {"c": 2, "d": 3}}) == recipe_id({"b": {"d": 3, "c": 2}, "a": 1})
-
-
-def test_merging_does_not_depend_on_order_of_arrival() -> None:
-    a, b = Trail("a"), Trail("b")
-    assert merged_trail([a, b], "m") == merged_trail([b, a], "m") == Trail("m", ("a", "b"))

@@ -18,7 +18,8 @@ from usfmae.core.prepare import PrepareSummary, identify, takeover
 from usfmae.core.prepare.ledger import CorpusLedger
 from usfmae.core.prepare.run import is_balanced, planned, unit_of
 from usfmae.core.read.discover import Candidate, walk
-from usfmae.core.sandbox.worker import ScanResult, Worker
+from usfmae.core.sandbox.records import ScanResult
+from usfmae.core.sandbox.worker import Worker
 from usfmae.core.types import content_id
 
 from .conftest import SECRET, clip, content, rows, still, tables
