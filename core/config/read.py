@@ -22,6 +22,8 @@ class ReadSettings(Options):
     """DICOM modalities that are read; every other is refused."""
     group_by: Literal["folder", "file"] = "folder"
     """What a file without a patient in its header is held together with when data are split."""
+    follow_links: bool = True
+    """Follow links to folders outside of the sources, each folder once; a site does not unless it says so."""
     max_megapixels: float = Field(64.0, gt=0)
     """Larger frames are refused before they are decoded."""
     max_frames: int = Field(100_000, ge=1)

@@ -18,6 +18,11 @@ _WINDOW = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
 _SERVER = re.compile(r"https://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})/?")
 
 
+class SiteReadSettings(ReadSettings):
+    follow_links: bool = False
+    """Follow links to folders outside of the sources, each folder once. Who may write into a source could make one."""
+
+
 class SiteSettings(Options):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
     """Name under which the coordinator lists this site; letters, digits, '_', '-', '.'."""
@@ -69,7 +74,7 @@ class SiteSettings(Options):
     """Rounds whose base, update and training log stay on disk to answer a repeated request."""
     privacy: PrivacySettings = PrivacySettings()
     """What every request must keep to; no coordinator can change it."""
-    read: ReadSettings = ReadSettings()
+    read: SiteReadSettings = SiteReadSettings()
     """Reading scans."""
     clean: CleanSettings = CleanSettings()
     """Removing everything that is not tissue."""

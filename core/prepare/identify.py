@@ -112,7 +112,7 @@ class _Pass:
         waiting: deque[_File | _End] = deque()
         asked = written = 0
         saved = time.monotonic()
-        for item in self._items(listings(sources, skip=(self.ledger.corpus,))):
+        for item in self._items(listings(sources, (self.ledger.corpus,), self.pool.settings.read.follow_links)):
             waiting.append(item)
             asked += isinstance(item, _File)
             while waiting and (asked > AHEAD * self.pool.size or not _is_slow(waiting[0])):

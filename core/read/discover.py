@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import posixpath
 import stat
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, cast
@@ -25,6 +27,7 @@ from usfmae.core.types import Quarantined, Scan, Trail, secret_id
 HEAD = 4096
 DIRECTORY = "DICOMDIR"
 GZIP_MAGIC = b"\x1f\x8b"
+LINK_LOOP, LINK_OUTSIDE = "link-loop", "link-outside"  # reasons
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 NOT_ARCHIVES = (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".jar", ".whl", ".npz", ".epub")
 
@@ -73,29 +76,36 @@ class Listing:
             yield Candidate(folder / name, "", self.below, broken=reason)
 
 
-def walk(sources: Sequence[Path], skip: Sequence[Path] = ()) -> Iterator[Candidate]:
+def walk(sources: Sequence[Path], skip: Sequence[Path] = (), follow: bool = True) -> Iterator[Candidate]:
     """Every regular file below the sources in a stable order, without what lies below `skip`; see `listings`.
 
     Archives come as one candidate each, see `is_archive` and `members`.
     """
-    for listing in listings(sources, skip):
+    for listing in listings(sources, skip, follow):
         yield from listing.candidates()
 
 
-def listings(sources: Sequence[Path], skip: Sequence[Path] = ()) -> Iterator[Listing]:
+def listings(sources: Sequence[Path], skip: Sequence[Path] = (), follow: bool = True) -> Iterator[Listing]:
     """Every folder below the sources in a stable order, without what lies below `skip`.
 
-    Links to folders are not followed. Raises SourceError where a source is absent.
+    Each folder comes once, whatever links lead to it. With `follow` links to folders outside are followed, after all
+    that lies in the sources themselves; without, and for files always, a link that leads out is `broken`.
+    Raises SourceError where a source is absent.
     """
-    skipped = {str(path.resolve()) for path in skip}
     check_sources(sources)
+    walk_ = _Walk({str(path.resolve()) for path in skip}, follow)
+    places = []
     for source in sources:
         if source.name.upper() == DIRECTORY and source.is_file():
             source = source.parent  # it lists the file-set below its own folder (PS3.10 8.6)
-        if source.is_file():
-            yield _listing(str(source.absolute().parent), "", "", [source.absolute()], alone=True)
+        places.append(source.absolute())
+        walk_.enter(places[-1])
+    for place in places:
+        if place.is_file():
+            yield _listing(str(place.parent), "", "", [place], alone=True)
         else:
-            yield from _below(str(source.absolute()), skipped)
+            yield from walk_.below(str(place))
+    yield from walk_.linked()
 
 
 def check_sources(sources: Sequence[Path]) -> None:
@@ -105,34 +115,100 @@ def check_sources(sources: Sequence[Path]) -> None:
             raise SourceError(f"source {source}", "does not exist", "give an existing file or folder")
 
 
-def _below(source: str, skipped: set[str]) -> Iterator[Listing]:
-    """The folders of one source, each before the folders in it."""
-    waiting = [(source, "", "")]
-    while waiting:
-        folder, below, parent = waiting.pop()
-        try:
-            with os.scandir(folder) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
-        except OSError as error:  # a folder that cannot be listed is said, not passed over
-            yield Listing(folder, below, parent, broken=(("", f"os-{error.errno}"),))
-            continue
-        inside = [entry.is_dir(follow_symlinks=False) for entry in entries]
-        yield _listing(
-            folder, below, parent, [e for e, is_folder in zip(entries, inside, strict=True) if not is_folder]
-        )
-        for entry in reversed([e for e, is_folder in zip(entries, inside, strict=True) if is_folder]):
-            if not (skipped and os.path.realpath(entry.path) in skipped):
-                waiting.append((entry.path, f"{below}/{entry.name}" if below else entry.name, folder))
+class _Walk:
+    """One walk over sources, which knows the folders it has been in by device and inode."""
+
+    def __init__(self, skipped: set[str], follow: bool) -> None:
+        self.skipped, self.follow = skipped, follow
+        self.roots: list[str] = []  # real paths; a link to a file has to lead below one of them
+        self.visited: set[tuple[int, int]] = set()
+        self.above: set[tuple[int, int]] = set()  # the folders that the sources lie in: a link to one is a loop
+        self.links: list[tuple[os.DirEntry[str], str, str]] = []  # (link to a folder, below the source, its folder)
+
+    def enter(self, source: Path) -> None:
+        real = source.resolve()
+        self.roots.append(str(real))
+        for folder in real.parents:
+            with contextlib.suppress(OSError):
+                self.above.add(_identity(folder.stat()))
+
+    def below(self, start: str, start_below: str = "", start_parent: str = "") -> Iterator[Listing]:
+        """The folders from `start` on, each before the folders in it."""
+        waiting = [(start, start_below, start_parent)]
+        while waiting:
+            folder, below, parent = waiting.pop()
+            try:
+                identity = _identity(os.stat(folder))  # noqa: PTH116 - paths are text here
+                with os.scandir(folder) as found:
+                    entries = sorted(found, key=lambda entry: entry.name)
+            except OSError as error:  # a folder that cannot be listed is said, not passed over
+                yield Listing(folder, below, parent, broken=(("", f"os-{error.errno}"),))
+                continue
+            if identity in self.visited:
+                continue
+            self.visited.add(identity)
+            inside = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+            others = [entry for entry in entries if not entry.is_dir(follow_symlinks=False)]
+            folders = {entry.name for entry in others if entry.is_symlink() and _is_folder(entry)}
+            self.links += [(entry, below, folder) for entry in others if entry.name in folders]
+            files = [entry for entry in others if entry.name not in folders]
+            yield _listing(folder, below, parent, files, leads_out=self._leads_out)
+            for entry in reversed(inside):
+                if not (self.skipped and os.path.realpath(entry.path) in self.skipped):
+                    waiting.append((entry.path, f"{below}/{entry.name}" if below else entry.name, folder))
+
+    def linked(self) -> Iterator[Listing]:
+        """The folders that only links lead to."""
+        while self.links:
+            entry, below, parent = self.links.pop(0)
+            try:
+                identity = _identity(entry.stat())
+            except OSError as error:
+                yield Listing(entry.path, below, parent, broken=(("", f"os-{error.errno}"),))
+                continue
+            real = os.path.realpath(entry.path)
+            if identity in self.visited or any(real == p or real.startswith(p + "/") for p in self.skipped):
+                continue
+            if not self.follow or identity in self.above:
+                yield Listing(entry.path, below, parent, broken=(("", LINK_LOOP if self.follow else LINK_OUTSIDE),))
+                continue
+            self.roots.append(real)
+            yield from self.below(entry.path, f"{below}/{entry.name}" if below else entry.name, parent)
+
+    def _leads_out(self, path: str) -> bool:
+        real = os.path.realpath(path)
+        return not any(real == root or real.startswith(root.rstrip("/") + "/") for root in self.roots)
 
 
-def _listing(folder: str, below: str, parent: str, entries: Sequence[Any], alone: bool = False) -> Listing:
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _listing(
+    folder: str,
+    below: str,
+    parent: str,
+    entries: Sequence[Any],
+    alone: bool = False,
+    leads_out: Callable[[str], bool] = lambda path: False,
+) -> Listing:
     """Entries with a `name` and a `stat()`; pipes, devices and sockets are left out."""
     files, broken = [], []
     for entry in entries:
         try:
             status = entry.stat()
+            if not alone and entry.is_symlink() and leads_out(entry.path):
+                broken.append((entry.name, LINK_OUTSIDE))
+                continue
         except OSError as error:
-            broken.append((entry.name, f"os-{error.errno}"))
+            broken.append((entry.name, LINK_LOOP if error.errno == errno.ELOOP else f"os-{error.errno}"))
             continue
         if stat.S_ISREG(status.st_mode):
             files.append((entry.name, status.st_size, status.st_mtime_ns))
@@ -322,7 +398,7 @@ def discover(sources: Sequence[Path], secret: bytes, settings: ReadSettings) -> 
 
     In this process and in order; `prepare` does the same in processes that a hostile file may end.
     """
-    for candidate in walk(sources):
+    for candidate in walk(sources, follow=settings.follow_links):
         if candidate.broken:
             yield Quarantined(candidate.broken, Trail(candidate.place(secret)))
             continue

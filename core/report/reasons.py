@@ -25,6 +25,8 @@ MEANINGS = {
     "too-large": "larger than the limits in the settings",
     "too-many-frames": "more frames than the limit in the settings",
     "too-many-members": "an archive with more members than the limit in the settings",
+    "link-outside": "a link that leads out of the sources: name what it leads to as a source too",
+    "link-loop": "a link that leads to itself, or to a folder that the source lies in",
     "nested-archive": "an archive inside an archive is not opened",
     "encrypted-archive": "the archive asks for a password",
     "foreign-data-file": "the header points to a file elsewhere",

@@ -85,3 +85,11 @@ def test_every_key_is_documented() -> None:
     lines = template(Settings).splitlines()
     keys = [i for i, line in enumerate(lines) if not line.lstrip().startswith("#")]
     assert all(lines[i - 1].lstrip().startswith("#") for i in keys)
+
+
+def test_a_site_follows_no_link_out_of_its_sources_unless_it_says_so() -> None:
+    from usfmae.core.config.site import SiteSettings
+
+    base = {"name": "s", "server": "https://h:1"}
+    assert not SiteSettings.model_validate({**base, "read": {"fps": 3}}).read.follow_links
+    assert SiteSettings.model_validate({**base, "read": {"follow_links": True}}).read.follow_links

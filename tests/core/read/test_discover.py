@@ -11,6 +11,7 @@ from PIL import Image
 
 from usfmae.core.config import ReadSettings
 from usfmae.core.read import discover, read
+from usfmae.core.read.discover import walk
 from usfmae.core.types import Quarantined, Scan
 
 from .conftest import SECRET, speckle
@@ -106,3 +107,40 @@ def test_a_dangling_link_is_said(tmp_path: Path) -> None:
     (only,) = found(tmp_path)
     assert isinstance(only, Quarantined)
     assert only.reason == "os-2"
+
+
+def names(*sources: Path, follow: bool = True) -> list[str]:
+    return [f"{c.path.name} {c.broken}".strip() for c in walk(sources, follow=follow)]
+
+
+def test_folders_that_are_linked_in_are_walked_once_and_loops_end(tmp_path: Path) -> None:
+    still(tmp_path / "share" / "deep" / "shared.png")
+    still(tmp_path / "data" / "a" / "own.png")
+    for name, target in (("again", "a"), ("loop", "."), ("up", ".."), ("share", "../share"), ("twice", "../share")):
+        (tmp_path / "data" / name).symlink_to(target)
+    (tmp_path / "share" / "deep" / "back").symlink_to(tmp_path / "data")
+    assert names(tmp_path / "data") == ["own.png", "shared.png", "up link-loop"]
+    outside = ["share link-outside", "twice link-outside", "up link-outside"]
+    assert names(tmp_path / "data", follow=False) == ["own.png", *outside]
+    both = tmp_path / "data", tmp_path / "share"
+    assert names(*both, follow=False) == ["own.png", "shared.png", "up link-outside"]
+
+
+def test_a_link_to_a_file_is_followed_within_the_sources_alone(tmp_path: Path) -> None:
+    still(tmp_path / "elsewhere" / "x.png")
+    still(tmp_path / "data" / "own.png")
+    (tmp_path / "data" / "inside.png").symlink_to("own.png")
+    (tmp_path / "data" / "outside.png").symlink_to("../elsewhere/x.png")
+    (tmp_path / "data" / "self.png").symlink_to("self.png")
+    (tmp_path / "data" / "gone.png").symlink_to("gone")
+    said = ["inside.png", "own.png", "gone.png os-2", "outside.png link-outside", "self.png link-loop"]
+    assert names(tmp_path / "data") == said
+    assert "outside.png" in names(tmp_path / "data", tmp_path / "elsewhere")
+
+
+def test_a_source_that_is_a_link_is_walked(tmp_path: Path) -> None:
+    still(tmp_path / "share" / "x.png")
+    (tmp_path / "scans").symlink_to("share")
+    (tmp_path / "share" / "y.png").symlink_to("x.png")
+    assert names(tmp_path / "scans", follow=False) == ["x.png", "y.png"]
+    assert names(tmp_path / "scans" / "x.png") == ["x.png"]
