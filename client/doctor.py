@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import socket
@@ -12,13 +13,16 @@ from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
 from itertools import islice
 from typing import Any, Literal
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+
+import httpx
 
 from usfmae.client import site_policy
-from usfmae.client.flower.transport_errors import explained, untrusted
+from usfmae.client.flower.proxy import proxy_for
+from usfmae.client.flower.transport_errors import span, untrusted
 from usfmae.client.site import Site
 from usfmae.core.errors import UsfmaeError
+from usfmae.core.keys import new_node_key
+from usfmae.core.log import without_password
 
 FIRST_FILES = 2000  # files of a source that are looked at
 SLACK = 4.0  # seconds this clock may be ahead of the server's; behind, it may be minutes
@@ -43,6 +47,24 @@ class Fail(Exception):  # noqa: N818 - a verdict, not an error
 
 class Skip(Exception):  # noqa: N818 - a verdict, not an error
     pass
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What one call of the server told, or why there was no answer."""
+
+    error: httpx.HTTPError | None
+    version: str = ""  # of TLS
+    days: int = 0  # for which the certificate is good
+    clock_offset: float | None = None  # the server's clock minus this one, in seconds
+
+
+def _words(error: Exception) -> str:
+    return without_password(str(error)) or type(error).__name__
+
+
+def _is_tls(error: Exception) -> bool:
+    return "SSL" in str(error) or "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
 class Doctor:
@@ -84,6 +106,11 @@ class Doctor:
         except UsfmaeError as error:
             self.failed.add(name)
             return Finding(name, "FAIL", " - ".join(part for part in (error.what, error.why) if part), error.do)
+        except Exception as error:  # whatever it is, the other checks still help
+            self.failed.add(name)
+            return Finding(
+                name, "FAIL", f"{type(error).__name__}: {_words(error)}", "report this: a check failed itself"
+            )
 
     # --- the way out
 
@@ -92,107 +119,80 @@ class Doctor:
         _ = self.site.node_key, self.site.secret, self.site.coordinator
         return f"private keys closed to others; this site is {self.site.fingerprint}"
 
-    def _proxy(self) -> str | None:
-        """The proxy the agent will use, as httpx finds it."""
-        if self.site.settings.proxy:
-            return self.site.settings.proxy
-        found = getproxies()
-        return None if proxy_bypass(self.host) else found.get("https") or found.get("all")
-
     def proxy(self) -> str:
-        """A CONNECT through the proxy, where one is set."""
-        proxy = self._proxy()
-        if not proxy:
-            raise Skip("none set: direct connection")
-        self._connected().close()
-        return f"{proxy} connects to {self.host}:{self.port}"
+        """What stands between: the agent's own choice of a proxy, and whether it lets this site through."""
+        choice = proxy_for(self.site.settings.server, self.site.settings.proxy)
+        if not choice.url:
+            raise Skip(f"direct connection: {choice.source}")
+        error = self.greeting.error
+        where = f"proxy {choice.shown} ({choice.source})"
+        if isinstance(error, httpx.ProxyError):
+            raise Fail(f"{where} refuses {self.host}:{self.port}: {error}", self._proxy_fix(str(error)))
+        if isinstance(error, httpx.TransportError) and not _is_tls(error):
+            raise Fail(f"{where} does not answer: {_words(error)}", f"check {choice.source}")
+        return f"{where} connects to {self.host}:{self.port}"
+
+    def _proxy_fix(self, answer: str) -> str:
+        if "407" in answer:
+            return "it asks for a name and a password: write http://NAME:PASSWORD@HOST:PORT, both percent-encoded"
+        return f"have the proxy allow CONNECT to {self.host}:{self.port} (many allow port 443 alone)"
 
     def dns(self) -> str:
         """The server's name has an address; behind a proxy the proxy asks."""
-        if self._proxy():
+        if proxy_for(self.site.settings.server, self.site.settings.proxy).url:
             raise Skip("the proxy resolves names")
         try:
             found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise Fail(
                 f"{self.host} has no address: {error}", "check the name in site.yaml and this machine's DNS"
             ) from None
         return f"{self.host} is {found[0][4][0]}"
 
-    def _connected(self) -> socket.socket:
-        """A TCP connection to the server, through the proxy where one is set. Raises Fail."""
-        proxy = self._proxy()
-        target = urlsplit(proxy) if proxy else None
-        host, port = (target.hostname or "", target.port or 80) if target else (self.host, self.port)
-        who = "proxy" if proxy else "server"
-        try:
-            wire = socket.create_connection((host, port), self.timeout)
-        except OSError as error:
-            fix = "check 'proxy' in site.yaml"
-            if not proxy:
-                fix = "open this host and port in the outbound firewall; where they are, the aggregator is down"
-            raise Fail(f"{who} {host}:{port} does not answer: {error}", fix) from None
-        if proxy:
-            self._through(wire, proxy)
-        return wire
-
-    def _through(self, wire: socket.socket, proxy: str) -> None:
-        wire.sendall(f"CONNECT {self.host}:{self.port} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n\r\n".encode())
-        answer = b""
-        while b"\r\n\r\n" not in answer and len(answer) < 65536:
-            piece = wire.recv(4096)
-            if not piece:
-                break
-            answer += piece
-        first = answer.split(b"\r\n")[0].decode("latin-1")
-        if " 200" not in first:
-            wire.close()
-            raise Fail(
-                f"proxy {proxy} refuses {self.host}:{self.port}: {first[:80] or 'no answer'}",
-                f"have the proxy allow CONNECT to {self.host}:{self.port} (many allow port 443 alone)",
-            )
-
     def tls(self) -> str:
         """The server's certificate stands up against this site's CA."""
-        from usfmae.client.flower.fleet_client import tls_context
-
-        context = tls_context(self.site.ca_file)
-        try:
-            with context.wrap_socket(self._connected(), server_hostname=self.host) as wire:
-                version, certificate = wire.version(), wire.getpeercert() or {}
-        except ssl.SSLCertVerificationError as error:
-            raise Fail(
-                f"certificate of {self.host}:{self.port}: {error.verify_message}", untrusted(error.verify_message)
-            ) from None
-        except (ssl.SSLError, OSError) as error:
-            raise Fail(f"no TLS with {self.host}:{self.port}: {error}", "is this the aggregator's port?") from None
-        until = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
-        days = int((until - time.time()) // 86400)
-        return f"{version}, certificate good for {days} days"
+        error, where = self.greeting.error, f"{self.host}:{self.port}"
+        if error is None:
+            return f"{self.greeting.version}, certificate good for {self.greeting.days} days"
+        reason = _words(error)
+        if "CERTIFICATE_VERIFY_FAILED" in reason:
+            reason = reason.rsplit("certificate verify failed:", 1)[-1].split("(_ssl")[0].strip()
+            raise Fail(f"certificate of {where}: {reason}", untrusted(reason))
+        if _is_tls(error) or isinstance(error, httpx.ProtocolError):
+            raise Fail(f"no TLS with {where}: {reason}", "is this the aggregator's port?")
+        fix = "open this host and port in the outbound firewall; where they are, the aggregator is down"
+        raise Fail(f"server {where} does not answer: {reason}", fix)
 
     def clock(self) -> str:
         """This clock against the server's Date."""
-        offset = self._clock_offset()
+        if self.greeting.clock_offset is None:
+            raise Skip("the server tells no time")
+        offset = self.greeting.clock_offset
         if not -SLACK < offset < 300:
             word = "behind" if offset > 0 else "ahead of"
-            raise Fail(f"this clock is {abs(offset):.0f} s {word} the server's", "set this machine's clock (NTP)")
-        return f"within {abs(offset):.0f} s of the server's"
+            raise Fail(f"this clock is {span(abs(offset))} {word} the server's", "set this machine's clock (NTP)")
+        return f"within {span(abs(offset))} of the server's"
 
-    def _clock_offset(self) -> float:
-        import httpx
+    @functools.cached_property
+    def greeting(self) -> Greeting:
+        """One answer of the server over the agent's own client: its proxy, its CA, its time limits."""
+        from usfmae.client.flower.fleet_client import FleetClient
 
-        from usfmae.client.flower.fleet_client import tls_context
-
+        settings = self.site.settings
+        fleet = FleetClient(settings.server, self.site.ca_file, new_node_key(), settings.proxy, self.timeout)
         try:
-            with httpx.Client(
-                verify=tls_context(self.site.ca_file), proxy=self.site.settings.proxy, timeout=self.timeout
-            ) as http:
-                date = http.get(self.site.settings.server + "/healthz").headers.get("date")
+            with fleet.http.stream("GET", "/healthz", timeout=self.timeout) as answer:
+                tls = answer.extensions["network_stream"].get_extra_info("ssl_object")
+                until = ssl.cert_time_to_seconds(str((tls.getpeercert() or {})["notAfter"]))
+                date = answer.headers.get("date")
+                offset = parsedate_to_datetime(date).timestamp() - time.time() if date else None
+                return Greeting(None, str(tls.version()), int((until - time.time()) // 86400), offset)
         except httpx.HTTPError as error:
-            raise explained(error, self.site.settings.server) from None
-        if not date:
-            raise Skip("the server tells no time")
-        return parsedate_to_datetime(date).timestamp() - time.time()
+            return Greeting(error)
+        except (ValueError, KeyError, TypeError, OSError) as error:  # an answer that makes no sense
+            return Greeting(httpx.RemoteProtocolError(f"{type(error).__name__}: {error}"))
+        finally:
+            fleet.close()
 
     def registered(self) -> str:
         """The server knows this site's key. Asks as an unknown node would, so a running agent is not disturbed."""

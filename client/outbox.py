@@ -11,7 +11,6 @@ With `release: auto` an update is released as soon as it is staged; with `approv
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from usfmae.client.site import Site, read_json, write_json
-from usfmae.core import flower_objects
+from usfmae.core import account, flower_objects
 from usfmae.core.errors import PolicyError, UsageError
 from usfmae.core.federated.codec import PayloadHash
 from usfmae.core.federated.messages import RAW, TrainReply, TrainRequest
@@ -150,7 +149,7 @@ def decide(site: Site, id_: str, approved: bool, reason: str = "", by: str = "")
         raise UsageError(f"outbox entry {id_!r:.60}", "does not exist", f"see 'usfmae-client outbox {site.root}'")
     if state(place) != "waiting":
         raise UsageError(f"outbox entry {id_}", f"is {state(place)} already", "nothing to decide")
-    person = by or getpass.getuser()
+    person = by or account.person()
     write_json(place / "decision.json", {"approved": approved, "by": person, "time": time.time(), "reason": reason})
     site.note("outbox.approved" if approved else "outbox.rejected", id=id_, by=person, reason=reason)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import getpass
 import shutil
 from pathlib import Path
 from typing import Any
 
 from usfmae.core import audit, keys
+from usfmae.core.account import person
 from usfmae.core.errors import ConfigError, PolicyError, UsfmaeError
 from usfmae.core.federated import enrolment, key_rotation
 from usfmae.core.federated.enrolment import SiteState
@@ -66,14 +66,6 @@ def rotate(home: Layout, file: Path) -> dict[str, Any]:
     ledger.rotate_site(known.site, new)
     audit.append(home.audit, "coordinator", "site-rotate", old=known.site, new=new.site, name=new.name)
     return {"site": new.site, "name": new.name, "replaces": known.site, "state": SiteState.ACTIVE}
-
-
-def person() -> str:
-    """The account that runs this command."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
 
 
 def listed(home: Layout) -> list[dict[str, Any]]:

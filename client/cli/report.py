@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from usfmae.client.cli.options import as_json, site_directory
-from usfmae.core.cli.shell import print_json
+from usfmae.core.cli.shell import NewFile, print_json
 
 
 @click.command()
 @site_directory
 @click.option("--month", metavar="YYYY-MM", help="The month (UTC); by default the present one.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Default: SITE/report-MONTH.html.")
+@click.option("--out", type=NewFile(), help="Default: SITE/report-MONTH.html.")
 @as_json
 def report(directory: Path, month: str | None, out: Path | None, as_json: bool) -> None:
     """One month as one page for the security officer.

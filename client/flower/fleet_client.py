@@ -25,6 +25,7 @@ from google.protobuf.message import Message as Proto
 
 from usfmae.client.flower.messages import ReplyMessage, RequestMessage
 from usfmae.client.flower.pinned import Node, beat, fleet, records, wire
+from usfmae.client.flower.proxy import proxy_for
 from usfmae.client.flower.transport_errors import GoneError, UnknownKeyError, UnreachableError, explained, refused
 from usfmae.core import flower_objects
 from usfmae.core.errors import ConfigError
@@ -57,7 +58,7 @@ class FleetClient:
         timeout: float = 60,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.server, self.key = server, key
+        self.server, self.key, self.proxy = server, key, proxy_for(server, proxy)
         self.public = public_pem(key).encode()
         self.node_id = 0
         self.clock_offset = 0.0  # the server's clock minus ours, in seconds, as of the last answer
@@ -66,7 +67,8 @@ class FleetClient:
         self.http = httpx.Client(
             base_url=server,
             verify=tls_context(ca),
-            proxy=proxy,
+            proxy=self.proxy.url or None,
+            trust_env=False,  # `proxy_for` has asked the environment
             transport=transport,
             timeout=httpx.Timeout(timeout, connect=15.0),
             follow_redirects=False,
@@ -198,7 +200,7 @@ class FleetClient:
                         )
                 return response.status_code, bytes(body)
         except httpx.HTTPError as error:
-            raise explained(error, self.server) from None
+            raise explained(error, self.server, self.proxy.source) from None
 
     def _note_clock(self, date: str | None) -> None:
         with contextlib.suppress(ValueError, TypeError, OverflowError):  # whatever stands there, also a proxy's

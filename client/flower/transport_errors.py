@@ -8,7 +8,7 @@ import httpx
 
 from usfmae.core.errors import NetworkError
 from usfmae.core.flower_objects import NODE_UNKNOWN, FleetCall
-from usfmae.core.log import printable
+from usfmae.core.log import printable, without_password
 
 EARLIEST, LATEST = -4.0, 300.0  # seconds the server's clock may be before or after ours; its window is -5..305
 
@@ -37,11 +37,19 @@ class GoneError(NetworkError):
     """The run that asked is over, or the message is not there any more."""
 
 
+def span(seconds: float) -> str:
+    """A length of time as people say it: "3 s", "12 min", "5 h", "2 days"."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def refused(call: FleetCall, status: int, body: bytes, server: str, clock_offset: float) -> NetworkError:
     """The error that an HTTP status other than 200 means."""
     if status == 401 and not EARLIEST < clock_offset < LATEST:
         return ClockError(
-            f"clock is {abs(clock_offset):.0f} s {'behind' if clock_offset > 0 else 'ahead of'} the server's",
+            f"clock is {span(abs(clock_offset))} {'behind' if clock_offset > 0 else 'ahead of'} the server's",
             "signatures count for a few minutes only",
             "set the clock (NTP) of this machine",
         )
@@ -80,14 +88,14 @@ def untrusted(reason: str) -> str:
     return "compare ca.pem with the coordinator's; if a firewall opens TLS, exempt this host"
 
 
-def explained(error: httpx.HTTPError, server: str) -> NetworkError:
+def explained(error: httpx.HTTPError, server: str, proxy_source: str = "'proxy' in site.yaml") -> NetworkError:
     """A transport error as a person can act on it."""
-    text = str(error) or type(error).__name__
+    text = without_password(str(error)) or type(error).__name__
     if "CERTIFICATE_VERIFY_FAILED" in text:
         reason = text.rsplit("certificate verify failed:", 1)[-1].split("(_ssl")[0].strip()
         return UntrustedError(f"certificate of {server}", reason or text, untrusted(reason))
     if isinstance(error, httpx.ProxyError):
-        return UnreachableError(f"proxy on the way to {server}", text, "check 'proxy' in site.yaml or HTTPS_PROXY")
+        return UnreachableError(f"proxy on the way to {server}", text, f"check {proxy_source}")
     if isinstance(error, httpx.TimeoutException):
         return UnreachableError(f"server {server}", f"no answer in time ({type(error).__name__})", "retrying")
     return UnreachableError(f"server {server}", text, "retrying; see 'usfmae-client doctor'")

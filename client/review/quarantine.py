@@ -6,7 +6,6 @@ the source again when somebody looks, and never stored. Decisions lie in `SITE/d
 
 from __future__ import annotations
 
-import getpass
 import json
 import sqlite3
 import time
@@ -22,6 +21,7 @@ import numpy as np
 from usfmae.client.review.frame_preview import FramePreview, image_id, preview_frame
 from usfmae.client.review.scan_lookup import scan_of
 from usfmae.client.site import Site
+from usfmae.core import account
 from usfmae.core.config import ModelSettings, Settings
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import UsageError
@@ -180,18 +180,11 @@ def _undecided(site: Site, held: QuarantinedFrame) -> None:
 
 
 def _decide(site: Site, held: QuarantinedFrame, decision: Decision, by: str) -> None:
-    by = by or _person()
+    by = by or account.person()
     with deciding(site, write=True) as db:
         row = (held.id, decision, held.reason, by, time.time())
         db.execute("INSERT INTO decisions VALUES (?, ?, ?, ?, ?)", row)
     site.note(f"quarantine.{decision}", entry=held.id, reason=held.reason, by=by)
-
-
-def _person() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
 
 
 def find(intake: Intake, id_: str) -> QuarantinedFrame:

@@ -10,7 +10,6 @@ afterwards. The last encoder is what the next one is compared with, also under a
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from usfmae.client.site import Site, read_json, write_json
+from usfmae.core import account
 from usfmae.core.config.privacy import NewCampaigns
 from usfmae.core.config.recipe import Recipe, read_recipe
 from usfmae.core.config.train import ModelSettings
@@ -235,7 +235,7 @@ def decide(site: Site, campaign: str, approved: bool, reason: str = "", by: str 
     state = CampaignState.AGREED if approved else CampaignState.REFUSED
     if agreed.state is state:
         raise UsageError(f"campaign {campaign}", f"is {state} already", "nothing to decide")
-    person = by or getpass.getuser()
+    person = by or account.person()
     _write(site, replace(agreed, state=state, by=person, decided=time.time(), reason=reason))
     site.note(f"campaign.{state}", campaign=campaign, by=person, reason=reason)
 
@@ -243,7 +243,7 @@ def decide(site: Site, campaign: str, approved: bool, reason: str = "", by: str 
 def restart(site: Site, campaign: str, reason: str = "") -> None:
     """A person expects the coordinator to go on from an earlier round or another encoder: the next one is taken."""
     _write(site, replace(known(site, campaign), restarted=True))
-    site.note("campaign.restart", campaign=campaign, by=getpass.getuser(), reason=reason)
+    site.note("campaign.restart", campaign=campaign, by=account.person(), reason=reason)
 
 
 def known(site: Site, campaign: str) -> Agreement:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from usfmae.core.account import user_folder
 from usfmae.core.bench.encoders.base import Encoder
 from usfmae.core.bench.pictures import picture
 from usfmae.core.bench.tasks.base import BenchmarkTask
@@ -28,8 +28,7 @@ BATCH = 32
 
 def cache_folder() -> Path:
     """Where features are kept unless a folder is named: `$XDG_CACHE_HOME/usfmae/features`."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(home) / "usfmae" / "features"
+    return user_folder("XDG_CACHE_HOME", ".cache", "set XDG_CACHE_HOME, or name a folder") / "usfmae" / "features"
 
 
 def squares(task: BenchmarkTask, size: int, aspect: Aspect = "squash") -> Pixels:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from usfmae.core.cli.shell import print_json
+from usfmae.core.cli.shell import NewFolder, print_json
 
 
 @click.command(
@@ -23,7 +23,7 @@ from usfmae.core.cli.shell import print_json
 @click.option(
     "--to", "target", required=True, type=click.Choice(["mae", "timm", "hf", "hf-mae", "onnx"]), help="Format."
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the files.")
+@click.option("--out", required=True, type=NewFolder(), help="Folder for the files.")
 @click.option("--opset", type=click.IntRange(1), help="ONNX opset; default: torch's own.")
 @click.option("--ir-version", type=click.IntRange(3), help="ONNX IR version; default: torch's own.")
 @click.option("--licence", help="Licence of the weights for the model card, such as apache-2.0.")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from usfmae.core.cli.probe import data_option, short, task_option, weights_option
-from usfmae.core.cli.shell import configured, print_json
+from usfmae.core.cli.shell import NewFolder, configured, print_json
 
 
 @click.command(
@@ -24,9 +24,7 @@ from usfmae.core.cli.shell import configured, print_json
 @click.option(
     "--model", required=True, help="Checkpoint, timm:NAME[=FILE], efficientnet-lite0 or random:CHECKPOINT[@SEED]."
 )
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of runs and report."
-)
+@click.option("--out", required=True, type=NewFolder(), help="Folder of runs and report.")
 @click.option(
     "--recipe",
     type=click.Choice(["good", "paper"]),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from usfmae.core.cli.shell import print_json
+from usfmae.core.cli.shell import NewFile, print_json
 
 
 @click.command(
@@ -19,7 +19,7 @@ from usfmae.core.cli.shell import print_json
     Example: usfmae import USF-MAE_full_pretrain.pt --decoder-heads 16 --out usf-mae.safetensors""",
 )
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The checkpoint to write.")
+@click.option("--out", required=True, type=NewFile(), help="The checkpoint to write.")
 @click.option("--decoder-heads", type=click.IntRange(1), help="Decoder heads, where the file does not say (8 or 16).")
 @click.option("--heads", type=click.IntRange(1), help="Encoder heads of a model of no published width.")
 @click.option("--encoder-only", is_flag=True, help="Leave the decoder out.")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from usfmae.core.cli.shell import configured, print_json
-from usfmae.core.errors import SourceError, UsageError
+from usfmae.core.account import user_folder
+from usfmae.core.cli.shell import NewFile, NewFolder, configured, print_json
+from usfmae.core.errors import ConfigError, SourceError, UsageError
 
 if TYPE_CHECKING:
     from usfmae.core.prepare import PrepareSummary
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     interruption or when scans were added: what is done is not done again."""
 )
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...", type=click.Path(path_type=Path))
-@click.option("--corpus", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to write into.")
+@click.option("--corpus", required=True, type=NewFolder(), help="Folder to write into.")
 @click.option("--profile", type=click.Choice(["safe", "paper"]), help="safe (default), or the paper's own cleaning.")
 @click.option("--fps", type=float, help="Frames kept per second of a clip (default 3).")
 @click.option("--workers", type=click.IntRange(1), default=None, help="Decoding processes (default: one per core).")
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     help="Where workers run: here, or on a Ray cluster.",
 )
 @click.option("--part", metavar="I/N", help="Only every N-th shard from the I-th (0 to N-1): for job arrays.")
-@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page for people inside.")
+@click.option("--report", type=NewFile(), help="Write an HTML page for people inside.")
 @click.option(
     "--name", "names", multiple=True, metavar="NAME", help="Name of the data, for the model card; one a SOURCE."
 )
@@ -118,10 +119,13 @@ def site_secret(path: Path | None) -> bytes:
     """
     from usfmae.core.keys import new_secret, read_secret, write_secret
 
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    path = path or home / "usfmae" / "secret"
-    if not path.exists():
-        write_secret(path, new_secret())
+    instead = "give --secret FILE, or set XDG_CONFIG_HOME to a folder that stays"
+    path = path or user_folder("XDG_CONFIG_HOME", ".config", instead) / "usfmae" / "secret"
+    try:
+        if not path.exists():
+            write_secret(path, new_secret())
+    except OSError as error:
+        raise ConfigError(f"secret {path}", f"cannot be made: {error.strerror or error}", instead) from None
     return read_secret(path)
 
 

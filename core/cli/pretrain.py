@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from usfmae.core.cli.shell import configured, print_json
+from usfmae.core.cli.shell import NewFolder, configured, print_json
 from usfmae.core.errors import CorpusError, UsageError
 from usfmae.core.mae import allocator
 
@@ -44,7 +44,7 @@ SIZES = {  # --arch -> width, depth, heads
 @click.option(
     "--corpus", "corpora", multiple=True, type=click.Path(path_type=Path, file_okay=False), help="Repeatable."
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the run.")
+@click.option("--out", required=True, type=NewFolder(), help="Folder of the run.")
 @click.option("--preset", type=click.Choice(["paper", "official-notebook", "tiny"]), help="Default: paper.")
 @click.option("--arch", type=click.Choice(list(SIZES)), help="Size of the encoder. Default: the preset's, or --init's.")
 @click.option(

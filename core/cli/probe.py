@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from usfmae.core.bench.tasks import BENCHMARKS
-from usfmae.core.cli.shell import configured, print_json
+from usfmae.core.cli.shell import NewFolder, configured, print_json
 
 task_option = click.option("--task", required=True, type=click.Choice(tuple(BENCHMARKS)), help="Benchmark.")
 data_option = click.option("--data", required=True, type=click.Path(path_type=Path), help="Its folder or zip.")
@@ -17,9 +17,7 @@ weights_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder of timm weight files (default: weights/).",
 )
-out_option = click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Save report.json and per-image probabilities here."
-)
+out_option = click.option("--out", type=NewFolder(), help="Save report.json and per-image probabilities here.")
 
 
 @click.command(

@@ -12,7 +12,7 @@ import click
 
 from usfmae.core.cli.datasets import CORPORA
 from usfmae.core.cli.probe import weights_option
-from usfmae.core.cli.shell import configured, print_json
+from usfmae.core.cli.shell import NewFolder, configured, print_json
 
 if TYPE_CHECKING:
     from usfmae.core.bench.reproduce.plan import Plan
@@ -27,7 +27,7 @@ TINY_LIMIT = 20  # scans of each data set: the whole path in minutes
     the report. Run the same command again after an interruption: a step that is done is not done again."""
 )
 @click.option("--root", required=True, type=click.Path(path_type=Path), help="Folder with a folder or zip a data set.")
-@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of results.")
+@click.option("--out", required=True, type=NewFolder(), help="Folder of results.")
 @click.option(
     "--preset",
     type=click.Choice(["paper", "official-notebook", "tiny"]),

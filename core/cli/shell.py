@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,9 +81,11 @@ def _help_argument(function: ast.FunctionDef) -> str:
 def run(group: click.Group, program: str) -> None:
     """Run a command line; a UsfmaeError becomes one line on stderr and its exit code, Ctrl-C 130."""
     from usfmae.core import log
+    from usfmae.core.account import give_name
     from usfmae.core.errors import UsfmaeError
 
     log.setup()
+    give_name()
     try:
         result = group.main(prog_name=program, standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
@@ -103,6 +106,38 @@ def run(group: click.Group, program: str) -> None:
             raise
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # this machine's, not a bug: a folder that is read-only, a disk that is full
+        if os.environ.get("USFMAE_DEBUG") or not isinstance(error.filename, str):
+            raise
+        click.echo(f"error: {error.filename} - {error.strerror} - mend it and run the same again", err=True)
+        sys.exit(7)
+
+
+class _New(click.Path):
+    """A place that a command will write to, tried before the work begins. ResourceError where it cannot be written."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        path = Path(os.fsdecode(super().convert(value, parameter, context)))
+        above = path if path.is_dir() else next((p for p in path.absolute().parents if p.exists()), Path("/"))
+        try:
+            with tempfile.TemporaryDirectory(prefix=".usfmae-", dir=above):
+                pass
+        except OSError as error:
+            from usfmae.core.errors import ResourceError
+
+            where = f"{parameter.opts[0]} {path}" if parameter else str(path)
+            raise ResourceError(where, f"cannot be written: {error.strerror or error}", "give another place") from None
+        return path
+
+
+class NewFile(_New):
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False)
+
+
+class NewFolder(_New):
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, file_okay=False)
 
 
 def configured(command: F) -> F:

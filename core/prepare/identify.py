@@ -330,7 +330,7 @@ def _file(path: Path, source: str, key: bytes, secret: bytes, packed: bool) -> C
     if packed:
         candidates = _members(path)
     else:
-        listing = next(iter(listings([path])), None)
+        listing = next(iter(listings([path], within=[Path(source)])), None)
         candidates = listing.candidates() if listing else iter(())
     return next((one for one in candidates if not one.broken and place_key(secret, one) == key), None)
 

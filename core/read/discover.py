@@ -85,15 +85,19 @@ def walk(sources: Sequence[Path], skip: Sequence[Path] = (), follow: bool = True
         yield from listing.candidates()
 
 
-def listings(sources: Sequence[Path], skip: Sequence[Path] = (), follow: bool = True) -> Iterator[Listing]:
+def listings(
+    sources: Sequence[Path], skip: Sequence[Path] = (), follow: bool = True, within: Sequence[Path] = ()
+) -> Iterator[Listing]:
     """Every folder below the sources in a stable order, without what lies below `skip`.
 
     Each folder comes once, whatever links lead to it. With `follow` links to folders outside are followed, after all
-    that lies in the sources themselves; without, and for files always, a link that leads out is `broken`.
-    Raises SourceError where a source is absent.
+    that lies in the sources themselves; without, and for files always, a link that leads out is `broken`;
+    what lies in `within` is not outside either. Raises SourceError where a source is absent.
     """
     check_sources(sources)
     walk_ = _Walk({str(path.resolve()) for path in skip}, follow)
+    for path in within:
+        walk_.enter(path)
     places = []
     for source in sources:
         if source.name.upper() == DIRECTORY and source.is_file():

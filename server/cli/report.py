@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from usfmae.core.cli.shell import print_json
+from usfmae.core.cli.shell import NewFile, print_json
 
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Default: DIRECTORY/campaign.html.")
+@click.option("--out", type=NewFile(), help="Default: DIRECTORY/campaign.html.")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def report(directory: Path, out: Path | None, as_json: bool) -> None:
     """The campaign as one page to file.

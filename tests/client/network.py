@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.server
 import select
@@ -91,6 +92,7 @@ class Proxy:
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         self.targets: list[str] = []
         self.allows = True
+        self.needs = ""  # NAME:PASSWORD
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -116,6 +118,10 @@ class Proxy:
         method, target, _ = head.split(b"\r\n")[0].decode("latin-1").split(" ", 2)
         if method != "CONNECT":
             client.sendall(b"HTTP/1.1 405 No\r\n\r\n")
+            client.close()
+            return
+        if self.needs and b"Basic " + base64.b64encode(self.needs.encode()) not in head:
+            client.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
             client.close()
             return
         if not self.allows:

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from tests.ports import free_port
 from usfmae.client.cli.doctor import doctor
 from usfmae.client.doctor import Doctor, Finding
+from usfmae.client.flower.transport_errors import span
 from usfmae.client.site import Site
 from usfmae.core import keys
 from usfmae.core.config.privacy import PrivacySettings
@@ -146,3 +147,50 @@ def test_the_command_prints_json_and_ends_with_what_failed(near: Site, aggregato
     aggregator.nodes.clear()
     broken = CliRunner().invoke(doctor, [str(near.root)], standalone_mode=False)
     assert broken.return_value == 6 and "FAIL  registered" in broken.stdout and "fix: " in broken.stdout
+
+
+@pytest.fixture
+def guarded_proxy() -> Proxy:
+    """Asks for the name "site" and the password "s3cret"."""
+    proxy = Proxy()
+    proxy.needs = "site:s3cret"
+    return proxy
+
+
+def with_password(proxy: Proxy, password: str = "s3cret") -> str:
+    return proxy.url.replace("://", f"://site:{password}@")
+
+
+def test_a_proxy_with_a_password_is_passed_and_never_shown(near: Site, guarded_proxy: Proxy) -> None:
+    checks = found(near, proxy=with_password(guarded_proxy))
+    assert {checks[name].status for name in ("proxy", "tls", "clock", "registered")} == {"PASS"}
+    assert "'proxy' in site.yaml" in checks["proxy"].detail
+    wrong = found(near, proxy=with_password(guarded_proxy, "wr0ng"))
+    assert wrong["proxy"].status == "FAIL" and "407" in wrong["proxy"].detail and "password" in wrong["proxy"].fix
+    closed = found(near, proxy=f"http://site:s3cret@127.0.0.1:{free_port()}")["proxy"]
+    assert closed.status == "FAIL" and "does not answer" in closed.detail
+    everything = [str(c.as_dict()) for c in (*checks.values(), *wrong.values(), closed)]
+    assert not any("s3cret" in text or "wr0ng" in text for text in everything)
+
+
+def test_a_proxy_of_the_environment_is_named_with_its_variable(
+    near: Site, guarded_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", with_password(guarded_proxy))
+    assert "HTTPS_PROXY of the environment" in found(near)["proxy"].detail
+    monkeypatch.setenv("NO_PROXY", "example.org, 127.0.0.0/8")
+    direct = found(near)
+    assert direct["proxy"].status == "SKIP" and "NO_PROXY names 127.0.0.1" in direct["proxy"].detail
+    assert direct["registered"].status == "PASS"
+
+
+def test_a_check_that_fails_itself_does_not_end_the_others(near: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Doctor, "disk", lambda self: 1 / 0)
+    checks = found(near)
+    assert checks["disk"].status == "FAIL" and "ZeroDivisionError" in checks["disk"].detail
+    assert checks["corpus"].status == "PASS"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(3, "3 s"), (600, "10 min"), (7200, "2 h"), (86400 * 400, "400 days")])
+def test_lengths_of_time_are_said_as_people_say_them(seconds: float, text: str) -> None:
+    assert span(seconds) == text
