@@ -44,6 +44,8 @@ def watched(site: Site) -> Iterator[dict[str, int]]:
             ports["page"] = stack.enter_context(_page(site))
         if site.settings.cstore.port:
             ports["cstore"] = stack.enter_context(_listener(site, stop))
+        if site.settings.stow.port:
+            ports["stow"] = stack.enter_context(_stow(site))
         if site.settings.dicomweb.url:
             _repeat("dicomweb", site, stop, site.settings.dicomweb.interval_minutes * 60, lambda: _pull(site))
         if site.settings.intake.every_minutes:
@@ -108,6 +110,19 @@ def _listener(site: Site, stop: threading.Event) -> Iterator[int]:
     finally:
         listener.stop()
         count()
+
+
+@contextlib.contextmanager
+def _stow(site: Site) -> Iterator[int]:
+    from usfmae.client.intake import stow
+
+    def count(what: str) -> None:
+        _received(site, "stow" if what == "stored" else f"stow.{what}", 1)
+
+    service = stow.StowService(spool_of(site), stow.token(site.root / "keys"), site.settings.stow, count)
+    with stow.serving(service) as port:
+        note(logger, "listening for STOW-RS", port=port, token=str(site.root / "keys" / "stow.token"))
+        yield port
 
 
 _counting = threading.Lock()

@@ -23,6 +23,7 @@ from pynetdicom import _config, evt, register_uid
 from pynetdicom.association import Association
 from pynetdicom.dimse_messages import DIMSEMessage
 from pynetdicom.dsutils import create_file_meta
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import Verification, uid_to_service_class  # type: ignore[attr-defined]
 
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 ENDING = 5.0  # seconds that a stopping listener waits for what is being answered
 MOST_NAMED = 1000  # pairs of a sender and a class that are remembered as not taken
+APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"  # of DICOM (PS3.7 annex A)
 QUIET_SECONDS = 60.0  # between two log lines about connections from one address that were turned away
 
 # As stored by scanners and archives; the listener takes any of them and converts none (PS3.5 section 10).
@@ -115,6 +117,7 @@ class Listener:
     def _server(self) -> LimitedServer:
         handlers: list[Any] = [
             (evt.EVT_C_STORE, self.store),
+            (evt.EVT_REQUESTED, self.requested),
             (evt.EVT_REJECTED, self.rejected),
             (evt.EVT_ACCEPTED, self.accepted),
         ]
@@ -181,6 +184,25 @@ class Listener:
         return new
 
     # --- associations
+
+    def requested(self, event: evt.Event) -> None:
+        """Before the negotiation: what pynetdicom leaves to its user."""
+        request = event.assoc.requestor.primitive
+        if not isinstance(request, A_ASSOCIATE):
+            return
+        if request.application_context_name != APPLICATION_CONTEXT:
+            event.assoc.acse.send_reject(1, 1, 2)
+            self.rejected(event)
+            event.assoc.kill()  # once the answer is sent
+            return
+        for context in event.assoc.acceptor.supported_contexts:
+            # The sender's order decides, not ours: what it has compressed it need not unpack for us.
+            every = request.presentation_context_definition_list
+            offered = [s for c in every if c.abstract_syntax == context.abstract_syntax for s in c.transfer_syntax]
+            ranks = {syntax: rank for rank, syntax in reversed(list(enumerate(offered)))}
+            context.transfer_syntax = sorted(
+                context.transfer_syntax, key=lambda s: ranks.get(UID(str(s)), len(offered))
+            )
 
     def rejected(self, event: evt.Event) -> None:
         answer = event.assoc.acceptor.primitive

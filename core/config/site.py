@@ -12,7 +12,14 @@ from usfmae.core.config.base import Options
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.config.privacy import PrivacySettings
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.config.sources import CstoreSettings, DicomwebSettings, IntakeSettings, MetricsSettings, PageSettings
+from usfmae.core.config.sources import (
+    CstoreSettings,
+    DicomwebSettings,
+    IntakeSettings,
+    MetricsSettings,
+    PageSettings,
+    StowSettings,
+)
 
 _WINDOW = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
 _SERVER = re.compile(r"https://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})/?")
@@ -82,6 +89,8 @@ class SiteSettings(Options):
     """Pulling new studies from the PACS."""
     cstore: CstoreSettings = CstoreSettings()
     """Receiving studies the PACS or a scanner sends."""
+    stow: StowSettings = StowSettings()
+    """Receiving what a gateway pushes over HTTP."""
     intake: IntakeSettings = IntakeSettings()
     """Cleaning new scans while the agent runs."""
     metrics: MetricsSettings = MetricsSettings()

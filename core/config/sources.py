@@ -12,6 +12,13 @@ from usfmae.core.config.base import Options
 _UID = re.compile(r"[0-2](\.(0|[1-9]\d*))+")  # PS3.5 section 9.1
 
 
+def _uids(value: tuple[str, ...]) -> tuple[str, ...]:
+    for uid in value:
+        if len(uid) > 64 or not _UID.fullmatch(uid):
+            raise ValueError(f"'{uid}' is no UID such as 1.3.46.670589.2.5.1.1")
+    return value
+
+
 class DicomwebSettings(Options):
     url: str = Field("", pattern=r"^(https?://.+)?$")
     """DICOMweb root of the PACS, such as https://pacs.hospital.example/dicom-web; empty switches the pull off."""
@@ -61,13 +68,24 @@ class CstoreSettings(Options):
     client_ca: Path | None = None
     """Certificate authority of the senders; where given, a sender without a certificate of it is refused."""
 
-    @field_validator("sop_classes")
-    @classmethod
-    def _are_uids(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for uid in value:
-            if len(uid) > 64 or not _UID.fullmatch(uid):
-                raise ValueError(f"'{uid}' is no UID such as 1.3.46.670589.2.5.1.1")
-        return value
+    _are_uids = field_validator("sop_classes")(_uids)
+
+
+class StowSettings(Options):
+    port: int = Field(0, ge=0, le=65535)
+    """Port to listen on for STOW-RS, for gateways that push over HTTP; 0 switches it off."""
+    host: str = "127.0.0.1"
+    """Address to listen on; the default is reachable from this machine only. The token stands in SITE/keys/stow.token."""
+    sop_classes: tuple[str, ...] = ()
+    """Storage SOP classes to accept besides ultrasound, by UID."""
+    idle_seconds: float = Field(60.0, gt=0, le=3600)
+    """A request whose body does not go on for this long is ended."""
+    certificate: Path | None = None
+    """PEM certificate; with `key`, the service speaks HTTPS."""
+    key: Path | None = None
+    """PEM private key."""
+
+    _are_uids = field_validator("sop_classes")(_uids)
 
 
 class IntakeSettings(Options):

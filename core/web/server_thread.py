@@ -105,7 +105,7 @@ class Server(Protocol):
 
 
 @contextlib.contextmanager
-def serving(server: Server, host: str, port: int) -> Iterator[int]:
+def serving(server: Server, host: str, port: int, setting: str = "page") -> Iterator[int]:
     """The port it listens on (0 picks a free one). ResourceError where it is taken."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -114,8 +114,10 @@ def serving(server: Server, host: str, port: int) -> Iterator[int]:
         listener.listen(128)
     except OSError as error:
         listener.close()
-        raise ResourceError(f"page on {host}:{port}", error.strerror or str(error), "set page.port") from None
-    thread = threading.Thread(target=server.run, args=([listener],), name="page", daemon=True)
+        raise ResourceError(
+            f"{setting} on {host}:{port}", error.strerror or str(error), f"set {setting}.port"
+        ) from None
+    thread = threading.Thread(target=server.run, args=([listener],), name=setting, daemon=True)
     thread.start()
     try:
         yield int(listener.getsockname()[1])
