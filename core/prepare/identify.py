@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import time
-import zipfile
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -15,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from usfmae.core.config import ReadSettings, Settings
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.prepare.ledger import UNFORESEEN, CorpusLedger, FolderRow, KnownScan
 from usfmae.core.read.discover import Candidate, Listing, is_archive, listings, member_candidates
@@ -25,6 +25,7 @@ from usfmae.core.types import content_id, secret_id
 logger = logging.getLogger(__name__)
 
 FOLDERS_AT_ONCE = 256  # asked of the ledger in one query
+MOST_MEMBERS = 10_000_000  # of an archive in which a known scan is looked for; the process's memory is the limit
 BATCH = 64  # identifications written at once
 SAVE_SECONDS = 1.0  # the longest time a new identification stays in memory
 # (absolute path, member) of a file -> the public data set it is from, and what a split must not part it from.
@@ -328,18 +329,22 @@ def _inside(folder: Path) -> list[Path]:
 def _file(path: Path, source: str, key: bytes, secret: bytes, packed: bool) -> Candidate | None:
     """The file of this key in a folder or archive, or the file itself that was named as a source."""
     if packed:
-        candidates = _members(path)
+        candidates = _members(path, secret)
     else:
         listing = next(iter(listings([path], within=[Path(source)])), None)
         candidates = listing.candidates() if listing else iter(())
     return next((one for one in candidates if not one.broken and place_key(secret, one) == key), None)
 
 
-def _members(path: Path) -> Iterator[Candidate]:
+def _members(path: Path, secret: bytes) -> Iterator[Candidate]:
+    """What lies in an archive, listed in a decoding process: a hostile archive's directory has its own size."""
     try:
         status = path.stat()
-        with zipfile.ZipFile(path) as content:
-            found = [(info.filename, info.file_size) for info in content.infolist() if not info.is_dir()]
-    except (OSError, zipfile.BadZipFile):
+    except OSError:
         return iter(())
-    return member_candidates(Candidate(path, "", "", status.st_size, status.st_mtime_ns), found)
+    archive = Candidate(path, "", "", status.st_size, status.st_mtime_ns)
+    worker = Worker(Settings(read=ReadSettings(max_members=MOST_MEMBERS)), secret)
+    try:
+        return member_candidates(archive, worker.members(archive)["members"])
+    finally:
+        worker.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 import urllib.request
 import zipfile
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.ports import free_port
+from usfmae.client import background_services
 from usfmae.client.background_services import spool_of, watched
 from usfmae.client.intake import inventory
 from usfmae.client.intake.spool import CLEANED, Spool
@@ -26,6 +28,7 @@ from usfmae.core.corpus.shard import FOLDER, read_index
 from usfmae.core.errors import ConfigError, ResourceError, SourceError
 from usfmae.core.phantom import Tissue, write_still
 from usfmae.core.read import discover, read
+from usfmae.core.read.discover import Candidate
 from usfmae.core.types import CleanImage, Quarantined, Scan
 
 needs_tesseract = pytest.mark.skipif(not shutil.which("tesseract"), reason="tesseract is not installed")
@@ -99,7 +102,9 @@ def test_a_frame_the_machine_doubts_can_be_released(make_site: Callable[..., Sit
 
 
 @needs_tesseract
-def test_a_frame_in_an_archive_can_be_released(make_site: Callable[..., Site], tmp_path: Path) -> None:
+def test_a_frame_in_an_archive_can_be_released_and_the_agent_opens_no_archive(
+    make_site: Callable[..., Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_still(tmp_path / "still.dcm", Tissue(71, "linear"))
     scans = tmp_path / "scans"
     scans.mkdir()
@@ -108,6 +113,7 @@ def test_a_frame_in_an_archive_can_be_released(make_site: Callable[..., Site], t
     site = make_site(images=0, image_size=32, sources=(scans,), clean=CleanSettings(smallest_region=0.9))
     assert inventory.take_in(site).kept == 0
     (held,) = quarantine.waiting(site, quarantine.Intake().refresh(site.corpus))
+    monkeypatch.setattr("zipfile.ZipFile", lambda *_: 1 / 0)  # in this process; the decoding ones are others
     quarantine.release(site, held, "dr-k")
     (index,) = (site.corpus / FOLDER).glob("released-*.json")
     assert read_index(index).ids == (image_id(held.scan, held.index),)
@@ -177,3 +183,38 @@ def test_a_taken_port_and_a_missing_allow_list_stop_the_start(make_site: Callabl
             pass
     with pytest.raises(ConfigError, match=r"cstore\.allow"), watched(make_site("b", cstore={"port": free_port()})):
         pass
+
+
+def test_an_instance_whose_identification_took_too_much_memory_waits_for_a_person(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from usfmae.core.read.discover import Examined
+    from usfmae.core.sandbox.worker import Worker
+
+    def hogged(self: Worker, candidate: Candidate) -> dict[str, object]:
+        return self._entry(Examined("quarantined", reason="too-much-memory"), candidate)
+
+    monkeypatch.setattr(Worker, "identify", hogged)
+    site = make_site(images=0, image_size=32)
+    spool_of(site).add(b"a bomb")
+    for _ in range(2):
+        assert inventory.take_in(site).quarantined == 1
+        assert len(spool_of(site).files()) == 1, "deleted, though nobody has seen it"
+
+
+def test_an_unforeseen_error_of_a_service_is_said_once_and_it_goes_on(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    site, calls, stop = make_site(), [], threading.Event()
+
+    def act() -> None:
+        calls.append(1)
+        raise RuntimeError("never thought of")
+
+    background_services._repeat("intake", site, stop, 0.0, act)
+    deadline = time.monotonic() + 10
+    while len(calls) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    stop.set()
+    assert len(calls) >= 2 and caplog.text.count("never thought of") == 1
+    assert "intake.trouble" in site.audit_log.read_text()
