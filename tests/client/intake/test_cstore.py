@@ -105,6 +105,9 @@ def test_a_wrong_ae_title_is_rejected(
         # By hand: pynetdicom now and then takes a quick no for an abort.
         link.sendall(request(calling or "X", called))
         assert link.recv(100) == b"\3\0\0\0\0\4\0\1\1" + (b"\7" if calling == "PACS1" else b"\3")
+    deadline = time.monotonic() + 20
+    while "association rejected" not in caplog.text and time.monotonic() < deadline:  # said after it is answered
+        time.sleep(0.01)
     (said,) = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "association rejected"]
     assert said["why"] == ("calls another title than cstore.ae_title" if calling == "PACS1" else "not in cstore.allow")
     assert listener.counts["rejected"] == 1 and spool.files() == []
