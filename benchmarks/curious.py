@@ -132,7 +132,7 @@ class CuriousCoordinator:
         known |= {"base": weights.encoder_id, "decoder": weights.decoder_id, "with_decoder": True}
         return sign(TrainRequest(**{**known, "campaign": campaign, **fields}), self.key)
 
-    def ask(self, request: TrainRequest, weights: Weights, seconds: float = 60) -> Reply | None:
+    def ask(self, request: TrainRequest, weights: Weights, seconds: float = 180) -> Reply | None:
         """Send it; what the hospital answers, or None where it says nothing in time."""
         self.transport.connected()
         task = RoundTask(self.site.fingerprint, request, weights.encoder, None, weights.decoder, None, 3600.0)

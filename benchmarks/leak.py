@@ -146,7 +146,7 @@ def greedy(batch: int, visible: int, crafted: bool) -> TrainSettings:
         mask_ratio=1 - (visible + 0.5) / GRID**2,
         batch_size=batch,
         micro_batch=batch,
-        lr=1e8 if crafted else 1e4,
+        lr=1e6 if crafted else 1e4,
         warmup=0,
         weight_decay=0,
         clip=1e-9,
@@ -211,7 +211,7 @@ def craft(tensors: dict[str, torch.Tensor]) -> None:
     copies = direction + 0.01 * noise(units, width) / width**0.5
     tensors["blocks.0.mlp.fc1.weight"].copy_(SHARP * copies)
     tensors["blocks.0.mlp.fc1.bias"].copy_(-SHARP * torch.linspace(-SPAN, SPAN, units))
-    tensors["blocks.0.mlp.fc2.weight"].copy_(1e-3 * noise(width, units))
+    tensors["blocks.0.mlp.fc2.weight"].copy_(0.3 * noise(width, units) / units**0.5)
     tensors["cls_token"].copy_(-50 * GAIN * direction[None, None])  # the class token reaches no bin
 
 

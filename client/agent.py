@@ -275,11 +275,11 @@ class Agent:
 
     # --- the answer
 
-    def _release(self, pending: PendingRequest, request: TrainRequest, state: outbox.State) -> None:
+    def _release(self, pending: PendingRequest, request: TrainRequest, state: outbox.EntryState) -> None:
         """Send what may leave; hold what waits for a person."""
-        if state == "waiting":
+        if state is outbox.EntryState.WAITING:
             self.state = AgentState.WAITING
-        elif state == "rejected":
+        elif state is outbox.EntryState.REJECTED:
             self._decline(pending, f"{DeclineReason.REFUSED}: kept by the site")
         else:
             self._send_update(pending, request)

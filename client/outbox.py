@@ -17,8 +17,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from usfmae.client.site import Site, read_json, write_json
 from usfmae.core import account, flower_objects
@@ -29,7 +30,16 @@ from usfmae.core.files import replacing, write_atomic
 from usfmae.core.tensors import TensorFile
 from usfmae.core.types import content_id
 
-State = Literal["waiting", "released", "rejected", "sent"]
+
+class EntryState(StrEnum):
+    """Where an entry of the outbox stands."""
+
+    WAITING = "waiting"  # for a person
+    RELEASED = "released"  # it may leave
+    REJECTED = "rejected"  # it stays
+    SENT = "sent"
+
+
 UPDATE = "update.safetensors"
 
 
@@ -102,15 +112,15 @@ def _drawn(entry: Mapping[str, Any]) -> str:
     )
 
 
-def state(place: Path) -> State:
+def state(place: Path) -> EntryState:
     """Where an entry stands."""
     if (place / "sent.json").exists():
-        return "sent"
+        return EntryState.SENT
     decision = read_json(place / "decision.json")
     if decision:
-        return "released" if decision.get("approved") else "rejected"
+        return EntryState.RELEASED if decision.get("approved") else EntryState.REJECTED
     entry = read_json(place / "entry.json") or {}
-    return "released" if entry.get("release") == "auto" else "waiting"
+    return EntryState.RELEASED if entry.get("release") == "auto" else EntryState.WAITING
 
 
 @dataclass
@@ -132,7 +142,7 @@ class Outbox:
             return None
         sent = read_json(place / "sent.json") or {}
         entry |= {"state": state(place), "sent": sent, "decision": read_json(place / "decision.json") or {}}
-        if entry["state"] == "sent":
+        if entry["state"] == EntryState.SENT:
             self._sent[place.name] = entry
         return entry
 
@@ -147,7 +157,7 @@ def decide(site: Site, id_: str, approved: bool, reason: str = "", by: str = "")
     place = folder(site, id_)
     if "/" in id_ or not (place / "entry.json").exists():
         raise UsageError(f"outbox entry {id_!r:.60}", "does not exist", f"see 'usfmae-client outbox {site.root}'")
-    if state(place) != "waiting":
+    if state(place) != EntryState.WAITING:
         raise UsageError(f"outbox entry {id_}", f"is {state(place)} already", "nothing to decide")
     person = by or account.person()
     write_json(place / "decision.json", {"approved": approved, "by": person, "time": time.time(), "reason": reason})

@@ -62,9 +62,9 @@ def answer(site: Site, request: TrainRequest, content: RecordDict, workers: Work
         if not why and _worked(site, request, content, workers):
             return participation.failure(jobs.job(site, request))
         time.sleep(POLL_SECONDS)
-    while outbox.state(place) == "waiting":
+    while outbox.state(place) is outbox.EntryState.WAITING:
         time.sleep(POLL_SECONDS)
-    return "refused: kept by the site" if outbox.state(place) == "rejected" else ""
+    return "refused: kept by the site" if outbox.state(place) is outbox.EntryState.REJECTED else ""
 
 
 def _worked(site: Site, request: TrainRequest, content: RecordDict, workers: Workers) -> bool:
