@@ -93,8 +93,8 @@ def main() -> None:
 def measure(root: Path, forms: list[tuple[int, int]]) -> dict[str, Any]:
     images = pictures(clips=80)
     off, on = [], []
-    with CuriousCoordinator(root / "off", free_port(), images, OFF) as coordinator:
-        for attack in ("plain", "crafted"):
+    for attack in ("plain", "crafted"):  # a clinic each: another model would wait for a person
+        with CuriousCoordinator(root / f"off-{attack}", free_port(), images, OFF) as coordinator:
             off += [attacked(coordinator, attack, *form) for form in forms]
     with CuriousCoordinator(root / "on", free_port(), images, ON) as coordinator:
         for attack in ("plain", "crafted"):

@@ -135,6 +135,8 @@ def test_kill_9_of_agent_and_of_worker_ends_with_the_bits_of_the_undisturbed_rou
     make_site: Callable[..., Site], port: Port, aggregator: Aggregator, slow: None
 ) -> None:
     quiet, rough = (at(make_site, port, aggregator, name) for name in ("undisturbed", "killed"))
+    # What a site draws follows from its secret: the two are one hospital here.
+    (rough.root / "keys" / "secret").write_bytes((quiet.root / "keys" / "secret").read_bytes())
     aggregator.ask(steps=120)
     with Running(quiet):
         with Running(rough) as agent:
