@@ -246,9 +246,13 @@ def as_gray(values: Patch, side: int) -> Patch:
 
 def best_psnr(found: list[Patch], true: Patch) -> float:
     """PSNR in dB of the best among `found` (side, side) against the patch of `true` (N, side, side) it is most like."""
+    given = np.array([patch.reshape(-1) for patch in found if np.isfinite(patch).all()])
+    if not len(given):
+        return 0.0
+    # Squared distances by inner products: (found, true).
     flat = true.reshape(len(true), -1)
-    errors = [float(((flat - patch.reshape(-1)) ** 2).mean(1).min()) for patch in found if np.isfinite(patch).all()]
-    return min(99.0, float(10 * np.log10(255**2 / max(min(errors, default=255**2), 1e-9))))
+    squares = (given**2).sum(1)[:, None] - 2 * given @ flat.T + (flat**2).sum(1)
+    return min(99.0, float(10 * np.log10(255**2 / max(float(squares.min()) / flat.shape[1], 1e-9))))
 
 
 def patches_of(coordinator: CuriousCoordinator, side: int = PATCH) -> Patch:
