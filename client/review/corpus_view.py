@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class CorpusView:
 
     def refresh(self, corpus: Path) -> CorpusView:
         counts, folder = CorpusLedger(corpus).image_counts(), corpus / FOLDER
-        newest = sorted(((folder / name).stat().st_mtime_ns, name) for name in counts)[::-1]
+        newest = sorted((os.stat(f"{folder}/{name}").st_mtime_ns, name) for name in counts)[::-1]  # noqa: PTH116
         self.shards = [(name.removesuffix(".json"), counts[name]) for _, name in newest]
         return self
 

@@ -12,6 +12,7 @@ counts cost the same whether a corpus holds a hundred scans or ten million.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -636,8 +637,8 @@ class CorpusLedger:
     def image_counts(self) -> dict[str, int]:
         """Name of the index of each shard there is -> images in it: one listing, one query."""
         folder, known = self.corpus / FOLDER, self.shards()
-        there = [path for path in folder.iterdir() if path.suffix == ".json"] if folder.exists() else []
-        return {path.name: known.get(path.with_suffix(".npy").name) or image_count(path) for path in there}
+        names = [name for name in os.listdir(folder) if name.endswith(".json")] if folder.exists() else []  # noqa: PTH208
+        return {name: known.get(f"{name[:-5]}.npy") or image_count(folder / name) for name in names}
 
     def way_to(self, id_: str) -> list[tuple[list[bytes], bytes, bool]]:
         """Where a scan lay when it was last met: (keys of the folders from its source down, key of the file, whether
