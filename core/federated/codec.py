@@ -27,7 +27,7 @@ ENCODINGS = ("int8", "int4", "sparse", "bf16", "fp32")
 
 def lossy(name: str) -> Encoding:
     """The encoding of this name. PolicyError for fp32 and for what is none."""
-    encoding = encodings.named(name)
+    encoding = encodings.ENCODINGS.get(name)
     if encoding is None:
         raise PolicyError(f"encoding {name!r:.20}", f"is none of {', '.join(ENCODINGS[:-1])}", "refused")
     return encoding

@@ -6,62 +6,12 @@ of a stretch that begins at a block is cut out of both. Lossy encodings only; fp
 
 from __future__ import annotations
 
-from typing import Protocol
+from usfmae.core.federated.encodings.base import Encoding, Exact, Floats
+from usfmae.core.federated.encodings.bf16 import Bf16
+from usfmae.core.federated.encodings.int4 import Int4
+from usfmae.core.federated.encodings.int8 import Int8
+from usfmae.core.federated.encodings.sparse import Sparse
 
-import numpy as np
-from numpy.typing import NDArray
+__all__ = ["ENCODINGS", "Encoding", "Exact", "Floats"]
 
-Floats = NDArray[np.float32]
-Exact = NDArray[np.float64]
-
-
-class Encoding(Protocol):
-    """A lossy encoding of values (n,)."""
-
-    block: int  # values that share an entry of the head; a stretch begins at a multiple of it
-    residual: str  # name of the encoding in whose form `pack_residual` writes; its block divides this one's
-
-    def size(self, count: int) -> int:
-        """Bytes of `count` values."""
-        ...
-
-    def head(self, count: int) -> int:
-        """Bytes of the head of `count` values."""
-        ...
-
-    def pack(self, values: Floats) -> tuple[bytes, float]:
-        """Bytes, and the sum of squares of what they express, which is subtracted from `values` in place."""
-        ...
-
-    def unpack(self, data: bytes | memoryview, count: int) -> Exact:
-        """What the bytes express, (count,)."""
-        ...
-
-    def add(self, data: bytes | memoryview, base: Floats) -> Floats:
-        """`base` (n,) plus what the bytes express, multiplied and added in float32: the same bits on every machine."""
-        ...
-
-    def square(self, data: bytes | memoryview, count: int) -> float:
-        """Sum of squares of what the bytes express."""
-        ...
-
-    def pack_residual(self, error: Floats, data: bytes) -> bytes:
-        """What `pack` left in `error` beside `data`, packed for the disk; `error` is worked on in place."""
-        ...
-
-    def add_residual(self, residual: bytes, values: Floats) -> Floats:
-        """`values` (n,) plus what an earlier packing left out."""
-        ...
-
-
-def named(name: str) -> Encoding | None:
-    """The lossy encoding of this name; None for another name."""
-    from usfmae.core.federated.encodings import bf16, int4, int8, sparse
-
-    encodings: dict[str, Encoding] = {
-        "int8": int8.Int8(),
-        "int4": int4.Int4(),
-        "bf16": bf16.Bf16(),
-        "sparse": sparse.Sparse(),
-    }
-    return encodings.get(name)
+ENCODINGS: dict[str, Encoding] = {"int8": Int8(), "int4": Int4(), "bf16": Bf16(), "sparse": Sparse()}

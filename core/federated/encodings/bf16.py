@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from usfmae.core.federated.encodings import Exact, Floats
+from usfmae.core.federated.encodings.base import Exact, Floats
 
 
 class Bf16:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from usfmae.core.federated.encodings import Exact, Floats
+from usfmae.core.federated.encodings.base import Exact, Floats
 from usfmae.core.federated.encodings.int8 import Int8
 
 BLOCK = 128

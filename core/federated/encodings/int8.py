@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from usfmae.core.federated.encodings import Exact, Floats
+from usfmae.core.federated.encodings.base import Exact, Floats
 
 BLOCK = 256  # values that share one scale
 STRIDE = 256  # blocks worked on at a time: 256 KiB of float32, so that they stay in the processor's cache

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from usfmae.core.federated.encodings import Exact, Floats
+from usfmae.core.federated.encodings.base import Exact, Floats
 from usfmae.core.federated.encodings.bf16 import Bf16
 from usfmae.core.federated.encodings.int8 import Int8
 
