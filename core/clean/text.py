@@ -176,6 +176,13 @@ def apart_from_flow(
     return to_fill, unread
 
 
+def _thick(probability: Probability, settings: CleanSettings) -> int:
+    """How many places are thicker than any line of text though the detector is sure of them: large print, or letters
+    among the edges of colour flow. No box could be drawn around them."""
+    parts = components(probability > settings.text_threshold, smallest=_SMALLEST_FAINT)
+    return sum(is_blob(part) and float(probability[window][part].mean()) > _SURE for window, part in parts)
+
+
 def _mean_above(values: Probability, threshold: float) -> float:
     above = values[values > threshold]
     return float(above.mean()) if len(above) else 0.0
@@ -198,6 +205,7 @@ def find(crop: Crop, settings: CleanSettings) -> Finding:
     sure, faint = words(probability, settings)
     sure, unread = apart_from_flow(crop, sure, probability, settings)
     faint, unread_faint = apart_from_flow(crop, faint, probability, settings)
+    unread += _thick(probability, settings)
     print_ = ridge(brightest_of(crop.pixels)) > CONTRAST
     plain = [(window, box) for window, box in sure if (print_[window] & box).sum() > _INK * box.sum()]
     certain = together(plain, crop.flow.shape)
