@@ -119,12 +119,11 @@ def test_a_server_that_learns_its_sites_a_moment_late_does_not_lose_them(site: S
     assert len(replies(aggregator)) == 1
 
 
-@pytest.mark.parametrize(("offset", "word"), [(600.0, "600 s behind"), (-600.0, "600 s ahead of")])
+@pytest.mark.parametrize(("offset", "word"), [(600.0, "10 min behind"), (-600.0, "10 min ahead of")])
 def test_a_clock_ten_minutes_off_is_named(agent: Agent, aggregator: Aggregator, offset: float, word: str) -> None:
     aggregator.clock_offset = offset
     agent._turn()
-    assert word.split(" ", 1)[1] in agent.problem and "NTP" in agent.problem
-    assert abs(int(agent.problem.split("clock is ")[1].split(" s")[0]) - 600) <= 2
+    assert word in agent.problem and "NTP" in agent.problem
 
 
 def test_after_a_kill_the_old_node_id_goes_on_without_a_new_activation(

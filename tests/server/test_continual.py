@@ -244,11 +244,9 @@ def test_what_the_panel_says_is_there_to_scrape(ten_rounds: Layout) -> None:
 
 
 def test_a_release_says_what_it_was_trained_on_and_how_it_did(ten_rounds: Layout, tmp_path: Path) -> None:
-    result = tmp_path / "probe.json"
-    result.write_text(json.dumps({"task": "bus-bra", "auroc": 0.712}))
     settings = ten_rounds.settings(["continual.anatomies={breast: 1200, lung: 300}"])
-    release(ten_rounds, settings, tmp_path / "out", [result])
+    release(ten_rounds, settings, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    for what in ("| breast | 1,200 |", "| lung | 300 |", "task bus-bra, auroc 0.712", "Budget +10%", "5 accepted"):
+    for what in ("| breast | 1,200 |", "| lung | 300 |", "Budget +10%", "5 accepted"):
         assert what in card
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["rounds"]["steps"] == 4

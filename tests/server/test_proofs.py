@@ -80,7 +80,8 @@ def full_batch(place, request, encoder, decoder):
 
 @pytest.mark.parametrize("sites", [2, 4])
 def test_k_equal_shards_and_one_full_batch_step_are_the_pooled_step(federation, tmp_path, sites):
-    options = {"rounds.steps": 1, "rounds.encoding": "fp32", "gate.base_limit": 100, "gate.norm_limit": 100}
+    options = {"rounds.steps": 1, "rounds.encoding": "fp32", "merge.rule": "fedavg"}
+    options |= {"gate.base_limit": 100, "gate.norm_limit": 100, "gate.clip_limit": 100, "gate.merged_limit": 100}
     made = federation(sites, trainer=full_batch, **options)
     for number, hospital in enumerate(made.hospitals):
         corpus(hospital.place, range(number, 32, sites))

@@ -35,6 +35,9 @@ TINY = [
     "min_free_gib=0",
     "gate.norm_limit=1e6",
     "gate.base_limit=100",
+    "gate.small_limit=0",  # the honest move less than training would
+    "gate.clip_limit=1e6",
+    "gate.merged_limit=1e6",
     "gate.direction_limit=-1",
     "continual.panel_images=8",
 ]
