@@ -33,7 +33,11 @@ from usfmae.server.model_card import card
 from usfmae.server.rounds.forgetting_gate import EMA, ForgettingGate
 from usfmae.server.rounds.panel import PanelReader
 
-_UNMEASURED = "the last round; no panel is set, so forgetting was not measured"
+LEARNED = 0.8  # share of the sites' whole fall in held-out loss that a released round must hold; not tuned
+_UNMEASURED = "the last round that holds what the sites learned; no panel is set, so forgetting was not measured"
+_RANDOM_SEED = (
+    "the last round that holds what the sites learned; the seed is random, so the panel's decoder knows nothing"
+)
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,18 @@ class ReleaseChoice:
     path: Path  # the checkpoint that is mixed with the seed: the round's, or the running average's
 
 
-def release(home: Layout, settings: CoordinatorSettings, out: Path, benchmarks: Sequence[Path] = ()) -> dict[str, Any]:
-    """Write a release into the new folder `out`. UsageError where it exists, PolicyError where nothing may go out."""
+def release(
+    home: Layout, settings: CoordinatorSettings, out: Path, benchmarks: Sequence[Path] = (), number: int | None = None
+) -> dict[str, Any]:
+    """Write a release into the new folder `out`, of the best round or of round `number`.
+
+    UsageError where the folder exists, PolicyError where nothing may go out.
+    """
     if out.exists():
         raise UsageError(f"folder {out}", "exists already", "give a new one: a release is never changed")
     ledger = Ledger(home.ledger)
     reader = ForgettingGate(home, ledger, settings).reader
-    choice = choose(home, ledger, settings, reader)
+    choice = choose(home, ledger, settings, reader, number)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -67,26 +76,68 @@ def release(home: Layout, settings: CoordinatorSettings, out: Path, benchmarks: 
     return {"folder": str(out), **facts, "why": choice.why}
 
 
-def choose(home: Layout, ledger: Ledger, settings: CoordinatorSettings, reader: PanelReader | None) -> ReleaseChoice:
-    """The committed round with the lowest mean loss over its seed loss, within the budget; then the best alpha.
+def choose(
+    home: Layout,
+    ledger: Ledger,
+    settings: CoordinatorSettings,
+    reader: PanelReader | None,
+    number: int | None = None,
+) -> ReleaseChoice:
+    """The round to release, by two witnesses: what the sites learned, and what the panel says was forgotten.
 
-    Without a panel the last round, and the card says that forgetting was not measured.
+    Only rounds that hold most of what the sites' held-out images show as learned may go out (see `unlearned`). Of these
+    the one with the lowest mean panel loss over its seed loss, within the budget; then the best alpha. Without a panel,
+    or where the seed is random and the panel's decoder therefore knows nothing, the last of them. `number` asks for one
+    round: PolicyError says why it may not go out.
     """
     rounds = [r for r in ledger.rounds() if r.state == RoundState.COMMITTED and home.checkpoint(r.number).exists()]
     if not rounds:
         raise PolicyError("release", "no round is committed", "run rounds first")
-    if reader is None:
-        return ReleaseChoice(rounds[-1].number, 1.0, _UNMEASURED, None, home.checkpoint(rounds[-1].number))
-    read = {r.number: _costs(r, reader) for r in rounds}
-    kept = {n: costs for n, costs in read.items() if costs and max(costs.values()) <= settings.continual.budget}
-    if not kept:
-        raise PolicyError("release", "no round keeps the forgetting budget", "see 'usfmae-server status', continual.*")
-    best = min(kept, key=lambda n: (_mean(kept[n]), n))
-    candidates = [home.checkpoint(best), home.memory(EMA, rounds[-1].number)]
-    found = [_interpolated(home, settings, reader, best, path) for path in candidates if path.exists()]
+    refused = unlearned(rounds)
+    judged = reader if reader is not None and trained_seed(home) else None
+    read = {r.number: _costs(r, judged) for r in rounds} if judged else {}
+    for n, costs in read.items():
+        if not costs or max(costs.values()) > settings.continual.budget:
+            refused.setdefault(n, "is over the forgetting budget, or was not measured on this panel")
+    fit = [r.number for r in rounds if r.number not in refused and number in (None, r.number)]
+    if not fit:
+        reason = refused.get(number or rounds[-1].number, "is not committed")
+        raise PolicyError(
+            f"release of round {number}" if number else "release", reason, "see 'usfmae-server status', continual.*"
+        )
+    if judged is None:
+        why = _UNMEASURED if reader is None else _RANDOM_SEED
+        return ReleaseChoice(fit[-1], 1.0, why, None, home.checkpoint(fit[-1]))
+    best = min(fit, key=lambda n: (_mean(read[n]), n))
+    candidates = [home.checkpoint(best)] + ([] if number else [home.memory(EMA, rounds[-1].number)])
+    found = [_interpolated(home, settings, judged, best, path) for path in candidates if path.exists()]
     _cost, choice = min(found, key=lambda pair: pair[0])
-    over = f"; {len(rounds) - len(kept)} round(s) were over it or not measured"
-    return replace(choice, why=choice.why + over)
+    return replace(choice, why=f"{choice.why}; {len(refused)} round(s) were over it, unlearned or not measured")
+
+
+def unlearned(rounds: Sequence[Round]) -> dict[int, str]:
+    """Rounds that lack most of what the sites have learned since, with the reason.
+
+    The witness is the mean held-out loss at the sites, each with the decoder it trains: it falls as the encoder learns,
+    where a panel read with the seed's decoder may rise. A round whose fall is under LEARNED of the largest fall is not
+    released; rounds without losses are not judged.
+    """
+    losses = {r.number: (r.summary or {}).get("loss_after") for r in rounds}
+    known = {n: float(loss) for n, loss in losses.items() if loss and math.isfinite(loss)}
+    start = next((float(v) for r in rounds if (v := (r.summary or {}).get("loss_before"))), 0.0)
+    if not known or start <= min(known.values()):
+        return {}
+    most = start - min(known.values())
+    return {
+        n: f"holds {(start - loss) / most:.0%} of what the sites learned (held-out loss {start:.3f} -> {loss:.3f})"
+        for n, loss in known.items()
+        if start - loss < LEARNED * most
+    }
+
+
+def trained_seed(home: Layout) -> bool:
+    """Whether the seed was trained: a random one has no parent."""
+    return bool(load(home.checkpoint(0)).trail.parents)
 
 
 def _interpolated(

@@ -19,10 +19,16 @@ from usfmae.core.cli.shell import print_json
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="JSON results to put in the model card, as 'usfmae probe --json' prints them; repeatable.",
 )
+@click.option("--round", "number", type=click.IntRange(min=1), help="This round, where it may go out.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of coordinator.yaml.")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def release(
-    directory: Path, out: Path, benchmarks: tuple[Path, ...], overrides: tuple[str, ...], as_json: bool
+    directory: Path,
+    out: Path,
+    benchmarks: tuple[Path, ...],
+    number: int | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """The best encoder under the budget, signed, with a card.
 
@@ -33,5 +39,5 @@ def release(
     from usfmae.server.release import release as write
 
     home = Layout(directory)
-    done = write(home, home.settings(overrides), out, benchmarks)
+    done = write(home, home.settings(overrides), out, benchmarks, number)
     print_json(done) if as_json else click.echo(f"{done['folder']}\n{done['why']}")
