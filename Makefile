@@ -42,7 +42,7 @@ test-system: packages ## against Debian's Orthanc, DCMTK, Prometheus, Chromium, 
 test-all: ## every suite one after the other, and one table of what each said
 	$(PYTHON) tests/suites.py
 
-coverage: packages   ## the ordinary tests under coverage; fails below the floor in pyproject.toml
+coverage: packages   ## the ordinary tests under coverage, with a table of what is not covered
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered \
 	  -m "not e2e and not faults and not attacks and not system and not slow" $(ARGS)
 
@@ -74,7 +74,7 @@ tesseract: venv      ## make sure of Tesseract and what OpenCV links to
 	@$(BIN)/python -c "import cv2" 2>/dev/null || { $(call install,libgl1 libglib2.0-0); }
 
 packages: tesseract  ## ... and of what the ordinary tests start
-	@$(call debian,chromium:chromium tinyproxy:tinyproxy ip:iproute2 nft:nftables faketime:faketime)
+	@$(call debian,chromium:chromium tinyproxy:tinyproxy ip:iproute2 nft:nftables faketime:faketime ffmpeg:ffmpeg)
 
 lock:                ## pin the newest packages that pyproject.toml admits, with and without their hashes
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
