@@ -22,8 +22,8 @@ def opened(path: Path) -> zipfile.ZipFile:
 def opened_at(descriptor: int) -> zipfile.ZipFile:
     """The archive behind a descriptor, which is taken over. Raises OSError, BadZipFile."""
     file = os.fdopen(descriptor, "rb")
-    about = os.fstat(descriptor)
-    key = (os.getpid(), about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
+    status = os.fstat(descriptor)
+    key = (os.getpid(), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     if key in _archives:
         file.close()
     else:

@@ -94,8 +94,8 @@ def head_file(log: Path) -> Path:
 
 def _missing(log: Path, last: tuple[str, str]) -> str:
     """The hash noted beside the log, where the log holds it no more; `last`: hashes of its last two lines."""
-    beside = head_file(log)
-    head = beside.read_text() if beside.exists() else ""
+    path = head_file(log)
+    head = path.read_text() if path.exists() else ""
     if not head or head in last or any(entry["hash"] == head for entry in entries(log)):
         return ""
     return head
@@ -137,8 +137,8 @@ def verify(log: Path, head: str | None = None) -> int:
 
     `head` is a hash noted earlier, by default the one beside the log; it must occur, so that a cut end is found too.
     """
-    beside = head_file(log)
-    head = head or (beside.read_text() if beside.exists() else None)
+    path = head_file(log)
+    head = head or (path.read_text() if path.exists() else None)
     previous, count, seen_head = START, 0, head is None
     with log.open() as file:
         for count, line in enumerate(file, 1):
@@ -158,7 +158,5 @@ def verify(log: Path, head: str | None = None) -> int:
     if not seen_head:
         raise PolicyError(f"audit log {log}", f"entry {head} is missing", "the log was cut")
     if head is None and count > 1:
-        raise PolicyError(
-            f"audit log {log}", f"{beside.name} is missing beside it", "copy both, else its end may be cut"
-        )
+        raise PolicyError(f"audit log {log}", f"{path.name} is missing beside it", "copy both, else its end may be cut")
     return count

@@ -77,8 +77,8 @@ def _is_full(error: BaseException | None) -> bool:
     """Libraries wrap the operating system's error: its text remains, or it is the context of theirs."""
     if error is None:
         return False
-    told = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-    return told or _is_full(error.__context__)
+    full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    return full or _is_full(error.__context__)
 
 
 def put(partial: Path, target: Path) -> None:

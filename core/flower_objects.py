@@ -99,31 +99,31 @@ def split(content: bytes) -> Object:
 
 
 def expect(content: bytes, kind: str) -> Object:
-    found = split(content)
-    if found.kind != kind:
-        raise PolicyError(f"message object {found.kind:.40}", f"stands where {kind} belongs", "refused")
-    return found
+    object_ = split(content)
+    if object_.kind != kind:
+        raise PolicyError(f"message object {object_.kind:.40}", f"stands where {kind} belongs", "refused")
+    return object_
 
 
 def references(content: bytes, kind: str) -> dict[str, str]:
     """Names and ids in a RecordDict or ArrayRecord."""
-    found = expect(content, kind)
-    names = _json(found)
-    if not all(isinstance(id_, str) for id_ in names.values()) or set(names.values()) != set(found.children):
+    object_ = expect(content, kind)
+    names = _json(object_)
+    if not all(isinstance(id_, str) for id_ in names.values()) or set(names.values()) != set(object_.children):
         raise PolicyError(f"message object {kind}", "names other children than it has", "refused")
     return names
 
 
 def tensor(content: bytes) -> Tensor:
     """An Array's own description, without its bytes."""
-    found = expect(content, "Array")
-    about = _json(found, LONGEST_ABOUT)
+    object_ = expect(content, "Array")
+    description = _json(object_, LONGEST_ABOUT)
     try:
-        chunks = tuple(found.children[i] for i in about["arraychunk_ids"])
-        shape = tuple(int(n) for n in about["shape"])
+        chunks = tuple(object_.children[i] for i in description["arraychunk_ids"])
+        shape = tuple(int(n) for n in description["shape"])
         if min((*shape, 0)) < 0:
             raise ValueError
-        return Tensor(str(about["dtype"]), shape, str(about["stype"]), chunks)
+        return Tensor(str(description["dtype"]), shape, str(description["stype"]), chunks)
     except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         raise PolicyError("message object Array", "is malformed", "refused") from None
 
@@ -136,13 +136,13 @@ def records(root: str, fetch: Fetch) -> dict[str, str]:
     return references(fetch(message.children[0]), "RecordDict")
 
 
-def _json(found: Object, longest: int = LARGEST) -> dict[str, Any]:
+def _json(object_: Object, longest: int = LARGEST) -> dict[str, Any]:
     try:
-        value = json.loads(bytes(found.body)) if len(found.body) <= longest else None
+        value = json.loads(bytes(object_.body)) if len(object_.body) <= longest else None
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict) or len(value) > MOST_TENSORS:
-        raise PolicyError(f"message object {found.kind}", "is malformed", "refused")
+        raise PolicyError(f"message object {object_.kind}", "is malformed", "refused")
     return value
 
 
@@ -156,9 +156,9 @@ class Parcel:
     tree: Tree
     make: Mapping[str, Callable[[], bytes]]
 
-    def contents(self, wanted: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    def contents(self, ids: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """The wanted objects, children before parents."""
-        missing = set(wanted)
+        missing = set(ids)
         for id_ in walk(self.tree):
             if id_ in missing:
                 missing.remove(id_)
@@ -233,11 +233,11 @@ def _array(part: Part, make: dict[str, Callable[[], bytes]]) -> Tree:
         ids.append(object_id(chunk()))
         make[ids[-1]] = chunk
     unique = list(dict.fromkeys(ids))
-    about = {
+    description = {
         "dtype": part.dtype,
         "shape": part.shape,
         "stype": part.encoding,
         "arraychunk_ids": [unique.index(i) for i in ids],
     }
-    id_ = _add(join("Array", unique, json.dumps(about).encode()), make)
+    id_ = _add(join("Array", unique, json.dumps(description).encode()), make)
     return Tree(id_, tuple(Tree(i) for i in unique))

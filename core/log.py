@@ -30,7 +30,7 @@ def without_password(text: str) -> str:
 def scrub(text: str) -> str:
     """The text without UIDs, person names (`Family^Given`), paths of scans and passwords of addresses."""
     text = without_password(text)
-    text = _UID.sub(lambda found: found[0] if found[1] else "<uid>", text)
+    text = _UID.sub(lambda match: match[0] if match[1] else "<uid>", text)
     for pattern, name in ((_PERSON, "<name>"), (_PATH, "<scan>")):
         text = pattern.sub(name, text)
     return text

@@ -44,13 +44,13 @@ def check(folder: Path, key: Ed25519PublicKey | None) -> dict[str, Any]:
         raise SourceError(f"{folder / NAME}", f"unreadable: {error}", "give the folder of a release") from None
     if key is not None:
         _check_signature(folder, text, key)
-    found = {str(path.relative_to(folder)): path for path in _files(folder)}
-    for name in sorted(listed.keys() | found.keys()):
-        if name not in found or name not in listed:
+    present = {str(path.relative_to(folder)): path for path in _files(folder)}
+    for name in sorted(listed.keys() | present.keys()):
+        if name not in present or name not in listed:
             raise PolicyError(
-                f"file {name}", "is missing" if name not in found else "is not in the manifest", "refused"
+                f"file {name}", "is missing" if name not in present else "is not in the manifest", "refused"
             )
-        if _sha256(found[name]) != listed[name]:
+        if _sha256(present[name]) != listed[name]:
             raise PolicyError(f"file {name}", "differs from the manifest", "it was changed or damaged; fetch it again")
     return manifest
 

@@ -143,9 +143,9 @@ def _family(metric: Described, values: Values) -> Metric:
 
 def registry(read: Callable[[], Mapping[str, Values]], side: str, fresh_seconds: float = 1.0) -> CollectorRegistry:
     """A registry for one side ("site" or "server"); `read` gives the values at the moment of a scrape."""
-    found = CollectorRegistry(auto_describe=False)
-    found.register(_Snapshot(read, f"usfmae_{side}_info", fresh_seconds))
-    return found
+    collectors = CollectorRegistry(auto_describe=False)
+    collectors.register(_Snapshot(read, f"usfmae_{side}_info", fresh_seconds))
+    return collectors
 
 
 def text(source: CollectorRegistry) -> bytes:

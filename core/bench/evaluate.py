@@ -29,10 +29,10 @@ PRINTED = ("paper.f1", *COMPARED, "auroc_by_split")
 def scored(task: BenchmarkTask, runs: Predictions | Sequence[Predictions], settings: BenchSettings) -> dict[str, Any]:
     """Scores over all splits, and over the splits that the paper's table shows where those are fewer."""
     several = [runs] if isinstance(runs, Predictions) else list(runs)
-    found = {"all": score(several, settings.resamples, settings.seed)}
+    scores = {"all": score(several, settings.resamples, settings.seed)}
     if task.headline and set(task.headline) != {split.name for split in task.splits}:
-        found["headline"] = score([run.of(task.headline) for run in several], settings.resamples, settings.seed)
-    return found
+        scores["headline"] = score([run.of(task.headline) for run in several], settings.resamples, settings.seed)
+    return scores
 
 
 def described(task: BenchmarkTask) -> dict[str, Any]:
@@ -63,9 +63,9 @@ def probed(
 ) -> tuple[dict[str, Any], dict[str, Predictions]]:
     """Features, probe and scores of one encoder: a report and the predictions by head."""
     began, aspect = time.perf_counter(), aspect_of(encoder, settings)
-    found, cached = features(encoder, task, settings.image_size, cache, progress, aspect)
+    values, cached = features(encoder, task, settings.image_size, cache, progress, aspect)
     ready = time.perf_counter()
-    result = probe(task, found, settings, curve=curve)
+    result = probe(task, values, settings, curve=curve)
     report = {
         "model": encoder.name,
         "model_id": encoder.id,
@@ -75,7 +75,7 @@ def probed(
         "feature_seconds": round(ready - began, 3),
         "probe_seconds": round(time.perf_counter() - ready, 3),
         "c": result.chosen,
-        "scores": {head: scored(task, said, settings) for head, said in result.predictions.items()},
+        "scores": {head: scored(task, predictions, settings) for head, predictions in result.predictions.items()},
         "label_efficiency": result.curve,
     }
     return report, result.predictions
@@ -93,8 +93,8 @@ def finetuned(
     encoder = build()
     pixels = squares(task, settings.image_size, aspect_of(encoder, settings))
     runs, trained = finetune(task, build, pixels, settings.finetune, out, on_run)
-    for seed, said in zip(settings.finetune.seeds, runs, strict=True):
-        save_predictions(out / f"seed-{seed}.csv", task, said)
+    for seed, predictions in zip(settings.finetune.seeds, runs, strict=True):
+        save_predictions(out / f"seed-{seed}.csv", task, predictions)
     report = {
         "task": described(task),
         "model": encoder.name,
@@ -113,13 +113,18 @@ def paired(first: Predictions, second: Predictions, settings: BenchSettings) -> 
     return {m: compare(first, second, m, settings.resamples, settings.seed) for m in COMPARED}
 
 
-def save_predictions(path: Path, task: BenchmarkTask, said: Predictions) -> None:
+def save_predictions(path: Path, task: BenchmarkTask, predictions: Predictions) -> None:
     """Per-image probabilities as CSV: id, split, label, predicted, p(class)..."""
     head = ["id", "split", "label", "predicted", *(f"p({name})" for name in task.classes)]
     lines = [",".join(_quoted(text) for text in head)]
-    for i, id_ in enumerate(said.ids):
-        names = (task.classes[said.labels[i]], task.classes[said.predicted[i]])
-        row = [_quoted(id_), said.splits[i], *map(_quoted, names), *(f"{p:.6g}" for p in said.probabilities[i])]
+    for i, id_ in enumerate(predictions.ids):
+        names = (task.classes[predictions.labels[i]], task.classes[predictions.predicted[i]])
+        row = [
+            _quoted(id_),
+            predictions.splits[i],
+            *map(_quoted, names),
+            *(f"{p:.6g}" for p in predictions.probabilities[i]),
+        ]
         lines.append(",".join(row))
     write_atomic(path, ("\n".join(lines) + "\n").encode())
 

@@ -82,21 +82,21 @@ def features(
     """
     folder = cache or cache_folder()
     path = folder / f"{content_id('features-2', encoder.id, images_id(task), str(size), aspect)[:40]}.npy"
-    kept = _kept(path, (len(task.examples), encoder.width))
-    if kept is not None:
-        return kept, True
-    found = compute(encoder, squares(task, size, aspect), progress)
+    cached = _kept(path, (len(task.examples), encoder.width))
+    if cached is not None:
+        return cached, True
+    values = compute(encoder, squares(task, size, aspect), progress)
     with replacing(path) as partial, partial.open("wb") as file:
-        np.save(file, found)
-    return found, False
+        np.save(file, values)
+    return values, False
 
 
 def _kept(path: Path, shape: tuple[int, int]) -> Features | None:
     try:
-        found: Features = np.load(path, allow_pickle=False)
+        values: Features = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return found if found.shape == shape and found.dtype == np.float32 and np.isfinite(found).all() else None
+    return values if values.shape == shape and values.dtype == np.float32 and np.isfinite(values).all() else None
 
 
 def compute(encoder: Encoder, pixels: Pixels, progress: Progress | None = None) -> Features:

@@ -51,10 +51,10 @@ class Runs:
         size = str(pixels.shape[1])
         name = content_id(self.key, size, split.name, json.dumps(asdict(choice)), str(seed), *parts)[:32]
         path = self.out / "runs" / f"{name}.npz"
-        kept = _read(path)
-        if kept is not None:
-            self.done.append(kept)
-            return kept, True
+        earlier = _read(path)
+        if earlier is not None:
+            self.done.append(earlier)
+            return earlier, True
         encoder = self.build()
         trained = Training(self.task, split, encoder, pixels, self.settings, choice, seed).run()
         classifier.keep_best(self.out / classifier.WEIGHTS, self.task, encoder, trained)
@@ -80,18 +80,18 @@ def finetune(
     runs = Runs(task, build, settings, out)
 
     def run(split: Split, choice: FitChoice, seed: int) -> FitRun:
-        done, kept = runs.run(pixels, split, choice, seed)
+        trained, is_cached = runs.run(pixels, split, choice, seed)
         if on_run:
-            on_run(done, kept)
-        return done
+            on_run(trained, is_cached)
+        return trained
 
     by_seed: dict[int, list[Predictions]] = {seed: [] for seed in settings.seeds}
     for split in task.splits:
         tried = [run(split, choice, settings.seeds[0]) for choice in grid(settings)]
         best = max(tried, key=lambda r: (r.validation, -r.validation_loss))
         for seed in settings.seeds:
-            found = best if seed == settings.seeds[0] else run(split, best.choice, seed)
-            by_seed[seed].append(predictions(task, split, found.probabilities))
+            result = best if seed == settings.seeds[0] else run(split, best.choice, seed)
+            by_seed[seed].append(predictions(task, split, result.probabilities))
     return [pooled(parts) for parts in by_seed.values()], runs.done
 
 

@@ -101,24 +101,25 @@ class Training:
 
     def _run(self) -> FitRun:
         began = time.perf_counter()
-        best, best_epoch, epoch, kept = (-1.0, -RAN_AWAY), 0, 0, None
+        best, best_epoch, epoch, best_weights = (-1.0, -RAN_AWAY), 0, 0, None
         while epoch < self.settings.epochs and epoch - best_epoch < self.settings.patience:
             epoch += 1
             if not math.isfinite(self._epoch(epoch)):
                 break
-            found = worth(self.task, self.split.validation, self.probabilities(self.split.validation))
-            if found > best:
-                best, best_epoch = found, epoch
-                kept = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        if kept is not None:
-            self.model.load_state_dict(kept)
-            said = self.probabilities(self.split.test)
+            worth_now = worth(self.task, self.split.validation, self.probabilities(self.split.validation))
+            if worth_now > best:
+                best, best_epoch = worth_now, epoch
+                best_weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        if best_weights is not None:
+            self.model.load_state_dict(best_weights)
+            probabilities = self.probabilities(self.split.test)
         else:  # the loss ran away before the first validation: the run says nothing
-            said = np.full((len(self.split.test), len(self.task.classes)), 1 / len(self.task.classes))
+            probabilities = np.full((len(self.split.test), len(self.task.classes)), 1 / len(self.task.classes))
         seconds = time.perf_counter() - began
-        weights = {n: t.cpu() for n, t in kept.items()} if kept is not None else None
+        weights = {n: t.cpu() for n, t in best_weights.items()} if best_weights is not None else None
         return FitRun(
-            *(self.split.name, self.choice, self.seed, best[0], -best[1], epoch, best_epoch, seconds, said), weights
+            *(self.split.name, self.choice, self.seed, best[0], -best[1], epoch, best_epoch, seconds, probabilities),
+            weights,
         )
 
     def _epoch(self, epoch: int) -> float:
@@ -145,20 +146,20 @@ class Training:
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled, augmented batches of one epoch; the next is made while the model works on this one."""
-        asked, size = self.settings, self.choice.batch
+        settings, size = self.settings, self.choice.batch
         order = np.random.default_rng((self.seed, epoch)).permutation(self.split.train)
-        wanted = AugmentSettings(
-            rotation=asked.rotation,
-            two_sided=asked.two_sided,
-            flips=asked.flips,
-            zoom_min=asked.zoom_min,
-            zoom_max=asked.zoom_max,
+        augmentation = AugmentSettings(
+            rotation=settings.rotation,
+            two_sided=settings.two_sided,
+            flips=settings.flips,
+            zoom_min=settings.zoom_min,
+            zoom_max=settings.zoom_max,
         )
 
         def make(start: int) -> tuple[Tensor, Tensor]:
             rows = order[start : start + size]
-            chosen = draws(len(rows), self.pixels.shape[1], wanted, self.seed, epoch * 1_000_003 + start)
-            images = augment(self.pixels[rows], chosen, self.encoder.size, wanted)
+            chosen = draws(len(rows), self.pixels.shape[1], augmentation, self.seed, epoch * 1_000_003 + start)
+            images = augment(self.pixels[rows], chosen, self.encoder.size, augmentation)
             return torch.from_numpy(images), torch.from_numpy(self.task.labels[rows])
 
         with ThreadPoolExecutor(1) as pool:
@@ -211,12 +212,12 @@ def _depth(name: str, above: int) -> int:
     return 0 if STEM.search(name) else above
 
 
-def worth(task: BenchmarkTask, positions: Positions, said: Floats) -> tuple[float, float]:
+def worth(task: BenchmarkTask, positions: Positions, probabilities: Floats) -> tuple[float, float]:
     """Balanced accuracy, then the smaller cross-entropy: while a rare class is never named yet, only that moves."""
     labels = task.labels[positions]
-    found = Predictions(labels, said, ("",) * len(said), (), ())
-    likelihood = np.log(np.maximum(said[np.arange(len(said)), labels], 1e-12)).mean()
-    return float(measures(found)["balanced_accuracy"]), float(likelihood)
+    predictions = Predictions(labels, probabilities, ("",) * len(probabilities), (), ())
+    likelihood = np.log(np.maximum(probabilities[np.arange(len(probabilities)), labels], 1e-12)).mean()
+    return float(measures(predictions)["balanced_accuracy"]), float(likelihood)
 
 
 def rate(step: int, total: int, warmup: float) -> float:

@@ -75,15 +75,15 @@ def view(counts: Floats, name: str, positive: int | None) -> dict[str, Floats]:
     A class without examples or predictions scores 0, as scikit-learn does with `zero_division=0`; in the macro
     view a class that occurs neither as label nor as prediction is left out.
     """
-    true, said = counts.sum(axis=-1), counts.sum(axis=-2)  # (..., K)
+    true, predicted = counts.sum(axis=-1), counts.sum(axis=-2)  # (..., K)
     hit = np.diagonal(counts, axis1=-2, axis2=-1)
     accuracy = _ratio(hit.sum(axis=-1), true.sum(axis=-1))
     if name == "paper" and positive is None:
         return {"accuracy": accuracy, "precision": accuracy, "recall": accuracy, "f1": accuracy}
-    each = {"precision": _ratio(hit, said), "recall": _ratio(hit, true), "f1": _ratio(2 * hit, true + said)}
+    each = {"precision": _ratio(hit, predicted), "recall": _ratio(hit, true), "f1": _ratio(2 * hit, true + predicted)}
     if name == "paper":
         return {"accuracy": accuracy, **{key: values[..., positive] for key, values in each.items()}}
-    occurs = (true + said) > 0
+    occurs = (true + predicted) > 0
     return {
         "accuracy": accuracy,
         **{k: _ratio((v * occurs).sum(axis=-1), occurs.sum(axis=-1)) for k, v in each.items()},
@@ -105,8 +105,8 @@ def auroc(predictions: Predictions, weights: Floats | None = None) -> Floats:
     rows = np.ones((1, len(predictions.labels))) if weights is None else weights
     classes = [1] if predictions.probabilities.shape[1] == 2 else range(predictions.probabilities.shape[1])
     areas = np.stack([_area(predictions.labels == k, predictions.probabilities[:, k], rows) for k in classes])
-    known = ~np.isnan(areas)
-    area = np.where(known.any(axis=0), _ratio(np.nansum(areas, axis=0), known.sum(axis=0)), np.nan)
+    defined = ~np.isnan(areas)
+    area = np.where(defined.any(axis=0), _ratio(np.nansum(areas, axis=0), defined.sum(axis=0)), np.nan)
     return area if weights is not None else area[0]
 
 
@@ -120,8 +120,8 @@ def auroc_by_split(predictions: Predictions, weights: Floats | None = None) -> F
         auroc(predictions.of([name]), None if weights is None else weights[:, mask])
         for name, mask in zip(names, inside, strict=True)
     ]
-    known = ~np.isnan(areas)
-    mean: Floats = np.where(known.any(axis=0), _ratio(np.nansum(areas, axis=0), known.sum(axis=0)), np.nan)
+    defined = ~np.isnan(areas)
+    mean: Floats = np.where(defined.any(axis=0), _ratio(np.nansum(areas, axis=0), defined.sum(axis=0)), np.nan)
     return mean if weights is not None else mean[()]
 
 
@@ -157,9 +157,9 @@ def resampled(groups: Sequence[str], resamples: int, seed: int) -> Floats:
 def measures(predictions: Predictions, weights: Floats | None = None) -> dict[str, Floats]:
     """Every measure with an interval by dotted name, such as `paper.f1`; scalars, or (R,) for weights."""
     counts = confusion(predictions, weights)
-    found = {f"{v}.{k}": x for v in ("paper", "ultrasam") for k, x in view(counts, v, predictions.positive).items()}
+    by_view = {f"{v}.{k}": x for v in ("paper", "ultrasam") for k, x in view(counts, v, predictions.positive).items()}
     areas = {"auroc": auroc(predictions, weights), "auroc_by_split": auroc_by_split(predictions, weights)}
-    return {**found, "balanced_accuracy": balanced_accuracy(counts), **areas}
+    return {**by_view, "balanced_accuracy": balanced_accuracy(counts), **areas}
 
 
 def score(runs: Predictions | Sequence[Predictions], resamples: int = 1000, seed: int = 42) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def score(runs: Predictions | Sequence[Predictions], resamples: int = 1000, seed
     points = [measures(run) for run in several]
     drawn = [measures(run, weights) for run in several]
     calibrated = [calibration(run) for run in several]
-    found: dict[str, Any] = {
+    scores: dict[str, Any] = {
         "examples": len(several[0].labels),
         "patients": len(set(several[0].groups)),
         "runs": len(several),
@@ -182,10 +182,10 @@ def score(runs: Predictions | Sequence[Predictions], resamples: int = 1000, seed
     }
     for name in points[0]:
         values = [float(p[name]) for p in points]
-        found[name] = _interval(float(np.mean(values)), np.mean([d[name] for d in drawn], axis=0))
+        scores[name] = _interval(float(np.mean(values)), np.mean([d[name] for d in drawn], axis=0))
         if len(several) > 1:
-            found[name]["spread"] = float(np.std(values, ddof=1))
-    return found
+            scores[name]["spread"] = float(np.std(values, ddof=1))
+    return scores
 
 
 def _interval(point: float, drawn: Floats) -> dict[str, float]:

@@ -40,16 +40,16 @@ def probe(task: BenchmarkTask, features: Features, settings: BenchSettings, *, c
         train = np.concatenate([split.train, split.validation])
         best = choose(features, task, train, settings)
         chosen[split.name] = best
-        said = {
+        by_head = {
             "logistic": logistic(features[train], task.labels[train], features[split.test], len(task.classes), best),
             "knn": knn(
                 features[train], task.labels[train], features[split.test], len(task.classes), settings.neighbours
             ),
         }
-        for head, probabilities in said.items():
+        for head, probabilities in by_head.items():
             parts[head].append(predictions(task, split, probabilities))
     return ProbeResult(
-        {head: pooled(found) for head, found in parts.items()},
+        {head: pooled(parts_of_head) for head, parts_of_head in parts.items()},
         chosen,
         label_curve(task, features, settings, chosen) if curve else [],
     )
@@ -97,8 +97,8 @@ def chosen_folds(task: BenchmarkTask, train: Positions, seed: int) -> list[tuple
 
 
 def _cross_entropy(features: Features, task: BenchmarkTask, fit: Positions, held: Positions, c: float) -> float:
-    said = logistic(features[fit], task.labels[fit], features[held], len(task.classes), c)
-    return float(-np.log(np.maximum(said[np.arange(len(held)), task.labels[held]], 1e-12)).mean())
+    probabilities = logistic(features[fit], task.labels[fit], features[held], len(task.classes), c)
+    return float(-np.log(np.maximum(probabilities[np.arange(len(held)), task.labels[held]], 1e-12)).mean())
 
 
 def label_curve(
@@ -115,10 +115,10 @@ def label_curve(
             train = np.concatenate([split.train, split.validation])
             for repeat in range(settings.repeats if fraction < 1 else 1):
                 some = draw(task, train, fraction, settings.seed + 1000 * number + repeat)
-                said = logistic(
+                probabilities = logistic(
                     features[some], task.labels[some], features[split.test], len(task.classes), chosen[split.name]
                 )
-                values.append(float(_balanced(task.labels[split.test], said)))
+                values.append(float(_balanced(task.labels[split.test], probabilities)))
                 patients.append(len(set(task.groups[some])))
                 images.append(len(some))
         points.append(
@@ -140,14 +140,14 @@ def draw(task: BenchmarkTask, train: Positions, fraction: float, seed: int) -> P
     if fraction >= 1:
         return train
     order = np.random.default_rng(seed).permutation(np.unique(task.groups[train]))
-    taken = set(order[: max(1, round(fraction * len(order)))])
+    drawn = set(order[: max(1, round(fraction * len(order)))])
     for k in np.unique(task.labels[train]):
         having = set(task.groups[train][task.labels[train] == k])
-        if not having & taken:
-            taken.add(next(g for g in order if g in having))
-    return train[np.isin(task.groups[train], list(taken))]
+        if not having & drawn:
+            drawn.add(next(g for g in order if g in having))
+    return train[np.isin(task.groups[train], list(drawn))]
 
 
 def _balanced(labels: NDArray[np.int64], probabilities: Floats) -> Floats:
-    said = Predictions(labels, probabilities, ("",) * len(labels), (), ())
-    return measures(said)["balanced_accuracy"]
+    predictions = Predictions(labels, probabilities, ("",) * len(labels), (), ())
+    return measures(predictions)["balanced_accuracy"]

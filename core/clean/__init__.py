@@ -60,10 +60,10 @@ def cut_to_scan(image: CleanImage, settings: CleanSettings) -> CleanImage:
     """The image cut to the box around what was kept of the scan, (H', W', 3); whole where the settings say so."""
     from usfmae.core.clean.morphology import bounds
 
-    kept = image.pixels.max(2) > 0
-    if settings.profile == "paper" or settings.crop == "frame" or not kept.any():
+    lit = image.pixels.max(2) > 0
+    if settings.profile == "paper" or settings.crop == "frame" or not lit.any():
         return image
-    rows, columns = bounds(kept)
+    rows, columns = bounds(lit)
     return replace(image, pixels=image.pixels[rows, columns], mask=image.mask[rows, columns])
 
 

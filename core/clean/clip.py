@@ -94,13 +94,13 @@ def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> l
     middle = masked(np.ascontiguousarray(frames[len(frames) // 2].pixels[rows, columns]), here)
     if foreign(middle, here, ownly_coloured) is not None:
         return None
-    seen, _ = seen_in(crop, settings)
-    drawn = seen.mask
+    finding, _ = seen_in(crop, settings)
+    drawn = finding.mask
     lit = lit_of(middle)
     if (
-        seen.unread
+        finding.unread
         or (drawn & lit).sum() > settings.most_filled * lit.sum()
-        or cut + suspected(dark, drawn, seen, settings) > settings.most_suspected
+        or cut + suspected(dark, drawn, finding, settings) > settings.most_suspected
     ):
         return None
     beat()

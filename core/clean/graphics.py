@@ -81,11 +81,11 @@ def _arms(thin: Pixels, x: int, y: int) -> Mask | None:
 
 def crosses(thin: Pixels) -> Points:
     """Centres (N, 2) of + and x with arms of at least three pixels."""
-    found = np.zeros(thin.shape, bool)
+    mask = np.zeros(thin.shape, bool)
     for one, other in (((1, 0), (0, 1)), ((1, 1), (1, -1))):
         both = cv2.min(_along(thin, *one, 7), _along(thin, *other, 7))
-        found |= both > CONTRAST * 2 // 3
-    _, _, stats, centres = labelled(found)
+        mask |= both > CONTRAST * 2 // 3
+    _, _, stats, centres = labelled(mask)
     small = (stats[1:, cv2.CC_STAT_WIDTH] <= 9) & (stats[1:, cv2.CC_STAT_HEIGHT] <= 9)
     alone = [c for c in centres[1:][small] if _arms(thin, *(int(v) for v in c.round())) is not None]
     return np.asarray(alone[:_MAX_CALIPERS], np.float64).reshape(-1, 2)
@@ -213,10 +213,10 @@ def shortest_line(dots: int, pairs: int, by_chance: float = _BY_CHANCE) -> int:
 
 def dotted_lines(thin: Pixels, calipers: Points) -> tuple[Mask, Mask]:
     """Ink (H, W) of dotted lines, their last dots included; and of those that end at a caliper or are beyond doubt."""
-    found, measured = (np.zeros(thin.shape, np.uint8) for _ in range(2))
+    unsure, measured = (np.zeros(thin.shape, np.uint8) for _ in range(2))
     points = dots_of(thin)
     if not len(points):
-        return found > 0, measured > 0
+        return unsure > 0, measured > 0
     lines, surely = dotted(points, (thin.shape[0], thin.shape[1]))
     along = lines[:, 1] - lines[:, 0]
     reach = 12 * along / np.maximum(1.0, np.hypot(*along.T))[:, None]
@@ -224,9 +224,9 @@ def dotted_lines(thin: Pixels, calipers: Points) -> tuple[Mask, Mask]:
     apart = np.linalg.norm(lines[:, :, None] - calipers, axis=3)  # of each end from each caliper
     certain = surely | (apart < _LONGEST + _FARTHEST).any((1, 2))
     for (first, last), sure in zip(ends, certain, strict=True):
-        cv2.line(measured if sure else found, first, last, 1, 5)
+        cv2.line(measured if sure else unsure, first, last, 1, 5)
     ink = thin > 12
-    return (found | measured > 0) & ink, (measured > 0) & ink
+    return (unsure | measured > 0) & ink, (measured > 0) & ink
 
 
 def straight(bright: Pixels, thin: Pixels) -> tuple[Mask, Mask]:
@@ -240,15 +240,15 @@ def straight(bright: Pixels, thin: Pixels) -> tuple[Mask, Mask]:
         core = (cv2.erode(strong, kernel) > 0) & even
         lines.append(cv2.dilate(core.astype(np.uint8), kernel) > 0)
     across, down = lines
-    found = across | down
-    count, labels, *_ = labelled(dilated(found))
+    strokes = across | down
+    count, labels, *_ = labelled(dilated(strokes))
     cornered = np.isin(np.arange(count), labels[across]) & np.isin(np.arange(count), labels[down])
-    return found, found & cornered[labels]
+    return strokes, strokes & cornered[labels]
 
 
 def marks(thin: Pixels, calipers: Points) -> Mask:
     """Ink (H, W) of the calipers at these centres: of what is connected there only the arms."""
-    found = np.zeros(thin.shape, bool)
+    mask = np.zeros(thin.shape, bool)
     strong = thin > CONTRAST // 2
     for x, y in calipers.round().astype(int):
         lines = _arms(thin, int(x), int(y))
@@ -258,8 +258,8 @@ def marks(thin: Pixels, calipers: Points) -> Mask:
         if lines is not None and (middle := labels[y - top, x - left]):
             rows, columns = labels.shape
             lines = lines[top - y + _LONGEST :, left - x + _LONGEST :][:rows, :columns]
-            found[window] |= (labels == middle) & lines
-    return found
+            mask[window] |= (labels == middle) & lines
+    return mask
 
 
 def graphics(pixels: Pixels) -> tuple[Mask, Mask]:

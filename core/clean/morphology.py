@@ -74,8 +74,8 @@ def labelled(mask: Mask) -> tuple[int, NDArray[np.int32], NDArray[np.int32], NDA
 
 def components(mask: Mask, pad: int = 0, smallest: float = 1) -> Iterator[tuple[tuple[slice, slice], Mask]]:
     """Each 8-connected part of a mask: the window around it (grown by `pad`) and the part within that window."""
-    seen = mask.astype(np.uint8)
-    left, top, width, height = cv2.boundingRect(seen)
+    binary = mask.astype(np.uint8)
+    left, top, width, height = cv2.boundingRect(binary)
     if not width:
         return
     left, top, right, bottom = max(0, left - pad), max(0, top - pad), left + width + pad, top + height + pad

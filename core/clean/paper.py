@@ -29,12 +29,12 @@ def equalised(pixels: Pixels) -> Pixels:
 
 def words(pixels: Pixels) -> Mask:
     """Every word box of Tesseract's automatic page segmentation."""
-    found = np.zeros(pixels.shape[:2], bool)
+    mask = np.zeros(pixels.shape[:2], bool)
     data = tesseract_data(gray_of(pixels), "--psm 3")
     for text, x, y, w, h in zip(data["text"], data["left"], data["top"], data["width"], data["height"], strict=True):
         if text.strip():
-            found[y : y + h, x : x + w] = True
-    return found
+            mask[y : y + h, x : x + w] = True
+    return mask
 
 
 def ink(pixels: Pixels) -> Mask:
@@ -48,9 +48,9 @@ def ink(pixels: Pixels) -> Mask:
     cv2.setRNGSeed(0)
     _, labels, centres = cv2.kmeans(points, _CLUSTERS, np.zeros(0, np.int32), criteria, 3, cv2.KMEANS_PP_CENTERS)
     chosen = (centres[:, 1] > _SATURATION) & (centres[:, 2] > _VALUE)
-    found = np.zeros(saturated.shape, bool)
-    found[saturated] = chosen[labels.ravel()]
-    return found
+    mask = np.zeros(saturated.shape, bool)
+    mask[saturated] = chosen[labels.ravel()]
+    return mask
 
 
 def shapes(pixels: Pixels) -> Mask:
@@ -66,7 +66,7 @@ def shapes(pixels: Pixels) -> Mask:
 def paper(pixels: Pixels) -> Pixels:
     """(H, W, 3) RGB uint8 to the same shape, annotations inpainted as the paper says."""
     even = equalised(pixels)
-    found = words(pixels) | ink(pixels) | shapes(even)
+    mask = words(pixels) | ink(pixels) | shapes(even)
     square = np.ones((5, 5), np.uint8)
-    kept = cv2.morphologyEx(closed(found, 1).astype(np.uint8), cv2.MORPH_OPEN, square) > 0
-    return inpainted(pixels, dilated(kept), _RADIUS)
+    opened = cv2.morphologyEx(closed(mask, 1).astype(np.uint8), cv2.MORPH_OPEN, square) > 0
+    return inpainted(pixels, dilated(opened), _RADIUS)

@@ -81,12 +81,12 @@ def measured(gray: Pixels) -> tuple[Mask, float]:
     if not parts:
         return region, 0.0
     largest = max(area for *_, area in parts)
-    kept = np.zeros(gray.shape, bool)
+    chosen = np.zeros(gray.shape, bool)
     for window, part, area in parts:
         if area >= 0.03 * largest:
-            kept[window] |= part
-    for window, part in components(kept | dim, smallest=min(0.03 * largest, 0.003 * gray.size)):
-        if (part & kept[window]).any() or part.sum() > (
+            chosen[window] |= part
+    for window, part in components(chosen | dim, smallest=min(0.03 * largest, 0.003 * gray.size)):
+        if (part & chosen[window]).any() or part.sum() > (
             0.003 if gray[window][part].max() < _FAINT else 0.01
         ) * gray.size:
             region[window] |= part

@@ -77,16 +77,16 @@ class Doubt:
 
 def cleaned_crop(original: Pixels, crop: Crop, cut: float, settings: CleanSettings) -> tuple[Pixels, Doubt, int]:
     """An RGB crop without what is drawn over it, what is doubtful about that, and how often it was repaired."""
-    seen, text_boxes = seen_in(crop, settings)
-    filled = inpainted(original, seen.mask, settings.inpaint_radius)
+    finding, text_boxes = seen_in(crop, settings)
+    filled = inpainted(original, finding.mask, settings.inpaint_radius)
     picture, rounds, unread, free = verified(crop, filled, text_boxes, settings)
     picture = masked(picture, crop.inside)
     removed = changed(picture, original) & crop.inside
-    seen = replace(seen, boxes=seen.boxes + [box for boxes in rounds for box in boxes])
+    finding = replace(finding, boxes=finding.boxes + [box for boxes in rounds for box in boxes])
     lit = lit_of(original)
     share = float((removed & lit).sum() / max(1, int(lit.sum())))
-    doubtful = cut + suspected(crop.pixels, removed, seen, settings)
-    return picture, Doubt(not free, seen.unread + unread, doubtful, share), len(rounds)
+    doubtful = cut + suspected(crop.pixels, removed, finding, settings)
+    return picture, Doubt(not free, finding.unread + unread, doubtful, share), len(rounds)
 
 
 def safe(frame: Frame, settings: CleanSettings) -> CleanImage | Quarantined:

@@ -25,16 +25,16 @@ def lit_of(pixels: Pixels) -> Mask:
     return gray > region.background(gray) + region.DARK
 
 
-def suspected(pixels: Pixels, removed: Mask, seen: Finding, settings: CleanSettings) -> float:
+def suspected(pixels: Pixels, removed: Mask, finding: Finding, settings: CleanSettings) -> float:
     """The share of an RGB crop's lit pixels that was `removed` (H, W) on suspicion alone.
 
     The engines, which are slow, are asked only where the answer decides.
     """
     lit = lit_of(pixels)
-    doubtful, whole = removed & lit & ~seen.certain, max(1, int(lit.sum()))
+    doubtful, whole = removed & lit & ~finding.certain, max(1, int(lit.sum()))
     most = settings.most_suspected * whole
-    sure = seen.certain.copy()
-    for window, box in sorted(seen.boxes, key=lambda each: -int(each[1].sum())):
+    sure = finding.certain.copy()
+    for window, box in sorted(finding.boxes, key=lambda each: -int(each[1].sum())):
         if (doubtful & ~sure).sum() <= most:
             break
         share = (sure[window] & box).sum() / max(1, box.sum())

@@ -58,6 +58,6 @@ def verified(
         if not boxes:
             return picture, rounds, unread + thick, True
         rounds.append(boxes)
-        look = together(boxes, filled.shape)
-        picture, filled = inpainted(picture, look, settings.inpaint_radius), filled | look
+        boxed = together(boxes, filled.shape)
+        picture, filled = inpainted(picture, boxed, settings.inpaint_radius), filled | boxed
     return picture, rounds, unread + thick, False

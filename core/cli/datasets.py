@@ -62,15 +62,15 @@ def check(
 ) -> None:
     from usfmae.core.openus46.layout import check_all
 
-    found = check_all(_chosen(corpus, licence), root, accept)
-    counts = {status: sum(f.status == status for f in found) for status in sorted({f.status for f in found})}
+    checks = check_all(_chosen(corpus, licence), root, accept)
+    counts = {status: sum(f.status == status for f in checks) for status in sorted({f.status for f in checks})}
     unknown = _unknown(root)
     if as_json:
         print_json(
-            {"root": str(root), "counts": counts, "not_openus46": unknown, "datasets": [f.as_dict() for f in found]}
+            {"root": str(root), "counts": counts, "not_openus46": unknown, "datasets": [f.as_dict() for f in checks]}
         )
         return
-    for f in found:
+    for f in checks:
         if f.status != "missing" or with_missing:
             click.echo(_line(f))
     click.echo(", ".join(f"{n} {status}" for status, n in counts.items()), err=True)
@@ -88,16 +88,16 @@ def unpack(root: Path) -> None:
     from usfmae.core.openus46.layout import locate
     from usfmae.core.openus46.registry import dataset
 
-    wanted = dataset("thyroid_cineclip")
-    found = [path for place in locate(wanted, root) for path in place.rglob("dataset.hdf5")]
-    if not found:
-        raise SourceError(f"root {root}", f"holds no dataset.hdf5 of {wanted.name}", f"fetch it from {wanted.link}")
+    cineclip = dataset("thyroid_cineclip")
+    archives = [path for place in locate(cineclip, root) for path in place.rglob("dataset.hdf5")]
+    if not archives:
+        raise SourceError(f"root {root}", f"holds no dataset.hdf5 of {cineclip.name}", f"fetch it from {cineclip.link}")
 
-    def told(done: int, clips: int) -> None:
+    def progress(done: int, clips: int) -> None:
         click.echo(f"\r{done} of {clips} clips", err=True, nl=done == clips)
 
-    for path in found:
-        clips_of(path, path.parent / "clips", told)
+    for path in archives:
+        clips_of(path, path.parent / "clips", progress)
         click.echo(path.parent / "clips")
 
 

@@ -49,18 +49,20 @@ def export(
         for file in classifier.export(path, target, out):
             click.echo(file)
         return
-    done = write(load_any(path), target, out, ExportOptions(opset, ir_version, licence, base_model))
+    written = write(load_any(path), target, out, ExportOptions(opset, ir_version, licence, base_model))
     if as_json:
         print_json(
             {
-                "target": done.target,
-                "files": [str(file) for file in done.files],
-                "difference": done.difference,
-                "tolerance": done.tolerance,
+                "target": written.target,
+                "files": [str(file) for file in written.files],
+                "difference": written.difference,
+                "tolerance": written.tolerance,
             }
         )
         return
-    for file in done.files:
+    for file in written.files:
         click.echo(file)
-    checked = "not compared: the library is not installed" if done.difference is None else f"{done.difference:.2g}"
-    click.echo(f"largest difference to {target}'s own output: {checked} (allowed {done.tolerance:g})", err=True)
+    checked = (
+        "not compared: the library is not installed" if written.difference is None else f"{written.difference:.2g}"
+    )
+    click.echo(f"largest difference to {target}'s own output: {checked} (allowed {written.tolerance:g})", err=True)

@@ -81,11 +81,11 @@ def finetune(
         click.echo(line)
 
 
-def _told(run: Any, kept: bool) -> None:
+def _told(run: Any, is_cached: bool) -> None:
     choice = run.choice
     click.echo(
         f"{run.split} lr {choice.lr:g} wd {choice.weight_decay:g} batch {choice.batch} seed {run.seed}: validation "
         f"{100 * run.validation:.1f}, epoch {run.best_epoch} of {run.epochs}, {run.seconds:.0f} s"
-        + (" (kept)" if kept else ""),
+        + (" (kept)" if is_cached else ""),
         err=True,
     )

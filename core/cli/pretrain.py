@@ -99,15 +99,15 @@ def pretrain(
     logs += ("tensorboard",) if tensorboard else ()
     place = runs.free_device(device)
     if again:
-        given: dict[str, object] = {
+        options: dict[str, object] = {
             "--corpus": corpora,
             "--preset": preset,
             "--arch": arch,
             "--init": init,
             "--epochs": epochs,
         }
-        given |= {"--decoder-heads": decoder_heads, "--config": config_file, "--grid": grid, "--set": overrides}
-        _ignored({**given, "--cross-validate": folds})
+        options |= {"--decoder-heads": decoder_heads, "--config": config_file, "--grid": grid, "--set": overrides}
+        _ignored({**options, "--cross-validate": folds})
     else:
         overrides = (*_named(arch, epochs, steps, decoder_heads), *overrides)
         settings = configure(preset, config_file, overrides)
@@ -168,9 +168,9 @@ def _named(arch: str | None, epochs: int | None, steps: int | None, decoder_head
     return [f"{key}={value}" for key, value in named.items() if value is not None]
 
 
-def _ignored(given: dict[str, object]) -> None:
+def _ignored(options: dict[str, object]) -> None:
     """A run goes on with its own settings: say so for every option that would change them."""
-    for option, value in given.items():
+    for option, value in options.items():
         if value:
             click.echo(
                 f"ignored with --resume: {option}; a run goes on with its own settings, only --steps can lengthen it",

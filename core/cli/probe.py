@@ -63,19 +63,19 @@ def probe(
     _say(loaded.notes)
     # Every model is loaded before the first one is run: a wrong path costs nothing.
     encoders = [load_encoder(spec, settings.pooling, weights) for spec in (model, *baselines)]
-    reports, said = [], []
+    reports, by_model = [], []
     for encoder in encoders:
         report, predictions = probed(loaded, encoder, settings, cache, shown(encoder.name), curve)
         reports.append(report)
-        said.append(predictions)
+        by_model.append(predictions)
     tests = [
-        {"first": model, "second": name, "head": head, **paired(said[0][head], other[head], settings)}
-        for name, other in zip(baselines, said[1:], strict=True)
+        {"first": model, "second": name, "head": head, **paired(by_model[0][head], other[head], settings)}
+        for name, other in zip(baselines, by_model[1:], strict=True)
         for head in other
     ]
     result = {"task": described(loaded), "models": reports, "paired": tests}
     if out:
-        _save(out, loaded, result, said)
+        _save(out, loaded, result, by_model)
     if as_json:
         print_json(result)
     else:
@@ -104,12 +104,12 @@ def _say(notes: tuple[str, ...]) -> None:
         click.echo(f"note: {note}", err=True)
 
 
-def _save(out: Path, task: Any, result: dict[str, Any], said: list[dict[str, Any]]) -> None:
+def _save(out: Path, task: Any, result: dict[str, Any], by_model: list[dict[str, Any]]) -> None:
     from usfmae.core.bench.evaluate import safe_name, save_json, save_predictions
 
-    for report, predictions in zip(result["models"], said, strict=True):
-        for head, found in predictions.items():
-            save_predictions(out / f"{safe_name(report['model'])}.{head}.csv", task, found)
+    for report, predictions in zip(result["models"], by_model, strict=True):
+        for head, predictions_of_head in predictions.items():
+            save_predictions(out / f"{safe_name(report['model'])}.{head}.csv", task, predictions_of_head)
     save_json(out / "report.json", result)
 
 
@@ -125,8 +125,8 @@ def _print(result: dict[str, Any]) -> None:
     for line in table(rows):
         click.echo(line)
     for test in result["paired"]:
-        found = test["balanced_accuracy"]
+        difference = test["balanced_accuracy"]
         click.echo(
-            f"{short(test['first'])} - {short(test['second'])} ({test['head']}): balanced accuracy {100 * found['difference']:+.1f} "
-            f"({100 * found['low']:+.1f} to {100 * found['high']:+.1f}), p = {found['p_bootstrap']:.3g}"
+            f"{short(test['first'])} - {short(test['second'])} ({test['head']}): balanced accuracy {100 * difference['difference']:+.1f} "
+            f"({100 * difference['low']:+.1f} to {100 * difference['high']:+.1f}), p = {difference['p_bootstrap']:.3g}"
         )

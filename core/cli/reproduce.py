@@ -92,10 +92,10 @@ def reproduce(
     # The paper's own evaluation: its fine-tuning recipe, images squashed to squares.
     papers = (f"clean.profile={profile}", "bench.finetune.recipe=paper", "bench.aspect=squash")
     settings = configure(preset, config_file, (*papers, *overrides), changed)
-    wanted = finetune if finetune is not None else not tiny
+    finetuned = finetune if finetune is not None else not tiny
     most = (limit if limit is not None else TINY_LIMIT if tiny else 0) or None
     plan = make(
-        root, settings, cast(CorpusName, corpus), cast(LicenceFilter, licence), weights, wanted, baselines, most
+        root, settings, cast(CorpusName, corpus), cast(LicenceFilter, licence), weights, finetuned, baselines, most
     )
     notes = [note for task in plan.tasks.values() for note in task.notes]
     notes += [f"at most {most} scans of each data set are read; --limit 0 reads all"] if most else []
@@ -104,8 +104,8 @@ def reproduce(
     if dry_run:
         _show(plan, as_json)
         return
-    told = lambda step, what: click.echo(f"{step}: {what}", err=True)  # noqa: E731
-    result = run(plan, out, told, workers or os.cpu_count() or 1, shown_progress)
+    report = lambda step, what: click.echo(f"{step}: {what}", err=True)  # noqa: E731
+    result = run(plan, out, report, workers or os.cpu_count() or 1, shown_progress)
     write_report(out / "report.html", result)
     if as_json:
         print_json(result)

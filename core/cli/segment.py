@@ -66,12 +66,14 @@ def segment(
     for spec in (model, *baselines):
         build = lambda spec=spec: load_encoder(spec, settings.pooling, weights)  # noqa: E731
         aspect = aspect_of(build(), settings)
-        told = lambda split, dice, spec=spec: click.echo(f"{spec} {split}: validation Dice {100 * dice:.1f}", err=True)  # noqa: E731
-        found = run(loaded, build, settings.segment, aspect, told)
-        figures = scores(found, settings.resamples, settings.seed)
-        reports.append({"model": spec, "aspect": aspect, "images": len(found), "scores": figures})
+        report = lambda split, dice, spec=spec: click.echo(  # noqa: E731
+            f"{spec} {split}: validation Dice {100 * dice:.1f}", err=True
+        )
+        overlaps = run(loaded, build, settings.segment, aspect, report)
+        figures = scores(overlaps, settings.resamples, settings.seed)
+        reports.append({"model": spec, "aspect": aspect, "images": len(overlaps), "scores": figures})
         if out:
-            rows = [f"{o.id},{o.split},{o.dice:.4f},{o.iou:.4f}" for o in found]
+            rows = [f"{o.id},{o.split},{o.dice:.4f},{o.iou:.4f}" for o in overlaps]
             out.mkdir(parents=True, exist_ok=True)
             (out / f"{safe_name(spec)}.csv").write_text("\n".join(["id,split,dice,iou", *rows]) + "\n")
         if not as_json:

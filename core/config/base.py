@@ -47,9 +47,9 @@ def _one_problem(error: Any, options: type[Options]) -> str:
     if error["type"] == "extra_forbidden":
         # Same last word first (a key in the wrong section), then the nearest spelling.
         leaves = keys_of(options)
-        known = leaves + sorted({key.rpartition(".")[0] for key in leaves} - {""})
-        same = [k for k in known if k.rsplit(".", 1)[-1] == where.rsplit(".", 1)[-1]]
-        close = same or difflib.get_close_matches(where, known, n=1, cutoff=0.75)
+        keys = leaves + sorted({key.rpartition(".")[0] for key in leaves} - {""})
+        same = [k for k in keys if k.rsplit(".", 1)[-1] == where.rsplit(".", 1)[-1]]
+        close = same or difflib.get_close_matches(where, keys, n=1, cutoff=0.75)
         return f"{where}: unknown key" + (f"; did you mean '{close[0]}'?" if close else "")
     if error["type"] == "missing":
         return f"{where}: required, but absent"
@@ -66,9 +66,9 @@ def validated(options: type[T], values: dict[str, Any], origin: str) -> T:
     try:
         return options.model_validate(values)
     except ValidationError as error:
-        found = list(problems(error, options))
+        all_problems = list(problems(error, options))
         raise ConfigError(
-            f"{origin} has {len(found)} problem(s): " + "; ".join(found),
+            f"{origin} has {len(all_problems)} problem(s): " + "; ".join(all_problems),
             "",
             "see 'usfmae config template' for every key",
         ) from None

@@ -48,23 +48,23 @@ def from_environment(environment: Mapping[str, str], options: type[Options]) -> 
     A name with `__` is meant for us, so a wrong one is found later. One without counts only where it is a key: others
     share the prefix, such as the USFMAE_SERVER_PORT that Kubernetes sets for a service called `usfmae-server`.
     """
-    found = {}
+    values = {}
     for name, value in environment.items():
         key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
         if name.startswith(ENVIRONMENT_PREFIX) and ("." in key or key in options.model_fields):
-            found[key] = value
-    return found
+            values[key] = value
+    return values
 
 
 def from_overrides(pairs: Iterable[str]) -> dict[str, str]:
     """`key=value` strings of `--set`."""
-    found = {}
+    values = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise UsageError(f"--set {pair}", "not of the form key=value", "write for example --set train.lr=1e-4")
-        found[key.strip()] = value.strip()
-    return found
+        values[key.strip()] = value.strip()
+    return values
 
 
 def load(

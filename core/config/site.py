@@ -101,8 +101,8 @@ class SiteSettings(Options):
     @field_validator("server")
     @classmethod
     def _is_https(cls, value: str) -> str:
-        found = _SERVER.fullmatch(value)
-        if not found or not 0 < int(found[2]) < 65536:
+        address = _SERVER.fullmatch(value)
+        if not address or not 0 < int(address[2]) < 65536:
             raise ValueError("not of the form https://HOST:PORT")
         return value.rstrip("/")
 

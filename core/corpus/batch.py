@@ -59,14 +59,14 @@ class Corpus:
 
     def fetch(self, positions: Sequence[int] | Positions) -> Batch:
         """Images by position: (B, S, S, 1), or (B, S, S, 3) as soon as one of them has colour."""
-        wanted = np.asarray(positions, dtype=np.int64)
-        shards = np.searchsorted(self._starts, wanted, side="right") - 1
+        rows = np.asarray(positions, dtype=np.int64)
+        shards = np.searchsorted(self._starts, rows, side="right") - 1
         channels = max((self.shards[s].shard.channels for s in shards), default=1)
-        pixels: Pixels = np.empty((len(wanted), self.size, self.size, channels), np.uint8)
-        for row, (shard, position) in enumerate(zip(shards, wanted, strict=True)):
+        pixels: Pixels = np.empty((len(rows), self.size, self.size, channels), np.uint8)
+        for row, (shard, position) in enumerate(zip(shards, rows, strict=True)):
             image = self._pixels[shard][position - self._starts[shard]]
             pixels[row] = image if image.ndim == 3 else image[..., None]
-        return Batch(pixels, wanted)
+        return Batch(pixels, rows)
 
     def split(self, held_out: float, seed: int) -> tuple[Positions, Positions]:
         """Positions to train on and held-out positions; a group is never parted.

@@ -24,8 +24,8 @@ def order_seed(secret: bytes, campaign: str, seed: int) -> int:
     """
     if not secret:
         return seed
-    said = f"usfmae order of images, masks and augmentation\0{campaign}\0{seed}"
-    return int.from_bytes(hmac.digest(secret, said.encode(), "sha256")[:16], "big")
+    message = f"usfmae order of images, masks and augmentation\0{campaign}\0{seed}"
+    return int.from_bytes(hmac.digest(secret, message.encode(), "sha256")[:16], "big")
 
 
 class Sampler:

@@ -117,12 +117,12 @@ def _write_one(path: Path, channels: int, items: Sequence[PackedImage]) -> Shard
         "datasets": [item.dataset for item in items],
     }
     text = json.dumps(index, indent=1, sort_keys=True).encode()
-    beside = path.with_suffix(".json")
-    if beside.exists() and beside.read_bytes() != text:
+    index_file = path.with_suffix(".json")
+    if index_file.exists() and index_file.read_bytes() != text:
         raise CorpusError(f"shard {path.stem}", "exists with other content", "give the new images another name")
-    if not beside.exists():
+    if not index_file.exists():
         write_atomic(path, data)
-        write_atomic(beside, text)
+        write_atomic(index_file, text)
     return Shard(path, len(items), channels, Trail(sha256))
 
 
@@ -140,10 +140,12 @@ def read_index(path: Path) -> Index:
         raise CorpusError(f"index {path}", f"format {form}, this version reads {FORMAT}", "update usfmae")
     if not count or any(len(other) != count for other in lists):
         raise CorpusError(f"index {path}", "empty, or its lists differ in length", "run 'usfmae prepare' again")
-    found = data.stat().st_size if data.exists() else 0
-    if found != length:
+    stored = data.stat().st_size if data.exists() else 0
+    if stored != length:
         raise CorpusError(
-            f"shard {data}", f"has {found} bytes, its index says {length}", "remove both and run 'usfmae prepare' again"
+            f"shard {data}",
+            f"has {stored} bytes, its index says {length}",
+            "remove both and run 'usfmae prepare' again",
         )
     return Index(Shard(data, count, channels, Trail(sha256)), size, sha256, *lists)
 
@@ -165,8 +167,8 @@ def check(index: Index) -> None:
     a site opens its corpus in every round.
     """
     path = index.shard.path
-    about, mark = path.stat(), path.with_suffix(".checked")
-    seal = f"{index.sha256} {about.st_size} {about.st_mtime_ns} {about.st_ino}"
+    status, mark = path.stat(), path.with_suffix(".checked")
+    seal = f"{index.sha256} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
     if _marked(mark, seal):
         return
     with path.open("rb") as file:

@@ -27,13 +27,13 @@ class Process:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.arguments, self.log = [str(a) for a in arguments], log
         self.out = log.with_suffix(".out")
-        with self.out.open("wb") as output, log.open("wb") as said:
+        with self.out.open("wb") as output, log.open("wb") as errors:
             # A session of its own: Ctrl-C reaches only the demo, which then ends its processes in order.
             self.popen = subprocess.Popen(
                 [program(self.arguments[0]), *self.arguments[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
-                stderr=said,
+                stderr=errors,
                 start_new_session=True,
                 # One thread each: the processes of a demo share the machine's cores, and spinning threads do not.
                 env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"},
@@ -56,8 +56,8 @@ class Process:
 
     def last_words(self) -> str:
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        said = [line for line in lines if line.startswith("error: ")]
-        return (said or lines or ["it said nothing"])[-1].removeprefix("error: ")
+        errors = [line for line in lines if line.startswith("error: ")]
+        return (errors or lines or ["it said nothing"])[-1].removeprefix("error: ")
 
     def stop(self) -> None:
         if self.popen.poll() is None:
@@ -73,10 +73,10 @@ class Process:
 
 def program(name: str) -> str:
     """An installed command, as a user would start it: beside this Python, else on the PATH. ResourceError without."""
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    if found is None:
+    path = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if path is None:
         raise ResourceError(f"program {name!r}", "is not installed", "pip install usfmae into this environment")
-    return found
+    return path
 
 
 @contextlib.contextmanager

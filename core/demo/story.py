@@ -166,7 +166,7 @@ def _clean(demo: Demo) -> None:
     demo.say("hospitals: reading, cleaning and packing their own scans")
     both = [demo.start(f"{n}-prepare", "usfmae-client", "prepare", demo.site(n), "--json") for n in demo.names]
     wait_all(both)
-    demo.summary["prepared"] = {name: done.printed() for name, done in zip(demo.names, both, strict=True)}
+    demo.summary["prepared"] = {name: process.printed() for name, process in zip(demo.names, both, strict=True)}
     for name, counts in demo.summary["prepared"].items():
         if not counts["kept"]:
             reasons = ", ".join(f"{reason} {n}" for reason, n in counts["reasons"].items())
@@ -175,15 +175,15 @@ def _clean(demo: Demo) -> None:
 
 def _losses(demo: Demo, model: Path) -> dict[str, dict[str, Any]]:
     """Held-out masked loss of an encoder at each site, with the site's own decoder where it has one."""
-    asked = [
+    processes = [
         demo.start(
             f"{name}-loss-{model.stem}",
             *("usfmae-client", "evaluate", demo.site(name), "--model", model, "--panel", demo.panel(name), "--json"),
         )
         for name in demo.names
     ]
-    wait_all(asked)
-    return {name: done.printed() for name, done in zip(demo.names, asked, strict=True)}
+    wait_all(processes)
+    return {name: process.printed() for name, process in zip(demo.names, processes, strict=True)}
 
 
 def _rounds(demo: Demo) -> None:
@@ -199,15 +199,17 @@ def _rounds(demo: Demo) -> None:
         for name in demo.names
     }
     sent = {n: demo.run(f"{n}-outbox", "usfmae-client", "outbox", demo.site(n), "--json") for n in demo.names}
-    demo.summary["update_bytes"] = {name: [entry["bytes"] for entry in done.printed()] for name, done in sent.items()}
+    demo.summary["update_bytes"] = {
+        name: [entry["bytes"] for entry in process.printed()] for name, process in sent.items()
+    }
 
 
 def _export(demo: Demo) -> dict[str, Any]:
     """Export the merged encoder for timm and load it back; the largest difference of the features."""
     demo.say("exporting the merged encoder and loading it back with timm")
     target = demo.out / "export"
-    done = demo.run("export", "usfmae", "export", "--model", demo.final, "--to", "timm", "--out", target, "--json")
-    return {"export": str(target), "timm_max_abs_diff": done.printed()["difference"]}
+    process = demo.run("export", "usfmae", "export", "--model", demo.final, "--to", "timm", "--out", target, "--json")
+    return {"export": str(target), "timm_max_abs_diff": process.printed()["difference"]}
 
 
 def _report(demo: Demo) -> None:

@@ -52,9 +52,9 @@ def write_onnx(
     except (ValueError, RuntimeError, NotImplementedError) as error:
         if options.opset is None and options.ir_version is None:
             raise
-        asked = f"opset {options.opset}, IR version {options.ir_version}"
+        versions = f"opset {options.opset}, IR version {options.ir_version}"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"ONNX with {asked}", f"cannot be written: {reason}", "leave one of them out") from None
+        raise UsageError(f"ONNX with {versions}", f"cannot be written: {reason}", "leave one of them out") from None
 
 
 def _write(module: nn.Module, images: Tensor, output: str, path: Path, options: ExportOptions) -> None:

@@ -120,7 +120,7 @@ def examine(  # noqa: C901, PLR0913
     _check_tensors(arrays, base.shapes, request.encoding)
     content = codec.PayloadHash()
 
-    def taken() -> Iterator[tuple[str, bytes]]:
+    def pieces() -> Iterator[tuple[str, bytes]]:
         for name, shape in base.shapes.items():
             size = codec.packed_size(math.prod(shape), request.encoding)
             data = arrays[name].read(size)
@@ -137,14 +137,14 @@ def examine(  # noqa: C901, PLR0913
         except ValueError:
             return Refusal(VerdictCode.NOT_FINITE, f"{name!r} holds NaN, infinity or more than float32 holds")
 
-    squares = list(side_by_side(square, taken()))
+    squares = list(side_by_side(square, pieces()))
     if content.id() != reply.content:
         raise Refusal(VerdictCode.TAMPERED, "the bytes are not those that were signed")
     total = 0.0
-    for found in squares:
-        if isinstance(found, Refusal):
-            raise found
-        total += found
+    for part in squares:
+        if isinstance(part, Refusal):
+            raise part
+        total += part
     return math.sqrt(total)
 
 
@@ -253,8 +253,8 @@ def _reference(lengths: Sequence[float], prior: Prior, gate: GateSettings) -> fl
     now, before = [n for n in lengths if n > 0], [n for n in prior.earlier if n > 0]
     earlier = statistics.median(before) if before else 0.0
     if len(now) == 1:
-        known = max(earlier, prior.expected)
-        return now[0] if not known or now[0] <= gate.norm_limit * known else known
+        usual = max(earlier, prior.expected)
+        return now[0] if not usual or now[0] <= gate.norm_limit * usual else usual
     lower = statistics.median_low(now) if now else 0.0
     return max(lower, earlier / 2, prior.expected / 3)
 

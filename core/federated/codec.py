@@ -131,20 +131,20 @@ def _encode_tensor(
     if encoding == "fp32":
         data = (flat.view("<u4") ^ flat_base.view("<u4")).tobytes()
         return EncodedTensor(name, data, None, float(np.linalg.norm(flat.astype(np.float64) - flat_base)))
-    wanted = flat - flat_base
+    difference = flat - flat_base
     if residual is not None:
-        wanted += residual.reshape(-1)
+        difference += residual.reshape(-1)
     # What is wanted turns, in place, into what is left: the error.
-    data, square = express(wanted, encoding)
-    return EncodedTensor(name, data, wanted.reshape(base.shape), math.sqrt(square))
+    data, square = express(difference, encoding)
+    return EncodedTensor(name, data, difference.reshape(base.shape), math.sqrt(square))
 
 
-def express(wanted: Floats, encoding: str) -> tuple[bytes, float]:
+def express(values: Floats, encoding: str) -> tuple[bytes, float]:
     """Values (n,) packed, and the sum of squares of what the bytes express, which is subtracted from them in place.
 
     Lossy encodings only: PolicyError for any other.
     """
-    return lossy(encoding).pack(wanted)
+    return lossy(encoding).pack(values)
 
 
 def residual_encoding(encoding: str) -> str:

@@ -41,9 +41,9 @@ class Stepped:
     left: bytes
 
 
-def stepped(wanted: Exact, base: Floats, left: bytes, encoding: str) -> Stepped:
+def stepped(target: Exact, base: Floats, left: bytes, encoding: str) -> Stepped:
     """The encoder nearest to `wanted` (n,) that a packed step from `base` reaches; `left` by the last one, or empty."""
-    change = (wanted - base).astype(np.float32)
+    change = (target - base).astype(np.float32)
     if left:
         change = codec.add_residual(left, change, encoding)
     packed, _ = codec.express(change, encoding)  # of the change, what the step leaves out remains

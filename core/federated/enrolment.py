@@ -132,6 +132,6 @@ def load(path: Path) -> Enrolment:
     if enrolment.version != VERSION:
         why = f"has version {enrolment.version!r:.20}, not {VERSION}"
         raise ConfigError(f"enrolment {path}", why, "update usfmae on both sides; the site makes a new one with init")
-    found = checked(enrolment, str(path))
-    check_proofs(found, str(path))
-    return found
+    loaded = checked(enrolment, str(path))
+    check_proofs(loaded, str(path))
+    return loaded

@@ -60,10 +60,10 @@ def read(
     if organ.labels is None:
         return Reading(loss, cka=similar), measured
     fitted = features(model, organ.corpus, organ.fitted, settings)
-    known, truth = organ.labels[organ.fitted], organ.labels[organ.measured]
-    fit, test = fitted[known >= 0], measured[truth >= 0]
-    known, truth = known[known >= 0], truth[truth >= 0]
-    return Reading(loss, knn(fit, known, test, truth), linear_probe(fit, known, test, truth), similar), measured
+    labels, truth = organ.labels[organ.fitted], organ.labels[organ.measured]
+    fit, test = fitted[labels >= 0], measured[truth >= 0]
+    labels, truth = labels[labels >= 0], truth[truth >= 0]
+    return Reading(loss, knn(fit, labels, test, truth), linear_probe(fit, labels, test, truth), similar), measured
 
 
 @torch.no_grad()
@@ -78,20 +78,20 @@ def features(model: MaskedAutoencoder, corpus: Corpus, positions: Positions, set
     return np.concatenate(rows).astype(np.float64)
 
 
-def knn(fit: Floats, known: Labels, test: Floats, truth: Labels, neighbours: int = 10) -> float:
+def knn(fit: Floats, labels: Labels, test: Floats, truth: Labels, neighbours: int = 10) -> float:
     """Balanced accuracy of the nearest neighbours, features standardised."""
-    votes = heads.knn(heads.standardised(fit, fit), known, heads.standardised(test, fit), _classes(known), neighbours)
+    votes = heads.knn(heads.standardised(fit, fit), labels, heads.standardised(test, fit), _classes(labels), neighbours)
     return heads.balanced_accuracy(votes.argmax(axis=1), truth)
 
 
-def linear_probe(fit: Floats, known: Labels, test: Floats, truth: Labels) -> float:
+def linear_probe(fit: Floats, labels: Labels, test: Floats, truth: Labels) -> float:
     """Balanced accuracy of class-balanced ridge regression, features standardised."""
-    answers = heads.ridge(heads.standardised(fit, fit), known, heads.standardised(test, fit), _classes(known))
+    answers = heads.ridge(heads.standardised(fit, fit), labels, heads.standardised(test, fit), _classes(labels))
     return heads.balanced_accuracy(answers.argmax(axis=1), truth)
 
 
-def _classes(known: Labels) -> int:
-    return int(known.max()) + 1
+def _classes(labels: Labels) -> int:
+    return int(labels.max()) + 1
 
 
 def cka(x: Floats, y: Floats) -> float:

@@ -52,12 +52,12 @@ def load(path: Path) -> Rotation:
     """A rotation from an untrusted file. ConfigError where it is unreadable, incomplete or holds anything else."""
     try:
         values = json.loads(path.read_bytes()[:100_000])
-        found = Rotation(**{**values, "enrolment": Enrolment(**values["enrolment"])})
+        rotation = Rotation(**{**values, "enrolment": Enrolment(**values["enrolment"])})
     except OSError as error:
         raise ConfigError(f"rotation {path}", error.strerror or str(error), "give the site's rotation.json") from None
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"rotation {path}", f"not a rotation.json: {error}", "ask for the file again") from None
-    if not isinstance(found.replaces, str) or not isinstance(found.signature, str):
+    if not isinstance(rotation.replaces, str) or not isinstance(rotation.signature, str):
         raise ConfigError(f"rotation {path}", "not a rotation.json", "ask for the file again")
-    check_proofs(checked(found.enrolment, str(path)), str(path))
-    return found
+    check_proofs(checked(rotation.enrolment, str(path)), str(path))
+    return rotation

@@ -114,7 +114,7 @@ def train_autoencoder(  # noqa: PLR0913
     if before is None:
         before = evaluate(model, data.corpus, data.measured, settings)
         progress.on_loss_before(before)
-    done = train(
+    result = train(
         model,
         data.corpus,
         settings,
@@ -126,7 +126,7 @@ def train_autoencoder(  # noqa: PLR0913
         log=progress.log,
         on_step=progress.on_step,
     )
-    if not done.finished:
+    if not result.finished:
         return None
     after = evaluate(model, data.corpus, data.measured, settings)
 
@@ -135,4 +135,4 @@ def train_autoencoder(  # noqa: PLR0913
     encoder, own_decoder = (
         {name: tensor.numpy() for name, tensor in part(tensors).items()} for part in (encoder_of, decoder_of)
     )
-    return Trained(encoder, data.own, done.steps, before, after, own_decoder)
+    return Trained(encoder, data.own, result.steps, before, after, own_decoder)

@@ -45,7 +45,7 @@ def shares(images: Sequence[int], cap: float, confirmed: Sequence[bool] | None =
     left over is not taken: then the shares sum to less than 1, and the round's step is shorter by that.
     """
     fair, whole = 1 / len(images), sum(images)
-    limits = [max(cap, fair) if known else fair for known in confirmed or [True] * len(images)]
+    limits = [max(cap, fair) if is_confirmed else fair for is_confirmed in confirmed or [True] * len(images)]
     capped: set[int] = set()
     while True:
         rest = 1 - sum(limits[i] for i in capped)
@@ -93,8 +93,8 @@ def gram(base: TensorFile, updates: Sequence[TensorFile], encoding: str) -> NDAr
 
     total = np.zeros((len(updates), len(updates)))
     for _, pieces in tensors(base, updates, encoding):
-        for found in side_by_side(products, pieces):
-            total += found
+        for part in side_by_side(products, pieces):
+            total += part
     return total
 
 
@@ -120,9 +120,9 @@ class Blend:
 
 def blended(weights: Sequence[float], scales: Sequence[float] | None = None, step: float = 1.0) -> Blend:
     """`weights` that sum to less than 1 shorten every update by what is missing."""
-    given, total = np.asarray(weights, np.float64), float(sum(weights))
-    cut = np.ones(len(given)) if scales is None else np.asarray(scales, np.float64)
-    return Blend(given / total, cut * total, step) if total < 1 - 1e-9 else Blend(given, cut, step)
+    shares_, total = np.asarray(weights, np.float64), float(sum(weights))
+    cut = np.ones(len(shares_)) if scales is None else np.asarray(scales, np.float64)
+    return Blend(shares_ / total, cut * total, step) if total < 1 - 1e-9 else Blend(shares_, cut, step)
 
 
 @dataclass(frozen=True)
@@ -164,10 +164,10 @@ def merge(  # noqa: PLR0913
             held = {key: file.tensor(name).reshape(-1) if file else None for key, file in old.items()}
             left = down.before(sizes[name]) if down else None
             work = partial(_next, rule=rule, blend=blend, encoding=encoding, held=held, left=left)
-            for values, kept, made, moved in side_by_side(work, pieces):
+            for values, new_memory, made, moved in side_by_side(work, pieces):
                 out.write(values)
                 square += moved
-                for key, remembered in kept.items():
+                for key, remembered in new_memory.items():
                     new[key].write(remembered)
                 if down and made:
                     down.write(made)
@@ -193,12 +193,12 @@ def _merged(
             row += base
 
     # The rule, on what it remembers of the round before.
-    kept = {
+    memory = {
         key: np.full(piece.base.size, rule.start(key)) if values is None else values[piece.where].copy()
         for key, values in held.items()
     }
-    values = rule.merge(base, trained, blend.weights, kept)
-    return values if blend.step == 1 else base + blend.step * (values - base), kept
+    values = rule.merge(base, trained, blend.weights, memory)
+    return values if blend.step == 1 else base + blend.step * (values - base), memory
 
 
 def _next(
@@ -214,12 +214,12 @@ def _next(
 
     `left` reads what the step before left out.
     """
-    values, kept = _merged(piece, rule, blend, encoding, held)
+    values, memory = _merged(piece, rule, blend, encoding, held)
     moved = float(np.square(values - piece.base).sum())
     if left is None:
-        return values, kept, None, moved
+        return values, memory, None, moved
     made = downlink.stepped(values, piece.base, left(piece.where), encoding)
-    return made.values, kept, made, moved
+    return made.values, memory, made, moved
 
 
 def mix_memory(before: Path | None, after: Path, share: float, start: float) -> None:

@@ -168,9 +168,9 @@ def from_record(kind: type[T], record: Mapping[str, Any]) -> T:
             if field.default is dataclasses.MISSING:
                 raise PolicyError(f"message key {name!r}", "is missing", "update the other side")
             continue
-        wanted = WANTED[str(field.type)]
+        expected = WANTED[str(field.type)]
         value: Any = record[name]
-        if not isinstance(value, wanted) or (isinstance(value, bool) and field.type != "bool"):
+        if not isinstance(value, expected) or (isinstance(value, bool) and field.type != "bool"):
             raise PolicyError(f"message key {name!r}", f"holds {type(value).__name__}, not {field.type}", "refused")
         values[name] = _float(name, value) if field.type == "float" else value
     return kind(**values)

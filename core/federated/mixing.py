@@ -18,10 +18,10 @@ def with_replay(own: Positions, public: Positions, share: float, turn: int, seed
 
     `turn` (the round) moves on through `public`, so that over the rounds all of it is seen. (N,), (M,) -> (K,)
     """
-    wanted = round(len(own) * share / (1 - share))
-    if not wanted or not len(public):
+    count = round(len(own) * share / (1 - share))
+    if not count or not len(public):
         return own
-    return np.concatenate([own, _stretch(public, wanted, turn * wanted, seed)])
+    return np.concatenate([own, _stretch(public, count, turn * count, seed)])
 
 
 def with_new(positions: Positions, uses: Positions, share: float, repeats: int) -> Positions:
@@ -32,9 +32,9 @@ def with_new(positions: Positions, uses: Positions, share: float, repeats: int) 
     new, old = positions[uses == 0], positions[uses > 0]
     if not len(new) or not len(old):
         return positions
-    wanted = round(len(old) * share / (1 - share))
-    wanted = min(max(wanted, len(new)), repeats * len(new))
-    return np.concatenate([old, np.resize(new, wanted)])
+    count = round(len(old) * share / (1 - share))
+    count = min(max(count, len(new)), repeats * len(new))
+    return np.concatenate([old, np.resize(new, count)])
 
 
 def _stretch(positions: Positions, count: int, start: int, seed: int) -> Positions:

@@ -45,7 +45,7 @@ class Breach:
 
 def breaches(request: TrainRequest, recipe: Recipe, floor: PrivacySettings, largest_model: float) -> list[Breach]:
     """Every figure of a request that is outside the floor. `largest_model`: bytes of fp32 weights."""
-    found = [
+    all_breaches = [
         *_numbers(recipe.train),
         *_request_breaches(request, floor),
         *_model_breaches(recipe.model, floor, largest_model),
@@ -54,17 +54,17 @@ def breaches(request: TrainRequest, recipe: Recipe, floor: PrivacySettings, larg
     draws = request.steps * recipe.train.batch_size
     if draws < floor.min_images:
         bound = f"at least {floor.min_images}"
-        found.append(Breach("steps times batch_size", draws, bound, "privacy.min_images"))
-    return found
+        all_breaches.append(Breach("steps times batch_size", draws, bound, "privacy.min_images"))
+    return all_breaches
 
 
 def check(request: TrainRequest, recipe: Recipe, floor: PrivacySettings, largest_model: float) -> None:
     """PolicyError that names every figure outside the floor, and its bound."""
-    found = breaches(request, recipe, floor, largest_model)
-    if found:
-        keys = ", ".join(sorted({breach.setting for breach in found if breach.setting}))
+    all_breaches = breaches(request, recipe, floor, largest_model)
+    if all_breaches:
+        keys = ", ".join(sorted({breach.setting for breach in all_breaches if breach.setting}))
         do = f"this site decides on {keys}" if keys else "refused"
-        raise PolicyError("request", "; ".join(map(str, found)), do)
+        raise PolicyError("request", "; ".join(map(str, all_breaches)), do)
 
 
 def parameters(model: ModelSettings) -> int:
@@ -179,13 +179,15 @@ def drawn(draws: Positions, groups: Sequence[str], own: Positions) -> Drawn:
 
 def check_drawn(counts: Drawn, floor: PrivacySettings) -> None:
     """PolicyError where an update would draw on fewer images or patients than the floor, or too much on one."""
-    found = [
+    all_breaches = [
         *_at_least("images drawn", counts.images, floor.min_images, "privacy.min_images"),
         *_at_least("patients drawn", counts.patients, floor.min_patients, "privacy.min_patients"),
         *_at_most(
             "largest share of one patient", counts.largest_share, floor.max_patient_share, "privacy.max_patient_share"
         ),
     ]
-    if found:
-        keys = ", ".join(breach.setting for breach in found)
-        raise PolicyError("update", "; ".join(map(str, found)), f"take in more scans, or lower {keys} in site.yaml")
+    if all_breaches:
+        keys = ", ".join(breach.setting for breach in all_breaches)
+        raise PolicyError(
+            "update", "; ".join(map(str, all_breaches)), f"take in more scans, or lower {keys} in site.yaml"
+        )

@@ -26,13 +26,13 @@ def is_name(name: str) -> bool:
 
 def files(folder: Path) -> dict[str, Path]:
     """Every shard and index of a corpus, by name. CorpusError where there is none, or one cannot travel."""
-    found = {path.name: path for path in sorted((folder / FOLDER).glob("*")) if path.suffix in (".npy", ".json")}
-    if not found:
+    by_name = {path.name: path for path in sorted((folder / FOLDER).glob("*")) if path.suffix in (".npy", ".json")}
+    if not by_name:
         raise CorpusError(f"replay corpus {folder}", "holds no images", "make it with 'usfmae prepare'")
-    odd = [name for name in found if not is_name(name)]
+    odd = [name for name in by_name if not is_name(name)]
     if odd:
         raise CorpusError(f"replay corpus {folder}", f"has a file {odd[0]!r:.80}", "make it with 'usfmae prepare'")
-    return found
+    return by_name
 
 
 def size(folder: Path) -> int:
@@ -46,8 +46,8 @@ def digest(folder: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
-    about = path.stat()
-    return _read_sha256(path, about.st_mtime_ns, about.st_size)
+    status = path.stat()
+    return _read_sha256(path, status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=4096)

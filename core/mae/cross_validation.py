@@ -47,12 +47,12 @@ def select(  # noqa: PLR0913
     corpus, start = Corpus(corpora), read(init) if init else None
     settings = settings.model_copy(update={"model": architecture(settings.model, start)})
     parts = corpus.folds(folds, settings.train.seed, settings.train.grouped)
-    done = _read(out / RESULT, corpus.fingerprint, settings)
+    results = _read(out / RESULT, corpus.fingerprint, settings)
     for values in combinations(grid):
         tried = with_values(settings, values)
         for number, (positions, validation) in enumerate(parts):
             name = json.dumps([values, number], sort_keys=True)
-            if name in done["losses"]:
+            if name in results["losses"]:
                 continue
             loss_of = partial(evaluate, corpus=corpus, positions=validation[:16], settings=tried.train)
             model = build(start, tried.model, tried.train, loss_of, heads_stated).to(device)
@@ -61,16 +61,16 @@ def select(  # noqa: PLR0913
             result = train(model, corpus, tried.train, positions=positions, steps=steps, on_step=note)
             if not result.finished:
                 raise KeyboardInterrupt
-            done["losses"][name] = evaluate(model, corpus, validation, tried.train)
-            _write(out / RESULT, done)
+            results["losses"][name] = evaluate(model, corpus, validation, tried.train)
+            _write(out / RESULT, results)
     means = {
         json.dumps(values, sort_keys=True): float(
-            np.mean([done["losses"][json.dumps([values, n], sort_keys=True)] for n in range(folds)])
+            np.mean([results["losses"][json.dumps([values, n], sort_keys=True)] for n in range(folds)])
         )
         for values in combinations(grid)
     }
     chosen = json.loads(min(means, key=means.__getitem__))
-    _write(out / RESULT, {**done, "means": means, "chosen": chosen})
+    _write(out / RESULT, {**results, "means": means, "chosen": chosen})
     # The folds have measured what held-out images would: the refit may have them all.
     return with_values(settings, {**chosen, "train.held_out": 0.0})
 

@@ -65,6 +65,6 @@ def same_everywhere(step: int, device: torch.device) -> int:
 def _largest(value: float, device: torch.device) -> float:
     if ranks()[1] == 1:
         return value
-    found = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return float(found)
+    largest = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return float(largest)

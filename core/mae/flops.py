@@ -31,15 +31,15 @@ PEAKS = {
 def training_flops(model: ModelSettings, mask_ratio: float) -> float:
     """Floating-point operations of one image's forward and backward pass (products only, backward = 2 forwards)."""
     patches = (model.image_size // model.patch_size) ** 2
-    seen, pixels = int(patches * (1 - mask_ratio)), 3 * model.patch_size**2
+    visible, pixels = int(patches * (1 - mask_ratio)), 3 * model.patch_size**2
 
     def blocks(depth: int, width: int, tokens: int) -> float:
         return depth * (24 * tokens * width**2 + 4 * tokens**2 * width)
 
     forward = (
-        2 * seen * pixels * model.width
-        + blocks(model.depth, model.width, seen + 1)
-        + 2 * (seen + 1) * model.width * model.decoder_width
+        2 * visible * pixels * model.width
+        + blocks(model.depth, model.width, visible + 1)
+        + 2 * (visible + 1) * model.width * model.decoder_width
         + blocks(model.decoder_depth, model.decoder_width, patches + 1)
         + 2 * patches * model.decoder_width * pixels
     )

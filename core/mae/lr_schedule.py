@@ -16,26 +16,26 @@ from usfmae.core.config.train import TrainSettings
 def learning_rate(step: int, end: int, settings: TrainSettings) -> float:
     """Rate of the update that follows global step `step`, in a schedule from `settings.origin` to `end`."""
     total = max(1, end - settings.origin)
-    done = max(0, step - settings.origin)
+    steps = max(0, step - settings.origin)
     warm = settings.warmup * total
-    if done < warm:
-        return settings.lr * done / warm
+    if steps < warm:
+        return settings.lr * steps / warm
     shape = {"cosine": cosine, "infinite": infinite}[settings.schedule]
-    return settings.min_lr + (settings.lr - settings.min_lr) * shape(done, total, warm, settings)
+    return settings.min_lr + (settings.lr - settings.min_lr) * shape(steps, total, warm, settings)
 
 
-def cosine(done: int, total: int, warm: float, settings: TrainSettings) -> float:
+def cosine(steps: int, total: int, warm: float, settings: TrainSettings) -> float:
     """Share of the peak rate above `min_lr`: half a cosine from the end of the warm-up."""
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warm) / max(1.0, total - warm))))
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (steps - warm) / max(1.0, total - warm))))
 
 
-def infinite(done: int, total: int, warm: float, settings: TrainSettings) -> float:
+def infinite(steps: int, total: int, warm: float, settings: TrainSettings) -> float:
     """Half a cosine from the peak to the constant share, constant, then linear to 0 over the last `anneal`."""
     anneal = min(settings.anneal * total, total - warm)
-    if done > total - anneal:
-        return settings.constant * max(0.0, (total - done) / anneal)
+    if steps > total - anneal:
+        return settings.constant * max(0.0, (total - steps) / anneal)
     cooldown = min(settings.cooldown * total, total - warm - anneal)
-    if done < warm + cooldown:
-        fallen = 0.5 * (1 - math.cos(math.pi * (done - warm) / cooldown))
+    if steps < warm + cooldown:
+        fallen = 0.5 * (1 - math.cos(math.pi * (steps - warm) / cooldown))
         return 1 - (1 - settings.constant) * fallen
     return settings.constant

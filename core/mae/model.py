@@ -58,8 +58,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, last: int | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D), or (B, last, D) where only the last tokens are wanted."""
-        kept = x if last is None else x[:, -last:]
-        x = kept + self.attn(self.norm1(x), last)
+        queries = x if last is None else x[:, -last:]
+        x = queries + self.attn(self.norm1(x), last)
         added: Tensor = self.mlp(self.norm2(x))
         return x + added
 
@@ -216,8 +216,8 @@ def load_tensors(model: MaskedAutoencoder, tensors: Mapping[str, Tensor], origin
             state = "is missing" if name not in tensors else "has no place in this model"
             raise CheckpointError(f"{origin}: tensor {name}", state, "give the architecture it was trained with")
         if own[name].shape != tensors[name].shape:
-            found, wanted = tuple(tensors[name].shape), tuple(own[name].shape)
+            shape, own_shape = tuple(tensors[name].shape), tuple(own[name].shape)
             raise CheckpointError(
-                f"{origin}: tensor {name}", f"has shape {found}, this model needs {wanted}", "set model.* to match"
+                f"{origin}: tensor {name}", f"has shape {shape}, this model needs {own_shape}", "set model.* to match"
             )
     model.load_state_dict(dict(tensors))

@@ -33,8 +33,8 @@ def panel(model: MaskedAutoencoder, corpus: Corpus, positions: Positions, settin
         prediction = prediction * (patches.var(-1, keepdim=True) + 1e-6).sqrt() + patches.mean(-1, keepdim=True)
     hidden = mask[..., None].bool()
     filled = model.unpatchify(torch.where(hidden, prediction.float(), patches))
-    seen = model.unpatchify(torch.where(hidden, torch.zeros_like(patches), patches))
-    rows = [_row([_pixels(x[i], settings) for x in (images, seen, filled)]) for i in range(len(positions))]
+    masked = model.unpatchify(torch.where(hidden, torch.zeros_like(patches), patches))
+    rows = [_row([_pixels(x[i], settings) for x in (images, masked, filled)]) for i in range(len(positions))]
     return np.vstack([part for row in rows for part in (row, np.full((GAP, row.shape[1], 3), 255, np.uint8))][:-1])
 
 

@@ -108,11 +108,11 @@ class ResumeState:
 
     def _prune(self, step: int) -> None:
         """Keep the last k, and the moments this call began with; drop what a call given up has left further on."""
-        found = self._found()
-        recent = sorted(s for s in found if s <= step)[-self.settings.keep :]
-        began = [s for s in found if s <= self.start][-1:]
-        for old in set(found) - set(recent) - set(began):
-            found[old].unlink(missing_ok=True)
+        states = self._found()
+        recent = sorted(s for s in states if s <= step)[-self.settings.keep :]
+        began = [s for s in states if s <= self.start][-1:]
+        for old in set(states) - set(recent) - set(began):
+            states[old].unlink(missing_ok=True)
             self._weights(old).unlink(missing_ok=True)
 
     def _found(self) -> dict[int, Path]:

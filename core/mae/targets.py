@@ -49,9 +49,11 @@ class LatentPredictor(MaskedAutoencoder):
         # The student sees the visible patches alone; the teacher sees the whole picture.
         decoded = self._hidden_states(self._encode(patches, order[:, :visible]), order, full)  # (B, L or M, E)
         with torch.no_grad():
-            known = take(self._teacher[0].features(images)[:, 1:].float(), hidden)  # (B, M, D of the teacher)
-        wanted = F.layer_norm(known, known.shape[-1:])
-        loss = self.share * F.mse_loss(self.decoder_latent(decoded[:, -hidden.shape[1] :]).float(), wanted)
+            teacher_features = take(
+                self._teacher[0].features(images)[:, 1:].float(), hidden
+            )  # (B, M, D of the teacher)
+        teacher_target = F.layer_norm(teacher_features, teacher_features.shape[-1:])
+        loss = self.share * F.mse_loss(self.decoder_latent(decoded[:, -hidden.shape[1] :]).float(), teacher_target)
 
         prediction = self.decoder_pred(decoded)
         if self.share < 1:

@@ -90,22 +90,22 @@ def train(  # noqa: PLR0913
         raise UsageError(f"{len(positions)} images, batch {settings.batch_size}, {world} processes", "too few", "")
     end, total = start_step + steps, total_steps or start_step + steps
     stepper = Stepper(model, settings)
-    kept = ResumeState(
+    resume_state = ResumeState(
         state, call_id(model, corpus, settings, positions, start_step, steps, total), start_step, settings
     )
-    step = same_everywhere(kept.restore(model, stepper.optimizer), device_of(model))
+    step = same_everywhere(resume_state.restore(model, stepper.optimizer), device_of(model))
     journal = Journal(log if rank == 0 else None, step)
     pace = Pace(model, settings, log is not None)
     loss, finished = journal.last_loss, True
     model.train()
-    with kept:
+    with resume_state:
         for batch, waited in Loader(corpus, positions, model.settings, settings, rank, world).batches(step, end):
             # One update, unless the training is to stop within it.
             began = time.perf_counter()
             rate = learning_rate(batch.step, total, settings)
             updated = stepper.step(batch, rate, stop)
             if updated is None:
-                kept.save(model, stepper.optimizer, step, corpus.fingerprint)
+                resume_state.save(model, stepper.optimizer, step, corpus.fingerprint)
                 finished = False
                 break
             (loss, norm), step = updated, batch.step + 1
@@ -113,17 +113,17 @@ def train(  # noqa: PLR0913
             journal.write(record)
 
             # All processes stop, or write a checkpoint, after the same step.
-            wish = 2 if (on_step and on_step(record)) or stop() else int(kept.due(step) or step == end)
+            wish = 2 if (on_step and on_step(record)) or stop() else int(resume_state.due(step) or step == end)
             wish = strongest(wish, device_of(model))
             finished = wish < 2
             if wish:
-                kept.save(model, stepper.optimizer, step, corpus.fingerprint)
+                resume_state.save(model, stepper.optimizer, step, corpus.fingerprint)
             if wish == 1 and on_checkpoint:
                 on_checkpoint(step)
             if not finished:
                 break
     seconds = pace.seconds
-    speed = (step - kept.restored) * settings.batch_size / seconds
+    speed = (step - resume_state.restored) * settings.batch_size / seconds
     return TrainResult(step, step - start_step, loss, seconds, speed, pace.waited / seconds, finished)
 
 
@@ -140,10 +140,10 @@ class Pace:
     def record(self, step: int, loss: float, rate: float, norm: float, worked: float, waited: float) -> StepRecord:
         """The log's line of a step that worked and waited for so many seconds."""
         self.waited += waited
-        taken = worked + waited
-        speed = self.batch_size / taken
+        seconds = worked + waited
+        speed = self.batch_size / seconds
         mfu = speed * self.flops / self.peak if self.peak else None
-        return StepRecord(step, loss, rate, norm, speed, mfu, waited / taken, taken)
+        return StepRecord(step, loss, rate, norm, speed, mfu, waited / seconds, seconds)
 
     @property
     def seconds(self) -> float:

@@ -26,9 +26,9 @@ class Journal:
     def __init__(self, path: Path | None, step: int) -> None:
         self.path, self.last_loss = path, math.nan
         if path and path.exists():
-            kept = [entry for entry in read(path) if entry["step"] <= step]
-            write_atomic(path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
-            self.last_loss = next((float(e["loss"]) for e in reversed(kept) if "loss" in e), math.nan)
+            entries = [entry for entry in read(path) if entry["step"] <= step]
+            write_atomic(path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+            self.last_loss = next((float(e["loss"]) for e in reversed(entries) if "loss" in e), math.nan)
         elif path:
             path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -94,10 +94,10 @@ class MLflow:
 
         store = f"sqlite:///{(out / 'mlflow.db').absolute()}"
         mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", store))
-        known = out / "mlflow-run"
+        run_file = out / "mlflow-run"
         mlflow.set_experiment("usfmae")
-        run = mlflow.start_run(run_id=known.read_text() if known.exists() else None, run_name=name)
-        write_atomic(known, run.info.run_id.encode())
+        run = mlflow.start_run(run_id=run_file.read_text() if run_file.exists() else None, run_name=name)
+        write_atomic(run_file, run.info.run_id.encode())
         self.mlflow = mlflow
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

@@ -61,19 +61,19 @@ def entries(place: Path) -> list[Entry]:
     """
     if not place.exists():
         raise SourceError(f"{place}", "does not exist", "give the folder or the zip of the data set")
-    found: list[Entry] = []
+    listed: list[Entry] = []
     if place.is_file():
-        found += _members(place, place.stem)
+        listed += _members(place, place.stem)
     else:
         for path in place.rglob("*"):
             if not path.is_file() or "__MACOSX" in path.parts or path.name.startswith("."):
                 continue
             name = f"{place.name}/{path.relative_to(place).as_posix()}"
             if path.suffix.lower() != ".zip":
-                found.append(Entry(name, path, size=path.stat().st_size))
+                listed.append(Entry(name, path, size=path.stat().st_size))
             elif not path.with_suffix("").is_dir():
-                found += _members(path, name[: -len(".zip")])
-    return sorted(found, key=lambda entry: entry.name)
+                listed += _members(path, name[: -len(".zip")])
+    return sorted(listed, key=lambda entry: entry.name)
 
 
 def _members(path: Path, prefix: str) -> Iterable[Entry]:

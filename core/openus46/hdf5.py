@@ -20,7 +20,7 @@ from usfmae.core.optional import needs
 NEEDED = ("image", "annot_id", "frame_num")
 
 
-def unpack(source: Path, out: Path, told: Callable[[int, int], None] = lambda *_: None) -> int:
+def unpack(source: Path, out: Path, progress: Callable[[int, int], None] = lambda *_: None) -> int:
     """Write `out/CLIP.mha` for each clip, frames in order; clips that are there stay. Returns the number of clips.
 
     `told`: clips done, clips in all. Raises SourceError where the file is damaged or laid out otherwise,
@@ -33,18 +33,18 @@ def unpack(source: Path, out: Path, told: Callable[[int, int], None] = lambda *_
         with h5py.File(source, "r") as file:
             absent = [name for name in NEEDED if name not in file]
             if absent:
-                found = ", ".join(sorted(file)) or "nothing"
-                raise SourceError(f"{source}", f"holds {found}, but no {', '.join(absent)}", "fetch it again")
+                names_found = ", ".join(sorted(file)) or "nothing"
+                raise SourceError(f"{source}", f"holds {names_found}, but no {', '.join(absent)}", "fetch it again")
             clips = np.array([_text(value) for value in file["annot_id"]])
             order = np.array([int(_text(value)) for value in file["frame_num"]])
             names = sorted(set(clips.tolist()))
             out.mkdir(parents=True, exist_ok=True)
-            for done, name in enumerate(names, start=1):
+            for number, name in enumerate(names, start=1):
                 rows = np.flatnonzero(clips == name)
                 path = out / f"{name}.mha"
                 if not path.exists():
                     _write(path, np.stack([_frame(file["image"][row]) for row in rows[np.argsort(order[rows])]]))
-                told(done, len(names))
+                progress(number, len(names))
     except (OSError, ValueError, KeyError) as error:
         raise SourceError(f"{source}", f"cannot be read as HDF5: {error}", "fetch it again") from None
     return len(names)

@@ -69,13 +69,13 @@ def locate(dataset: Dataset, root: Path) -> list[Path]:
     if not root.is_dir():
         raise SourceError(f"root {root}", "is no folder", "give the folder that holds the data sets")
     names = {name.lower() for name in dataset.folders}
-    found = {}
+    places = {}
     for path in sorted(root.iterdir()):
         is_zip = path.is_file() and path.suffix.lower() == ".zip"
         stem = path.stem if is_zip else path.name
-        if (path.is_dir() or is_zip) and stem.lower() in names and (path.is_dir() or stem.lower() not in found):
-            found[stem.lower()] = path
-    return list(found.values())
+        if (path.is_dir() or is_zip) and stem.lower() in names and (path.is_dir() or stem.lower() not in places):
+            places[stem.lower()] = path
+    return list(places.values())
 
 
 def place(dataset: Dataset, path: Path) -> Place:
@@ -94,9 +94,9 @@ def _match(layout: Layout, listed: Sequence[Entry]) -> tuple[tuple[Entry, ...], 
     if not all(any(pattern((need,)).fullmatch(e.name) for e in listed) for need in layout.needs):
         return None
     include, exclude = pattern(layout.include), pattern(layout.exclude)
-    kept = [entry for entry in listed if not exclude.fullmatch(entry.name)]
-    chosen = tuple(entry for entry in kept if include.fullmatch(entry.name))
-    others = (entry.name for entry in kept if not include.fullmatch(entry.name))
+    entries = [entry for entry in listed if not exclude.fullmatch(entry.name)]
+    chosen = tuple(entry for entry in entries if include.fullmatch(entry.name))
+    others = (entry.name for entry in entries if not include.fullmatch(entry.name))
     unexplained = tuple(name for name in others if name.lower().endswith(PICTURES))
     return (chosen, unexplained) if chosen else None
 
@@ -124,11 +124,11 @@ def check(dataset: Dataset, root: Path, accept: Iterable[str] = ()) -> Found:
     count = sum(len(p.chosen) for p in places)
     status, detail = _judge(dataset, places, count)
     if status in USABLE and not dataset.verified and dataset.id not in accept:
-        seen = "; ".join(p.seen for p in places)
-        detail = f"no public loader confirms this layout; found {seen}; expected {dataset.layout}"
+        contents = "; ".join(p.seen for p in places)
+        detail = f"no public loader confirms this layout; found {contents}; expected {dataset.layout}"
         status = "unverified"
-    known = [p.layout.files for p in places if p.layout and p.layout.files is not None]
-    expected = known[0] if len(known) == len(places) else None
+    counts = [p.layout.files for p in places if p.layout and p.layout.files is not None]
+    expected = counts[0] if len(counts) == len(places) else None
     return Found(dataset, status, places, count, expected, detail)
 
 
@@ -164,38 +164,38 @@ def _worth_a_note(p: Place, places: Sequence[Place]) -> bool:
 
 def _completeness(dataset: Dataset, places: Sequence[Place]) -> tuple[int, int | None]:
     """What counts here and what would be complete: files where the number is known, else patients."""
-    known = [p for p in places if p.layout and p.layout.files is not None]
-    if known:
-        return sum(len(p.chosen) for p in known), max(p.layout.files or 0 for p in known if p.layout)
+    countable = [p for p in places if p.layout and p.layout.files is not None]
+    if countable:
+        return sum(len(p.chosen) for p in countable), max(p.layout.files or 0 for p in countable if p.layout)
     return len({group_of(dataset, e.name) for p in places for e in p.chosen}), dataset.patients
 
 
 def check_all(datasets: Iterable[Dataset], root: Path, accept: Iterable[str] = ()) -> list[Found]:
     """`check` for each, then overlaps among those that are there."""
     accepted = tuple(accept)
-    found = [check(dataset, root, accepted) for dataset in datasets]
-    there = {f.dataset.id for f in found if f.status != "missing"}
+    checks = [check(dataset, root, accepted) for dataset in datasets]
+    there = {f.dataset.id for f in checks if f.status != "missing"}
     return [
         Found(f.dataset, f.status, f.places, f.scans, f.expected, f.detail, tuple(set(f.dataset.overlaps) & there))
         if f.dataset.id in there
         else f
-        for f in found
+        for f in checks
     ]
 
 
-def scans(found: Found, secret: bytes) -> Iterator[Scan]:
+def scans(check: Found, secret: bytes) -> Iterator[Scan]:
     """The scans of a data set that was checked. Raises SourceError where its layout was not recognised."""
-    if found.status not in USABLE:
-        raise SourceError(f"data set {found.dataset.id}", f"{found.status}: {found.detail}", "mend the folder")
-    for p in found.places:
+    if check.status not in USABLE:
+        raise SourceError(f"data set {check.dataset.id}", f"{check.status}: {check.detail}", "mend the folder")
+    for p in check.places:
         for entry in p.chosen:
             yield Scan(
                 entry.path,
                 kind_of(entry.name),
-                Trail(secret_id(secret, found.dataset.id, entry.name)),
+                Trail(secret_id(secret, check.dataset.id, entry.name)),
                 entry.member,
-                secret_id(secret, found.dataset.id, group_of(found.dataset, entry.name)),
-                found.dataset.id,
+                secret_id(secret, check.dataset.id, group_of(check.dataset, entry.name)),
+                check.dataset.id,
             )
 
 

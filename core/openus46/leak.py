@@ -46,17 +46,17 @@ def same_files(task: str, benchmark: Iterable[tuple[str, Entry]], scans: Iterabl
     by_size: dict[int, list[tuple[str, Entry]]] = defaultdict(list)
     for id_, entry in benchmark:
         by_size[entry.size].append((id_, entry))
-    known: dict[int, dict[str, str]] = {}  # size -> hash -> image
-    found = []
+    hashes: dict[int, dict[str, str]] = {}  # size -> hash -> image
+    leaks = []
     for dataset, scan in scans:
         if scan.size not in by_size:
             continue
-        if scan.size not in known:
-            known[scan.size] = {_sha256(entry): id_ for id_, entry in by_size[scan.size]}
-        image = known[scan.size].get(_sha256(scan))
+        if scan.size not in hashes:
+            hashes[scan.size] = {_sha256(entry): id_ for id_, entry in by_size[scan.size]}
+        image = hashes[scan.size].get(_sha256(scan))
         if image is not None:
-            found.append(Leak(task, image, dataset, scan.name, -1))
-    return found
+            leaks.append(Leak(task, image, dataset, scan.name, -1))
+    return leaks
 
 
 def _sha256(entry: Entry) -> str:
@@ -67,16 +67,16 @@ def same_pictures(
     task: str, ids: Sequence[str], squares: Pixels, corpus: Corpus, positions: Positions, bits: int
 ) -> list[Leak]:
     """Corpus images at `positions` within `bits` of a benchmark image; squares (B, S, S, C) uint8."""
-    wanted = np.stack([_bits(turned) for square in squares for turned in _orientations(square)])  # (8 B, 256)
-    found = []
+    signs = np.stack([_bits(turned) for square in squares for turned in _orientations(square)])  # (8 B, 256)
+    leaks = []
     for chunk in _chunks(positions):
         pixels = corpus.fetch(chunk).pixels
         codes = np.stack([_bits(image) for image in pixels])  # (n, 256)
-        distances = (codes.shape[1] - codes @ wanted.T) / 2  # (n, 8 B)
+        distances = (codes.shape[1] - codes @ signs.T) / 2  # (n, 8 B)
         near = distances.reshape(len(chunk), len(ids), ORIENTATIONS).min(axis=2)
         for row, column in np.argwhere(near <= bits):
             position = int(chunk[row])
-            found.append(
+            leaks.append(
                 Leak(
                     task,
                     ids[column],
@@ -86,7 +86,7 @@ def same_pictures(
                     position,
                 )
             )
-    return found
+    return leaks
 
 
 def _bits(image: Pixels) -> Bits:

@@ -87,8 +87,8 @@ class _Registry(Options):
 def registry() -> dict[str, Dataset]:
     """All 46 data sets by id, in the order of Table 1."""
     text = files("usfmae.core.openus46").joinpath("openus46.yaml").read_text(encoding="utf-8")
-    found = validated(_Registry, yaml.safe_load(text), "openus46.yaml").datasets
-    return {dataset.id: dataset for dataset in found}
+    datasets = validated(_Registry, yaml.safe_load(text), "openus46.yaml").datasets
+    return {dataset.id: dataset for dataset in datasets}
 
 
 def dataset(id_: str) -> Dataset:

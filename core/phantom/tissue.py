@@ -44,8 +44,8 @@ def simulate(tissue: Tissue, frames: int = 1, size: tuple[int, int] = (420, 480)
     pictures = []
     for index in range(frames):
         phase = 2 * np.pi * index / 24  # a slow breath-like motion, 24 frames a cycle
-        line = _envelope(*_moved(echo, scatterers, phase), tissue)
-        image = cv2.GaussianBlur(cv2.remap(line, columns, rows, cv2.INTER_LINEAR), (0, 0), SMOOTHING)
+        envelope = _envelope(*_moved(echo, scatterers, phase), tissue)
+        image = cv2.GaussianBlur(cv2.remap(envelope, columns, rows, cv2.INTER_LINEAR), (0, 0), SMOOTHING)
         pictures.append(np.where(region, image, 0).astype(np.uint8))
     return pictures, region
 

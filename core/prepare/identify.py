@@ -111,14 +111,14 @@ class _Pass:
 
     def run(self, sources: Sequence[Path]) -> Identification:
         waiting: deque[_File | _End] = deque()
-        asked = written = 0
+        submitted = written = 0
         saved = time.monotonic()
         for item in self._items(listings(sources, (self.ledger.corpus,), self.pool.settings.read.follow_links)):
             waiting.append(item)
-            asked += isinstance(item, _File)
-            while waiting and (asked > AHEAD * self.pool.size or not _is_slow(waiting[0])):
+            submitted += isinstance(item, _File)
+            while waiting and (submitted > AHEAD * self.pool.size or not _is_slow(waiting[0])):
                 new = self._write(waiting.popleft())
-                asked, written = asked - new, written + new
+                submitted, written = submitted - new, written + new
             if written >= BATCH or time.monotonic() - saved > SAVE_SECONDS:
                 self.ledger.save()
                 written, saved = 0, time.monotonic()
@@ -129,9 +129,9 @@ class _Pass:
 
     # The walk ---------------------------------------------------------------------------------------------------
 
-    def _items(self, found: Iterator[Listing]) -> Iterator[_File | _End]:
+    def _items(self, listings: Iterator[Listing]) -> Iterator[_File | _End]:
         """The files of every folder that has changed or holds work, each folder ended by an `_End`."""
-        while chunk := list(islice(found, FOLDERS_AT_ONCE)):
+        while chunk := list(islice(listings, FOLDERS_AT_ONCE)):
             keys = [folder_key(self.secret, listing.place) for listing in chunk]
             rows = self.ledger.folders(keys)
             for listing, key in zip(chunk, keys, strict=True):
@@ -169,10 +169,10 @@ class _Pass:
         return row.n
 
     def _folder(self, n: int, hash_: bytes, candidates: Iterator[Candidate]) -> Iterator[_File | _End]:
-        known, arrived = self.ledger.places(n), []
+        rows, arrived = self.ledger.places(n), []
         for candidate in candidates:
             key = place_key(self.secret, candidate)
-            row = known.pop(key, None)
+            row = rows.pop(key, None)
             if row is None and (row := self.ledger.elsewhere(key)) is not None:
                 arrived.append(key)
             if row is not None and row.outcome == "archive":
@@ -184,7 +184,7 @@ class _Pass:
                 yield from self._new_archive(n, key, candidate)
             elif self.only is None or (candidate.path, candidate.member) in self.only:
                 yield _File(n, key, candidate, self.pool.call(_identify, candidate))
-        yield _End(n, hash_, tuple(arrived), tuple(known))
+        yield _End(n, hash_, tuple(arrived), tuple(rows))
 
     def _new_archive(self, n: int, key: bytes, archive: Candidate) -> Iterator[_File | _End]:
         answer = self.pool.call(Worker.members, archive).result()
@@ -290,15 +290,15 @@ def located(
 
     The ledger knows the way as keyed hashes: of each folder on it the names are hashed until one fits.
     """
-    found = {}
+    candidates = {}
     for scan in scans:
         for folders, key, packed in ledger.way_to(scan.id):
             place = next((p for source in sources if (p := _place(source.absolute(), folders, secret, packed))), None)
             candidate = place and _file(*place, key, secret, packed)
             if candidate:
-                found[scan.n] = candidate
+                candidates[scan.n] = candidate
                 break
-    return found
+    return candidates
 
 
 def _place(source: Path, keys: Sequence[bytes], secret: bytes, packed: bool) -> tuple[Path, str] | None:

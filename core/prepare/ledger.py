@@ -148,11 +148,11 @@ class CorpusLedger:
 
         Tasks of which a shard was removed are open again.
         """
-        beside = self.root / "corpus.json"
-        if not beside.exists():
+        description = self.root / "corpus.json"
+        if not description.exists():
             content = {"format": FORMAT, "recipe": recipe, "settings": settings}
-            write_atomic(beside, json.dumps(content, sort_keys=True, indent=1).encode() + b"\n")
-        elif read_object(beside).get("recipe") != recipe:
+            write_atomic(description, json.dumps(content, sort_keys=True, indent=1).encode() + b"\n")
+        elif read_object(description).get("recipe") != recipe:
             raise UsageError(
                 f"corpus {self.corpus}",
                 "was prepared with other settings or another secret",
@@ -305,9 +305,9 @@ class CorpusLedger:
 
     def folders(self, keys: Iterable[bytes]) -> dict[bytes, FolderRow]:
         """The folders of these keys, of those that are known; at most 500 keys."""
-        asked = list(keys)
-        marks = ",".join("?" * len(asked))
-        rows = self.db.execute(f"SELECT key, n, listing, parent FROM folders WHERE key IN ({marks})", asked)  # noqa: S608
+        wanted_keys = list(keys)
+        marks = ",".join("?" * len(wanted_keys))
+        rows = self.db.execute(f"SELECT key, n, listing, parent FROM folders WHERE key IN ({marks})", wanted_keys)  # noqa: S608
         return {key: FolderRow(n, listing, parent) for key, n, listing, parent in rows}
 
     def add_folder(self, key: bytes, parent: int, archive: bool = False) -> int:
@@ -331,10 +331,10 @@ class CorpusLedger:
 
     def archives(self) -> dict[int, list[int]]:
         """Folder -> the archives in it."""
-        found: dict[int, list[int]] = {}
+        children: dict[int, list[int]] = {}
         for n, parent in self.db.execute("SELECT n, parent FROM folders WHERE archive AND live"):
-            found.setdefault(parent, []).append(n)
-        return found
+            children.setdefault(parent, []).append(n)
+        return children
 
     def places(self, folder: int) -> dict[bytes, PlaceRow]:
         """The files of a folder by their keys."""
@@ -389,11 +389,11 @@ class CorpusLedger:
         (n,) = self.db.execute("SELECT n FROM scans WHERE id = ?", values[:1]).fetchone()
         return int(n)
 
-    def settle(self, folder: int, listing: bytes | None, arrived: Iterable[bytes], gone: Iterable[bytes]) -> None:
+    def settle(self, folder: int, listing: bytes | None, arrived: Iterable[bytes], removed: Iterable[bytes]) -> None:
         """A folder was looked at: files that came back into it, files that left it, and its hash (None: incomplete)."""
         for key in arrived:
             self._move(key, ELSEWHERE, folder)
-        for key in gone:
+        for key in removed:
             self._move(key, folder, ELSEWHERE)
         self.db.execute("UPDATE folders SET listing = ?, live = 1 WHERE n = ?", (listing, folder))
 
@@ -600,13 +600,13 @@ class CorpusLedger:
     def origin(self, shard: str, row: int) -> tuple[str, int] | None:
         """(scan, frame) of an image, by the index; None for a shard that `prepare` did not pack, or version 0.1 did."""
         with self.reading() as db:
-            found = db.execute(
+            row_of_shard = db.execute(
                 "SELECT s.id, p.first, p.frames FROM packed p JOIN scans s ON s.n = p.scan WHERE p.shard = "
                 "(SELECT n FROM shards WHERE name = ?) AND p.first <= ? ORDER BY p.first DESC LIMIT 1", (shard, row),
             ).fetchone()  # fmt: skip
-        if found is None or row - found[1] >= len(frames := json.loads(found[2])):
+        if row_of_shard is None or row - row_of_shard[1] >= len(frames := json.loads(row_of_shard[2])):
             return None
-        return text(found[0]), int(frames[row - found[1]])
+        return text(row_of_shard[0]), int(frames[row - row_of_shard[1]])
 
     def held(self, entry: str) -> HeldEntry | None:
         """What is kept back under this name."""
@@ -636,9 +636,9 @@ class CorpusLedger:
 
     def image_counts(self) -> dict[str, int]:
         """Name of the index of each shard there is -> images in it: one listing, one query."""
-        folder, known = self.corpus / FOLDER, self.shards()
+        folder, in_ledger = self.corpus / FOLDER, self.shards()
         names = [name for name in os.listdir(folder) if name.endswith(".json")] if folder.exists() else []  # noqa: PTH208
-        return {name: known.get(f"{name[:-5]}.npy") or image_count(folder / name) for name in names}
+        return {name: in_ledger.get(f"{name[:-5]}.npy") or image_count(folder / name) for name in names}
 
     def way_to(self, id_: str) -> list[tuple[list[bytes], bytes, bool]]:
         """Where a scan lay when it was last met: (keys of the folders from its source down, key of the file, whether

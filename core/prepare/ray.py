@@ -37,8 +37,8 @@ def run_ray(
         remote = ray.remote(num_cpus=1, max_retries=3)(work)
         waiting = [remote.remote(task, corpus.absolute(), worker.settings, worker.secret) for task in tasks]
         while waiting:
-            (done,), waiting = ray.wait(waiting, num_returns=1)
-            yield ray.get(done)
+            (ready,), waiting = ray.wait(waiting, num_returns=1)
+            yield ray.get(ready)
     finally:
         if started:
             ray.shutdown()

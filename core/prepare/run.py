@@ -80,28 +80,28 @@ def prepare(  # noqa: PLR0913
             recipe = recipe_settings(settings)
             ledger.open(recipe_id({**recipe, "secret": secret_id(secret, "recipe")}), recipe)
             show = (lambda met: progress(PrepareSummary(scans=met))) if progress else None
-            found = identified(sources, ledger, pool, secret, show, only, names)
+            identification = identified(sources, ledger, pool, secret, show, only, names)
             ledger.add_plan(planned(ledger.unplanned(), settings.read.shard_images))
             ledger.save()
             tasks = ledger.open_tasks(part)
-            shards: Iterable[ShardTask] = (_shard_task(ledger, n, name, found) for n, name in tasks)
+            shards: Iterable[ShardTask] = (_shard_task(ledger, n, name, identification) for n, name in tasks)
             if not whole:
                 shards = list(shards)  # other machines use the ledger meanwhile
-        summary = PrepareSummary.of(ledger.counts(present=True), found.failed)
+        summary = PrepareSummary.of(ledger.counts(present=True), identification.failed)
         summary.planned, summary.in_flight = ledger.planned(n for n, _ in tasks), lambda: pool.frames_in_flight
         results = (
             run_ray(work_shard, shards, pool, corpus_dir) if engine == "ray" else run_local(shards, pool, corpus_dir)
         )
         with space_checked(corpus_dir, ledger, part, settings):
-            for done in results:
-                summary.advance(done.results, done.planned, time.monotonic() - began)
+            for unit in results:
+                summary.advance(unit.results, unit.planned, time.monotonic() - began)
                 if progress:
                     progress(summary)
                 if whole:
                     ledger.absorb_if_any()
             with ledger.writing():  # takes over what is left
                 books = ledger.counts(present=True)
-    ended = PrepareSummary.of(books, found.failed, at_end=whole)
+    ended = PrepareSummary.of(books, identification.failed, at_end=whole)
     ended.measure(summary.read_now, time.monotonic() - began)
     return ended
 
@@ -149,13 +149,13 @@ def planned(scans: Iterable[tuple[int, bytes, int]], images: int) -> Iterator[tu
     yield from ((number, tasks[unit], unit) for number, unit in zip(numbers, units, strict=True))
 
 
-def _shard_task(ledger: CorpusLedger, number: int, name: str, found: Identification) -> ShardTask:
+def _shard_task(ledger: CorpusLedger, number: int, name: str, identification: Identification) -> ShardTask:
     """The units of a task, as far as their files are still there."""
     units, frames = [], []
     for _, scans in groupby(ledger.scans_of(number), key=lambda scan: scan.unit):
-        present = [scan for scan in scans if scan.n in found.files]
+        present = [scan for scan in scans if scan.n in identification.files]
         if present:
-            units.append(unit_of(present, found.files))
+            units.append(unit_of(present, identification.files))
             frames.append(sum(scan.planned for scan in present))
     return ShardTask(name, tuple(units), tuple(frames))
 
@@ -212,20 +212,20 @@ def run_local(tasks: Iterable[ShardTask], pool: Pool, corpus: Path) -> Iterator[
     def work(worker: Worker, piece: tuple[str, int, Unit]) -> UnitResult:
         return accounted(worker, piece[2])
 
-    for (name, place, _), done in pool.as_done(work, pieces()):
+    for (name, place, _), cleaned in pool.as_done(work, pieces()):
         open_ = opened[name]
-        open_.done[place] = done
+        open_.done[place] = cleaned
         if len(open_.done) == len(open_.task.units):
             del opened[name]
             store(corpus, name, open_.results(), open_.images())
-        yield UnitDone(tuple(done[0]), open_.task.planned[place])
+        yield UnitDone(tuple(cleaned[0]), open_.task.planned[place])
 
 
 def work_shard(task: ShardTask, corpus: Path, settings: Settings, secret: bytes) -> UnitDone:
     """One shard, start to end, on whatever machine. Idempotent, so it may be started twice."""
     with Pool(1, settings, secret) as pool:
-        done = list(run_local([task], pool, corpus))
-    return UnitDone(tuple(result for unit in done for result in unit.results), sum(task.planned))
+        units = list(run_local([task], pool, corpus))
+    return UnitDone(tuple(result for unit in units for result in unit.results), sum(task.planned))
 
 
 def accounted(worker: Worker, unit: Unit) -> UnitResult:

@@ -161,7 +161,7 @@ def _numbers(ds: Dataset, name: str) -> list[float]:
 
 def regions(ds: Dataset) -> tuple[Region, ...]:
     """SequenceOfUltrasoundRegions as the header states it; may lie outside the picture."""
-    found = []
+    regions_ = []
     try:
         for item in ds.get("SequenceOfUltrasoundRegions") or ():
             x0, y0 = int(item.RegionLocationMinX0), int(item.RegionLocationMinY0)
@@ -169,22 +169,22 @@ def regions(ds: Dataset) -> tuple[Region, ...]:
             kind = REGION_KINDS.get(int(item.get("RegionDataType", 0)), "other")
             if int(item.get("RegionSpatialFormat", 1)) == MMODE:
                 kind = "mmode"
-            found.append(Region(x0, y0, x1 + 1, y1 + 1, kind))
+            regions_.append(Region(x0, y0, x1 + 1, y1 + 1, kind))
     except Exception:  # a malformed sequence counts as none
         return ()
-    return tuple(found)
+    return tuple(regions_)
 
 
 def words(ds: Dataset) -> tuple[str, ...]:
     """Identifying strings of the header, to be looked for in the pixels; in memory only."""
-    found: set[str] = set()
+    texts: set[str] = set()
     for name in IDENTIFIERS:
         for part in _text(ds, name).replace("^", " ").replace("\\", " ").replace("=", " ").split():
             if len(part) >= 2:
-                found.add(part)
+                texts.add(part)
         if name.endswith("Date"):
-            found.update(_dates(_text(ds, name)))
-    return tuple(sorted(found))
+            texts.update(_dates(_text(ds, name)))
+    return tuple(sorted(texts))
 
 
 def _dates(text: str) -> set[str]:
@@ -209,11 +209,11 @@ def frames(
     with opened(scan, settings) as file:
         ds = read_header(file)
         count = _checked(ds, settings)
-        seen, sought = regions(ds), words(ds)
+        regions_, texts = regions(ds), words(ds)
         decode = _mpeg if syntax_of(ds) in MPEGTransferSyntaxes else _stills
         failed = {} if failed is None else failed
         for frame in decode(file, ds, count, settings, notes, failed):
-            yield Frame(frame.pixels, scan.trail, frame.index, frame.time, seen, sought)
+            yield Frame(frame.pixels, scan.trail, frame.index, frame.time, regions_, texts)
 
 
 def _stills(
@@ -229,12 +229,12 @@ def _stills(
     indices, times, noted = _kept(ds, count, settings)
     notes.update(noted)
     decoder, to_rgb = FrameDecoder(ds, pixels), colour.Converter(ds, notes)
-    wanted = [index for index in indices if index < there]
+    chosen = [index for index in indices if index < there]
     failed.update((index, "missing-frame") for index in indices if index >= there)
     if to_rgb.needs_range:
-        to_rgb.limits = _range(decoder, wanted)
+        to_rgb.limits = _range(decoder, chosen)
     decoded = 0
-    for index in wanted:
+    for index in chosen:
         try:
             picture = to_rgb(*decoder(index))
         except MemoryError:
@@ -249,10 +249,10 @@ def _stills(
         raise Unreadable(reasons[0] if len(reasons) == 1 else "undecodable", "not one frame could be decoded")
 
 
-def _range(decoder: FrameDecoder, wanted: Sequence[int]) -> tuple[float, float] | None:
+def _range(decoder: FrameDecoder, indices: Sequence[int]) -> tuple[float, float] | None:
     """Lowest and highest sample of all kept frames of a deep object without a window: one scale for the whole clip."""
     ends = []
-    for index in wanted:
+    for index in indices:
         with suppress(Exception):  # counted when it is decoded for good; want of memory comes again then
             ends.append(extent(decoder(index)[0]))
     return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else None

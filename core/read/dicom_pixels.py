@@ -78,10 +78,10 @@ def check_syntax(syntax: UID) -> None:
     if syntax in MPEGTransferSyntaxes:
         return
     try:
-        known = get_decoder(syntax).is_available
+        readable = get_decoder(syntax).is_available
     except NotImplementedError:
-        known = False
-    if not known:
+        readable = False
+    if not readable:
         raise Unreadable("unsupported-syntax", f"transfer syntax {syntax.name:.60} is not decoded")
 
 
@@ -209,8 +209,8 @@ def _by_table(pieces: Sequence[Piece], table: Sequence[int]) -> list[int]:
     first = pieces[0][0]
     places = {offset - first: number for number, (offset, _) in enumerate(pieces)}
     starts = [places.get(offset) for offset in table]
-    found = [start for start in starts if start is not None]
-    return found if len(found) == len(table) and found == sorted(set(found)) and found[:1] == [0] else []
+    listed = [start for start in starts if start is not None]
+    return listed if len(listed) == len(table) and listed == sorted(set(listed)) and listed[:1] == [0] else []
 
 
 def _grouped(pieces: Sequence[Piece], starts: Sequence[int]) -> tuple[tuple[Piece, ...], ...]:

@@ -143,8 +143,8 @@ class _Walk:
             folder, below, parent = waiting.pop()
             try:
                 identity = _identity(os.stat(folder))  # noqa: PTH116 - paths are text here
-                with os.scandir(folder) as found:
-                    entries = sorted(found, key=lambda entry: entry.name)
+                with os.scandir(folder) as iterator:
+                    entries = sorted(iterator, key=lambda entry: entry.name)
             except OSError as error:  # a folder that cannot be listed is said, not passed over
                 yield Listing(folder, below, parent, broken=(("", f"os-{error.errno}"),))
                 continue
@@ -234,16 +234,16 @@ def members(archive: Path, settings: ReadSettings) -> list[tuple[str, int]]:
     """(name, size) of each file in an archive, sorted. Raises Unreadable."""
     try:
         with opened(Scan(archive, ""), settings) as file, zipfile.ZipFile(file) as content:
-            found = sorted((info.filename, info.file_size) for info in content.infolist() if not info.is_dir())
+            listed = sorted((info.filename, info.file_size) for info in content.infolist() if not info.is_dir())
     except Exception as error:  # a damaged directory ends in many ways
         raise Unreadable("bad-archive", type(error).__name__) from None
-    if len(found) > settings.max_members:
-        raise Unreadable("too-many-members", f"{len(found)} members, the limit is {settings.max_members}")
-    return found
+    if len(listed) > settings.max_members:
+        raise Unreadable("too-many-members", f"{len(listed)} members, the limit is {settings.max_members}")
+    return listed
 
 
-def member_candidates(archive: Candidate, found: Iterable[tuple[str, int]]) -> Iterator[Candidate]:
-    for name, size in found:
+def member_candidates(archive: Candidate, listed: Iterable[tuple[str, int]]) -> Iterator[Candidate]:
+    for name, size in listed:
         folder = "/".join(part for part in (archive.folder, archive.path.name, posixpath.dirname(name)) if part)
         yield Candidate(archive.path, name, folder, size, archive.stamp)
 
@@ -304,9 +304,9 @@ def examine(scan: Scan, settings: ReadSettings) -> Examined:
         if not kind:
             return Examined("none", digest)
         with guarded("unreadable"):
-            known = reader(kind).facts(scan, settings)
-        if known.beside:  # equal headers may stand over different pixels
-            with beside(scan, known.beside, settings) as file:
+            facts = reader(kind).facts(scan, settings)
+        if facts.beside:  # equal headers may stand over different pixels
+            with beside(scan, facts.beside, settings) as file:
                 digest = hashlib.sha256(first + _digest(file)).hexdigest()
     except Unreadable as error:
         return Examined("quarantined", digest, error.reason, error.why[:200])
@@ -316,13 +316,13 @@ def examine(scan: Scan, settings: ReadSettings) -> Examined:
         "scan",
         digest,
         kind=kind,
-        format=known.format[:64],
-        frames=known.frames,
-        planned=known.planned,
-        device="".join(c for c in known.device if c.isprintable()),
-        notes=known.notes,
-        patient=known.patient.encode(errors="surrogateescape")[:2048].hex(),
-        study=known.study.encode(errors="surrogateescape")[:2048].hex(),
+        format=facts.format[:64],
+        frames=facts.frames,
+        planned=facts.planned,
+        device="".join(c for c in facts.device if c.isprintable()),
+        notes=facts.notes,
+        patient=facts.patient.encode(errors="surrogateescape")[:2048].hex(),
+        study=facts.study.encode(errors="surrogateescape")[:2048].hex(),
     )
 
 
@@ -412,8 +412,8 @@ def discover(sources: Sequence[Path], secret: bytes, settings: ReadSettings) -> 
             yield Quarantined(error.reason, Trail(candidate.place(secret)), error.why)
             continue
         for one in (candidate,) if several is None else member_candidates(candidate, several):
-            found = identify(one, secret, settings)
-            if isinstance(found, Identified):
-                yield found.scan
-            elif isinstance(found, Quarantined):
-                yield found
+            result = identify(one, secret, settings)
+            if isinstance(result, Identified):
+                yield result.scan
+            elif isinstance(result, Quarantined):
+                yield result

@@ -46,13 +46,13 @@ def _picture_alone(file: BinaryIO) -> BinaryIO:
     if start != MAGIC[0]:
         return file
     data = file.read()
-    kept, place = [data[:8]], 8
+    chunks, place = [data[:8]], 8
     while place < len(data):
         length, name = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
         if name in PICTURE:
-            kept.append(data[place : place + 12 + length])
+            chunks.append(data[place : place + 12 + length])
         place += 12 + length
-    return io.BytesIO(b"".join(kept))
+    return io.BytesIO(b"".join(chunks))
 
 
 def facts(scan: Scan, settings: ReadSettings) -> Facts:

@@ -22,19 +22,19 @@ from usfmae.core.types import Scan
 ENCRYPTED = 1  # bit 0 of a member's flags (APPNOTE 4.4.4)
 
 
-def open_file(path: Path, beside: str = "") -> int:
+def open_file(path: Path, companion: str = "") -> int:
     """A descriptor of the file at `path`, or of the one of that plain name in the same folder. Raises OSError.
 
     A file beside another must be a regular one: no link, no device, no pipe.
     """
-    if not beside:
+    if not companion:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    if "/" in beside or beside in ("", ".", ".."):
+    if "/" in companion or companion in ("", ".", ".."):
         raise ValueError("no plain name")
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(beside, flags, dir_fd=folder)
+        descriptor = os.open(companion, flags, dir_fd=folder)
     finally:
         os.close(folder)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

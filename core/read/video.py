@@ -60,7 +60,7 @@ def recognises(head: bytes) -> bool:
 def is_transport_stream(head: bytes) -> bool:
     """Three packets in a row, plain or as AVCHD recorders write them (.mts, .m2ts)."""
     plain, timed = head[::PACKET], head[TIMED :: PACKET + TIMED]
-    return any(len(found) >= 3 and set(found[:3]) == {SYNC} for found in (plain, timed))
+    return any(len(sync_bytes) >= 3 and set(sync_bytes[:3]) == {SYNC} for sync_bytes in (plain, timed))
 
 
 def container(head: bytes) -> str:
@@ -100,9 +100,9 @@ def facts(scan: Scan, settings: ReadSettings) -> Facts:
         capture = open_capture(descriptor, settings)
         count, rate = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
         capture.release()
-    known = rate > 0 and 0 < count <= settings.max_frames
-    total = int(count) if known else 1
-    planned = max(1, round(total / max(rate, settings.fps) * settings.fps)) if known else 1
+    counted = rate > 0 and 0 < count <= settings.max_frames
+    total = int(count) if counted else 1
+    planned = max(1, round(total / max(rate, settings.fps) * settings.fps)) if counted else 1
     return Facts(name, total, planned)
 
 
@@ -146,12 +146,12 @@ def _kept_frames(
         if not sampler.wants(time):
             continue
         before = conversion.failures
-        got, pixels = capture.retrieve()
+        decoded, pixels = capture.retrieve()
         if conversion.failures != before:  # it says it succeeded, and nothing was written into `pixels`
             picture = fields.frame(index)
             reason = "interlaced"
         else:
-            picture = as_rgb(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)) if got and pixels is not None else None
+            picture = as_rgb(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)) if decoded and pixels is not None else None
             reason = "undecodable"
         if picture is None:
             failed[index] = reason

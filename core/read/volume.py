@@ -69,8 +69,8 @@ def _header(scan: Scan, settings: ReadSettings) -> Iterator[tuple[VolumeHeader, 
 def facts(scan: Scan, settings: ReadSettings) -> Facts:
     with _header(scan, settings) as (header, _):
         refuse_icon(*(header.shape[axis] for axis in header.picture))
-        kept = len(kept_slices(header.frames, settings.slices))
-        return Facts(header.family, header.frames, kept, beside=header.beside)
+        slices = len(kept_slices(header.frames, settings.slices))
+        return Facts(header.family, header.frames, slices, beside=header.beside)
 
 
 def frames(

@@ -141,8 +141,8 @@ def _metaimage(file: IO[bytes], name: str) -> VolumeHeader:
     kinds = fields.get("kinds", "").split() or ["domain"] * len(sizes)
     if channels > 1:
         sizes, kinds = [channels, *sizes], ["samples", *kinds]
-    beside = "" if fields["elementdatafile"].upper() == "LOCAL" else plain_name(fields["elementdatafile"])
-    start = int(fields.get("headersize", 0)) if beside else file.tell()
+    data_file = "" if fields["elementdatafile"].upper() == "LOCAL" else plain_name(fields["elementdatafile"])
+    start = int(fields.get("headersize", 0)) if data_file else file.tell()
     gzip = _yes(fields.get("compresseddata"))
     binary = _yes(fields.get("binarydata", "True"))
     dtype = np.dtype(order + MET_TYPES[fields["elementtype"].upper().removeprefix("MET_").removesuffix("_ARRAY")])
@@ -152,7 +152,7 @@ def _metaimage(file: IO[bytes], name: str) -> VolumeHeader:
         tuple(reversed(sizes)),
         *_axes(kinds, sizes, dtype),
         encoding="gzip" if gzip else "raw" if binary else "ascii",
-        beside=beside,
+        beside=data_file,
         offset=start,
     )
 
@@ -196,7 +196,7 @@ def _nrrd(file: IO[bytes], name: str) -> VolumeHeader:
     sizes = [int(size) for size in fields["sizes"].split()]
     if len(sizes) != int(fields["dimension"]):
         raise ValueError
-    beside = plain_name(fields["data file"]) if "data file" in fields else ""
+    data_file = plain_name(fields["data file"]) if "data file" in fields else ""
     code = next(code for code, names in NRRD_TYPES.items() if " ".join(fields["type"].lower().split()) in names)
     dtype = np.dtype((">" if fields.get("endian", "little").lower() == "big" else "<") + code)
     skip = int(fields.get("byte skip") or fields.get("byteskip") or 0)
@@ -207,8 +207,8 @@ def _nrrd(file: IO[bytes], name: str) -> VolumeHeader:
         tuple(reversed(sizes)),
         *_axes(kinds, sizes, dtype),
         encoding=ENCODINGS[fields["encoding"].lower()],
-        beside=beside,
-        offset=-1 if skip == -1 else _positive(skip) + (0 if beside else file.tell()),
+        beside=data_file,
+        offset=-1 if skip == -1 else _positive(skip) + (0 if data_file else file.tell()),
         skipped_lines=_positive(int(fields.get("line skip") or fields.get("lineskip") or 0)),
     )
 

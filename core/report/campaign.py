@@ -20,21 +20,21 @@ READINGS = {
 AXES = {"forgetting": Axis(percent=True, limits={"seed": 0.0})}
 
 
-def write_campaign(path: Path, found: Mapping[str, Any]) -> None:
+def write_campaign(path: Path, campaign: Mapping[str, Any]) -> None:
     """`found`: campaign, sites, rounds (oldest first), not_admitted, declined, chain; as `server.dashboard.view` reads them."""
-    done = [r for r in found["rounds"] if r["state"] == "committed"]
-    labels = [str(r["number"]) for r in done]
+    committed = [r for r in campaign["rounds"] if r["state"] == "committed"]
+    labels = [str(r["number"]) for r in committed]
     losses = {
-        text: [r["summary"].get(key) for r in done]
+        text: [r["summary"].get(key) for r in committed]
         for key, text in (("loss_before", "before training"), ("loss_after", "after"))
     }
-    readings = [(key, text, _by_organ(done, key)) for key, text in READINGS.items()]
+    readings = [(key, text, _by_organ(committed, key)) for key, text in READINGS.items()]
     write_page(
         path,
         "campaign.html",
-        found=found,
-        done=done,
-        chart=line_chart(losses, labels, "held-out masked loss at the sites", "round", REPORT) if done else "",
+        found=campaign,
+        done=committed,
+        chart=line_chart(losses, labels, "held-out masked loss at the sites", "round", REPORT) if committed else "",
         panel=[
             (text, line_chart(lines, labels, text, "round", REPORT, AXES.get(key, PLAIN)))
             for key, text, lines in readings
@@ -48,10 +48,10 @@ def write_campaign(path: Path, found: Mapping[str, Any]) -> None:
     )
 
 
-def _by_organ(done: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[float | None]]:
+def _by_organ(rounds: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[float | None]]:
     """A reading of the panel by organ and round; organs without one are left out."""
-    organs = sorted({organ for r in done for organ, found in r["panel"].items() if key in found})
-    return {organ: [r["panel"].get(organ, {}).get(key) for r in done] for organ in organs}
+    organs = sorted({organ for r in rounds for organ, readings in r["panel"].items() if key in readings})
+    return {organ: [r["panel"].get(organ, {}).get(key) for r in rounds] for organ in organs}
 
 
 def _lowest_cosine(summary: Mapping[str, Any]) -> str:

@@ -85,9 +85,9 @@ def _frames(source: Path) -> list[Frame]:
     from usfmae.core.read import discover, read
     from usfmae.core.types import Scan
 
-    found = [s for s in discover([source], b"report", ReadSettings()) if isinstance(s, Scan)]
+    scans = [s for s in discover([source], b"report", ReadSettings()) if isinstance(s, Scan)]
     frames = []
-    for scan in found[:: max(1, len(found) // SHOWN)][:SHOWN]:
+    for scan in scans[:: max(1, len(scans) // SHOWN)][:SHOWN]:
         try:
             frames.append(next(iter(read(scan, ReadSettings()))))
         except (SourceError, StopIteration):
@@ -98,16 +98,16 @@ def _frames(source: Path) -> list[Frame]:
 def _cleaned(frame: Frame) -> dict[str, Any]:
     from usfmae.core.clean import clean
 
-    done = clean(frame, CleanSettings())
+    cleaned = clean(frame, CleanSettings())
     shown = {"before": picture(frame.pixels, 320)}
-    if isinstance(done, Quarantined):
-        return {**shown, "mask": shown["before"], "after": shown["before"], "share": 0.0, "caption": done.reason}
-    assert isinstance(done, CleanImage)
+    if isinstance(cleaned, Quarantined):
+        return {**shown, "mask": shown["before"], "after": shown["before"], "share": 0.0, "caption": cleaned.reason}
+    assert isinstance(cleaned, CleanImage)
     return {
         **shown,
-        "mask": picture(overlaid(frame.pixels, done.mask), 320),
-        "after": picture(done.pixels, 320),
-        "share": float(done.mask.mean()),
+        "mask": picture(overlaid(frame.pixels, cleaned.mask), 320),
+        "after": picture(cleaned.pixels, 320),
+        "share": float(cleaned.mask.mean()),
         "caption": "cleaned",
     }
 

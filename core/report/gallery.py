@@ -172,22 +172,22 @@ def _quarantined_wanted(ledger: CorpusLedger) -> list[Wanted]:
         for reason, id_, name, frame in db.execute(query):
             by_reason[reason].append(Wanted(text(id_), frame, name, reason))
     frequent = sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))[:REASONS_SHOWN]
-    return [wanted for _, all_ in frequent for wanted in _spread(all_, PER_REASON)]
+    return [example for _, all_ in frequent for example in _spread(all_, PER_REASON)]
 
 
 def _shown(
-    pool: Pool, ledger: CorpusLedger, sources: Sequence[Path], secret: bytes, wanted: Sequence[Wanted]
+    pool: Pool, ledger: CorpusLedger, sources: Sequence[Path], secret: bytes, examples: Sequence[Wanted]
 ) -> list[dict[str, Any]]:
     """The pictures of each wanted frame as data URIs; what cannot be shown is left out."""
     units = {}
-    for one in wanted:
+    for one in examples:
         scans = ledger.together(one.scan)
         units[one] = unit_of(scans, located(ledger, sources, secret, scans))
 
     def show(worker: Worker, one: Wanted) -> dict[str, bytes]:
         return worker.show(units[one], one.scan, one.index)
 
-    there = [one for one in wanted if any(scan.trail.id == one.scan for scan in units[one].scans)]
+    there = [one for one in examples if any(scan.trail.id == one.scan for scan in units[one].scans)]
     return [
         {"caption": one.caption, "reason": one.reason, **{name: _uri(png) for name, png in pictures.items()}}
         for one, pictures in pool.map(show, there)

@@ -30,8 +30,8 @@ def picture(pixels: Pixels, height: int | None = None) -> Markup:
     if height and pixels.shape[0] > height:
         width = max(1, round(pixels.shape[1] * height / pixels.shape[0]))
         pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-    done, png = cv2.imencode(".png", pixels[..., ::-1] if pixels.ndim == 3 else pixels)
-    if not done:
+    encoded, png = cv2.imencode(".png", pixels[..., ::-1] if pixels.ndim == 3 else pixels)
+    if not encoded:
         raise ResourceError("picture", f"of shape {pixels.shape} could not be encoded", "report this")
     return Markup("data:image/png;base64," + base64.b64encode(png.tobytes()).decode())  # noqa: S704
 

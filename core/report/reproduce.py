@@ -35,8 +35,8 @@ def rows(name: str, result: dict[str, Any], part: str) -> list[dict[str, Any]]:
     comparable = part == ("headline" if task["headline"] and len(task["headline"]) < len(task["splits"]) else "all")
     published = {p.model: p for p in table_2() if p.task == name} if comparable else {}
     measured: dict[str, list[dict[str, Any]]] = {}
-    for how, found in (("frozen", result["probes"]), ("fine-tuned", result["finetune"])):
-        for key, report in found.items():
+    for how, reports in (("frozen", result["probes"]), ("fine-tuned", result["finetune"])):
+        for key, report in reports.items():
             task_name, _, model = key.partition(" ")
             scores = report["scores"].get("logistic", report["scores"]) if task_name == name else {}
             if part in scores:

@@ -35,28 +35,26 @@ def ultrasam(spec: str, path: Path) -> Encoder:
 
     model = timm.create_model("samvit_base_patch16", pretrained=False)
     tensors = renamed(_stored(path))
-    wanted = model.state_dict()
-    wrong = [
-        n for n in wanted if not n.startswith("head.") and (n not in tensors or tensors[n].shape != wanted[n].shape)
-    ]
+    own = model.state_dict()
+    wrong = [n for n in own if not n.startswith("head.") and (n not in tensors or tensors[n].shape != own[n].shape)]
     if wrong:
         raise CheckpointError(
             f"weights {path}", f"have no tensor {wrong[0]} of SAM ViT-B's shape", "fetch UltraSam.pth again"
         )
-    model.load_state_dict({n: tensors[n] for n in wanted if n in tensors}, strict=False)
+    model.load_state_dict({n: tensors[n] for n in own if n in tensors}, strict=False)
     module = _Pooled(model).eval()
     return Encoder(spec, content_id(tensors_id(model.state_dict())), module, 256, SIZE, MEAN, STD)
 
 
 def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """mmpretrain's names, with or without the prefix `backbone.`, as timm's."""
-    found = {}
+    renamed_tensors = {}
     for name, tensor in tensors.items():
         name = name.removeprefix("backbone.")
         for old, new in NAMES:
             name = re.sub(old, new, name)
-        found[name] = tensor
-    return found
+        renamed_tensors[name] = tensor
+    return renamed_tensors
 
 
 def _stored(path: Path) -> dict[str, Tensor]:
@@ -76,5 +74,5 @@ class _Pooled(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, 1024, 1024) -> (B, 256): the neck's map, averaged."""
-        found: Tensor = self.model.forward_features(images)  # type: ignore[operator]
-        return found.mean(dim=(2, 3))
+        features: Tensor = self.model.forward_features(images)  # type: ignore[operator]
+        return features.mean(dim=(2, 3))

@@ -52,9 +52,9 @@ class Plan:
     def usable(self) -> tuple[Found, ...]:
         return tuple(f for f in self.found if f.status in USABLE)
 
-    def scans_of(self, found: Found) -> list[Entry]:
+    def scans_of(self, check: Found) -> list[Entry]:
         """The scans of a data set that are read: all, or `limit` of them spread evenly over its files."""
-        listed = [entry for place in found.places for entry in place.chosen]
+        listed = [entry for place in check.places for entry in place.chosen]
         if self.limit is None or len(listed) <= self.limit:
             return listed
         return [listed[i] for i in np.linspace(0, len(listed) - 1, self.limit).round().astype(int)]
@@ -75,25 +75,25 @@ def make(  # noqa: PLR0913
     `baselines`: models to compare with; none means all whose weights are on disk. Raises CheckpointError where the
     weights of a named one are not. `limit`: scans of each data set at most.
     """
-    found = tuple(check_all(corpus(corpus_name, licence), root, settings.bench.accept_layouts))
-    _no_broken_set(found, root)
+    checks = tuple(check_all(corpus(corpus_name, licence), root, settings.bench.accept_layouts))
+    _no_broken_set(checks, root)
     tasks, absent = _tasks(root, settings)
-    if not any(f.status in USABLE for f in found):
+    if not any(f.status in USABLE for f in checks):
         lacks = f"holds no data set of the corpus {corpus_name}"
         raise SourceError(f"root {root}", lacks, "see 'usfmae datasets list'")
-    lacking = (f.dataset for f in found if f.status == "missing")
+    lacking = (f.dataset for f in checks if f.status == "missing")
     absent += [Absent("data set", f"{d.name}, {d.images:,} images", d.link) for d in lacking]
     models, without = _models(weights, baselines)
     tuned = tuple(m for m in models if m != "pixels") if finetuning else ()
     missing_here = (*absent, *without)
-    plan = Plan(root, settings, corpus_name, licence, found, tasks, models, tuned, missing_here, weights, limit)
+    plan = Plan(root, settings, corpus_name, licence, checks, tasks, models, tuned, missing_here, weights, limit)
     _no_shared_files(plan)
     return plan
 
 
-def _no_broken_set(found: Sequence[Found], root: Path) -> None:
+def _no_broken_set(checks: Sequence[Found], root: Path) -> None:
     """Raises SourceError naming the first data sets that are there and cannot be read."""
-    broken = [f for f in found if f.status in ("damaged", "mismatch", "packed", "unverified")]
+    broken = [f for f in checks if f.status in ("damaged", "mismatch", "packed", "unverified")]
     if broken:
         named = "; ".join(f"{f.dataset.id} is {f.status}: {f.detail}" for f in broken[:3])
         what = f"{len(broken)} data set(s) below {root}"
@@ -124,10 +124,10 @@ def _models(weights: Path | None, baselines: Sequence[str]) -> tuple[tuple[str, 
             raise CheckpointError(f"baseline {spec}", reason, "or leave it out")
     if baselines:
         return (*own, *baselines), []
-    wanted = ("pixels", "efficientnet-lite0", *BASELINES, f"ultrasam:{(weights or Path('weights')) / 'UltraSam.pth'}")
-    why = {spec: missing(spec, weights) for spec in wanted}
+    specs = ("pixels", "efficientnet-lite0", *BASELINES, f"ultrasam:{(weights or Path('weights')) / 'UltraSam.pth'}")
+    why = {spec: missing(spec, weights) for spec in specs}
     without = [Absent("baseline", f"{shown(spec)} ({spec})", reason) for spec, reason in why.items() if reason]
-    return (*own, *(spec for spec in wanted if not why[spec])), without
+    return (*own, *(spec for spec in specs if not why[spec])), without
 
 
 def _no_shared_files(plan: Plan) -> None:
@@ -170,13 +170,13 @@ def steps_of(plan: Plan) -> list[dict[str, Any]]:
     return listed
 
 
-def _expected_images(plan: Plan, found: Found) -> int:
+def _expected_images(plan: Plan, check: Found) -> int:
     """Table 1's count, or its share where not all scans are there or not all are read."""
-    scans = len(plan.scans_of(found))
-    complete = found.expected or (found.scans if found.status != "partial" else None)
+    scans = len(plan.scans_of(check))
+    complete = check.expected or (check.scans if check.status != "partial" else None)
     if not complete:
         return max(1, scans)
-    return max(1, found.dataset.images * min(scans, complete) // complete)
+    return max(1, check.dataset.images * min(scans, complete) // complete)
 
 
 def estimated(plan: Plan, steps: Sequence[dict[str, Any]]) -> tuple[str, list[float]]:

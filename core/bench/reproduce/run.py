@@ -35,27 +35,27 @@ from usfmae.core.types import recipe_id
 Watched = Callable[[], AbstractContextManager[Progress | None]]  # shows how the reading of scans goes on
 
 
-def reproduce(plan: Plan, out: Path, told: Told, workers: int = 1, watched: Watched = nullcontext) -> dict[str, Any]:
+def reproduce(plan: Plan, out: Path, report: Told, workers: int = 1, watched: Watched = nullcontext) -> dict[str, Any]:
     """Do every step of a plan that is not done, and return all results. Raises SourceError on a leak."""
     out = out.absolute()
-    steps = Steps(out / "steps", told)
-    sets = [_data_set(plan, found, steps, out, workers, watched) for found in plan.usable]
-    roots = [Path(found["root"]) for found in sets if found["images"]]
+    steps = Steps(out / "steps", report)
+    sets = [_data_set(plan, data_set, steps, out, workers, watched) for data_set in plan.usable]
+    roots = [Path(data_set["root"]) for data_set in sets if data_set["images"]]
     fingerprint = Corpus(roots, verify=False).fingerprint
     benches = {name: images_id(task) for name, task in plan.tasks.items()}
     rules = {"bits": plan.settings.bench.leak_bits, "how": plan.settings.bench.leaks}
     leaks = steps.do("leaks", {"corpus": fingerprint, "tasks": benches, **rules}, lambda: audit(plan, roots, out))
     for line in _audit_lines(leaks):
-        told("leaks", line)
+        report("leaks", line)
     recipe = {"corpus": fingerprint, "leaks": leaks["leaks"], **_model_recipe(plan.settings)}
     run = out / f"pretrain-{recipe_id(recipe)[:8]}"  # other settings make another run beside the first
     clean = [Path(root) for root in leaks["roots"]]
-    pretrained = steps.do("pretrain", recipe, lambda: pretrain(plan.settings, clean, run, told))
+    pretrained = steps.do("pretrain", recipe, lambda: pretrain(plan.settings, clean, run, report))
     probes = _probes(plan, steps, out, pretrained, benches)
     result = {
         "preset": plan.settings.train.preset,
         "recipe": _model_recipe(plan.settings),
-        "corpus": {**_choice(plan), "datasets": sets, "images": sum(found["images"] for found in sets)},
+        "corpus": {**_choice(plan), "datasets": sets, "images": sum(data_set["images"] for data_set in sets)},
         "leaks": leaks,
         "pretrain": pretrained,
         "tasks": {name: described(task) for name, task in plan.tasks.items()},
@@ -80,15 +80,15 @@ def _choice(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _data_set(plan: Plan, found: Found, steps: Steps, out: Path, workers: int, watched: Watched) -> dict[str, Any]:
+def _data_set(plan: Plan, check: Found, steps: Steps, out: Path, workers: int, watched: Watched) -> dict[str, Any]:
     """One data set as a corpus of its own; other files, a limit or other settings make another one beside it."""
-    scans, settings = plan.scans_of(found), plan.settings
-    if found.dataset.sampling == "one":  # of 840 frames of a case the paper took one
+    scans, settings = plan.scans_of(check), plan.settings
+    if check.dataset.sampling == "one":  # of 840 frames of a case the paper took one
         settings = settings.model_copy(update={"read": settings.read.model_copy(update={"slices": 1})})
     recipe = {"files": [(entry.name, entry.size) for entry in scans], **recipe_settings(settings)}
-    root = out / "corpus" / f"{found.dataset.id}-{recipe_id(recipe)[:8]}"
+    root = out / "corpus" / f"{check.dataset.id}-{recipe_id(recipe)[:8]}"
     return steps.do(
-        f"corpus {found.dataset.id}", recipe, lambda: build_corpus(settings, found, scans, root, out, workers, watched)
+        f"corpus {check.dataset.id}", recipe, lambda: build_corpus(settings, check, scans, root, out, workers, watched)
     )
 
 
@@ -98,7 +98,7 @@ def _model_recipe(settings: Settings) -> dict[str, Any]:
 
 def build_corpus(  # noqa: PLR0913
     settings: Settings,
-    found: Found,
+    check: Found,
     scans: Sequence[Entry],
     root: Path,
     out: Path,
@@ -113,15 +113,21 @@ def build_corpus(  # noqa: PLR0913
     if not secret.exists():
         write_secret(secret, new_secret())
     only = {
-        (entry.path.absolute(), entry.member): (found.dataset.id, group_of(found.dataset, entry.name))
+        (entry.path.absolute(), entry.member): (check.dataset.id, group_of(check.dataset, entry.name))
         for entry in scans
     }
-    sources = [place.path for place in found.places]
+    sources = [place.path for place in check.places]
     with watched() as progress:
-        done = prepare(
+        summary = prepare(
             sources, root, settings, secret=read_secret(secret), workers=workers, only=only, progress=progress
         )
-    return {**found.as_dict(), "read": len(scans), "images": done.kept, "root": str(root), "prepare": done.as_dict()}
+    return {
+        **check.as_dict(),
+        "read": len(scans),
+        "images": summary.kept,
+        "root": str(root),
+        "prepare": summary.as_dict(),
+    }
 
 
 def audit(plan: Plan, roots: Sequence[Path], out: Path) -> dict[str, Any]:
@@ -136,9 +142,9 @@ def audit(plan: Plan, roots: Sequence[Path], out: Path) -> dict[str, Any]:
             name, [e.id for e in task.examples], squares(task, bench.image_size), corpus, everything, bench.leak_bits
         )
     ]
-    kept = enforce(leaks, everything, bench.leaks)
-    if len(kept) < len(everything):
-        roots = [without(corpus, kept, out / f"corpus-without-leaks-{corpus.fingerprint[:8]}")]
+    rows = enforce(leaks, everything, bench.leaks)
+    if len(rows) < len(everything):
+        roots = [without(corpus, rows, out / f"corpus-without-leaks-{corpus.fingerprint[:8]}")]
     compared = sum(len(task.examples) for task in plan.tasks.values()) * len(corpus)
     return {
         "pairs": compared,
@@ -150,16 +156,16 @@ def audit(plan: Plan, roots: Sequence[Path], out: Path) -> dict[str, Any]:
 
 def _audit_lines(leaks: dict[str, Any]) -> list[str]:
     """The audit for people: what was compared, and each image that was left out."""
-    found = leaks["leaks"]
-    what = f"{leaks['pairs']:,} pairs compared, {len(found)} within {leaks['bits']} of 256 bits; no file is in both"
-    return [what, *(f"{x['image']} of {x['task']} is {x['where']} of {x['dataset']}: left out" for x in found)]
+    pairs = leaks["leaks"]
+    what = f"{leaks['pairs']:,} pairs compared, {len(pairs)} within {leaks['bits']} of 256 bits; no file is in both"
+    return [what, *(f"{x['image']} of {x['task']} is {x['where']} of {x['dataset']}: left out" for x in pairs)]
 
 
-def without(corpus: Corpus, kept: np.ndarray, root: Path) -> Path:
+def without(corpus: Corpus, rows_kept: np.ndarray, root: Path) -> Path:
     """A corpus at `root` with the images at positions `kept` only."""
     start = 0
     for index in corpus.shards:
-        rows = kept[(kept >= start) & (kept < start + index.shard.count)]
+        rows = rows_kept[(rows_kept >= start) & (rows_kept < start + index.shard.count)]
         start += index.shard.count
         pixels = corpus.fetch(rows).pixels if len(rows) else np.empty((0, 1, 1, 1), np.uint8)
         items = [
@@ -173,21 +179,21 @@ def without(corpus: Corpus, kept: np.ndarray, root: Path) -> Path:
     return root
 
 
-def pretrain(settings: Settings, corpus: Sequence[Path], out: Path, told: Told) -> dict[str, Any]:
+def pretrain(settings: Settings, corpus: Sequence[Path], out: Path, report: Told) -> dict[str, Any]:
     """Pretrain, or go on with the run in `out`."""
     from usfmae.core.mae.pretrain import free_device, resume
     from usfmae.core.mae.pretrain import pretrain as begin
 
     def on_step(record: Any, steps: int) -> None:
         if record.step % max(1, steps // 20) == 0:
-            told("pretrain", f"step {record.step} of {steps}, loss {record.loss:.4f}")
+            report("pretrain", f"step {record.step} of {steps}, loss {record.loss:.4f}")
 
     device = free_device(None)
     if (out / "run.json").exists():
-        done = resume(out, device=device, on_step=on_step)
+        run = resume(out, device=device, on_step=on_step)
     else:
-        done = begin(list(corpus), out, settings, device=device, on_step=on_step)
-    return {**done.as_dict(), "log": str(out / "log.jsonl")}
+        run = begin(list(corpus), out, settings, device=device, on_step=on_step)
+    return {**run.as_dict(), "log": str(out / "log.jsonl")}
 
 
 def spec_of(model: str, checkpoint: str, seed: int = 0) -> str:
@@ -197,14 +203,14 @@ def spec_of(model: str, checkpoint: str, seed: int = 0) -> str:
 
 def _probes(plan: Plan, steps: Steps, out: Path, pretrained: dict[str, Any], benches: dict[str, str]) -> dict[str, Any]:
     """Reports by task and model."""
-    bench, found = plan.settings.bench, {}
+    bench, reports = plan.settings.bench, {}
     for name, task in plan.tasks.items():
         for model in plan.models:
 
             def work(task: BenchmarkTask = task, model: str = model) -> dict[str, Any]:
                 encoder = encoders.load(spec_of(model, pretrained["checkpoint"]), bench.pooling, plan.weights)
-                report, said = probed(task, encoder, bench, out / "features")
-                for head, predictions in said.items():
+                report, by_head = probed(task, encoder, bench, out / "features")
+                for head, predictions in by_head.items():
                     save_predictions(
                         out / "predictions" / f"{task.name}.{safe_name(model)}.{head}.csv", task, predictions
                     )
@@ -212,8 +218,8 @@ def _probes(plan: Plan, steps: Steps, out: Path, pretrained: dict[str, Any], ben
                 return {**report, "model": model}
 
             recipe = {"model": model, "checkpoint": pretrained["id"], "images": benches[name], "bench": _bench(bench)}
-            found[f"{name} {model}"] = steps.do(f"probe {name} {model}", recipe, work)
-    return found
+            reports[f"{name} {model}"] = steps.do(f"probe {name} {model}", recipe, work)
+    return reports
 
 
 def _bench(bench: Any) -> dict[str, Any]:
@@ -232,21 +238,21 @@ def _paired(plan: Plan, out: Path) -> list[dict[str, Any]]:
     tests = []
     for name, task in plan.tasks.items():
         for head in HEADS:
-            said = {}
+            by_model = {}
             for model in plan.models:
                 rows = np.load(_kept(out, name, model, head))["probabilities"]
                 starts = np.cumsum([0] + [len(s.test) for s in task.splits])
                 parts = [
                     predictions(task, s, rows[a:b]) for s, a, b in zip(task.splits, starts, starts[1:], strict=False)
                 ]
-                said[model] = pooled(parts)
+                by_model[model] = pooled(parts)
             for other in plan.models[1:]:
                 tests.append(
                     {
                         "task": name,
                         "head": head,
                         "second": other,
-                        **paired(said["pretrained"], said[other], plan.settings.bench),
+                        **paired(by_model["pretrained"], by_model[other], plan.settings.bench),
                     }
                 )
     return tests
@@ -255,7 +261,7 @@ def _paired(plan: Plan, out: Path) -> list[dict[str, Any]]:
 def _finetunings(
     plan: Plan, steps: Steps, out: Path, pretrained: dict[str, Any], benches: dict[str, str]
 ) -> dict[str, Any]:
-    bench, found = plan.settings.bench, {}
+    bench, reports = plan.settings.bench, {}
     for name, task in plan.tasks.items():
         for model in plan.finetuned:
             spec = spec_of(model, pretrained["checkpoint"])
@@ -270,8 +276,8 @@ def _finetunings(
                 "images": benches[name],
                 "bench": {**_bench(bench), "finetune": bench.finetune.model_dump()},
             }
-            found[f"{name} {model}"] = steps.do(f"finetune {name} {model}", recipe, work)
-    return found
+            reports[f"{name} {model}"] = steps.do(f"finetune {name} {model}", recipe, work)
+    return reports
 
 
 def hardware(workers: int) -> dict[str, str]:

@@ -17,8 +17,8 @@ Told = Callable[[str, str], None]  # step, what happened
 class Steps:
     """The steps that are done, in a folder."""
 
-    def __init__(self, folder: Path, told: Told) -> None:
-        self.folder, self.told = folder, told
+    def __init__(self, folder: Path, report: Told) -> None:
+        self.folder, self.told = folder, report
         self.seconds: dict[str, float] = {}  # of the steps that this run asked for, in order
 
     def do(self, name: str, recipe: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -29,17 +29,17 @@ class Steps:
         path = self.folder / f"{safe_name(name)}.json"
         key = recipe_id({"step": name, **recipe})
         try:
-            kept = json.loads(path.read_text())
+            record = json.loads(path.read_text())
         except (OSError, ValueError):
-            kept = {}
-        if kept.get("recipe") != key:
+            record = {}
+        if record.get("recipe") != key:
             self.told(name, "begins")
             began = time.perf_counter()
             result = work()
-            kept = {"recipe": key, "seconds": round(time.perf_counter() - began, 2), "result": result}
-            save_json(path, kept)
-            self.told(name, f"done, {kept['seconds']:.0f} s")
+            record = {"recipe": key, "seconds": round(time.perf_counter() - began, 2), "result": result}
+            save_json(path, record)
+            self.told(name, f"done, {record['seconds']:.0f} s")
         else:
-            self.told(name, f"done before, {kept['seconds']:.0f} s")
-        self.seconds[name] = kept["seconds"]
-        return dict(kept["result"])
+            self.told(name, f"done before, {record['seconds']:.0f} s")
+        self.seconds[name] = record["seconds"]
+        return dict(record["result"])

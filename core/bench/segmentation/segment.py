@@ -168,8 +168,8 @@ class Segmentation:
         self.encoder.module.eval()
         for start in range(0, len(positions), PASS):
             rows = positions[start : start + PASS]
-            said = (head(self._batch(rows)) > 0).cpu().numpy()
-            yield from (overlap(a, b) for a, b in zip(said, self.masks[rows], strict=True))
+            predicted = (head(self._batch(rows)) > 0).cpu().numpy()
+            yield from (overlap(a, b) for a, b in zip(predicted, self.masks[rows], strict=True))
 
 
 def encoder_width(encoder: Encoder, where: torch.device) -> int:
@@ -181,17 +181,17 @@ def encoder_width(encoder: Encoder, where: torch.device) -> int:
 
 def overlap_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of each pixel plus one minus the soft Dice of each image; (B, S, S) both."""
-    said = logits.sigmoid()
-    both, sizes = (said * target).sum((1, 2)), said.sum((1, 2)) + target.sum((1, 2))
+    probability = logits.sigmoid()
+    both, sizes = (probability * target).sum((1, 2)), probability.sum((1, 2)) + target.sum((1, 2))
     return F.binary_cross_entropy_with_logits(logits, target) + (1 - (2 * both + 1) / (sizes + 1)).mean()
 
 
-def overlap(said: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[float, float]:
+def overlap(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[float, float]:
     """(Dice, IoU) of two masks."""
-    both, either = int((said & truth).sum()), int((said | truth).sum())
+    both, either = int((predicted & truth).sum()), int((predicted | truth).sum())
     if not either:
         return 1.0, 1.0
-    return 2 * both / int(said.sum() + truth.sum()), both / either
+    return 2 * both / int(predicted.sum() + truth.sum()), both / either
 
 
 def segment(
@@ -205,25 +205,25 @@ def segment(
     encoder = build()
     pixels, masks = squares_of(task, encoder.size, aspect)
     work = Segmentation(encoder, pixels, masks, settings)
-    found: list[Overlap] = []
+    overlaps: list[Overlap] = []
     for split in task.images.splits:
         if settings.finetune:  # each split begins with the encoder as it was
             work = Segmentation(build(), pixels, masks, settings)
         head, validation = work.run(split)
         examples = [task.images.examples[i] for i in split.test]
         scores = work.overlaps(head, split.test)
-        found += [Overlap(e.id, split.name, e.group, *s) for e, s in zip(examples, scores, strict=True)]
+        overlaps += [Overlap(e.id, split.name, e.group, *s) for e, s in zip(examples, scores, strict=True)]
         if on_split:
             on_split(split.name, validation)
-    return found
+    return overlaps
 
 
-def scores(found: list[Overlap], resamples: int, seed: int) -> dict[str, dict[str, float]]:
+def scores(overlaps: list[Overlap], resamples: int, seed: int) -> dict[str, dict[str, float]]:
     """Mean Dice and IoU over images with 95 % intervals over patients."""
-    weights = resampled([o.group for o in found], resamples, seed)  # (R, N)
+    weights = resampled([o.group for o in overlaps], resamples, seed)  # (R, N)
     result = {}
     for name in ("dice", "iou"):
-        values = np.array([getattr(o, name) for o in found])
+        values = np.array([getattr(o, name) for o in overlaps])
         drawn = (weights @ values) / weights.sum(axis=1)
         low, high = np.percentile(drawn, [2.5, 97.5])
         result[name] = {"value": float(values.mean()), "low": float(low), "high": float(high)}

@@ -78,20 +78,20 @@ def folder(root: Path, seed: int) -> SegmentationTask:
             "put images/ and masks/ with equal names below it, or x_mask.png beside x.png",
         )
     examples = tuple(Example(image.name, image, 0, group or image.name) for image, _, group in pairs)
-    known = all(group for _, _, group in pairs)
-    notes = () if known else ("images without a patient folder stand for themselves",)
-    task = BenchmarkTask("folder", ("foreground",), examples, (), groups_known=known, notes=notes)
+    grouped_by_patient = all(group for _, _, group in pairs)
+    notes = () if grouped_by_patient else ("images without a patient folder stand for themselves",)
+    task = BenchmarkTask("folder", ("foreground",), examples, (), groups_known=grouped_by_patient, notes=notes)
     task = BenchmarkTask(**{**task.__dict__, "splits": grouped_folds(task, FOLDS, seed)})
     return SegmentationTask(checked(task), tuple(mask for _, mask, _ in pairs))
 
 
 def _with_masks(task: BenchmarkTask, mask_of: Callable[[Example], Entry | None]) -> SegmentationTask:
     """A classification benchmark's images and splits with masks. SourceError where an image has none."""
-    found = [mask_of(example) for example in task.examples]
-    absent = [e.id for e, mask in zip(task.examples, found, strict=True) if mask is None]
+    masks = [mask_of(example) for example in task.examples]
+    absent = [e.id for e, mask in zip(task.examples, masks, strict=True) if mask is None]
     if absent:
         raise SourceError(f"{task.name}", f"has no mask for image {absent[0]} ({len(absent)} such)", "give the archive")
-    return SegmentationTask(task, tuple(mask for mask in found if mask is not None))
+    return SegmentationTask(task, tuple(mask for mask in masks if mask is not None))
 
 
 Pair = tuple[Entry, Entry, str]  # image, mask, group
@@ -113,9 +113,9 @@ def _by_folder(pictures: Sequence[Entry]) -> list[Pair]:
 def _by_ending(pictures: Sequence[Entry]) -> list[Pair]:
     """`x.png` with `x_mask.png` in the same folder; the folder is the patient where it holds few pairs of many."""
     masks = {_key(e, _plain(Path(e.name).name)): e for e in pictures if Path(e.name).stem.lower().endswith(ENDINGS)}
-    found = [(e, masks[k]) for e in pictures if (k := _key(e, Path(e.name).stem)) in masks and masks[k] is not e]
-    folders = {e.name.rpartition("/")[0] for e, _ in found}
-    return [(e, m, e.name.rpartition("/")[0] if len(folders) > 2 * FOLDS else "") for e, m in found]
+    pairs = [(e, masks[k]) for e in pictures if (k := _key(e, Path(e.name).stem)) in masks and masks[k] is not e]
+    folders = {e.name.rpartition("/")[0] for e, _ in pairs}
+    return [(e, m, e.name.rpartition("/")[0] if len(folders) > 2 * FOLDS else "") for e, m in pairs]
 
 
 def _key(entry: Entry, stem: str) -> str:

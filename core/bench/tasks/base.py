@@ -110,10 +110,10 @@ def validation_of(task: BenchmarkTask, train: Positions, share: float, seed: int
     if len(set(groups)) < folds:
         raise SourceError(f"{task.name}", f"{len(set(groups))} groups cannot make {folds} folds", "add patients")
     classes = set(labels)
-    candidates = [(train[kept], train[held]) for kept, held in grouped(labels, groups, folds, seed)]
-    whole = [(kept, held) for kept, held in candidates if set(task.labels[kept]) == classes]
-    kept, held = max(whole or candidates, key=lambda pair: len(set(task.labels[pair[1]])))
-    return kept, held
+    candidates = [(train[fit], train[held]) for fit, held in grouped(labels, groups, folds, seed)]
+    whole = [(fit, held) for fit, held in candidates if set(task.labels[fit]) == classes]
+    fit, held = max(whole or candidates, key=lambda pair: len(set(task.labels[pair[1]])))
+    return fit, held
 
 
 def grouped_folds(task: BenchmarkTask, folds: int, seed: int) -> tuple[Split, ...]:
@@ -149,10 +149,10 @@ def find(listed: Sequence[Entry], glob: str) -> Entry | None:
 
 def required(listed: Sequence[Entry], glob: str, what: str) -> Entry:
     """`find`, or a SourceError that says what is missing."""
-    found = find(listed, glob)
-    if found is None:
+    entry = find(listed, glob)
+    if entry is None:
         raise SourceError(f"{what}", f"no file {glob} was found", "give the whole archive of the data set")
-    return found
+    return entry
 
 
 def table(entry: Entry, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -210,16 +210,18 @@ def image_named(images: dict[str, Entry], stem: str, label_file: str) -> Entry:
     return images[plain]
 
 
-def partial_note(task: str, found: int, total: int) -> tuple[str, ...]:
-    if found == total:
+def partial_note(task: str, present: int, total: int) -> tuple[str, ...]:
+    if present == total:
         return ()
-    return (f"partial copy of {task}: {found:,} of {total:,} images, so no figure here compares with a published one",)
+    return (
+        f"partial copy of {task}: {present:,} of {total:,} images, so no figure here compares with a published one",
+    )
 
 
 def only(task: BenchmarkTask, names: Sequence[str]) -> BenchmarkTask:
     """The task with some of its splits; all where none is named. Raises UsageError for an unknown name."""
-    known = [split.name for split in task.splits]
-    unknown = [name for name in names if name not in known]
+    existing = [split.name for split in task.splits]
+    unknown = [name for name in names if name not in existing]
     if unknown:
-        raise UsageError(f"split {unknown[0]}", "is not known", f"choose from {', '.join(known)}")
+        raise UsageError(f"split {unknown[0]}", "is not known", f"choose from {', '.join(existing)}")
     return replace(task, splits=tuple(s for s in task.splits if s.name in names)) if names else task

@@ -83,10 +83,10 @@ def _check_counts(rows: list[dict[str, str]]) -> None:
     complete = len(rows) == TOTAL
     for fold, official in OFFICIAL.items():
         for name, expected in zip(CLASSES, official, strict=True):
-            found = counts[fold, name]
-            if found > expected or (complete and found != expected):
+            count = counts[fold, name]
+            if count > expected or (complete and count != expected):
                 raise SourceError(
-                    f"BUS-BRA fold {fold}", f"has {found} {name} images, the official file {expected}", "fetch it again"
+                    f"BUS-BRA fold {fold}", f"has {count} {name} images, the official file {expected}", "fetch it again"
                 )
 
 

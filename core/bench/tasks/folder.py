@@ -61,13 +61,17 @@ def _from_tree(listed: Sequence[Entry], root: Path, seed: int) -> BenchmarkTask:
         Example(e.name, e, classes.index(class_), rest[0] if len(rest) > 1 else e.name)
         for e, (class_, *rest) in parts.items()
     )
-    known = all(len(names) > 2 for names in parts.values())
+    grouped_by_patient = all(len(names) > 2 for names in parts.values())
     notes = (
-        [] if known else ["images without a patient folder stand for themselves: give labels.csv with a group column"]
+        []
+        if grouped_by_patient
+        else ["images without a patient folder stand for themselves: give labels.csv with a group column"]
     )
     if left := sum(masks.values()):
         notes.append(f"{left:,} label mask(s) beside the images are left out")
-    task = BenchmarkTask("folder", classes, examples, (), _positive(classes), groups_known=known, notes=tuple(notes))
+    task = BenchmarkTask(
+        "folder", classes, examples, (), _positive(classes), groups_known=grouped_by_patient, notes=tuple(notes)
+    )
     return replace(task, splits=grouped_folds(task, FOLDS, seed))
 
 

@@ -44,16 +44,18 @@ def load(root: Path, seed: int = 42) -> BenchmarkTask:
     trains = [_labels(required(listed, f"annotations/train_anno_crop_split_{k}.json", "GIST514-DB")) for k in range(5)]
     labels = {stem: label for part in (*tests, *trains) for stem, label in part.items()}
     counts = Counter(labels.values())
-    found = (counts[0], counts[1])
-    if found not in COUNTS:
+    totals = (counts[0], counts[1])
+    if totals not in COUNTS:
         raise SourceError(
-            "GIST514-DB", f"has {found[1]} GIST and {found[0]} leiomyomas, not 263 / 251 or 251 / 263", "fetch it again"
+            "GIST514-DB",
+            f"has {totals[1]} GIST and {totals[0]} leiomyomas, not 263 / 251 or 251 / 263",
+            "fetch it again",
         )
     stems = sorted(labels)
     examples = tuple(Example(s, image_named(images, s, "annotations"), labels[s], s) for s in stems)
     task = BenchmarkTask("gist514", CLASSES, examples, (), positive=1, groups_known=False)
     splits = tuple(_split(task, stems, trains[k], tests[k], k, seed) for k in range(5))
-    notes = ("GIST514-DB names no patients: each image stands for itself", COUNTS[found])
+    notes = ("GIST514-DB names no patients: each image stands for itself", COUNTS[totals])
     return replace(task, splits=splits, notes=notes)
 
 

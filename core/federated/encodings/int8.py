@@ -95,15 +95,15 @@ def _square_sums(codes: NDArray[np.int8]) -> Exact:
     return sums
 
 
-def _pack(wanted: Floats, given: Floats | None = None) -> tuple[bytes, float]:
+def _pack(values: Floats, scales_given: Floats | None = None) -> tuple[bytes, float]:
     """Bytes and the sum of squares of what they express, which is subtracted from `wanted` (n,) in place.
 
     Scales are `given`, and the sum is not wanted, or those of the largest values.
     """
-    count, square = wanted.size, 0.0
+    count, square = values.size, 0.0
     scales, codes = np.empty(blocks(count), "<f4"), np.empty((blocks(count), BLOCK), np.int8)
     for start in range(0, len(codes), STRIDE):
-        piece = wanted[start * BLOCK : (start + STRIDE) * BLOCK]
+        piece = values[start * BLOCK : (start + STRIDE) * BLOCK]
         # Whole blocks, the last one filled up with zeros.
         if piece.size % BLOCK:
             rows = np.zeros((blocks(piece.size), BLOCK), np.float32)
@@ -111,14 +111,14 @@ def _pack(wanted: Floats, given: Floats | None = None) -> tuple[bytes, float]:
         else:
             rows = piece.reshape(-1, BLOCK).copy()
         # One scale a block: its largest value is code 127.
-        if given is None:
+        if scales_given is None:
             scale = np.maximum(rows.max(axis=1), -rows.min(axis=1)) / np.float32(127)
         else:
-            scale = given[start : start + STRIDE]
+            scale = scales_given[start : start + STRIDE]
         rows /= np.where(scale > 0, scale, np.float32(1))[:, None]
         np.clip(np.rint(rows, out=rows), -127, 127, out=rows)
         scales[start : start + STRIDE], codes[start : start + STRIDE] = scale, rows
-        if given is None:  # exact: 256 squares of codes stay below 2^24
+        if scales_given is None:  # exact: 256 squares of codes stay below 2^24
             square += float(np.square(scale, dtype=np.float64) @ np.einsum("bi,bi->b", rows, rows))
         # What is expressed goes off; the error remains in place.
         rows *= scale[:, None]

@@ -19,5 +19,5 @@ class Rule(MergingRule):
     def merge(self, base: Values, trained: Values, weights: Values, memory: dict[str, Values]) -> Values:
         share = math.ceil(self.settings.trim * len(trained) - 1e-9)  # 0.2 of 15 is 3, not 3.0000000000000004
         cut = min(share, (len(trained) - 1) // 2)
-        kept = np.sort(trained, axis=0)[cut : len(trained) - cut]
-        return np.asarray(base + self.rate * (kept.mean(axis=0) - base))
+        middle = np.sort(trained, axis=0)[cut : len(trained) - cut]
+        return np.asarray(base + self.rate * (middle.mean(axis=0) - base))

@@ -110,13 +110,13 @@ def _unpickled(path: Path) -> Any:
             with torch.serialization.safe_globals(allowed):
                 return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # the unpickler raises anything on a hostile or cut file
-            wanted = re.search(r"(?i)unsupported global:? (?:GLOBAL )?([\w.]+)", str(error))
-            if wanted is None:
+            refused = re.search(r"(?i)unsupported global:? (?:GLOBAL )?([\w.]+)", str(error))
+            if refused is None:
                 raise CheckpointError(
                     f"weights {path}", f"are no file of tensors, refused: {_plain(error)}", "ask for safetensors"
                 ) from None
-            _check_harmless(path, wanted[1])
-            allowed.append((Inert, wanted[1]))
+            _check_harmless(path, refused[1])
+            allowed.append((Inert, refused[1]))
     raise CheckpointError(
         f"weights {path}", "refused: they name more classes than a checkpoint has", "ask for safetensors"
     )

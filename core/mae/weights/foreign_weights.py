@@ -111,11 +111,11 @@ def _without_heads(tensors: Mapping[str, Tensor], origin: str) -> dict[str, Tens
     lacking = [name for name in ENCODER if name not in tensors]
     if lacking:
         raise CheckpointError(f"weights {origin}", f"lack tensor {lacking[0]}", "give a plain ViT with a class token")
-    known = re.compile(
+    names = re.compile(
         r"(decoder_)?blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)|patch_embed\.proj\.(weight|bias)"
         r"|(decoder_)?norm\.(weight|bias)|cls_token|mask_token|(decoder_)?pos_embed|decoder_(embed|pred)\.(weight|bias)"
     )
-    ours = {n: t for n, t in tensors.items() if known.fullmatch(n)}
+    ours = {n: t for n, t in tensors.items() if names.fullmatch(n)}
     strangers = [n for n in tensors if n not in ours and not n.startswith(NOT_OURS)]
     inside = [n for n in strangers if n.startswith(("blocks.", "patch_embed.", "norm."))]
     if inside:
@@ -255,14 +255,14 @@ def _stated_by_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("model_type") in ("vit_mae", "vit"):
         return {ours: config[theirs] for ours, theirs in TRANSFORMERS.items() if theirs in config}
     arguments, pixels = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
-    found = {ours: arguments[theirs] for ours, theirs in TIMM.items() if theirs in arguments}
-    return found | {name: tuple(pixels[name]) for name in ("mean", "std") if name in pixels}
+    stated = {ours: arguments[theirs] for ours, theirs in TIMM.items() if theirs in arguments}
+    return stated | {name: tuple(pixels[name]) for name in ("mean", "std") if name in pixels}
 
 
 def _stated_by_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What facebookresearch's training arguments say: its model names stand for their decoder's 16 heads."""
     stated = {"mask_ratio": "mask_ratio", "norm_pix": "norm_pix_loss"}
-    found = {ours: arguments[theirs] for ours, theirs in stated.items() if theirs in arguments}
+    settings = {ours: arguments[theirs] for ours, theirs in stated.items() if theirs in arguments}
     if str(arguments.get("model", "")).startswith("mae_vit_"):
-        found["decoder_heads"] = 16
-    return found
+        settings["decoder_heads"] = 16
+    return settings

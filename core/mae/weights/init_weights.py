@@ -65,8 +65,8 @@ def load_any(path: Path, heads: int | None = None, decoder_heads: int | None = N
     if path.suffix == ".safetensors" and read_metadata(path).get("format") == FORMAT:
         return load(path)
     start = read(path)
-    said = {name: n for name, n in (("heads", heads), ("decoder_heads", decoder_heads)) if n is not None}
-    unknown = start.unstated - set(said)
+    given = {name: n for name, n in (("heads", heads), ("decoder_heads", decoder_heads)) if n is not None}
+    unknown = start.unstated - set(given)
     if "heads" in unknown:
         raise CheckpointError(
             f"weights {path}",
@@ -81,7 +81,7 @@ def load_any(path: Path, heads: int | None = None, decoder_heads: int | None = N
             path,
         )
         tensors = checkpoint.encoder_of(tensors)
-    model = validated(ModelSettings, {**start.model.model_dump(), **said}, "heads")
+    model = validated(ModelSettings, {**start.model.model_dump(), **given}, "heads")
     train = TrainSettings.model_validate(start.stated)
     content = tensors_id(tensors)
     metadata = checkpoint.describe(model, train, parents=(start.id,), imported=path.name, content=content)
@@ -136,16 +136,16 @@ def _check_stated(start: InitWeights, model: ModelSettings, train: TrainSettings
             logger.warning("weights of --init were trained with train.%s=%s, this run has %s", name, before, now)
 
 
-def architecture(asked: ModelSettings, start: InitWeights | None) -> ModelSettings:
+def architecture(model: ModelSettings, start: InitWeights | None) -> ModelSettings:
     """The file's own architecture, but for the keys that differ from the defaults: a person asked for those."""
     if start is None:
-        return asked
+        return model
     default = ModelSettings()
     own = start.model.model_dump(exclude=set(start.unstated))
     if not start.has_decoder:
         own = {name: value for name, value in own.items() if not name.startswith("decoder_")}
-    wanted = {n: v for n, v in asked.model_dump().items() if v != getattr(default, n) or n not in own}
-    return ModelSettings.model_validate({**own, **wanted})
+    changed = {n: v for n, v in model.model_dump().items() if v != getattr(default, n) or n not in own}
+    return ModelSettings.model_validate({**own, **changed})
 
 
 def resized(tensors: dict[str, Tensor], before: ModelSettings, now: ModelSettings) -> dict[str, Tensor]:
@@ -186,18 +186,18 @@ def _check_heads(
             )
             load_tensors(other, built.state_dict())
             losses[heads] = loss_of(other)
-    found = ", ".join(f"{loss:.4f} with {heads}" for heads, loss in losses.items())
+    by_heads = ", ".join(f"{loss:.4f} with {heads}" for heads, loss in losses.items())
     best, next_best = [*sorted(losses, key=losses.__getitem__), model.decoder_heads][:2]
     if not stated:
         clear = losses[best] * MARGIN < losses[next_best]
         raise UsageError(
             "weights of --init",
-            f"do not say how many decoder heads they were trained with; reconstruction loss: {found}",
+            f"do not say how many decoder heads they were trained with; reconstruction loss: {by_heads}",
             f"name them: --decoder-heads {best}" if clear else "name them: --decoder-heads 8 (paper) or 16 (notebook)",
         )
     if losses[best] * MARGIN < losses[model.decoder_heads]:
         raise CheckpointError(
             f"decoder heads {model.decoder_heads}",
-            f"these weights reconstruct better with others; loss: {found}",
+            f"these weights reconstruct better with others; loss: {by_heads}",
             f"use --decoder-heads {best}",
         )
