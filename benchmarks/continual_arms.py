@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from usfmae.core.checkpoint import decoder_of, encoder_of
-from usfmae.core.config import ModelSettings, TrainSettings
+from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.config.coordinator import MergeSettings
 from usfmae.core.corpus.batch import Positions
 from usfmae.core.federated import averaging, codec, forgetting_budget, forgetting_panel, mixing
@@ -103,13 +103,13 @@ ARMS = (
 )
 
 
-def settings(size: Size, seed: int, **changes: Any) -> TrainSettings:
+def settings(size: Size, seed: int, **changes: Any) -> TrainRecipe:
     common: dict[str, Any] = {
         "preset": "tiny", "schedule": "infinite", "warmup": 0.1, "anneal": 0.2, "lr": size.lr, "min_lr": 0.0,
         "batch_size": size.batch, "micro_batch": 64, "precision": "bf16", "seed": seed, "keep": 1,
         "checkpoint_steps": 10**9, "augment": {"rotation": 0, "zoom_min": 0.9, "zoom_max": 1.1},
     }  # fmt: skip
-    return TrainSettings(**{**common, **changes})
+    return TrainRecipe(**{**common, **changes})
 
 
 def seed_model(root: Path, size: Size, seed: int, cache: Path) -> Tensors:

@@ -21,7 +21,7 @@ from torch import Tensor
 from usfmae.client import site as client_site
 from usfmae.core import audit, keys
 from usfmae.core.checkpoint import decoder_of, encoder_of, recipe_text, tensors_id, write_tensors
-from usfmae.core.config import ModelSettings, TrainSettings, validated
+from usfmae.core.config import ModelSettings, TrainRecipe, validated
 from usfmae.core.config.site import SiteSettings
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.federated import codec
@@ -125,7 +125,7 @@ class CuriousCoordinator:
         return Weights(*files, tensors_id(encoder), tensors_id(decoder), encoder)
 
     def request(
-        self, model: ModelSettings, train: TrainSettings, weights: Weights, campaign: str, **fields: Any
+        self, model: ModelSettings, train: TrainRecipe, weights: Weights, campaign: str, **fields: Any
     ) -> TrainRequest:
         """Any request, signed. `fields`: of TrainRequest; round 1, step 0 and one optimizer step by default."""
         known = {"round": 1, "global_step": 0, "steps": 1, "recipe": recipe_text(model, train)}

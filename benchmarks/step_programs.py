@@ -13,12 +13,13 @@ def ours(model: Any, train: Any, device: str, compiled: bool = False) -> Step:
     """The product's own path from uint8 pixels to updated weights."""
     import numpy as np
 
+    from usfmae.core.config import TrainRecipe
     from usfmae.core.corpus.loader import Prepared
     from usfmae.core.mae.model import fresh
     from usfmae.core.mae.optimizer_step import Stepper
 
     network = fresh(model, train.mask_ratio, train.norm_pix, train.seed).to(device)
-    stepper = Stepper(network, train.model_copy(update={"compile": compiled}))
+    stepper = Stepper(network, TrainRecipe.of(train, compile=compiled))
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (train.batch_size, model.image_size, model.image_size, 1), np.uint8)
     noise = random.random((train.batch_size, (model.image_size // model.patch_size) ** 2), np.float32)

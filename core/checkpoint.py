@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from usfmae.core.config import ModelSettings, TrainSettings
+from usfmae.core.config import ModelSettings, TrainRecipe, TrainSettings
 from usfmae.core.config.recipe import read_recipe
 from usfmae.core.errors import CheckpointError
 from usfmae.core.files import replacing
@@ -36,7 +36,7 @@ class Loaded:
 
     tensors: dict[str, Tensor]
     model: ModelSettings
-    train: TrainSettings
+    train: TrainRecipe
     metadata: dict[str, str]
     trail: Trail
 
@@ -45,7 +45,7 @@ def describe(
     model: ModelSettings, train: TrainSettings, *, parents: tuple[str, ...] = (), **more: str | int | float
 ) -> dict[str, str]:
     """Metadata for `save`. `parents`: content ids of the checkpoints these weights were made from."""
-    settings = {"model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")}
+    settings = {"model": model.model_dump(mode="json"), "train": TrainRecipe.of(train).model_dump(mode="json")}
     recipe = recipe_id(settings)
     return {
         **{name: json.dumps(values, sort_keys=True) for name, values in settings.items()},
@@ -78,7 +78,7 @@ def load(path: Path) -> Loaded:
         raise CheckpointError(f"checkpoint {path}", "its weights do not match their hash: damaged", "fetch it again")
     try:
         model = ModelSettings.model_validate_json(metadata["model"])
-        train = TrainSettings.model_validate_json(metadata["train"])
+        train = TrainRecipe.model_validate_json(metadata["train"])
     except (KeyError, ValueError) as error:
         problem = str(error).splitlines()[0]
         raise CheckpointError(f"checkpoint {path}", f"metadata unreadable: {problem}", "update usfmae") from None
@@ -146,7 +146,7 @@ def trail_of(metadata: Mapping[str, str]) -> Trail:
         raise CheckpointError("checkpoint metadata 'trail'", "is unreadable", "fetch the file again") from None
 
 
-def recipe_of(text: str) -> tuple[ModelSettings, TrainSettings]:
+def recipe_of(text: str) -> tuple[ModelSettings, TrainRecipe]:
     """The settings in a recipe, the canonical JSON `{"model": ..., "train": ...}`. Raises ConfigError."""
     recipe = read_recipe(text)
     return recipe.model, recipe.train
@@ -154,5 +154,5 @@ def recipe_of(text: str) -> tuple[ModelSettings, TrainSettings]:
 
 def recipe_text(model: ModelSettings, train: TrainSettings) -> str:
     """Both settings as canonical JSON: the `recipe` of a TrainRequest."""
-    values = {"model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")}
+    values = {"model": model.model_dump(mode="json"), "train": TrainRecipe.of(train).model_dump(mode="json")}
     return json.dumps(values, sort_keys=True, separators=(",", ":"))

@@ -82,7 +82,7 @@ def _with_seed(wanted: Sequence[str], seed: Path | None) -> tuple[CoordinatorSet
             "holds no decoder, or one whose heads nothing states",
             "use a pretraining checkpoint, or 'usfmae import FILE --decoder-heads N --out CHECKPOINT' first",
         )
-    brought = {"model": loaded.model, "train": loaded.train.model_copy(update={"steps": None})}
+    brought = {"model": loaded.model, "train": loaded.train.settings().model_copy(update={"steps": None})}
     settings, origins = load(CoordinatorSettings, None, wanted)
     values = settings.model_dump()
     for section, options in brought.items():

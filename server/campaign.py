@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from usfmae.core import audit
+from usfmae.core.config import TrainRecipe
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError
 from usfmae.core.files import is_locked, write_atomic
@@ -121,7 +122,7 @@ def placed(home: Layout, ledger: Ledger, settings: CoordinatorSettings, running:
     falls = settings.train.schedule == "infinite" and not rounds
     fall = settings.train.anneal * running.steps if falls else 0.0
     needed = settings.rounds.steps if fall else 1
-    recipe = settings.train.model_copy(update={"origin": running.origin})
+    recipe = TrainRecipe.of(settings.train, origin=running.origin)
     if step + needed <= running.end_step - fall or (not fall and learning_rate(step, running.end_step, recipe) > 0):
         return running
     if settings.rounds.total_steps:

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from usfmae.core.config import CleanSettings, ModelSettings, ReadSettings, TrainSettings
+from usfmae.core.config import CleanSettings, ModelSettings, ReadSettings, TrainRecipe
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 EXAMPLES = dict(re.findall(r"```python\n# ([\w/]+\.py)\n(.*?)```", PAGE, re.DOTALL))
@@ -114,7 +114,7 @@ def test_an_export_target(example: Any, tmp_path: Path, monkeypatch: pytest.Monk
 
     example("core/export/numpy.py")
     monkeypatch.setitem(export.TARGETS, "numpy", ("usfmae.core.export.numpy", "numpy"))
-    loaded = Loaded(fresh(MODEL).state_dict(), MODEL, TrainSettings(), {}, Trail("f" * 64))
+    loaded = Loaded(fresh(MODEL).state_dict(), MODEL, TrainRecipe(), {}, Trail("f" * 64))
     done = export.export(loaded, "numpy", tmp_path)
     assert done.difference == 0 and (tmp_path / "encoder.npz").exists()
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from usfmae.client import outbox
 from usfmae.client.site import Site, read_json, write_json
-from usfmae.core.config import TrainSettings
+from usfmae.core.config import TrainRecipe
 from usfmae.core.federated.messages import TrainRequest, to_record
 from usfmae.core.files import is_locked
 
@@ -145,7 +145,7 @@ def _count(index: Path, changed: int) -> tuple[int, frozenset[str]]:
     return found.shard.count, frozenset(group or id_ for group, id_ in zip(found.groups, found.ids, strict=True))
 
 
-def new_images(site: Site, recipe: TrainSettings) -> int:
+def new_images(site: Site, recipe: TrainRecipe) -> int:
     """Images this site may train on and never has."""
     from usfmae.client.rounds.sample_counts import SampleCounts
     from usfmae.core.corpus.batch import Corpus

@@ -13,7 +13,7 @@ from pathlib import Path
 from usfmae.client.flower import byte_stream
 from usfmae.client.site import Site
 from usfmae.core import flower_objects
-from usfmae.core.config import TrainSettings
+from usfmae.core.config import TrainRecipe
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import FOLDER
 from usfmae.core.errors import CorpusError, PolicyError
@@ -23,7 +23,7 @@ from usfmae.core.federated.messages import DeclineReason
 Room = Callable[[int], None]  # raises where so many bytes do not fit
 
 
-def folder(site: Site, recipe: TrainSettings) -> Path | None:
+def folder(site: Site, recipe: TrainRecipe) -> Path | None:
     """Where this site holds the very corpus that the recipe wants; None where it does not, or none is wanted."""
     if not recipe.replay:
         return None
@@ -36,7 +36,7 @@ def folder(site: Site, recipe: TrainSettings) -> Path | None:
     return None
 
 
-def roots(site: Site, recipe: TrainSettings) -> tuple[list[Path], list[str]]:
+def roots(site: Site, recipe: TrainRecipe) -> tuple[list[Path], list[str]]:
     """Where a round's images lie: the site's corpus and the replayed one, and the checksums of the latter's shards.
 
     PolicyError where the recipe wants a corpus that is not here.
@@ -49,14 +49,14 @@ def roots(site: Site, recipe: TrainSettings) -> tuple[list[Path], list[str]]:
     return [site.corpus], []
 
 
-def lacking(site: Site, recipe: TrainSettings) -> str:
+def lacking(site: Site, recipe: TrainRecipe) -> str:
     """What to answer where the corpus is wanted and not here; "" where nothing is missing."""
     if not recipe.replay or folder(site, recipe):
         return ""
     return DeclineReason.NEED_REPLAY if site.settings.replay_gb else DeclineReason.NO_REPLAY
 
 
-def receive(site: Site, recipe: TrainSettings, record: str, fetch: flower_objects.Fetch, room: Room) -> None:
+def receive(site: Site, recipe: TrainRecipe, record: str, fetch: flower_objects.Fetch, room: Room) -> None:
     """Fetch the corpus in the ArrayRecord `record`, chunk by chunk, unless it is here already.
 
     An interrupted call goes on after the last chunk. PolicyError where it is not what the coordinator signed, or
@@ -74,7 +74,7 @@ def receive(site: Site, recipe: TrainSettings, record: str, fetch: flower_object
     _install(site, recipe, begun)
 
 
-def put(site: Site, recipe: TrainSettings, files: Mapping[str, bytes], room: Room) -> None:
+def put(site: Site, recipe: TrainRecipe, files: Mapping[str, bytes], room: Room) -> None:
     """The same from files in memory, as a stock SuperNode hands them over."""
     if lacking(site, recipe):
         begun = _begin(site, files, sum(map(len, files.values())), room)
@@ -97,7 +97,7 @@ def _begin(site: Site, names: Iterable[str], total: int, room: Room) -> Path:
     return begun
 
 
-def _install(site: Site, recipe: TrainSettings, begun: Path) -> None:
+def _install(site: Site, recipe: TrainRecipe, begun: Path) -> None:
     """Put a sound corpus in the place of an older campaign's; an unsound one is removed, with PolicyError."""
     try:
         sound = replay.digest(begun.parent) == recipe.replay_corpus

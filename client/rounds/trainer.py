@@ -29,7 +29,7 @@ from usfmae.client.rounds.jobs import Job
 from usfmae.client.rounds.sample_counts import SampleCounts, mixture, parted
 from usfmae.client.site import Site, read_json, write_json
 from usfmae.core.checkpoint import recipe_of
-from usfmae.core.config import TrainSettings
+from usfmae.core.config import TrainRecipe
 from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.sampling import Sampler
@@ -77,7 +77,7 @@ class TrainingJob:
         self.seconds_before = float(work.progress.get("seconds", 0.0))
         self.began = time.monotonic()
 
-    def _fitted(self, recipe: TrainSettings) -> TrainSettings:
+    def _fitted(self, recipe: TrainRecipe) -> TrainRecipe:
         """The campaign's recipe with what this site decides: memory, and how often it is safe on disk."""
         fitted = {
             "keep": 1,

@@ -5,7 +5,7 @@ from usfmae.core.config.clean import CleanSettings
 from usfmae.core.config.load import load, shown, template
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.config.root import Settings
-from usfmae.core.config.train import AugmentSettings, ModelSettings, TrainSettings
+from usfmae.core.config.train import AugmentSettings, ModelSettings, TrainRecipe, TrainSettings
 
 __all__ = [
     "AugmentSettings",
@@ -14,6 +14,7 @@ __all__ = [
     "Options",
     "ReadSettings",
     "Settings",
+    "TrainRecipe",
     "TrainSettings",
     "keys_of",
     "load",

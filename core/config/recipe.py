@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from usfmae.core.config.train import ModelSettings, TrainSettings
+from usfmae.core.config.train import ModelSettings, TrainRecipe
 from usfmae.core.errors import ConfigError
 
 LONGEST = 64 * 1024  # bytes; ours has about 1,500
@@ -19,7 +19,7 @@ class Recipe:
     """What a campaign computes: the architecture and how it is trained."""
 
     model: ModelSettings
-    train: TrainSettings
+    train: TrainRecipe
 
 
 def read_recipe(text: str) -> Recipe:
@@ -27,7 +27,7 @@ def read_recipe(text: str) -> Recipe:
     try:
         _check_limits(text)
         values = json.loads(text, parse_constant=_no_number)
-        return Recipe(ModelSettings.model_validate(values["model"]), TrainSettings.model_validate(values["train"]))
+        return Recipe(ModelSettings.model_validate(values["model"]), TrainRecipe.model_validate(values["train"]))
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise ConfigError("recipe", f"unreadable: {reason:.200}", "update usfmae on the older side") from None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from usfmae.core.config.base import Options
+from usfmae.core.config.base import Options, validated
 
 
 class ModelSettings(Options):
@@ -66,6 +66,8 @@ class AugmentSettings(Options):
 
 
 class TrainSettings(Options):
+    """What a person sets of the training loop."""
+
     preset: Literal["paper", "official-notebook", "tiny"] = "paper"
     """Which preset these values started from; recorded in the checkpoint."""
     mask_ratio: float = Field(0.25, gt=0, lt=1)
@@ -96,14 +98,6 @@ class TrainSettings(Options):
     """After warm-up: cosine to min_lr (one run of known length), or infinite: cooldown, constant, then a linear anneal."""
     anneal: float = Field(0.1, ge=0, le=1)
     """Share of all steps in which the infinite schedule falls to min_lr at the end."""
-    origin: int = Field(0, ge=0)
-    """Global step at which the schedule begins: a new campaign warms up again from here."""
-    proximal: float = Field(0.0, ge=0)
-    """FedProx: strength of the pull towards the weights a round began with."""
-    replay: float = Field(0.0, ge=0, le=0.5)
-    """Share of replayed public images in a site's training."""
-    replay_corpus: str = ""
-    """Fingerprint of the public corpus that is replayed; a site without it declines."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW betas."""
     weight_decay: float = Field(0.01, ge=0)
@@ -142,3 +136,28 @@ class TrainSettings(Options):
     """Channel standard deviations for normalisation."""
     augment: AugmentSettings = AugmentSettings()
     """Augmentations."""
+
+
+class TrainRecipe(TrainSettings):
+    """What a training computes: a person's settings, and what a request of a federation adds. Nobody sets the latter.
+
+    It travels in every request and stands in every checkpoint. Single-site training has the defaults of what is added.
+    """
+
+    origin: int = Field(0, ge=0)
+    """Global step at which the schedule begins: a new campaign warms up again from here."""
+    proximal: float = Field(0.0, ge=0)
+    """FedProx: strength of the pull towards the weights a round began with."""
+    replay: float = Field(0.0, ge=0, le=0.5)
+    """Share of replayed public images in a site's training."""
+    replay_corpus: str = ""
+    """Fingerprint of the public corpus that is replayed; a site without it declines."""
+
+    @classmethod
+    def of(cls, settings: TrainSettings, **added: Any) -> Self:
+        """The recipe of these settings, with `added` values. Raises ConfigError where one is out of its range."""
+        return validated(cls, {**settings.model_dump(), **added}, "recipe")
+
+    def settings(self) -> TrainSettings:
+        """The part of it that a person sets."""
+        return TrainSettings.model_validate(self.model_dump(include=set(TrainSettings.model_fields)))

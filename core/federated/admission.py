@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from usfmae.core.config import TrainSettings
+from usfmae.core.config import TrainRecipe
 from usfmae.core.config.coordinator import GateSettings
 from usfmae.core.errors import PolicyError
 from usfmae.core.federated import codec
@@ -180,15 +180,15 @@ class Comparison:
     reference: float  # the length that the others are measured by; 0 where it is not known
 
 
-def expected_length(weights: int, settings: TrainSettings, first: int, steps: int, end: int) -> float:
+def expected_length(weights: int, recipe: TrainRecipe, first: int, steps: int, end: int) -> float:
     """L2 length of a random walk of `steps` AdamW steps from global step `first`, in a schedule that ends at `end`.
 
     AdamW moves each weight by about the rate in each step; honest updates are between a third of this length and twice
     of it (measured, docs/federation.md). 0 for another optimizer.
     """
-    if settings.optimizer != "adamw":
+    if recipe.optimizer != "adamw":
         return 0.0
-    return math.sqrt(weights * sum(learning_rate(step, end, settings) ** 2 for step in range(first, first + steps)))
+    return math.sqrt(weights * sum(learning_rate(step, end, recipe) ** 2 for step in range(first, first + steps)))
 
 
 def compare(

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from usfmae.core.checkpoint import decoder_of, encoder_of
-from usfmae.core.config import ModelSettings, TrainSettings
+from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.federated import codec
 from usfmae.core.federated.codec import EncodedTensor
@@ -91,7 +91,7 @@ def train_autoencoder(  # noqa: PLR0913
     data: TrainingData,
     request: TrainRequest,
     model_settings: ModelSettings,
-    settings: TrainSettings,
+    settings: TrainRecipe,
     *,
     total_steps: int | None,
     progress: Progress = Progress(),

@@ -16,7 +16,7 @@ import numpy as np
 
 from usfmae.core.config.privacy import PrivacySettings
 from usfmae.core.config.recipe import Recipe
-from usfmae.core.config.train import ModelSettings, TrainSettings
+from usfmae.core.config.train import ModelSettings, TrainRecipe
 from usfmae.core.corpus.batch import Positions
 from usfmae.core.errors import PolicyError
 from usfmae.core.federated.messages import TrainRequest
@@ -125,13 +125,13 @@ def _patch_breaches(recipe: Recipe, floor: PrivacySettings) -> Iterator[Breach]:
     yield from _at_least("masked share", (patches - visible) / patches, floor.min_masked, "privacy.min_masked")
 
 
-def _is_off(train: TrainSettings) -> bool:
+def _is_off(train: TrainRecipe) -> bool:
     """Nothing of the augmentation changes where a pixel lies, beyond the four flips."""
     settings = train.augment
     return settings.rotation < 1 and settings.zoom_max - settings.zoom_min < 0.01
 
 
-def _numbers(train: TrainSettings) -> Iterator[Breach]:
+def _numbers(train: TrainRecipe) -> Iterator[Breach]:
     """Figures that are infinite or NaN: they would pass any comparison in one direction."""
     values = {**train.model_dump(exclude={"augment"}), **train.augment.model_dump()}
     for name, value in values.items():

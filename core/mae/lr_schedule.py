@@ -10,32 +10,32 @@ from __future__ import annotations
 
 import math
 
-from usfmae.core.config.train import TrainSettings
+from usfmae.core.config.train import TrainRecipe
 
 
-def learning_rate(step: int, end: int, settings: TrainSettings) -> float:
-    """Rate of the update that follows global step `step`, in a schedule from `settings.origin` to `end`."""
-    total = max(1, end - settings.origin)
-    steps = max(0, step - settings.origin)
-    warm = settings.warmup * total
+def learning_rate(step: int, end: int, recipe: TrainRecipe) -> float:
+    """Rate of the update that follows global step `step`, in a schedule from `recipe.origin` to `end`."""
+    total = max(1, end - recipe.origin)
+    steps = max(0, step - recipe.origin)
+    warm = recipe.warmup * total
     if steps < warm:
-        return settings.lr * steps / warm
-    shape = {"cosine": cosine, "infinite": infinite}[settings.schedule]
-    return settings.min_lr + (settings.lr - settings.min_lr) * shape(steps, total, warm, settings)
+        return recipe.lr * steps / warm
+    shape = {"cosine": cosine, "infinite": infinite}[recipe.schedule]
+    return recipe.min_lr + (recipe.lr - recipe.min_lr) * shape(steps, total, warm, recipe)
 
 
-def cosine(steps: int, total: int, warm: float, settings: TrainSettings) -> float:
+def cosine(steps: int, total: int, warm: float, recipe: TrainRecipe) -> float:
     """Share of the peak rate above `min_lr`: half a cosine from the end of the warm-up."""
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (steps - warm) / max(1.0, total - warm))))
 
 
-def infinite(steps: int, total: int, warm: float, settings: TrainSettings) -> float:
+def infinite(steps: int, total: int, warm: float, recipe: TrainRecipe) -> float:
     """Half a cosine from the peak to the constant share, constant, then linear to 0 over the last `anneal`."""
-    anneal = min(settings.anneal * total, total - warm)
+    anneal = min(recipe.anneal * total, total - warm)
     if steps > total - anneal:
-        return settings.constant * max(0.0, (total - steps) / anneal)
-    cooldown = min(settings.cooldown * total, total - warm - anneal)
+        return recipe.constant * max(0.0, (total - steps) / anneal)
+    cooldown = min(recipe.cooldown * total, total - warm - anneal)
     if steps < warm + cooldown:
         fallen = 0.5 * (1 - math.cos(math.pi * (steps - warm) / cooldown))
-        return 1 - (1 - settings.constant) * fallen
-    return settings.constant
+        return 1 - (1 - recipe.constant) * fallen
+    return recipe.constant

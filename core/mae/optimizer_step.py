@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from usfmae.core.checkpoint import DECODER
-from usfmae.core.config import TrainSettings
+from usfmae.core.config import TrainRecipe, TrainSettings
 from usfmae.core.corpus.loader import Prepared
 from usfmae.core.errors import ResourceError, UsfmaeError
 from usfmae.core.mae.device import autocast, device_of, micro_batch, out_of_memory
@@ -33,7 +33,7 @@ def never() -> bool:
 class Stepper:
     """What every step of a call of `train` shares: the model, its optimizer, and the weights it began with."""
 
-    def __init__(self, model: MaskedAutoencoder, settings: TrainSettings) -> None:
+    def __init__(self, model: MaskedAutoencoder, settings: TrainRecipe) -> None:
         self.model, self.settings = model, settings
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = optimizer_of(model, settings)

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from usfmae.core.checkpoint import describe, load, save
-from usfmae.core.config import ModelSettings, Settings, TrainSettings
+from usfmae.core.config import ModelSettings, Settings, TrainRecipe, TrainSettings
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.errors import CorpusError, UsageError
 from usfmae.core.files import replacing, write_atomic
@@ -142,7 +142,7 @@ def new_run(
         tuple(index.sha256 for index in corpus.shards),
         corpus.fingerprint,
         architecture(settings.model, start).model_dump(mode="json"),
-        settings.train.model_dump(mode="json"),
+        TrainRecipe.of(settings.train).model_dump(mode="json"),
         str(init.resolve()) if init else "",
         heads_stated,
         logs=tuple(logs),
@@ -190,7 +190,7 @@ class Run:
 
     def __init__(self, out: Path, facts: RunFolder, corpus: Corpus, start: InitWeights | None) -> None:
         self.out, self.facts, self.corpus, self.start = out, facts, corpus, start
-        self.settings = TrainSettings.model_validate(facts.train)
+        self.settings = TrainRecipe.model_validate(facts.train)
         self.positions, held = sides(corpus, self.settings)
         self.held = held[: self.settings.held_out_images]
         self.ends = facts.ends or (steps_of(self.settings, len(self.positions)),)

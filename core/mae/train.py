@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from usfmae.core.checkpoint import tensors_id
-from usfmae.core.config import TrainSettings
+from usfmae.core.config import TrainRecipe, TrainSettings
 from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.loader import Loader
@@ -89,9 +89,10 @@ def train(  # noqa: PLR0913
     if len(positions) == 0 or settings.batch_size < world:
         raise UsageError(f"{len(positions)} images, batch {settings.batch_size}, {world} processes", "too few", "")
     end, total = start_step + steps, total_steps or start_step + steps
-    stepper = Stepper(model, settings)
+    recipe = TrainRecipe.of(settings)
+    stepper = Stepper(model, recipe)
     resume_state = ResumeState(
-        state, call_id(model, corpus, settings, positions, start_step, steps, total), start_step, settings
+        state, call_id(model, corpus, recipe, positions, start_step, steps, total), start_step, settings
     )
     step = same_everywhere(resume_state.restore(model, stepper.optimizer), device_of(model))
     journal = Journal(log if rank == 0 else None, step)
@@ -102,7 +103,7 @@ def train(  # noqa: PLR0913
         for batch, waited in Loader(corpus, positions, model.settings, settings, rank, world).batches(step, end):
             # One update, unless the training is to stop within it.
             began = time.perf_counter()
-            rate = learning_rate(batch.step, total, settings)
+            rate = learning_rate(batch.step, total, recipe)
             updated = stepper.step(batch, rate, stop)
             if updated is None:
                 resume_state.save(model, stepper.optimizer, step, corpus.fingerprint)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usfmae.core import audit
+from usfmae.core.config import TrainRecipe
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.federated import merge
 from usfmae.core.federated.admission import Prior, compare, expected_length
@@ -171,7 +172,7 @@ def _prior(this: OpenRound) -> Prior:
     if running is None:
         return Prior()
     weights = sum(math.prod(shape) for shape in this.base.shapes.values())
-    settings = this.settings.train.model_copy(update={"origin": running.origin})
+    settings = TrainRecipe.of(this.settings.train, origin=running.origin)
 
     def expected(one: Round) -> float:
         if one.global_step < running.origin:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from usfmae.core.config import TrainRecipe
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import ConfigError
 from usfmae.core.federated import replay
@@ -28,7 +29,7 @@ def train_request(settings: CoordinatorSettings, current: Round, running: Campai
         decoder=decoder,
         global_step=current.global_step,
         steps=current.steps,
-        recipe=recipe_text(settings.model, settings.train.model_copy(update=placed)),
+        recipe=recipe_text(settings.model, TrainRecipe.of(settings.train, **placed)),
         encoding=settings.rounds.encoding,
         min_new=settings.continual.min_new,
         deadline=current.opened + settings.rounds.deadline,

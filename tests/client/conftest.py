@@ -24,7 +24,7 @@ from usfmae.client.flower import fleet_client
 from usfmae.client.site import Site, create
 from usfmae.core import keys
 from usfmae.core.checkpoint import decoder_of, encoder_of, recipe_text, tensors_id
-from usfmae.core.config import ModelSettings, TrainSettings, validated
+from usfmae.core.config import ModelSettings, TrainRecipe, validated
 from usfmae.core.config.site import SiteSettings
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.federated import messages
@@ -40,7 +40,7 @@ SERVER = "https://aggregator.test:8443"
 MODEL = ModelSettings(
     image_size=32, patch_size=8, width=16, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2
 )
-TRAIN = TrainSettings(batch_size=4, micro_batch=4, steps=12, checkpoint_steps=100, precision="fp32", lr=1e-3)
+TRAIN = TrainRecipe(batch_size=4, micro_batch=4, steps=12, checkpoint_steps=100, precision="fp32", lr=1e-3)
 
 
 @pytest.fixture

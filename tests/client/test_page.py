@@ -18,7 +18,7 @@ from usfmae.client.rounds import campaigns
 from usfmae.client.site import Site, create, write_json
 from usfmae.core import keys, metrics
 from usfmae.core.checkpoint import recipe_text
-from usfmae.core.config import ModelSettings, TrainSettings
+from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.config.recipe import Recipe
 from usfmae.core.config.site import SiteSettings
 from usfmae.core.corpus.shard import FOLDER, read_index
@@ -136,7 +136,7 @@ def test_an_entry_nobody_knows_is_not_found(page: TestClient, site: Site) -> Non
 
 def test_a_campaign_is_read_in_words_and_agreed_to(page: TestClient, site: Site) -> None:
     mark = log_in(page, site)
-    recipe = Recipe(ModelSettings(), TrainSettings())
+    recipe = Recipe(ModelSettings(), TrainRecipe())
     request = TrainRequest("lungs", 1, "b", 0, 200, recipe_text(recipe.model, recipe.train))
     assert campaigns.state_of(site, request, recipe) == "waiting"
     assert "asks for something new" in page.get("/").text

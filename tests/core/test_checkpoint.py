@@ -20,7 +20,7 @@ from usfmae.core.checkpoint import (
     tensors_id,
     write_tensors,
 )
-from usfmae.core.config import ModelSettings, TrainSettings
+from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.errors import CheckpointError, ConfigError, ResourceError
 from usfmae.core.export import mae
 from usfmae.core.files import replacing, write_atomic
@@ -31,7 +31,7 @@ from usfmae.core.types import Trail
 MODEL = ModelSettings(
     image_size=32, patch_size=8, width=32, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2
 )
-TRAIN = TrainSettings(mask_ratio=0.4, norm_pix=True, mean=(0.1, 0.2, 0.3))
+TRAIN = TrainRecipe(mask_ratio=0.4, norm_pix=True, mean=(0.1, 0.2, 0.3))
 FULL = Path("/dev/full")  # every write to it fails as on a full disk
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from usfmae.core.config import Settings, load, template
+from usfmae.core.config import AugmentSettings, Settings, TrainRecipe, TrainSettings, load, template
 from usfmae.core.errors import ConfigError, UsageError
 
 
@@ -93,3 +93,23 @@ def test_a_site_follows_no_link_out_of_its_sources_unless_it_says_so() -> None:
     base = {"name": "s", "server": "https://h:1"}
     assert not SiteSettings.model_validate({**base, "read": {"fps": 3}}).read.follow_links
     assert SiteSettings.model_validate({**base, "read": {"follow_links": True}}).read.follow_links
+
+
+@pytest.mark.parametrize("key", ["origin=7", "proximal=0.1", "replay=0.5", "replay_corpus=abc"])
+def test_what_only_a_request_sets_is_no_key_of_a_person_s_settings(key: str) -> None:
+    with pytest.raises(ConfigError, match="unknown key"):
+        load(Settings, None, [f"train.{key}"], {})
+
+
+def test_a_changed_setting_is_checked_as_if_it_were_read_from_a_file() -> None:
+    with pytest.raises(ConfigError, match=r"batch_size: .*greater than or equal to 1, got -3"):
+        TrainSettings().model_copy(update={"batch_size": -3})
+    with pytest.raises(ConfigError, match="proximal"):
+        TrainRecipe.of(TrainSettings(), proximal=-1.0)
+
+
+def test_a_recipe_is_the_settings_and_what_a_request_adds() -> None:
+    settings = TrainSettings(lr=1e-4, augment=AugmentSettings(flips=False))
+    recipe = TrainRecipe.of(settings, origin=5)
+    assert (recipe.lr, recipe.origin, recipe.augment.flips) == (1e-4, 5, False)
+    assert recipe.settings() == settings

@@ -7,15 +7,15 @@ import json
 import pytest
 
 from usfmae.core.checkpoint import recipe_text
-from usfmae.core.config import ModelSettings, TrainSettings
+from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.config.recipe import DEEPEST, LONGEST, Recipe, read_recipe
 from usfmae.core.errors import ConfigError
 
-SOUND = recipe_text(ModelSettings(), TrainSettings())
+SOUND = recipe_text(ModelSettings(), TrainRecipe())
 
 
 def test_a_recipe_is_read_as_it_was_written() -> None:
-    assert read_recipe(SOUND) == Recipe(ModelSettings(), TrainSettings())
+    assert read_recipe(SOUND) == Recipe(ModelSettings(), TrainRecipe())
 
 
 @pytest.mark.parametrize(

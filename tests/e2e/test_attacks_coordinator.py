@@ -19,7 +19,7 @@ from tests.e2e.federation import blobs
 from tests.ports import free_port
 from usfmae.client.rounds import campaigns
 from usfmae.client.rounds.campaigns import CampaignState
-from usfmae.core.config import AugmentSettings, ModelSettings, TrainSettings
+from usfmae.core.config import AugmentSettings, ModelSettings, TrainRecipe
 from usfmae.core.corpus.shard import PackedImage
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.attacks]
 MODEL = ModelSettings(
     image_size=32, patch_size=8, width=32, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2
 )
-TRAIN = TrainSettings(batch_size=4, micro_batch=4, steps=100, checkpoint_steps=100, precision="fp32", lr=1e-3)
+TRAIN = TrainRecipe(batch_size=4, micro_batch=4, steps=100, checkpoint_steps=100, precision="fp32", lr=1e-3)
 QUIET = AugmentSettings(rotation=0, flips=False, zoom_min=1, zoom_max=1)
 GREEDY = {"mask_ratio": 0.93, "batch_size": 1, "micro_batch": 1, "lr": 1e4, "clip": 1e-9, "augment": QUIET}
 FLOOR: dict[str, Any] = {
@@ -82,7 +82,7 @@ class Honest:
         weights: Weights,
         campaign: str,
         model: ModelSettings = MODEL,
-        train: TrainSettings = TRAIN,
+        train: TrainRecipe = TRAIN,
         seconds: float = 60,
         **fields: Any,
     ) -> Reply | None:

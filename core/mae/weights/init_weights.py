@@ -18,7 +18,7 @@ from torch import Tensor
 
 from usfmae.core import checkpoint
 from usfmae.core.checkpoint import FORMAT, Loaded, decoder_of, load, read_metadata, tensors_id
-from usfmae.core.config import ModelSettings, TrainSettings, validated
+from usfmae.core.config import ModelSettings, TrainRecipe, TrainSettings, validated
 from usfmae.core.errors import CheckpointError, UsageError
 from usfmae.core.mae.model import MaskedAutoencoder, fresh, load_tensors
 from usfmae.core.mae.weights.foreign_weights import read_foreign
@@ -37,7 +37,7 @@ class InitWeights:
     id: str  # content id of the file's tensors, for the lineage
     model: ModelSettings  # the architecture that the file states or its shapes show
     unstated: frozenset[str] = frozenset()  # parts of it that neither says: "heads", "decoder_heads"
-    train: TrainSettings | None = None  # of our checkpoints
+    train: TrainRecipe | None = None  # of our checkpoints
     stated: dict[str, Any] = field(default_factory=dict)  # of mask_ratio, norm_pix, mean, std, of foreign files
 
     @property
@@ -82,7 +82,7 @@ def load_any(path: Path, heads: int | None = None, decoder_heads: int | None = N
         )
         tensors = checkpoint.encoder_of(tensors)
     model = validated(ModelSettings, {**start.model.model_dump(), **given}, "heads")
-    train = TrainSettings.model_validate(start.stated)
+    train = TrainRecipe.model_validate(start.stated)
     content = tensors_id(tensors)
     metadata = checkpoint.describe(model, train, parents=(start.id,), imported=path.name, content=content)
     trail = replace(checkpoint.trail_of(metadata), id=content)

@@ -20,7 +20,7 @@ from usfmae.client import outbox
 from usfmae.client.rounds.jobs import Job
 from usfmae.client.site import Site, read_json
 from usfmae.core import audit, keys
-from usfmae.core.config import TrainSettings
+from usfmae.core.config import TrainRecipe
 from usfmae.core.federated.messages import RECORD
 
 pytestmark = pytest.mark.e2e
@@ -30,7 +30,7 @@ PATIENCE = 120.0  # seconds; the machine may be busy
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A round of some seconds, with a checkpoint every few steps."""
-    slower = TrainSettings(batch_size=16, micro_batch=1, steps=400, checkpoint_steps=5, precision="fp32", lr=1e-4)
+    slower = TrainRecipe(batch_size=16, micro_batch=1, steps=400, checkpoint_steps=5, precision="fp32", lr=1e-4)
     monkeypatch.setattr(conftest, "TRAIN", slower)
 
 

@@ -17,7 +17,7 @@ from usfmae.client.agent import Agent
 from usfmae.client.rounds import jobs
 from usfmae.client.site import Site
 from usfmae.core.checkpoint import recipe_text
-from usfmae.core.config import TrainSettings
+from usfmae.core.config import TrainRecipe
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import CorpusError, PolicyError
@@ -36,7 +36,7 @@ def public(tmp_path: Path) -> Path:
 
 def recipe(public: Path, share: float = 0.5) -> str:
     wanted = {"replay": share, "replay_corpus": replay.digest(public)}
-    return recipe_text(MODEL, TrainSettings.model_validate({**TRAIN.model_dump(), **wanted}))
+    return recipe_text(MODEL, TrainRecipe.model_validate({**TRAIN.model_dump(), **wanted}))
 
 
 def shipped(public: Path) -> dict[str, bytes]:
@@ -165,9 +165,9 @@ def test_a_corpus_with_a_file_that_cannot_travel_is_named(public: Path) -> None:
 def test_a_worker_without_the_corpus_stops_rather_than_train_without_it(site: Site, public: Path) -> None:
     from usfmae.client.rounds.replay_corpus import roots
 
-    wanted = TrainSettings(replay=0.5, replay_corpus=replay.digest(public))
+    wanted = TrainRecipe(replay=0.5, replay_corpus=replay.digest(public))
     with pytest.raises(PolicyError, match="is not here"):
         roots(site, wanted)
     shutil.copytree(public, site.root / "replay")
     assert roots(site, wanted)[0] == [site.corpus, site.root / "replay"]
-    assert roots(site, TrainSettings()) == ([site.corpus], [])
+    assert roots(site, TrainRecipe()) == ([site.corpus], [])

@@ -11,7 +11,7 @@ import pytest
 
 from usfmae.client.rounds import jobs
 from usfmae.client.rounds.sample_counts import SampleCounts, mixture, parted
-from usfmae.core.config import TrainSettings
+from usfmae.core.config import TrainRecipe
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard
 
@@ -67,7 +67,7 @@ def site_with(root: Path) -> Any:
 
 
 def test_a_site_counts_only_images_it_could_train_on_as_new(tmp_path: Path) -> None:
-    site, recipe = site_with(tmp_path), TrainSettings(held_out=0.5)
+    site, recipe = site_with(tmp_path), TrainRecipe(held_out=0.5)
     filled(site.corpus, "all", 40, 10)
     corpus = Corpus([site.corpus])
     train = corpus.split(recipe.held_out, recipe.seed)[0]

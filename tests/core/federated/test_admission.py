@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from usfmae.core.config import TrainSettings
+from usfmae.core.config import TrainRecipe
 from usfmae.core.config.coordinator import GateSettings
 from usfmae.core.federated.admission import Prior, compare, expected_length
 
@@ -81,7 +81,7 @@ def test_nothing_may_be_longer_than_the_encoder_itself():
 
 
 def test_the_expected_length_is_that_of_a_random_walk_of_adamw_steps():
-    settings = TrainSettings(lr=1e-3, warmup=0, schedule="infinite", anneal=0, cooldown=0, constant=1)
+    settings = TrainRecipe(lr=1e-3, warmup=0, schedule="infinite", anneal=0, cooldown=0, constant=1)
     assert expected_length(400, settings, 0, 25, 100) == pytest.approx(1e-3 * 5 * 20)
     assert expected_length(400, settings.model_copy(update={"optimizer": "muon"}), 0, 25, 100) == 0.0
 

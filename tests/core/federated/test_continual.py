@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from usfmae.core.config import ModelSettings, TrainSettings
+from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.federated import averaging, forgetting_budget, forgetting_panel, mixing
@@ -19,13 +19,13 @@ from usfmae.core.mae.model import fresh
 from usfmae.core.mae.train import train
 
 
-def rates(settings: TrainSettings, start: int, end: int) -> list[float]:
+def rates(settings: TrainRecipe, start: int, end: int) -> list[float]:
     return [learning_rate(step, end, settings) for step in range(start, end + 1)]
 
 
 def test_the_infinite_schedule_warms_up_cools_down_stays_and_anneals_to_the_floor() -> None:
     shape = {"warmup": 0.1, "cooldown": 0.2, "constant": 0.5, "anneal": 0.2}
-    found = rates(TrainSettings(schedule="infinite", lr=1.0, min_lr=0.1, **shape), 0, 100)
+    found = rates(TrainRecipe(schedule="infinite", lr=1.0, min_lr=0.1, **shape), 0, 100)
     assert found[0] == 0 and found[5] == pytest.approx(0.5)
     assert found[10] == 1.0 and found[20] == pytest.approx(0.1 + 0.9 * 0.75)  # half of the way down to a half
     assert found[30:81] == [pytest.approx(0.55)] * 51
@@ -34,13 +34,13 @@ def test_the_infinite_schedule_warms_up_cools_down_stays_and_anneals_to_the_floo
 
 
 def test_a_campaign_warms_up_again_from_its_origin() -> None:
-    first = TrainSettings(schedule="infinite", lr=1.0)
+    first = TrainRecipe(schedule="infinite", lr=1.0)
     again = first.model_copy(update={"origin": 1000})
     assert rates(again, 1000, 1100) == rates(first, 0, 100)
 
 
 def test_cosine_is_the_one_of_a_single_run() -> None:
-    found = rates(TrainSettings(lr=1.0, warmup=0.0), 0, 100)
+    found = rates(TrainRecipe(lr=1.0, warmup=0.0), 0, 100)
     assert found[0] == 1 and found[50] == pytest.approx(0.5) and found[100] == pytest.approx(0)
     assert found[25] == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
 
@@ -147,7 +147,7 @@ def test_fedprox_keeps_the_encoder_near_where_the_round_began(corpus: Corpus, tm
 
     def moved(proximal: float) -> tuple[float, float]:
         model, start = fresh(tiny), fresh(tiny).state_dict()
-        settings = TrainSettings(proximal=proximal, lr=1e-2, warmup=0, batch_size=4, precision="fp32", clip=1e9)
+        settings = TrainRecipe(proximal=proximal, lr=1e-2, warmup=0, batch_size=4, precision="fp32", clip=1e9)
         train(model, corpus, settings, positions=np.arange(12), steps=8)
         now = model.state_dict()
         return tuple(  # type: ignore[return-value]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from usfmae.core.config import ModelSettings, TrainSettings
+from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.config.privacy import PrivacySettings
 from usfmae.core.config.recipe import Recipe
 from usfmae.core.config.train import AugmentSettings
@@ -26,14 +26,14 @@ def request(**changes: object) -> TrainRequest:
 
 
 def found(train: dict[str, object], model: dict[str, object], **asked: object) -> list[str]:
-    recipe = Recipe(ModelSettings(**model), TrainSettings(**train))  # type: ignore[arg-type]
+    recipe = Recipe(ModelSettings(**model), TrainRecipe(**train))  # type: ignore[arg-type]
     return [breach.figure for breach in privacy.breaches(request(**asked), recipe, PrivacySettings(), LARGEST)]
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_within_the_default_floor(name: str) -> None:
     model, train = preset(name)
-    privacy.check(request(), Recipe(model, train), PrivacySettings(), LARGEST)
+    privacy.check(request(), Recipe(model, TrainRecipe.of(train)), PrivacySettings(), LARGEST)
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,13 @@ def test_what_a_curious_coordinator_asks_is_outside(
 
 def test_few_draws_are_outside_although_each_figure_is_within() -> None:
     floor = PrivacySettings(min_images=1000)
-    recipe = Recipe(ModelSettings(), TrainSettings(batch_size=32))
+    recipe = Recipe(ModelSettings(), TrainRecipe(batch_size=32))
     breaches = privacy.breaches(request(steps=20), recipe, floor, LARGEST)
     assert [str(b) for b in breaches] == ["steps times batch_size is 640, this site allows at least 1000"]
 
 
 def test_a_refusal_names_figure_bound_and_setting() -> None:
-    recipe = Recipe(ModelSettings(), TrainSettings(batch_size=1))
+    recipe = Recipe(ModelSettings(), TrainRecipe(batch_size=1))
     with pytest.raises(PolicyError, match="batch_size is 1, this site allows at least 32") as raised:
         privacy.check(request(), recipe, PrivacySettings(), LARGEST)
     assert "privacy.min_batch" in raised.value.do

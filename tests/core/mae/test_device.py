@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from usfmae.core.config import ModelSettings, TrainSettings
+from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.corpus.loader import Prepared
 from usfmae.core.errors import UsageError
 from usfmae.core.mae import device, distributed
@@ -24,7 +24,7 @@ GPU = torch.device("cuda", 0)
 MODEL = ModelSettings(
     image_size=32, patch_size=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2
 )
-TRAIN = TrainSettings(batch_size=6, micro_batch=4)
+TRAIN = TrainRecipe(batch_size=6, micro_batch=4)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from usfmae.core.checkpoint import read_tensors, tensors_id
-from usfmae.core.config import AugmentSettings, ModelSettings, TrainSettings
+from usfmae.core.config import AugmentSettings, ModelSettings, TrainRecipe, TrainSettings
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.loader import Loader
 from usfmae.core.corpus.shard import PackedImage, write_shard
@@ -291,7 +291,7 @@ def test_target_variance_is_the_error_of_the_best_constant(corpus: Corpus) -> No
 
 
 def test_the_rate_rises_linearly_from_zero_and_falls_by_half_a_cosine() -> None:
-    settings = TrainSettings(lr=1.0, min_lr=0.1, warmup=0.1)
+    settings = TrainRecipe(lr=1.0, min_lr=0.1, warmup=0.1)
     rates = [learning_rate(step, 100, settings) for step in range(101)]
     assert rates[:11] == pytest.approx([s / 10 for s in range(11)])
     assert rates[55] == pytest.approx(0.55)
