@@ -131,9 +131,9 @@ _counting = threading.Lock()
 def _received(site: Site, source: str, instances: int) -> None:
     """Add to the counts of `received.json`, which the metrics show."""
     with _counting:
-        known = read_json(site.root / "received.json") or {}
-        known[source] = int(known.get(source, 0)) + instances
-        write_json(site.root / "received.json", known)
+        counts = read_json(site.root / "received.json") or {}
+        counts[source] = int(counts.get(source, 0)) + instances
+        write_json(site.root / "received.json", counts)
 
 
 def _pull(site: Site) -> None:
@@ -170,19 +170,19 @@ def _repeat(name: str, site: Site, stop: threading.Event, seconds: float, act: C
     """`act` now and then every so many seconds, in a thread, whatever it raises; a new trouble is told once."""
 
     def loop() -> None:
-        trouble = ""
+        problem = ""
         while not stop.is_set():
             started = time.monotonic()
             try:
                 act()
-                trouble = ""
+                problem = ""
             except Exception as error:  # also one of our own making: the next time may go well
                 text = str(error) if isinstance(error, UsfmaeError | OSError) else f"{type(error).__name__}: {error}"
-                if text != trouble:
-                    trouble = text
-                    logger.warning("%s: %s", name, trouble)
+                if text != problem:
+                    problem = text
+                    logger.warning("%s: %s", name, problem)
                     with contextlib.suppress(UsfmaeError, OSError):
-                        site.note(f"{name}.trouble", "failed", why=trouble[:300])
+                        site.note(f"{name}.failed", "failed", why=problem[:300])
             stop.wait(max(1.0, seconds - (time.monotonic() - started)))
 
     threading.Thread(target=loop, name=name, daemon=True).start()

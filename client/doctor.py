@@ -142,12 +142,12 @@ class Doctor:
         if proxy_for(self.site.settings.server, self.site.settings.proxy).url:
             raise Skip("the proxy resolves names")
         try:
-            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+            addresses = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise Fail(
                 f"{self.host} has no address: {error}", "check the name in site.yaml and this machine's DNS"
             ) from None
-        return f"{self.host} is {found[0][4][0]}"
+        return f"{self.host} is {addresses[0][4][0]}"
 
     def tls(self) -> str:
         """The server's certificate stands up against this site's CA."""
@@ -262,10 +262,10 @@ class Doctor:
         from usfmae.client.rounds.jobs import corpus_size
 
         size, floor = corpus_size(self.site), self.site.settings.privacy
-        found = f"{size.images} images of {size.patients} patients are ready"
+        summary = f"{size.images} images of {size.patients} patients are ready"
         if size.images < floor.min_images or size.patients < floor.min_patients:
             raise Fail(
-                f"{found}, this site's floor is {floor.min_images} of {floor.min_patients}",
+                f"{summary}, this site's floor is {floor.min_images} of {floor.min_patients}",
                 f"run 'usfmae-client prepare {self.site.root}', or add sources",
             )
-        return found
+        return summary

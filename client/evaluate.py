@@ -53,9 +53,9 @@ def _device(site: Site) -> str:
 
 def _latest_decoder(site: Site) -> dict[str, Tensor]:
     """The decoder of the round trained last at this site, or nothing."""
-    found = [Job(site, place.parent).trained_decoder for place in (site.root / "jobs").glob("*/result.json")]
-    found = sorted((file for file in found if file.exists()), key=lambda file: file.stat().st_mtime)
-    return load_file(found[-1]) if found else {}
+    decoders = [Job(site, place.parent).trained_decoder for place in (site.root / "jobs").glob("*/result.json")]
+    decoders = sorted((file for file in decoders if file.exists()), key=lambda file: file.stat().st_mtime)
+    return load_file(decoders[-1]) if decoders else {}
 
 
 def _write_panel(path: Path, network: MaskedAutoencoder, corpus: Corpus, rows: Positions, settings: Any) -> None:

@@ -84,9 +84,11 @@ def check(folder: Path) -> int:
     count = 0
     for name in ANSWERS:
         for html_file, html_key, html_text, text, file, key in LINKED.findall((folder / name).read_text()):
-            told, source, pointer = (html_text, html_file, html_key) if html_file else (text, file, key)
-            if unescape(told) != shown(pointed(json.loads((folder / source).read_text()), unescape(pointer))):
-                raise PolicyError(f"figure {told!r} in {name}", f"is not what {source}#{pointer} says", "make it again")
+            figure, source, pointer = (html_text, html_file, html_key) if html_file else (text, file, key)
+            if unescape(figure) != shown(pointed(json.loads((folder / source).read_text()), unescape(pointer))):
+                raise PolicyError(
+                    f"figure {figure!r} in {name}", f"is not what {source}#{pointer} says", "make it again"
+                )
             count += 1
     return count
 
@@ -128,16 +130,16 @@ def versions() -> dict[str, Any]:
 
 def _libraries() -> list[dict[str, str]]:
     """Every installed distribution with its version and licence as it states them."""
-    found = {}
+    libraries = {}
     for one in distributions():
         meta: Any = one.metadata
         licence = meta.get("License-Expression") or meta.get("License") or ""
-        found[meta["Name"].lower()] = {
+        libraries[meta["Name"].lower()] = {
             "name": meta["Name"],
             "version": one.version,
             "licence": licence.split("\n")[0][:80],
         }
-    return [found[name] for name in sorted(found)]
+    return [libraries[name] for name in sorted(libraries)]
 
 
 def bill_of_materials() -> dict[str, Any]:
@@ -152,8 +154,14 @@ def bill_of_materials() -> dict[str, Any]:
         }
         for one in _libraries()
     ]
-    about = {"component": {"type": "application", "name": "usfmae", "version": __version__}}
-    return {"bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1, "metadata": about, "components": components}
+    metadata = {"component": {"type": "application", "name": "usfmae", "version": __version__}}
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.5",
+        "version": 1,
+        "metadata": metadata,
+        "components": components,
+    }
 
 
 def audited(site: Site) -> dict[str, Any]:
@@ -169,8 +177,8 @@ def audited(site: Site) -> dict[str, Any]:
             events[entry["event"]] += 1
             status[entry["status"]] += 1
             first, last, head = first or entry["time"], entry["time"], entry["hash"]
-    found = {"sound": not why, "why": why, "entries": entries, "first": first, "last": last, "head": head}
-    return {**found, "events": dict(sorted(events.items())), "status": dict(sorted(status.items()))}
+    chain = {"sound": not why, "why": why, "entries": entries, "first": first, "last": last, "head": head}
+    return {**chain, "events": dict(sorted(events.items())), "status": dict(sorted(status.items()))}
 
 
 def left(site: Site) -> dict[str, Any]:
@@ -213,13 +221,13 @@ def controls(site: Site) -> dict[str, Any]:
 
 
 def intake(site: Site) -> dict[str, Any]:
-    found = Intake().refresh(site.corpus)
-    waiting = waiting_by_reason(site, found)
+    totals = Intake().refresh(site.corpus)
+    waiting = waiting_by_reason(site, totals)
     names = ("scans", "frames", "kept", "quarantined", "duplicates", "refused", "failed")
     return {
-        **{name: found.counts[name] for name in names},
+        **{name: totals.counts[name] for name in names},
         "open_quarantine": waiting.total(),
-        "reasons": dict(sorted(found.reasons.items())),
+        "reasons": dict(sorted(totals.reasons.items())),
         "profile": site.settings.clean.profile,
     }
 

@@ -52,8 +52,8 @@ def folder(site: Site, id_: str) -> Path:
     return site.root / "outbox" / id_
 
 
-def stage(site: Site, request: TrainRequest, reply: TrainReply, update: Path, about: Mapping[str, Any]) -> Path:
-    """Put a finished update into the outbox. `about`: tensors, bytes, norm, drawn. Staging again changes nothing."""
+def stage(site: Site, request: TrainRequest, reply: TrainReply, update: Path, summary: Mapping[str, Any]) -> Path:
+    """Put a finished update into the outbox. `summary`: tensors, bytes, norm, drawn. Staging again changes nothing."""
     place = folder(site, key(request))
     if (place / "entry.json").exists():
         return place
@@ -70,12 +70,12 @@ def stage(site: Site, request: TrainRequest, reply: TrainReply, update: Path, ab
         "created": time.time(),
         "release": site.settings.release,
         "floor": site.settings.privacy.model_dump(include={"min_images", "min_patients", "max_patient_share"}),
-        **about,
+        **summary,
         "record": {**reply.__dict__},
     }
     write_atomic(place / "sheet.txt", sheet(entry).encode())
     write_json(place / "entry.json", entry)
-    site.note("outbox.staged", id=place.name, round=request.round, content=reply.content, bytes=about["bytes"])
+    site.note("outbox.staged", id=place.name, round=request.round, content=reply.content, bytes=summary["bytes"])
     return place
 
 
@@ -105,10 +105,10 @@ def _drawn(entry: Mapping[str, Any]) -> str:
     drawn, floor = entry.get("drawn"), entry.get("floor")
     if not drawn or not floor:
         return "not counted by the version that made it"
-    kept = f"{floor['min_images']} images, {floor['min_patients']} patients, {floor['max_patient_share']:.0%}"
+    limits = f"{floor['min_images']} images, {floor['min_patients']} patients, {floor['max_patient_share']:.0%}"
     return (
         f"{drawn['images']} images of {drawn['patients']} patients, largest share of one patient "
-        f"{drawn['largest_share']:.1%}, floor kept ({kept})"
+        f"{drawn['largest_share']:.1%}, floor kept ({limits})"
     )
 
 
@@ -133,8 +133,8 @@ class Outbox:
     def entries(self) -> list[dict[str, Any]]:
         """Every entry, oldest first, with its state."""
         places = (self.site.root / "outbox").glob("*")
-        found = [self._sent.get(place.name) or self._read(place) for place in places]
-        return sorted((e for e in found if e), key=lambda e: (e["created"], e["id"]))
+        entries = [self._sent.get(place.name) or self._read(place) for place in places]
+        return sorted((e for e in entries if e), key=lambda e: (e["created"], e["id"]))
 
     def _read(self, place: Path) -> dict[str, Any] | None:
         entry = read_json(place / "entry.json")
@@ -174,10 +174,10 @@ def mark_sent(site: Site, place: Path, size: int) -> None:
 
 def check(file: TensorFile, content: str) -> None:
     """PolicyError where an update on disk is not the one whose hash was staged, and perhaps approved."""
-    found = PayloadHash()
+    digest = PayloadHash()
     for name in file.shapes:
-        found.add(name, file.raw(name))
-    if found.id() != content:
+        digest.add(name, file.raw(name))
+    if digest.id() != content:
         raise PolicyError("update in the outbox", "is not the one that was staged (hash)", "look at the disk")
 
 

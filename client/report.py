@@ -12,22 +12,22 @@ from usfmae.core.prepare.ledger import CorpusLedger
 
 def summary(site: Site, shelf: outbox.Outbox | None = None) -> dict[str, Any]:
     """The agent's last word, the corpus, the outbox and the last round that left."""
-    said = read_json(site.root / "status.json") or {}
+    agent_status = read_json(site.root / "status.json") or {}
     running = agent_runs(site)
     staged = (shelf or outbox.Outbox(site)).entries()
     sent = [entry for entry in staged if entry["state"] == "sent"]
-    progress = said.get("progress", {}) if running else {}
+    progress = agent_status.get("progress", {}) if running else {}
     return {
         "name": site.settings.name,
         "fingerprint": site.fingerprint,
         "server": site.settings.server,
         "running": running,
-        "state": said.get("state", "stopped") if running else "stopped",
-        "online": bool(running and said.get("online")),
+        "state": agent_status.get("state", "stopped") if running else "stopped",
+        "online": bool(running and agent_status.get("online")),
         "paused": site_policy.paused(site),
-        "problem": said.get("problem", "") if running else "",
-        "campaign": said.get("campaign", "") if running else "",
-        "round": said.get("round") if running else None,
+        "problem": agent_status.get("problem", "") if running else "",
+        "campaign": agent_status.get("campaign", "") if running else "",
+        "round": agent_status.get("round") if running else None,
         "progress": progress,
         "images": CorpusLedger(site.corpus).images(),
         "updates": {state: sum(e["state"] == state for e in staged) for state in ("waiting", "sent", "rejected")},

@@ -166,9 +166,9 @@ def _yaml(settings: SiteSettings) -> str:
     lines: list[str] = []
     sections: list[str] = []
     for line in template(SiteSettings).split("\n"):
-        found = re.match(r"( *)(\w+):", line)
-        if found:
-            indent, name = found.groups()
+        match = re.match(r"( *)(\w+):", line)
+        if match:
+            indent, name = match.groups()
             sections = [*sections[: len(indent) // 2], name]
             value: Any = chosen
             for section in sections:

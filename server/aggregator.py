@@ -125,11 +125,11 @@ class Refusals:
         with self.lock:
             taken, self.counts = self.counts, {}
             self.written = time.monotonic()
-        for known, times in sorted(taken.items()):
-            status, why, client = known
+        for refusal, times in sorted(taken.items()):
+            status, why, client = refusal
             try:
                 audit.append(self.log, "fleet-api", "call", "refused", code=status, why=why, client=client, times=times)
             except ResourceError:  # a full disk: counted on, and written later; the caller gets its answer
                 with self.lock:
-                    self._add(known, times)
+                    self._add(refusal, times)
             note(logger, "call refused", level=logging.WARNING, code=status, why=why, client=client, times=times)

@@ -41,8 +41,8 @@ def _lines(path: Path, own: set[str]) -> Iterator[list[str]]:
         scores = one["scores"]
         heads = {"fine-tuned": scores} if "all" in scores else scores
         for head, parts in heads.items():
-            for part, found in parts.items():
-                yield [task["name"], str(task["images"]), head, part, *(_cell(found.get(m)) for m in MEASURES)]
+            for part, values in parts.items():
+                yield [task["name"], str(task["images"]), head, part, *(_cell(values.get(m)) for m in MEASURES)]
 
 
 def _read(path: Path) -> dict[str, Any]:

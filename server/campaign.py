@@ -76,8 +76,8 @@ def campaigns(ledger: Ledger) -> list[Campaign]:
 
 def current(ledger: Ledger) -> Campaign | None:
     """The campaign that runs, or None."""
-    found = campaigns(ledger)
-    return found[-1] if found and found[-1].ended is None else None
+    recorded = campaigns(ledger)
+    return recorded[-1] if recorded and recorded[-1].ended is None else None
 
 
 def resume(ledger: Ledger, settings: CoordinatorSettings, rounds: int = 0) -> Campaign:
@@ -85,10 +85,10 @@ def resume(ledger: Ledger, settings: CoordinatorSettings, rounds: int = 0) -> Ca
 
     PolicyError where it was ended, or where the settings are no longer those it began with.
     """
-    found = campaigns(ledger)
-    if not found:
+    recorded = campaigns(ledger)
+    if not recorded:
         return _begin(ledger, settings, ledger.fact("campaign"), 0, seed=0, length=rounds)
-    now = found[-1]
+    now = recorded[-1]
     if now.ended is not None:
         raise PolicyError(f"campaign {now.id}", "was ended", "begin the next with 'usfmae-server campaign start'")
     changed = _changed(now.settings, recipe_of(settings))
@@ -178,8 +178,8 @@ def _go_back(home: Layout, ledger: Ledger, seed: int, number: int) -> int:
 
 
 def _panel_of(ledger: Ledger, number: int) -> dict[str, Any]:
-    found = next((r.summary or {} for r in ledger.rounds() if r.number == number), {})
-    return {"panel": found["panel"]} if "panel" in found else {}
+    summary = next((r.summary or {} for r in ledger.rounds() if r.number == number), {})
+    return {"panel": summary["panel"]} if "panel" in summary else {}
 
 
 def end(home: Layout, ledger: Ledger) -> Campaign:
@@ -187,11 +187,11 @@ def end(home: Layout, ledger: Ledger) -> Campaign:
 
     PolicyError where none runs.
     """
-    found = campaigns(ledger)
-    if not found or found[-1].ended is not None:
+    recorded = campaigns(ledger)
+    if not recorded or recorded[-1].ended is not None:
         raise PolicyError("campaign", "none is running", "begin one with 'usfmae-server campaign start'")
-    ended = replace(found[-1], ended=time.time())
-    ledger.set_facts({RECORD: _text([*found[:-1], ended])})
+    ended = replace(recorded[-1], ended=time.time())
+    ledger.set_facts({RECORD: _text([*recorded[:-1], ended])})
     audit.append(home.audit, "coordinator", "campaign-end", campaign=ended.id)
     return ended
 

@@ -11,10 +11,10 @@ from usfmae.core.tensors import TensorFile
 def check(file: Path, wanted: str = "") -> str:
     """The hash of a checkpoint's weights. CheckpointError unless it is `wanted`, and what the file says of itself."""
     with TensorFile(file) as tensors:
-        content, said = tensors.id(), tensors.metadata.get("content", "")
-    for known, where in ((wanted or said, "the ledger"), (said, "the file itself")):
-        if content != known:
-            why = f"holds {content[:12]}, not {known[:12]} as {where} says: it was changed or damaged"
+        content, declared = tensors.id(), tensors.metadata.get("content", "")
+    for expected, where in ((wanted or declared, "the ledger"), (declared, "the file itself")):
+        if content != expected:
+            why = f"holds {content[:12]}, not {expected[:12]} as {where} says: it was changed or damaged"
             raise CheckpointError(f"checkpoint {file}", why, "restore this file from a backup ('usfmae-server verify')")
     return content
 
@@ -27,8 +27,8 @@ class CheckedFiles:
 
     def check(self, file: Path, wanted: str = "") -> str:
         """As `check`; a file that has not changed is not read again."""
-        known = self.seen.get(file)
-        if known is None or known[:3] != _state(file) or (wanted and known[3] != wanted):
+        checked = self.seen.get(file)
+        if checked is None or checked[:3] != _state(file) or (wanted and checked[3] != wanted):
             self.written(file, check(file, wanted))
         return self.seen[file][3]
 

@@ -12,15 +12,15 @@ from usfmae.server.ledger import Ledger, Round, RoundState
 def history(ledger: Ledger) -> list[dict[str, Any]]:
     """Every committed round, oldest first: JSON values."""
     names = {site.site: site.name for site in ledger.sites().values()}
-    return [_line(ledger, found, names) for found in ledger.rounds() if found.state == RoundState.COMMITTED]
+    return [_line(ledger, round_, names) for round_ in ledger.rounds() if round_.state == RoundState.COMMITTED]
 
 
-def _line(ledger: Ledger, found: Round, names: Mapping[str, str]) -> dict[str, Any]:
-    summary = found.summary or {}
+def _line(ledger: Ledger, record: Round, names: Mapping[str, str]) -> dict[str, Any]:
+    summary = record.summary or {}
     gate, panel = summary.get("gate", {}), summary.get("panel", {})
-    verdicts = {names.get(site, site): v.verdict for site, v in ledger.verdicts(found.number).items()}
+    verdicts = {names.get(site, site): v.verdict for site, v in ledger.verdicts(record.number).items()}
     return {
-        "round": found.number,
+        "round": record.number,
         "merged": sum(verdict == VerdictCode.ADMITTED for verdict in verdicts.values()),
         "not_merged": {name: verdict for name, verdict in sorted(verdicts.items()) if verdict != VerdictCode.ADMITTED},
         "gate": gate.get("outcome"),
@@ -30,16 +30,16 @@ def _line(ledger: Ledger, found: Round, names: Mapping[str, str]) -> dict[str, A
         "reason": gate.get("reason", ""),
         "change": {o: values["loss"] / panel["seed"][o] - 1 for o, values in panel.get("organs", {}).items()},
         "backward_transfer": panel.get("backward_transfer"),
-        "result": found.result,
+        "result": record.result,
     }
 
 
-def table(found: Sequence[Mapping[str, Any]]) -> str:
+def table(rounds: Sequence[Mapping[str, Any]]) -> str:
     """The same in Markdown; losses over the seed's, minus 1, of the encoder that the round ended with."""
-    organs = sorted({organ for line in found for organ in line["change"]})
+    organs = sorted({organ for line in rounds for organ in line["change"]})
     head = ["round", "merged", "not merged", "gate", "kept", "whole round, worst organ", *organs, "encoder"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for line in found:
+    for line in rounds:
         cells = [
             str(line["round"]),
             str(line["merged"]),

@@ -167,9 +167,9 @@ class Ledger:
 
     def check(self) -> None:
         """SourceError where the file is damaged, or holds no campaign; reads all of it."""
-        found = [row[0] for row in self._db.execute("PRAGMA quick_check").fetchall()]
-        if found != ["ok"]:
-            raise SourceError(f"ledger {self.path}", f"is damaged: {found[0]}", RESTORE)
+        problems = [row[0] for row in self._db.execute("PRAGMA quick_check").fetchall()]
+        if problems != ["ok"]:
+            raise SourceError(f"ledger {self.path}", f"is damaged: {problems[0]}", RESTORE)
         if not self.fact("campaign"):
             raise SourceError(f"ledger {self.path}", "knows no campaign", RESTORE)
 
@@ -221,9 +221,9 @@ class Ledger:
         enrolment = checked(enrolment, f"enrolment of {enrolment.name!s:.80}")
         site = enrolment.site
         with self._write() as db:
-            known = _same_key(db, enrolment)
-            if known:
-                why = "was revoked" if known["state"] == SiteState.REVOKED else "is enrolled already"
+            existing = _same_key(db, enrolment)
+            if existing:
+                why = "was revoked" if existing["state"] == SiteState.REVOKED else "is enrolled already"
                 raise PolicyError(f"site {enrolment.name}", f"its key {why}", "make new keys with usfmae-client init")
             if db.execute("SELECT 1 FROM sites WHERE name = ? AND state = 'active'", (enrolment.name,)).fetchone():
                 raise PolicyError(f"site {enrolment.name}", "the name is taken by another site", "choose another name")
@@ -318,12 +318,12 @@ class Ledger:
                 " VALUES (?, 'open', ?, ?, ?, ?)",
                 (number, base, global_step, steps, time.time()),
             )
-        found = self.last_round(RoundState.OPEN)
-        if found is None or found.number != number or found.base != base:
+        opened = self.last_round(RoundState.OPEN)
+        if opened is None or opened.number != number or opened.base != base:
             raise PolicyError(
                 f"round {number}", "the ledger and the checkpoints disagree", "restore one backup of both"
             )
-        return found
+        return opened
 
     def commit_round(
         self, number: int, result: str, summary: Mapping[str, Any], final: list[Verdict], steps: int | None = None
@@ -391,8 +391,8 @@ class Ledger:
         if len(last) < rounds:
             return set()
         query = "SELECT site FROM sites WHERE state = 'active' AND added <= ?"
-        known = {row["site"] for row in self._db.execute(query, (last[0].opened,)).fetchall()}
-        return known - {site for one in last for site in self.verdicts(one.number)}
+        enrolled = {row["site"] for row in self._db.execute(query, (last[0].opened,)).fetchall()}
+        return enrolled - {site for one in last for site in self.verdicts(one.number)}
 
     def strikes(self, before: int, rounds: int) -> dict[str, int]:
         """In how many of the rounds just before this one a site's update pointed against the others."""

@@ -110,8 +110,8 @@ def choose(
         return ReleaseChoice(fit[-1], 1.0, why, None, home.checkpoint(fit[-1]))
     best = min(fit, key=lambda n: (_mean(read[n]), n))
     candidates = [home.checkpoint(best)] + ([] if number else [home.memory(EMA, rounds[-1].number)])
-    found = [_interpolated(home, settings, judged, best, path) for path in candidates if path.exists()]
-    _cost, choice = min(found, key=lambda pair: pair[0])
+    choices = [_interpolated(home, settings, judged, best, path) for path in candidates if path.exists()]
+    _cost, choice = min(choices, key=lambda pair: pair[0])
     return replace(choice, why=f"{choice.why}; {len(refused)} round(s) were over it, unlearned or not measured")
 
 
@@ -123,14 +123,14 @@ def unlearned(rounds: Sequence[Round]) -> dict[int, str]:
     released; rounds without losses are not judged.
     """
     losses = {r.number: (r.summary or {}).get("loss_after") for r in rounds}
-    known = {n: float(loss) for n, loss in losses.items() if loss and math.isfinite(loss)}
+    finite = {n: float(loss) for n, loss in losses.items() if loss and math.isfinite(loss)}
     start = next((float(v) for r in rounds if (v := (r.summary or {}).get("loss_before"))), 0.0)
-    if not known or start <= min(known.values()):
+    if not finite or start <= min(finite.values()):
         return {}
-    most = start - min(known.values())
+    most = start - min(finite.values())
     return {
         n: f"holds {(start - loss) / most:.0%} of what the sites learned (held-out loss {start:.3f} -> {loss:.3f})"
-        for n, loss in known.items()
+        for n, loss in finite.items()
         if start - loss < LEARNED * most
     }
 
@@ -146,13 +146,13 @@ def _interpolated(
     """The share between the seed and an encoder with the lowest mean cost within the budget, and that cost."""
     seed, now = load(home.checkpoint(0)).tensors, load(path).tensors
     base = {organ: reading.loss for organ, reading in reader.seed.items()}
-    found = []
+    trials = []
     for alpha in sorted({1.0, *settings.continual.alphas}, reverse=True):
         readings = reader.read(averaging.interpolate(seed, now, alpha))
         costs = forgetting_budget.excess(base, {organ: reading.loss for organ, reading in readings.items()})
         within = max(costs.values()) <= settings.continual.budget
-        found.append((not within, _mean(costs), -alpha, readings))
-    over, cost, minus, readings = min(found, key=lambda item: item[:3])
+        trials.append((not within, _mean(costs), -alpha, readings))
+    over, cost, minus, readings = min(trials, key=lambda item: item[:3])
     what = f"round {number}" if path == home.checkpoint(number) else "the running average of all rounds"
     why = f"{what}, alpha {-minus:g}: mean panel loss {cost:+.1%} against the seed, every organ within "
     why += f"{settings.continual.budget:+.0%}"
@@ -182,8 +182,8 @@ def _write(
     seed, chosen = load(home.checkpoint(0)), load(choice.path)
     encoder = averaging.interpolate(seed.tensors, chosen.tensors, choice.alpha)
     more = {key: chosen.metadata[key] for key in ("campaign", "images", "sites", "step") if key in chosen.metadata}
-    about = describe(chosen.model, chosen.train, parents=tuple(sorted({seed.trail.id, chosen.trail.id})), **more)
-    weights = save(out / "weights.safetensors", {**encoder, **load(home.decoder).tensors}, about)
+    metadata = describe(chosen.model, chosen.train, parents=tuple(sorted({seed.trail.id, chosen.trail.id})), **more)
+    weights = save(out / "weights.safetensors", {**encoder, **load(home.decoder).tensors}, metadata)
     own = choice.path == home.checkpoint(choice.round)
     chain = lineage.chain(
         _links(ledger, choice.round), seed.trail.id, choice.alpha, "round" if own else "average", tensors_id(encoder)

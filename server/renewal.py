@@ -32,7 +32,7 @@ def read(file: Path) -> x509.Certificate:
         raise ConfigError(f"certificate {file}", "is not PEM", "give the certificate in PEM") from None
 
 
-def about(home: Layout) -> dict[str, Any]:
+def summary(home: Layout) -> dict[str, Any]:
     """What the certificate and the CA are, and the days left."""
     server, authority = read(home.certificate), read(home.ca)
     try:
@@ -74,26 +74,26 @@ def renew(home: Layout) -> dict[str, Any]:
     key = keys.read_private(home.tls_key, EllipticCurvePrivateKey)
     pem = certificates.server(settings.network.names, key.public_key(), home.ca.read_bytes(), authority_key)
     write_atomic(home.certificate, pem)
-    audit.append(home.audit, "coordinator", "certificate-renewed", ends=about(home)["ends"])
-    return about(home)
+    audit.append(home.audit, "coordinator", "certificate-renewed", ends=summary(home)["ends"])
+    return summary(home)
 
 
 def bring(home: Layout, certificate: Path, key: Path) -> dict[str, Any]:
     """Use a certificate and key made elsewhere. ConfigError unless they fit each other and are valid now."""
-    found = read(certificate)
+    parsed = read(certificate)
     try:
         private = load_pem_private_key(key.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"key {key}", str(error), "give an unencrypted PEM key") from None
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if private.public_key().public_bytes(*form) != found.public_key().public_bytes(*form):
+    if private.public_key().public_bytes(*form) != parsed.public_key().public_bytes(*form):
         raise ConfigError(f"certificate {certificate}", "does not belong to the key", "give the two of one pair")
-    if days_left(found) <= 0:
-        ended = f"ended {found.not_valid_after_utc:%Y-%m-%d}"
+    if days_left(parsed) <= 0:
+        ended = f"ended {parsed.not_valid_after_utc:%Y-%m-%d}"
         raise ConfigError(f"certificate {certificate}", ended, "bring a new one")
     with replacing(home.tls_key) as partial:
         partial.touch(mode=0o600)
         partial.write_bytes(key.read_bytes())
     write_atomic(home.certificate, certificate.read_bytes())
-    audit.append(home.audit, "coordinator", "certificate-brought", ends=about(home)["ends"])
-    return about(home)
+    audit.append(home.audit, "coordinator", "certificate-brought", ends=summary(home)["ends"])
+    return summary(home)

@@ -90,16 +90,16 @@ class Hospital:
     def answer(self, request: TrainRequest, encoder: Path, decoder: Path) -> tuple[dict[str, Any], dict[str, Arrived]]:
         """Train and answer; a repeated request is answered from disk, as a real site does."""
         base = load_file(encoder)
-        kept = self.place / "answers" / f"{request.round:05d}-{request.base[:16]}"
-        if not (kept / "reply.json").exists():
-            self._work(request, base, decoder, kept)
-        record = json.loads((kept / "reply.json").read_text())
-        payload = load_file(kept / "update.safetensors")
+        folder = self.place / "answers" / f"{request.round:05d}-{request.base[:16]}"
+        if not (folder / "reply.json").exists():
+            self._work(request, base, decoder, folder)
+        record = json.loads((folder / "reply.json").read_text())
+        payload = load_file(folder / "update.safetensors")
         shapes = {name: base[name].shape for name in payload}
         arrived = {n: Arrived.whole(request.encoding, shapes[n], RAW, d.tobytes()) for n, d in payload.items()}
         return record, arrived
 
-    def _work(self, request: TrainRequest, base: TENSORS, decoder: Path, kept: Path) -> None:
+    def _work(self, request: TrainRequest, base: TENSORS, decoder: Path, folder: Path) -> None:
         began = time.perf_counter()
         residual = self.place / "residual.safetensors"
         result = local_round(
@@ -113,7 +113,7 @@ class Hospital:
         if request.encoding != "fp32":
             _save(residual, {tensor.name: tensor.error for tensor in tensors})
         payload = {tensor.name: tensor.data for tensor in tensors}
-        _save(kept / "update.safetensors", {n: np.frombuffer(d, np.uint8) for n, d in payload.items()})
+        _save(folder / "update.safetensors", {n: np.frombuffer(d, np.uint8) for n, d in payload.items()})
         reply = TrainReply(
             campaign=request.campaign,
             round=request.round,
@@ -127,7 +127,7 @@ class Hospital:
             seconds=time.perf_counter() - began,
             site=self.site,
         )
-        (kept / "reply.json").write_text(json.dumps(to_record(sign(reply, self.key))))
+        (folder / "reply.json").write_text(json.dumps(to_record(sign(reply, self.key))))
 
 
 class InProcess:
@@ -164,20 +164,20 @@ class InProcess:
 def populate(home: Layout, sites: int, images: int, trainer: Trainer = masked_autoencoder) -> list[Hospital]:
     """Make and enrol virtual hospitals, each with its own simulated tissue; those that exist stay as they are."""
     ledger = Ledger(home.ledger)
-    found = []
+    hospitals = []
     size = home.settings().model.image_size
     for number in range(sites):
         place = home.root / "hospitals" / f"virtual-{number + 1:03d}"
         if (place / "enrolled").exists():
-            found.append(Hospital(place, trainer))
+            hospitals.append(Hospital(place, trainer))
             continue
         hospital = Hospital.create(place, trainer)
         write_shard(place / "corpus", "all", list(tissue(number, images, size)))
         ledger.add_site(hospital.enrolment(), confirmed=True)
         (place / "enrolled").touch()
-        found.append(hospital)
+        hospitals.append(hospital)
     ledger.close()
-    return found
+    return hospitals
 
 
 def tissue(site: int, images: int, size: int) -> Iterable[PackedImage]:

@@ -24,14 +24,14 @@ def add(home: Layout, file: Path, by: str = "", capacity: int | None = None) -> 
     weight in a merge is at most the fair share.
     """
     try:
-        found = enrolment.load(file)
+        site = enrolment.load(file)
         if capacity is not None:
-            found = enrolment.checked(dataclasses.replace(found, capacity=capacity), "--capacity")
-        Ledger(home.ledger).add_site(found, confirmed=capacity is not None)
+            site = enrolment.checked(dataclasses.replace(site, capacity=capacity), "--capacity")
+        Ledger(home.ledger).add_site(site, confirmed=capacity is not None)
     except UsfmaeError as error:
         audit.append(home.audit, "coordinator", "site-add", "refused", why=f"{error.what}: {error.why}"[:200])
         raise
-    fields: dict[str, Any] = {"site": found.site, "name": found.name, "capacity": found.capacity}
+    fields: dict[str, Any] = {"site": site.site, "name": site.name, "capacity": site.capacity}
     fields["confirmed"] = capacity is not None
     audit.append(home.audit, "coordinator", "site-add", **fields, by=by or person())
     return {**fields, "state": SiteState.ACTIVE}
@@ -56,16 +56,16 @@ def revoke(home: Layout, name: str, by: str = "") -> dict[str, Any]:
 
 def rotate(home: Layout, file: Path) -> dict[str, Any]:
     """Take a site's new keys, signed with its present one; the capacity stays what it was enrolled with."""
-    found = key_rotation.load(file)
+    rotation = key_rotation.load(file)
     ledger = Ledger(home.ledger)
-    known = ledger.sites().get(found.replaces)
-    if known is None or known.state != SiteState.ACTIVE:
-        raise PolicyError(f"rotation of {found.enrolment.name}", "its old key is not active here", "enrol it anew")
-    key_rotation.verify(found, known.signing_key)
-    new = dataclasses.replace(found.enrolment, capacity=known.capacity)
-    ledger.rotate_site(known.site, new)
-    audit.append(home.audit, "coordinator", "site-rotate", old=known.site, new=new.site, name=new.name)
-    return {"site": new.site, "name": new.name, "replaces": known.site, "state": SiteState.ACTIVE}
+    site = ledger.sites().get(rotation.replaces)
+    if site is None or site.state != SiteState.ACTIVE:
+        raise PolicyError(f"rotation of {rotation.enrolment.name}", "its old key is not active here", "enrol it anew")
+    key_rotation.verify(rotation, site.signing_key)
+    new = dataclasses.replace(rotation.enrolment, capacity=site.capacity)
+    ledger.rotate_site(site.site, new)
+    audit.append(home.audit, "coordinator", "site-rotate", old=site.site, new=new.site, name=new.name)
+    return {"site": new.site, "name": new.name, "replaces": site.site, "state": SiteState.ACTIVE}
 
 
 def listed(home: Layout) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ def status(home: Layout) -> dict[str, Any]:
     rounds = ledger.rounds()
     committed = [r for r in rounds if r.state == RoundState.COMMITTED]
     opened = next((r for r in rounds if r.state == RoundState.OPEN), None)
-    names = {site: known.name for site, known in ledger.sites().items()}
+    names = {site: entry.name for site, entry in ledger.sites().items()}
     last = committed[-1] if committed else None
     shown = overview(home, History())
     return {

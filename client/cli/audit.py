@@ -35,11 +35,11 @@ def audit(directory: Path, action: str, head: str | None, as_json: bool) -> None
         else:
             click.echo(f"{count} entries, chain sound, head {last}")
         return
-    found = list(chain.entries(log))
+    entries = list(chain.entries(log))
     if as_json:
-        print_json(found)
+        print_json(entries)
         return
-    for entry in found:
-        known = ("time", "actor", "event", "status", "previous", "hash")
-        rest = " ".join(f"{k}={v}" for k, v in entry.items() if k not in known)
+    for entry in entries:
+        columns = ("time", "actor", "event", "status", "previous", "hash")
+        rest = " ".join(f"{k}={v}" for k, v in entry.items() if k not in columns)
         click.echo(f"{entry['time']}  {entry['event']:18s} {entry['status']:8s} {rest}")

@@ -41,11 +41,11 @@ def campaign(directory: Path, action: str, name: str | None, reason: str, as_jso
 
     site = Site.open(directory)
     if action == "list":
-        known = campaigns.agreements(site)
+        agreements = campaigns.agreements(site)
         if as_json:
-            print_json([asdict(one) for one in known])
+            print_json([asdict(one) for one in agreements])
         else:
-            for one in known:
+            for one in agreements:
                 click.echo(f"{one.campaign}  {one.state}  {one.encoding}, {one.steps} steps a round")
         return
     waiting = [one.campaign for one in campaigns.agreements(site) if one.state is campaigns.CampaignState.WAITING]
@@ -53,7 +53,7 @@ def campaign(directory: Path, action: str, name: str | None, reason: str, as_jso
     if not name:
         raise UsageError(f"campaign {action}", "needs a NAME", f"see 'usfmae-client campaign {directory}'")
     if action == "show":
-        one = campaigns.known(site, name)
+        one = campaigns.agreement_named(site, name)
         print_json(asdict(one)) if as_json else click.echo(campaigns.in_words(one), nl=False)
     elif action == "restart":
         campaigns.restart(site, name, reason)

@@ -23,8 +23,10 @@ def evaluate(directory: Path, model: Path, panel: Path | None, as_json: bool) ->
     from usfmae.client.evaluate import evaluated
     from usfmae.client.site import Site
 
-    found = evaluated(Site.open(directory), model, panel)
+    evaluation = evaluated(Site.open(directory), model, panel)
     if as_json:
-        print_json(found)
+        print_json(evaluation)
         return
-    click.echo(f"held-out masked loss {found['loss']:.4f} on {found['held_out']} of {found['images']} images")
+    click.echo(
+        f"held-out masked loss {evaluation['loss']:.4f} on {evaluation['held_out']} of {evaluation['images']} images"
+    )

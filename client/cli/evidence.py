@@ -32,9 +32,9 @@ def evidence(directory: Path, out: Path | None, to_check: bool, as_json: bool) -
 
     site = Site.open(directory)
     place = out or directory / f"evidence-{datetime.now(UTC):%Y-%m-%d}"
-    found = {"folder": str(place), "figures": folder.check(place)} if to_check else folder.write(site, place)
+    result = {"folder": str(place), "figures": folder.check(place)} if to_check else folder.write(site, place)
     if as_json:
-        print_json(found)
+        print_json(result)
         return
-    for name, value in found.items():
+    for name, value in result.items():
         click.echo(f"{name:14s} {value}")

@@ -38,15 +38,15 @@ def outbox(directory: Path, action: str, entry: str | None, reason: str, as_json
         room.decide(site, str(entry), action == "approve", reason)
         click.echo(f"{entry} {'approved' if action == 'approve' else 'rejected'}", err=True)
         return
-    found = room.entries(site)
+    entries = room.entries(site)
     if action == "show":
-        found = [e for e in found if e["id"] == entry]
-        if not found:
+        entries = [e for e in entries if e["id"] == entry]
+        if not entries:
             raise UsageError(f"outbox entry {entry!r:.60}", "does not exist", f"see 'usfmae-client outbox {directory}'")
     if as_json:
-        print_json(found if action == "list" else found[0])
+        print_json(entries if action == "list" else entries[0])
     elif action == "show":
-        click.echo(room.sheet(found[0]) + f"\nstate: {found[0]['state']}")
+        click.echo(room.sheet(entries[0]) + f"\nstate: {entries[0]['state']}")
     else:
-        for e in found:
+        for e in entries:
             click.echo(f"{e['id']}  round {e['round']:5d}  {e['bytes']:>11,d} bytes  {e['state']:8s}  {e['campaign']}")

@@ -26,16 +26,16 @@ def report(directory: Path, month: str | None, out: Path | None, as_json: bool) 
     from usfmae.core.errors import PolicyError
     from usfmae.core.report import site as page
 
-    wanted = page.month_of(month)
+    period = page.month_of(month)
     site = Site.open(directory)
     try:
         chain = f"{audit.verify(site.audit_log)} entries, unbroken"
     except PolicyError as error:
         chain = str(error)
-    found = page.month(audit.entries(site.audit_log), outbox.entries(site), wanted)
+    contents = page.month(audit.entries(site.audit_log), outbox.entries(site), period)
     if as_json:
-        print_json({**found, "chain": chain})
+        print_json({**contents, "chain": chain})
         return
-    file = out or directory / f"report-{wanted}.html"
-    page.write_month(file, site.settings.name, site.fingerprint, found, chain)
+    file = out or directory / f"report-{period}.html"
+    page.write_month(file, site.settings.name, site.fingerprint, contents, chain)
     click.echo(file)

@@ -21,11 +21,11 @@ def status(directory: Path, as_json: bool) -> None:
     from usfmae.client.report import summary
     from usfmae.client.site import Site
 
-    found = summary(Site.open(directory))
+    fields = summary(Site.open(directory))
     if as_json:
-        print_json(found)
+        print_json(fields)
         return
-    for key, value in found.items():
+    for key, value in fields.items():
         if value not in ("", None, {}):
             shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
             click.echo(f"{key:12s} {shown}")

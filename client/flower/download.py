@@ -146,11 +146,11 @@ def _npy_header(name: str, body: memoryview, shape: tuple[int, ...]) -> int:
     try:
         version = npy.read_magic(stream)
         reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        found, fortran, dtype = reader(stream)
+        stored, fortran, dtype = reader(stream)
     except Exception:  # NumPy reads a Python literal there, and a hostile one raises whatever it likes
         raise PolicyError(f"tensor {name!r:.80}", "is not in npy format", "refused") from None
-    if found != shape or (fortran and len(shape) > 1) or dtype.str != "<f4":
-        raise PolicyError(f"tensor {name!r:.80}", f"holds {dtype.str} {found}", "refused")
+    if stored != shape or (fortran and len(shape) > 1) or dtype.str != "<f4":
+        raise PolicyError(f"tensor {name!r:.80}", f"holds {dtype.str} {stored}", "refused")
     return stream.tell()
 
 

@@ -104,8 +104,8 @@ class FleetClient:
         answer = self._call(FleetCall.PULL_MESSAGES, request, fleet.PullMessagesResponse, more)
         if not answer.messages_list:
             return None
-        about = answer.messages_list[0].metadata
-        return RequestMessage(about.SerializeToString(deterministic=True), about.message_id)
+        metadata = answer.messages_list[0].metadata
+        return RequestMessage(metadata.SerializeToString(deterministic=True), metadata.message_id)
 
     def fetch(self, run: int, id_: str) -> bytes:
         """One object, its hash checked."""

@@ -30,8 +30,8 @@ class RequestMessage:
     @property
     def expires(self) -> float:
         """Unix time after which the aggregator takes no answer to it."""
-        about = wire.Metadata.FromString(self.metadata)
-        return float(about.created_at + about.ttl)
+        metadata = wire.Metadata.FromString(self.metadata)
+        return float(metadata.created_at + metadata.ttl)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ReplyMessage:
 def reply_metadata(request: RequestMessage, created: float) -> bytes:
     """Metadata of the answer to a request. It lies on disk: the same bytes make the same id, so an upload goes on."""
     sent = wire.Metadata.FromString(request.metadata)
-    about = wire.Metadata(
+    metadata = wire.Metadata(
         run_id=sent.run_id,
         src_node_id=sent.dst_node_id,
         dst_node_id=sent.src_node_id,
@@ -55,10 +55,10 @@ def reply_metadata(request: RequestMessage, created: float) -> bytes:
         created_at=created,
     )
     if sent.HasField("dst_task_id"):
-        about.src_task_id = sent.dst_task_id
+        metadata.src_task_id = sent.dst_task_id
     if sent.HasField("src_task_id"):
-        about.dst_task_id = sent.src_task_id
-    return bytes(about.SerializeToString(deterministic=True))
+        metadata.dst_task_id = sent.src_task_id
+    return bytes(metadata.SerializeToString(deterministic=True))
 
 
 def reply(
@@ -68,12 +68,12 @@ def reply(
     seconds: float = 0.0,
 ) -> ReplyMessage:
     """A message of scalar records and arrays that are read from disk as they are sent."""
-    about = wire.Metadata.FromString(metadata)
-    body = wire.Message(metadata=about).SerializeToString(deterministic=True)
+    header = wire.Metadata.FromString(metadata)
+    body = wire.Message(metadata=header).SerializeToString(deterministic=True)
     bodies = {name: config_body(record) for name, record in config.items()}
     parcel = flower_objects.parcel(body, bodies, arrays)
-    about.message_id = parcel.tree.id
-    return ReplyMessage(about, parcel, seconds)
+    header.message_id = parcel.tree.id
+    return ReplyMessage(header, parcel, seconds)
 
 
 _FIELDS: tuple[tuple[type, str], ...] = ((bool, "bool"), (int, "sint64"), (float, "double"), (str, "string"))
@@ -96,11 +96,11 @@ def config_record(content: bytes) -> dict[str, Any]:
     PolicyError where it is none.
     """
     try:
-        found = records.ConfigRecord.FromString(bytes(flower_objects.expect(content, "ConfigRecord").body))
+        record = records.ConfigRecord.FromString(bytes(flower_objects.expect(content, "ConfigRecord").body))
     except DecodeError:
         raise PolicyError("message object ConfigRecord", "is malformed", "refused") from None
     values = {}
-    for item in found.items:
+    for item in record.items:
         field = item.value.WhichOneof("value")
         plain = field in ("double", "sint64", "uint64", "bool", "string")
         values[item.key] = getattr(item.value, field) if plain else None

@@ -34,24 +34,24 @@ class PendingRequest:
     @classmethod
     def all(cls, site: Site) -> list[PendingRequest]:
         """Every waiting request, oldest first. A damaged file is set aside, with an audit entry."""
-        found = []
+        requests = []
         for path in sorted((site.root / "pending").glob("*.json")):
             try:
-                found.append(cls._read(path))
+                requests.append(cls._read(path))
             except (KeyError, ValueError, TypeError, DecodeError) as error:
                 path.replace(path.with_suffix(".damaged"))
                 site.note("request.damaged", "dropped", file=path.name, why=f"{type(error).__name__}: {error}"[:200])
-        return found
+        return requests
 
     @classmethod
     def _read(cls, path: Path) -> PendingRequest:
-        about = json.loads(path.read_bytes())
-        request = RequestMessage(base64.b64decode(about["metadata"]), str(about["id"]))
+        fields = json.loads(path.read_bytes())
+        request = RequestMessage(base64.b64decode(fields["metadata"]), str(fields["id"]))
         _ = request.run, request.expires  # what cannot be read is found here, not in the middle of an answer
-        record, ids = about["record"], about["ids"]
+        record, ids = fields["record"], fields["ids"]
         if not isinstance(ids, dict) or not (record is None or isinstance(record, dict)):
             raise TypeError("record or ids are no object")
-        return cls(path, request, record, ids, base64.b64decode(about["reply"]))
+        return cls(path, request, record, ids, base64.b64decode(fields["reply"]))
 
     # How often the agent began with this request and did not come to the end of the step: a file of one byte a time,
     # not flushed, since it counts ends of the process, not of the machine.
@@ -100,11 +100,11 @@ class PendingRequest:
         self.end()
 
     def _write(self) -> None:
-        about = {
+        fields = {
             "metadata": base64.b64encode(self.request.metadata).decode(),
             "id": self.request.id,
             "record": self.record,
             "ids": self.ids,
             "reply": base64.b64encode(self.reply).decode(),
         }
-        write_json(self.path, about)
+        write_json(self.path, fields)

@@ -131,10 +131,10 @@ def _content(site: Site, reply: TrainReply) -> RecordDict:
 
 def judge(site: Site, fab: bytes) -> None:
     """PolicyError, and an audit entry, where a FAB is not the one the hospital agreed to."""
-    found = hashlib.sha256(fab).hexdigest()
-    if found != site.settings.fab:
-        site.note("fab.refused", "refused", hash=found)
-        raise PolicyError(f"app {found[:16]}", "is not the one named in site.yaml", "compare with the coordinator")
+    digest = hashlib.sha256(fab).hexdigest()
+    if digest != site.settings.fab:
+        site.note("fab.refused", "refused", hash=digest)
+        raise PolicyError(f"app {digest[:16]}", "is not the one named in site.yaml", "compare with the coordinator")
 
 
 def guarded(site: Site) -> tuple[Callable[..., None], Callable[..., Callable[..., ClientApp]]]:

@@ -105,7 +105,7 @@ class Listener:
     )
     unsupported: Counter[tuple[str, str]] = field(default_factory=Counter)  # (calling title, SOP class)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    said: dict[str, float] = field(default_factory=dict)  # address -> when a line was last written about it
+    logged: dict[str, float] = field(default_factory=dict)  # address -> when a line was last written about it
     server: LimitedServer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -233,8 +233,8 @@ class Listener:
         self.count("turned_away")
         now = time.monotonic()
         with self.lock:
-            self.said = {other: when for other, when in self.said.items() if now - when < QUIET_SECONDS}
-            first = self.said.setdefault(address, now) == now
+            self.logged = {other: when for other, when in self.logged.items() if now - when < QUIET_SECONDS}
+            first = self.logged.setdefault(address, now) == now
         if first:
             log.note(logger, "connection turned away", logging.WARNING, address=address, why=why)
 

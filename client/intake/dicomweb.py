@@ -148,8 +148,8 @@ class _Fetching:
     spool: Spool
     done: Pulled
 
-    def study(self, found: dict[str, Any]) -> None:
-        study, instances = value_of(found, STUDY), _count(found, INSTANCES_IN_STUDY)
+    def study(self, dataset: dict[str, Any]) -> None:
+        study, instances = value_of(dataset, STUDY), _count(dataset, INSTANCES_IN_STUDY)
         if self.memory.unchanged(study, instances):
             return
         self.done.studies += 1
@@ -177,7 +177,7 @@ class _Fetching:
         file = self.spool.incoming()
         try:
             self.pacs.retrieve(path, file.write)
-            size, kept = file.size, file.keep()
+            size, is_new = file.size, file.keep()
             self.spool.settle()
         except Exception as error:  # one instance the PACS cannot give, or gives damaged, must not end the pull
             file.discard()
@@ -187,11 +187,11 @@ class _Fetching:
             log.note(logger, "instance not fetched", logging.WARNING, error=type(error).__name__)
             return
         self.done.bytes += size
-        self.done.instances += kept
-        self.done.repeated += not kept
+        self.done.instances += is_new
+        self.done.repeated += not is_new
         self.memory.add(uid)
 
 
-def _count(found: dict[str, Any], tag: str) -> int:
-    text = value_of(found, tag)
+def _count(dataset: dict[str, Any], tag: str) -> int:
+    text = value_of(dataset, tag)
     return int(text) if text.isdecimal() and len(text) < 10 else 0

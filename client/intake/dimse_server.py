@@ -285,14 +285,14 @@ class LimitedServer(ThreadedAssociationServer):
         with self.lock:
             waiting = [c for c in self.connections if c.waits and not c.closed]
             same = [c for c in waiting if c.address == client_address[0]]
-            gone = same[0] if len(same) >= MOST_WAITING_FROM_ONE else None
-            gone = gone or (waiting[0] if len(waiting) >= MOST_WAITING else None)
+            evicted = same[0] if len(same) >= MOST_WAITING_FROM_ONE else None
+            evicted = evicted or (waiting[0] if len(waiting) >= MOST_WAITING else None)
             has_room = len(self.connections) < MOST
             if has_room:
                 self.connections.append(DimseConnection(request, client_address[0], time.monotonic()))
-        if gone is not None:
-            gone.close()
-        if gone is not None or not has_room:
+        if evicted is not None:
+            evicted.close()
+        if evicted is not None or not has_room:
             self.turned_away(client_address[0], "too many connections that ask for nothing")
         return has_room
 
@@ -311,10 +311,10 @@ class LimitedServer(ThreadedAssociationServer):
         assert opened is not None
         reception = Reception(association, self.open_file)
         with self.lock:
-            known = next((c for c in self.connections if c.socket is opened.socket), None)
-            if known is not None:
-                known.association, known.reception = association, reception
-        since = known.since if known is not None else time.monotonic()
+            connection = next((c for c in self.connections if c.socket is opened.socket), None)
+            if connection is not None:
+                connection.association, connection.reception = association, reception
+        since = connection.since if connection is not None else time.monotonic()
         association.dimse = reception
         association.dul.state_machine = _StateMachine(association.dul)
         association.dul.socket = LimitedSocket(opened, since + ASKING_SECONDS, self.idle_seconds)

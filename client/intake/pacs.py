@@ -51,9 +51,9 @@ class Query:
     expected: int = 0  # 0: unknown
 
 
-def value_of(found: dict[str, Any], tag: str) -> str:
+def value_of(dataset: dict[str, Any], tag: str) -> str:
     """The first value of a tag in DICOM JSON, as text; empty where there is none."""
-    element = found.get(tag)
+    element = dataset.get(tag)
     values = element.get("Value") if isinstance(element, dict) else None
     return str(values[0]) if isinstance(values, list) and values else ""
 
@@ -92,8 +92,8 @@ class Pacs:
         offset = 0
         while len(seen) < MOST_RESULTS:
             page, more = self._page(query, offset)
-            fresh = {value_of(found, query.tag): found for found in page if isinstance(found, dict)}
-            fresh = {uid: found for uid, found in fresh.items() if _UID.fullmatch(uid) and uid not in seen}
+            fresh = {value_of(dataset, query.tag): dataset for dataset in page if isinstance(dataset, dict)}
+            fresh = {uid: dataset for uid, dataset in fresh.items() if _UID.fullmatch(uid) and uid not in seen}
             seen.update(fresh)
             yield from fresh.values()
             offset += len(page)

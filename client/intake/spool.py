@@ -37,7 +37,7 @@ class TooLargeError(ResourceError):
 class _Flushes:
     """Whose files are on disk: each caller gets a number, a flush covers all numbers given out before it began."""
 
-    asked: int = 0
+    numbered: int = 0
     covered: int = 0
     failed: int = 0  # highest number that a failed flush covered: its files may be lost though a later flush succeeds
     error: OSError | None = None
@@ -102,11 +102,11 @@ class Spool:
         """
         state = self._flushes
         with state.counting:
-            state.asked += 1
-            mine = state.asked
+            state.numbered += 1
+            mine = state.numbered
         with state.flushing:
             if state.covered < mine:
-                covers = state.asked
+                covers = state.numbered
                 try:
                     flush_disk(self.directory)
                 except OSError as error:

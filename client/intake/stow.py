@@ -123,9 +123,9 @@ def file_meta(head: bytes) -> tuple[str, str]:
     """
     if head[128:132] != b"DICM":
         raise ValueError("not a DICOM file")
-    found: dict[int, str] = {}
+    elements: dict[int, str] = {}
     at = 132
-    while at + 12 <= len(head) and not {SOP_CLASS, SOP_INSTANCE} <= found.keys():
+    while at + 12 <= len(head) and not {SOP_CLASS, SOP_INSTANCE} <= elements.keys():
         group, element, kind = struct.unpack_from("<HH2s", head, at)
         is_long = kind in LONG
         (length,) = struct.unpack_from("<I" if is_long else "<H", head, at + 8 if is_long else at + 6)
@@ -133,9 +133,9 @@ def file_meta(head: bytes) -> tuple[str, str]:
         if group != 2 or at + length > len(head):
             break
         if element in (SOP_CLASS, SOP_INSTANCE):
-            found[element] = head[at : at + length].rstrip(b"\0 ").decode("ascii", "replace")
+            elements[element] = head[at : at + length].rstrip(b"\0 ").decode("ascii", "replace")
         at += length
-    uids = found.get(SOP_CLASS, ""), found.get(SOP_INSTANCE, "")
+    uids = elements.get(SOP_CLASS, ""), elements.get(SOP_INSTANCE, "")
     if not all(UID(uid).is_valid for uid in uids):
         raise ValueError("no SOP class and instance in the file meta information")
     return uids

@@ -19,7 +19,7 @@ from usfmae.client import outbox, site_policy
 from usfmae.client.page import view
 from usfmae.client.review import corpus_view, quarantine
 from usfmae.client.review.frame_preview import FramePreview
-from usfmae.client.review.preview_cache import Darkroom
+from usfmae.client.review.preview_cache import PreviewCache
 from usfmae.client.review.quarantine import QuarantinedFrame
 from usfmae.client.rounds import campaigns
 from usfmae.client.site import Site
@@ -40,15 +40,15 @@ class SitePage(WebPage):
         super().__init__("usfmae.client.page", access, name=site.settings.name)
         self.site = site
         self.intake, self.shelf = quarantine.Intake(), outbox.Outbox(site)
-        self.album, self.darkroom = corpus_view.CorpusView(), Darkroom()
+        self.album, self.previews = corpus_view.CorpusView(), PreviewCache()
         self.turn = asyncio.Lock()  # of the picture that is being made
         self.templates.filters |= {"meaning": meaning, "question": view.question}
 
     # What it shows
 
     async def overview(self, request: Request) -> Response:
-        found = await asyncio.to_thread(view.overview, self.site, self.intake, self.shelf)
-        return self.show(request, "overview.html", found=found)
+        totals = await asyncio.to_thread(view.overview, self.site, self.intake, self.shelf)
+        return self.show(request, "overview.html", totals=totals)
 
     async def quarantine(self, request: Request, notice: str = "") -> Response:
         await asyncio.to_thread(self.intake.refresh, self.site.corpus)
@@ -62,14 +62,14 @@ class SitePage(WebPage):
 
     async def entry(self, request: Request) -> Response:
         held = self._held(request)
-        trouble = ""
+        problem = ""
         looked: FramePreview | None = None
         try:
             looked = await self._look(held)
         except UsfmaeError as error:
-            trouble = str(error)
+            problem = str(error)
         decided = quarantine.decision_on(self.site, held.id)
-        return self.show(request, "entry.html", held=held, looked=looked, trouble=trouble, decided=decided)
+        return self.show(request, "entry.html", held=held, looked=looked, problem=problem, decided=decided)
 
     async def picture(self, request: Request) -> Response:
         async with self.turn:  # a person who went to another page waits for no picture of this one
@@ -88,23 +88,23 @@ class SitePage(WebPage):
         return self.show(request, "kept.html", shown=shown, total=self.album.total, page=page, pages=pages)
 
     async def kept_frame(self, request: Request) -> Response:
-        one = self._kept(request)
-        trouble = ""
+        one = self._kept_image(request)
+        problem = ""
         try:
             await self._origin(one)
         except UsfmaeError as error:
-            trouble = str(error)
-        return self.show(request, "kept_frame.html", one=one, trouble=trouble, beside=self.album.beside(one))
+            problem = str(error)
+        return self.show(request, "kept_frame.html", one=one, problem=problem, neighbours=self.album.neighbours(one))
 
     async def kept_picture(self, request: Request) -> Response:
-        one, which = self._kept(request), request.path_params["which"]
+        one, which = self._kept_image(request), request.path_params["which"]
         if which == "image":
             return _picture(await asyncio.to_thread(corpus_view.image, self.site, one))
-        found = await self._origin(one)
-        pictures = await self.darkroom.get(f"{one} pictures", lambda: corpus_view.pictures(self.site, found))
+        origin = await self._origin(one)
+        pictures = await self.previews.get(f"{one} pictures", lambda: corpus_view.pictures(self.site, origin))
         return _picture(pictures.get(which, b""))
 
-    def _kept(self, request: Request) -> corpus_view.KeptImage:
+    def _kept_image(self, request: Request) -> corpus_view.KeptImage:
         self.album.refresh(self.site.corpus)
         try:
             return self.album.find(request.path_params["shard"], request.path_params["row"])
@@ -112,7 +112,7 @@ class SitePage(WebPage):
             raise HTTPException(404, str(error)) from None
 
     async def _origin(self, one: corpus_view.KeptImage) -> corpus_view.ImageOrigin:
-        return await self.darkroom.get(f"{one}", lambda: corpus_view.origin(self.site, one))
+        return await self.previews.get(f"{one}", lambda: corpus_view.origin(self.site, one))
 
     def _held(self, request: Request) -> QuarantinedFrame:
         self.intake.refresh(self.site.corpus)
@@ -123,7 +123,7 @@ class SitePage(WebPage):
 
     async def _look(self, held: QuarantinedFrame) -> FramePreview:
         """The frame's pictures; decoded once for a page and its two pictures."""
-        return await self.darkroom.get(held.id, lambda: quarantine.picture(self.site, held))
+        return await self.previews.get(held.id, lambda: quarantine.picture(self.site, held))
 
     async def left(self, request: Request, notice: str = "", bad: bool = False) -> Response:
         entries = await asyncio.to_thread(self.shelf.entries)
@@ -138,8 +138,8 @@ class SitePage(WebPage):
         return self.show(request, "campaigns.html", 400 if bad else 200, campaigns=shown, notice=notice, bad=bad)
 
     async def audit(self, request: Request) -> Response:
-        found = await asyncio.to_thread(view.audited, self.site)
-        return self.show(request, "audit.html", found=found)
+        log = await asyncio.to_thread(view.audited, self.site)
+        return self.show(request, "audit.html", log=log)
 
     # What it changes
 

@@ -35,10 +35,10 @@ SHOWN = 200  # audit entries on the page
 def overview(site: Site, intake: quarantine.Intake, shelf: outbox.Outbox | None = None) -> dict[str, Any]:
     """Everything on the first page; `intake` and `shelf` keep what cannot change between two calls."""
     intake.refresh(site.corpus)
-    said = read_json(site.root / "status.json") or {}
+    agent_status = read_json(site.root / "status.json") or {}
     return {
         **report.summary(site, shelf),
-        "said": float(said.get("time", 0.0)),
+        "said": float(agent_status.get("time", 0.0)),
         "counts": intake.counts,
         "reasons": intake.reasons.most_common(),
         "waiting": quarantine.waiting_by_reason(site, intake).total(),
@@ -79,8 +79,8 @@ def audited(site: Site) -> dict[str, Any]:
     """The last audit entries, newest first, and whether the chain holds."""
     if not site.audit_log.exists():
         return {"entries": [], "count": 0, "broken": ""}
-    about = site.audit_log.stat()
-    count, broken = _chain(site.audit_log, about.st_size, about.st_mtime_ns)
+    stat = site.audit_log.stat()
+    count, broken = _chain(site.audit_log, stat.st_size, stat.st_mtime_ns)
     last = _tail(site.audit_log, SHOWN)[::-1]
     own = ("time", "actor", "event", "status", "previous", "hash")
     rows = [
@@ -103,36 +103,36 @@ def _tail(log: Path, count: int) -> list[dict[str, Any]]:
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, 2) - count * 2000))
         lines = file.read().splitlines()[-count:]
-    found = []
+    entries = []
     for line in lines:
         with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return found
+            entries.append(json.loads(line))
+    return entries
 
 
 def figures(site: Site, intake: quarantine.Intake, shelf: outbox.Outbox | None = None) -> dict[str, Values]:
     """Every metric of `core.metrics.SITE` this site has a value for."""
-    found = overview(site, intake, shelf)
-    said = read_json(site.root / "status.json") or {}
+    totals = overview(site, intake, shelf)
+    agent_status = read_json(site.root / "status.json") or {}
     received = read_json(site.root / "received.json") or {}
     values: dict[str, Values] = {
-        "usfmae_site_scans_total": found["counts"]["scans"],
-        "usfmae_site_frames_kept_total": found["counts"]["kept"],
+        "usfmae_site_scans_total": totals["counts"]["scans"],
+        "usfmae_site_frames_kept_total": totals["counts"]["kept"],
         "usfmae_site_quarantined_total": dict(intake.held),
-        "usfmae_site_quarantine_waiting": found["waiting"],
+        "usfmae_site_quarantine_waiting": totals["waiting"],
         "usfmae_site_received_total": {k: float(v) for k, v in received.items() if isinstance(v, int | float)},
-        "usfmae_site_spool_files": found["spool"],
-        "usfmae_site_images": found["images"],
+        "usfmae_site_spool_files": totals["spool"],
+        "usfmae_site_images": totals["images"],
         "usfmae_site_clean_images_per_second": last_rate(site),
-        "usfmae_site_round": found["round"] or found["last_sent"].get("round", 0),
-        "usfmae_site_disk_free_bytes": found["free"],
-        "usfmae_site_updates_sent_total": found["updates"]["sent"],
-        "usfmae_site_bytes_sent_total": found["sent_bytes"],
-        "usfmae_site_outbox_waiting": found["updates"]["waiting"],
-        "usfmae_site_paused": found["paused"],
+        "usfmae_site_round": totals["round"] or totals["last_sent"].get("round", 0),
+        "usfmae_site_disk_free_bytes": totals["free"],
+        "usfmae_site_updates_sent_total": totals["updates"]["sent"],
+        "usfmae_site_bytes_sent_total": totals["sent_bytes"],
+        "usfmae_site_outbox_waiting": totals["updates"]["waiting"],
+        "usfmae_site_paused": totals["paused"],
     }
-    if said.get("contact"):  # also while offline: how long it has been is what an alert asks
-        values["usfmae_site_last_contact_timestamp_seconds"] = float(said["contact"])
+    if agent_status.get("contact"):  # also while offline: how long it has been is what an alert asks
+        values["usfmae_site_last_contact_timestamp_seconds"] = float(agent_status["contact"])
     return values | _training(site) | _gpus()
 
 

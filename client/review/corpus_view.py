@@ -63,10 +63,10 @@ class CorpusView:
             start -= images
         return chosen
 
-    def beside(self, kept: KeptImage) -> dict[str, KeptImage | None]:
+    def neighbours(self, image: KeptImage) -> dict[str, KeptImage | None]:
         """The images before and after in the list, None at its ends."""
-        newer = sum(count for _, count in itertools.takewhile(lambda one: one[0] != kept.shard, self.shards))
-        at = newer + dict(self.shards)[kept.shard] - 1 - kept.row
+        newer = sum(count for _, count in itertools.takewhile(lambda one: one[0] != image.shard, self.shards))
+        at = newer + dict(self.shards)[image.shard] - 1 - image.row
         return {
             "newer": next(iter(self.slice(at - 1, 1)), None) if at else None,
             "older": next(iter(self.slice(at + 1, 1)), None),
@@ -79,9 +79,9 @@ class CorpusView:
         return KeptImage(shard, row)
 
 
-def image(site: Site, kept: KeptImage) -> bytes:
+def image(site: Site, image: KeptImage) -> bytes:
     """The image as it trains, as a PNG."""
-    return png(open_pixels(_index(site.corpus, kept.shard))[kept.row])
+    return png(open_pixels(_index(site.corpus, image.shard))[image.row])
 
 
 def _index(corpus: Path, shard: str) -> Index:
@@ -103,41 +103,41 @@ class ImageOrigin:
     frame: int
 
 
-def origin(site: Site, kept: KeptImage) -> ImageOrigin:
+def origin(site: Site, image: KeptImage) -> ImageOrigin:
     """SourceError where the scan is not in the sources any more, nor kept for a while after it came."""
-    scan, frame = _frame(site, kept)
+    scan, frame = _frame(site, image)
     together = CorpusLedger(site.corpus).together(scan)
     files = files_of(site, together)
     if not any(one.id == scan and one.n in files for one in together):
-        gone = "is not in the sources any more; what the PACS sent is deleted once cleaned"
-        raise SourceError("the recorded frame", gone, "set intake.keep_days to keep what comes for a while")
+        why = "is not in the sources any more; what the PACS sent is deleted once cleaned"
+        raise SourceError("the recorded frame", why, "set intake.keep_days to keep what comes for a while")
     return ImageOrigin(unit_of(together, files), scan, frame)
 
 
-def _frame(site: Site, kept: KeptImage) -> tuple[str, int]:
+def _frame(site: Site, image: KeptImage) -> tuple[str, int]:
     """(scan, number of the frame), by the ledger's index."""
     ledger = CorpusLedger(site.corpus)
-    held = ledger.held(kept.released) if kept.released else None
-    found = (held.scan, held.frame) if held else ledger.origin(f"{kept.shard}.npy", kept.row)
-    found = found or _frame_by_name(site, kept, ledger)
-    if found is None:
+    held = ledger.held(image.released) if image.released else None
+    scan_frame = (held.scan, held.frame) if held else ledger.origin(f"{image.shard}.npy", image.row)
+    scan_frame = scan_frame or _frame_by_name(site, image, ledger)
+    if scan_frame is None:
         raise SourceError("the recorded frame", "is not known to this corpus", "nothing: the image is kept")
-    return found
+    return scan_frame
 
 
-def _frame_by_name(site: Site, kept: KeptImage, ledger: CorpusLedger) -> tuple[str, int] | None:
+def _frame_by_name(site: Site, image: KeptImage, ledger: CorpusLedger) -> tuple[str, int] | None:
     """For shards of version 0.1: an image's name is a hash of both, so the frames of its patient's scans are tried."""
-    index = _index(site.corpus, kept.shard)
-    wanted = index.ids[kept.row]
-    scans = ledger.task_scans(kept.shard.partition(".")[0], index.groups[kept.row])
+    index = _index(site.corpus, image.shard)
+    wanted = index.ids[image.row]
+    scans = ledger.task_scans(image.shard.partition(".")[0], index.groups[image.row])
     tries = ((scan, frame) for frame in range(site.settings.read.max_frames if scans else 0) for scan in scans)
     return next((one for one in tries if image_id(*one) == wanted), None)
 
 
-def pictures(site: Site, found: ImageOrigin) -> dict[str, bytes]:
+def pictures(site: Site, origin: ImageOrigin) -> dict[str, bytes]:
     """PNGs "before", "mask" and "after", made anew in a process of its own; fewer where that fails."""
     worker = Worker(preparation(site), site.secret)
     try:
-        return worker.show(found.unit, found.scan, found.frame)
+        return worker.show(origin.unit, origin.scan, origin.frame)
     finally:
         worker.close()

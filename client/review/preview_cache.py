@@ -12,7 +12,7 @@ T = TypeVar("T")
 HELD = 48
 
 
-class Darkroom:
+class PreviewCache:
     """What was made last, by name. One thing is made at a time: each takes a decoding process."""
 
     def __init__(self) -> None:

@@ -117,9 +117,9 @@ def is_decided(db: sqlite3.Connection, entry: str) -> bool:
 
 def waiting(site: Site, intake: Intake, reason: str = "", limit: int | None = None) -> list[QuarantinedFrame]:
     """Entries nobody has decided on, by reason; of one reason, and no more than `limit`, where these are given."""
-    found: list[QuarantinedFrame] = []
+    frames: list[QuarantinedFrame] = []
     if intake.corpus is None:
-        return found
+        return frames
     with deciding(site) as db, CorpusLedger(intake.corpus).reading() as ledger:
         if reason:
             query = "SELECT entry, scan, frame, reason FROM held WHERE reason = ? ORDER BY scan, frame"
@@ -128,10 +128,10 @@ def waiting(site: Site, intake: Intake, reason: str = "", limit: int | None = No
             rows = ledger.execute("SELECT entry, scan, frame, reason FROM held ORDER BY reason, scan, frame")
         for entry, scan, frame, why in rows:
             if not is_decided(db, entry):
-                found.append(QuarantinedFrame(text(scan), frame, why))
-            if limit is not None and len(found) >= limit:
+                frames.append(QuarantinedFrame(text(scan), frame, why))
+            if limit is not None and len(frames) >= limit:
                 break
-    return found
+    return frames
 
 
 def waiting_by_reason(site: Site, intake: Intake) -> Counter[str]:
@@ -174,9 +174,9 @@ def drop(site: Site, held: QuarantinedFrame, by: str = "") -> None:
 
 
 def _undecided(site: Site, held: QuarantinedFrame) -> None:
-    known = decision_on(site, held.id)
-    if known:
-        raise UsageError("this entry", f"was {known['decision']} already", "nothing to do")
+    decision = decision_on(site, held.id)
+    if decision:
+        raise UsageError("this entry", f"was {decision['decision']} already", "nothing to do")
 
 
 def _decide(site: Site, held: QuarantinedFrame, decision: Decision, by: str) -> None:

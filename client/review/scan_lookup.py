@@ -19,11 +19,11 @@ def files_of(site: Site, scans: Sequence[KnownScan]) -> dict[int, Candidate]:
 
     What came over the network is looked for among what is kept for a while after its cleaning first.
     """
-    aside = {scan.n: cleaned(site.root / SPOOL, scan.id) for scan in scans}
-    found = {n: Candidate(path) for n, path in aside.items() if path.exists()}
+    spooled = {scan.n: cleaned(site.root / SPOOL, scan.id) for scan in scans}
+    files = {n: Candidate(path) for n, path in spooled.items() if path.exists()}
     folders = [folder for folder in (*site.settings.sources, _spool(site)) if folder.exists()]
-    left = [scan for scan in scans if scan.n not in found]
-    return found | located(CorpusLedger(site.corpus), folders, site.secret, left)
+    missing = [scan for scan in scans if scan.n not in files]
+    return files | located(CorpusLedger(site.corpus), folders, site.secret, missing)
 
 
 def _spool(site: Site) -> Path:

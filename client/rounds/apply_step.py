@@ -40,8 +40,8 @@ def missing_base(site: Site, request: TrainRequest) -> str:
 
 def _start(site: Site, request: TrainRequest) -> Path | None:
     """The encoder from which the step leads on, of any round that was asked here."""
-    for about in (site.root / "jobs").glob("*/request.json"):
-        work = Job(site, about.parent)
+    for request_file in (site.root / "jobs").glob("*/request.json"):
+        work = Job(site, request_file.parent)
         if work.request.get("base") == request.delta_from and _is_readable(work.base):
             return work.base
     return None
@@ -60,15 +60,15 @@ def receive(
     site: Site, request: TrainRequest, work: Job, record: str, fetch: flower_objects.Fetch, room: Callable[[int], None]
 ) -> Inspection:
     """Fetch the step in the ArrayRecord `record` and go it. LostError where it does not lead to the signed encoder."""
-    found = flower_objects.references(fetch(record), "ArrayRecord")
-    if list(found) != [messages.STEP]:
+    arrays = flower_objects.references(fetch(record), "ArrayRecord")
+    if list(arrays) != [messages.STEP]:
         raise PolicyError("request", f"has no array {messages.STEP!r}", "refused")
-    about = flower_objects.tensor(fetch(found[messages.STEP]))
-    size, file = byte_stream.length(messages.STEP, about), work.place / "step.bin"
+    array = flower_objects.tensor(fetch(arrays[messages.STEP]))
+    size, file = byte_stream.length(messages.STEP, array), work.place / "step.bin"
     if size > work.site.settings.max_model_gb * 1e9:
         raise PolicyError(f"step of {size} bytes", "is more than the site allows", "raise max_model_gb")
     room(size)
-    byte_stream.receive(file, about, fetch)
+    byte_stream.receive(file, array, fetch)
     return apply_step(site, request, work, file, room)
 
 

@@ -82,8 +82,8 @@ def agreement(site: Site, campaign: str) -> Agreement | None:
 def agreements(site: Site) -> list[Agreement]:
     """Every campaign that ever asked, oldest first."""
     names = [path.parent.name for path in (site.root / "campaigns").glob("*/agreement.json")]
-    listed = [found for name in names if (found := agreement(site, name))]
-    return sorted(listed, key=lambda found: (found.requested, found.campaign))
+    listed = [agreed for name in names if (agreed := agreement(site, name))]
+    return sorted(listed, key=lambda agreed: (agreed.requested, agreed.campaign))
 
 
 # --- a request
@@ -204,8 +204,8 @@ def parent(site: Site, request: TrainRequest, model: ModelSettings) -> AcceptedE
 
 def last_encoder(site: Site) -> AcceptedEncoder | None:
     """The last encoder that was trained on here, in whatever campaign."""
-    found = [encoder for place in (site.root / "campaigns").glob("*") if (encoder := _encoder(place))]
-    return max(found, key=lambda encoder: encoder.time, default=None)
+    encoders = [encoder for place in (site.root / "campaigns").glob("*") if (encoder := _encoder(place))]
+    return max(encoders, key=lambda encoder: encoder.time, default=None)
 
 
 def accept(site: Site, request: TrainRequest, norms: Mapping[str, float], shapes: Mapping[str, Any]) -> None:
@@ -231,7 +231,7 @@ def decide(site: Site, campaign: str, approved: bool, reason: str = "", by: str 
 
     UsageError where it is unknown or decided so already.
     """
-    agreed = known(site, campaign)
+    agreed = agreement_named(site, campaign)
     state = CampaignState.AGREED if approved else CampaignState.REFUSED
     if agreed.state is state:
         raise UsageError(f"campaign {campaign}", f"is {state} already", "nothing to decide")
@@ -242,16 +242,16 @@ def decide(site: Site, campaign: str, approved: bool, reason: str = "", by: str 
 
 def restart(site: Site, campaign: str, reason: str = "") -> None:
     """A person expects the coordinator to go on from an earlier round or another encoder: the next one is taken."""
-    _write(site, replace(known(site, campaign), restarted=True))
+    _write(site, replace(agreement_named(site, campaign), restarted=True))
     site.note("campaign.restart", campaign=campaign, by=account.person(), reason=reason)
 
 
-def known(site: Site, campaign: str) -> Agreement:
+def agreement_named(site: Site, campaign: str) -> Agreement:
     """The agreement of this name. UsageError where there is none."""
-    found = agreement(site, campaign) if NAME.fullmatch(campaign) else None
-    if found is None:
+    agreed = agreement(site, campaign) if NAME.fullmatch(campaign) else None
+    if agreed is None:
         raise UsageError(f"campaign {campaign!r:.60}", "is unknown", f"see 'usfmae-client campaign {site.root}'")
-    return found
+    return agreed
 
 
 def _write(site: Site, agreed: Agreement) -> None:
@@ -262,11 +262,11 @@ def in_words(agreed: Agreement) -> str:
     """A campaign for a person who decides whether this site takes part."""
     recipe = read_recipe(agreed.recipe)
     model, train, grid = recipe.model, recipe.train, recipe.model.image_size // recipe.model.patch_size
-    asked = datetime.fromtimestamp(agreed.requested, UTC)
+    requested = datetime.fromtimestamp(agreed.requested, UTC)
     zoom = f"zoom {train.augment.zoom_min:g} to {train.augment.zoom_max:g}"
     flips = "flips, " if train.augment.flips else ""
     lines = {
-        "first request": f"{asked:%Y-%m-%d %H:%M} UTC",
+        "first request": f"{requested:%Y-%m-%d %H:%M} UTC",
         "state": f"{agreed.state}{f' by {agreed.by}' if agreed.by else ''}",
         "model": f"{model.width} wide, {model.depth} deep, {privacy.parameters(model):,d} weights with its decoder",
         "pictures": f"{model.image_size} x {model.image_size} pixels in {grid * grid} patches",

@@ -92,7 +92,7 @@ def prepare(work: Job, request: TrainRequest, seed: int, norms: Mapping[str, flo
     from usfmae.core.corpus.sampling import order_seed
 
     before = previous(work.site, request)
-    about = {
+    prepared = {
         "request": to_record(request),
         "order": order_seed(work.site.secret, request.campaign, seed),
         "norms": norms,
@@ -101,15 +101,15 @@ def prepare(work: Job, request: TrainRequest, seed: int, norms: Mapping[str, flo
         "previous": before.place.name if before else "",
         "created": time.time(),
     }
-    write_json(work.place / "request.json", about)
+    write_json(work.place / "request.json", prepared)
 
 
 def extend(work: Job, expires: float) -> None:
     """The request came again with a later end: the training may go on until then."""
-    about = read_json(work.place / "request.json")
-    if about and expires > float(about["request"].get("expires", 0.0)):
-        about["request"]["expires"] = expires
-        write_json(work.place / "request.json", about)
+    prepared = read_json(work.place / "request.json")
+    if prepared and expires > float(prepared["request"].get("expires", 0.0)):
+        prepared["request"]["expires"] = expires
+        write_json(work.place / "request.json", prepared)
 
 
 def shard_sums(site: Site) -> Iterator[str]:
@@ -141,8 +141,10 @@ def _count(index: Path, changed: int) -> tuple[int, frozenset[str]]:
     """Images and groups of one shard; read once, since they are wanted again while a request waits."""
     from usfmae.core.corpus.shard import read_index
 
-    found = read_index(index)
-    return found.shard.count, frozenset(group or id_ for group, id_ in zip(found.groups, found.ids, strict=True))
+    shard_index = read_index(index)
+    return shard_index.shard.count, frozenset(
+        group or id_ for group, id_ in zip(shard_index.groups, shard_index.ids, strict=True)
+    )
 
 
 def new_images(site: Site, recipe: TrainRecipe) -> int:
@@ -158,22 +160,22 @@ def new_images(site: Site, recipe: TrainRecipe) -> int:
 
 def finished(site: Site, campaign: str) -> list[tuple[int, Job]]:
     """Rounds of a campaign that were trained here, oldest first."""
-    found = []
+    rounds = []
     for place in (site.root / "jobs").glob("*/result.json"):
-        about = read_json(place.parent / "request.json") or {}
-        request = about.get("request", {})
+        prepared = read_json(place.parent / "request.json") or {}
+        request = prepared.get("request", {})
         if request.get("campaign") == campaign:
-            found.append((int(request["round"]), float(about.get("created", 0.0)), Job(site, place.parent)))
-    return [(number, work) for number, _, work in sorted(found, key=lambda entry: entry[:2])]
+            rounds.append((int(request["round"]), float(prepared.get("created", 0.0)), Job(site, place.parent)))
+    return [(number, work) for number, _, work in sorted(rounds, key=lambda entry: entry[:2])]
 
 
-def spent(site: Site, campaign: str, name: str, kept: Path) -> Path | None:
-    """The file of this name in the oldest round of a campaign that was trained here, where it is not `kept`.
+def spent(site: Site, campaign: str, name: str, latest: Path) -> Path | None:
+    """The file of this name in the oldest round of a campaign that was trained here, where it is not `latest`.
 
     Two rounds on nobody reads an encoder or a residual again: a repeated request is answered from the outbox.
     """
-    found = [work.place / name for _, work in finished(site, campaign) if (work.place / name).exists()]
-    return found[0] if found and found[0] != kept else None
+    files = [work.place / name for _, work in finished(site, campaign) if (work.place / name).exists()]
+    return files[0] if files and files[0] != latest else None
 
 
 def unfinished(site: Site) -> Job | None:

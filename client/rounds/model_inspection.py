@@ -104,11 +104,11 @@ def tensors(file: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            about = json.loads(stream.read(min(length, LONGEST_HEADER)))
-            for name in sorted(set(about) - {"__metadata__"}):
-                start, stop = about[name]["data_offsets"]
+            header = json.loads(stream.read(min(length, LONGEST_HEADER)))
+            for name in sorted(set(header) - {"__metadata__"}):
+                start, stop = header[name]["data_offsets"]
                 stream.seek(8 + length + start)
-                yield name, np.fromfile(stream, "<f4", (stop - start) // 4).reshape(about[name]["shape"])
+                yield name, np.fromfile(stream, "<f4", (stop - start) // 4).reshape(header[name]["shape"])
     except OSError as error:  # our own disk's fault, and its path is nobody else's business
         raise ResourceError(f"reading {file}", error.strerror or str(error), "look at the disk") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -127,8 +127,8 @@ def stage(site: Site, work: jobs.Job, request: TrainRequest) -> None:
         site=site.fingerprint,
         **{k: v for k, v in result.items() if k in fields},
     )
-    about = {k: result[k] for k in ("tensors", "bytes", "norm", "drawn")}
-    outbox.stage(site, request, reply, work.place / outbox.UPDATE, about)
+    summary = {k: result[k] for k in ("tensors", "bytes", "norm", "drawn")}
+    outbox.stage(site, request, reply, work.place / outbox.UPDATE, summary)
     prepared = read_json(work.place / "request.json") or {}
     campaigns.accept(site, request, prepared["norms"], prepared["shapes"])
     jobs.prune(site, request)

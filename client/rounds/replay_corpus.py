@@ -41,9 +41,9 @@ def roots(site: Site, recipe: TrainRecipe) -> tuple[list[Path], list[str]]:
 
     PolicyError where the recipe wants a corpus that is not here.
     """
-    found = folder(site, recipe)
-    if found:
-        return [site.corpus, found], [index.sha256 for index in Corpus([found], verify=False).shards]
+    replayed = folder(site, recipe)
+    if replayed:
+        return [site.corpus, replayed], [index.sha256 for index in Corpus([replayed], verify=False).shards]
     if recipe.replay:
         raise PolicyError("replay corpus", "the campaign's is not here", "have it sent, or copy it to DIR/replay")
     return [site.corpus], []
@@ -64,13 +64,13 @@ def receive(site: Site, recipe: TrainRecipe, record: str, fetch: flower_objects.
     """
     if not lacking(site, recipe):
         return
-    found = {
+    arrays = {
         n: flower_objects.tensor(fetch(id_))
         for n, id_ in flower_objects.references(fetch(record), "ArrayRecord").items()
     }
-    begun = _begin(site, found, sum(byte_stream.length(name, about) for name, about in found.items()), room)
-    for name, about in found.items():
-        byte_stream.receive(begun / name, about, fetch)
+    begun = _begin(site, arrays, sum(byte_stream.length(name, array) for name, array in arrays.items()), room)
+    for name, array in arrays.items():
+        byte_stream.receive(begun / name, array, fetch)
     _install(site, recipe, begun)
 
 

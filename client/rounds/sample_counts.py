@@ -31,11 +31,11 @@ class SampleCounts:
 
     def of(self, ids: Iterable[str]) -> Positions:
         """How often each image was drawn: (N,)."""
-        known: dict[str, int] = {}
+        counts: dict[str, int] = {}
         if self.path.exists():
             with closing(self._open()) as db:
-                known = dict(db.execute("SELECT id, count FROM uses").fetchall())
-        return np.array([known.get(id_, 0) for id_ in ids], np.int64)
+                counts = dict(db.execute("SELECT id, count FROM uses").fetchall())
+        return np.array([counts.get(id_, 0) for id_ in ids], np.int64)
 
     def add(self, name: str, drawn: Iterable[str]) -> bool:
         """Count a round's draws; False where the round called `name` was counted before."""

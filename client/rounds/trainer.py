@@ -61,18 +61,18 @@ class TrainingJob:
 
     def __init__(self, site: Site, work: Job, stop: Callable[[], bool] = lambda: False) -> None:
         self.site, self.work, self.stop = site, work, stop
-        about = read_json(work.place / "request.json") or {}
-        self.request = from_record(TrainRequest, about["request"])
+        prepared = read_json(work.place / "request.json") or {}
+        self.request = from_record(TrainRequest, prepared["request"])
         self.model_settings, recipe = recipe_of(self.request.recipe)
         self.settings = self._fitted(recipe)
         self.total = recipe.steps
         roots, public = replay_corpus.roots(site, self.settings)
-        self.corpus = Corpus(roots, only=[*about["shards"], *public])
+        self.corpus = Corpus(roots, only=[*prepared["shards"], *public])
         self.positions, self.held_out = self._divided(public)
         batch = max(min(self.settings.batch_size, len(self.positions)), ranks()[1])
         # From here on the site's own seed decides: the order of images, masks and augmentation is nobody else's choice.
-        self.settings = self.settings.model_copy(update={"batch_size": batch, "seed": int(about["order"])})
-        self.before = Job(site, work.place.parent / about["previous"]) if about["previous"] else None
+        self.settings = self.settings.model_copy(update={"batch_size": batch, "seed": int(prepared["order"])})
+        self.before = Job(site, work.place.parent / prepared["previous"]) if prepared["previous"] else None
         self.noted = 0.0
         self.seconds_before = float(work.progress.get("seconds", 0.0))
         self.began = time.monotonic()
@@ -92,8 +92,10 @@ class TrainingJob:
         train, held = self.corpus.split(self.settings.held_out, self.settings.seed)
         chosen, settings = self.site.settings, self.settings
         self.own = np.intersect1d(train, own)
-        kept = self.work.place / "positions.npy"  # a worker that comes after the uses were counted mixes the same
-        if not kept.exists():
+        positions_file = (
+            self.work.place / "positions.npy"
+        )  # a worker that comes after the uses were counted mixes the same
+        if not positions_file.exists():
             mixed = mixture(
                 self.corpus,
                 self.own,
@@ -107,9 +109,9 @@ class TrainingJob:
             )
             if ranks()[0] != 0:
                 return mixed, np.intersect1d(held, own)
-            with replacing(kept) as partial, partial.open("wb") as file:
+            with replacing(positions_file) as partial, partial.open("wb") as file:
                 np.save(file, mixed)
-        return np.load(kept), np.intersect1d(held, own)
+        return np.load(positions_file), np.intersect1d(held, own)
 
     @property
     def uses(self) -> SampleCounts:

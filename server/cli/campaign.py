@@ -68,11 +68,11 @@ def list_(directory: Path, as_json: bool) -> None:
     from usfmae.server.layout import Layout
     from usfmae.server.ledger import Ledger
 
-    found = campaigns.campaigns(Ledger(Layout(directory).ledger))
+    listed = campaigns.campaigns(Ledger(Layout(directory).ledger))
     if as_json:
-        print_json([asdict(one) for one in found])
+        print_json([asdict(one) for one in listed])
         return
-    for one in found:
+    for one in listed:
         planned = f"to {one.last}" if one.last else "on"
         state = "ended" if one.ended else "running"
         click.echo(f"{one.id:40s} {state:8s} rounds {one.first} {planned}  recipe {one.recipe[:12]}")
@@ -87,5 +87,5 @@ def rounds(directory: Path, as_json: bool) -> None:
     from usfmae.server.layout import Layout
     from usfmae.server.ledger import Ledger
 
-    found = history(Ledger(Layout(directory).ledger))
-    print_json(found) if as_json else click.echo(table(found))
+    lines = history(Ledger(Layout(directory).ledger))
+    print_json(lines) if as_json else click.echo(table(lines))

@@ -31,14 +31,14 @@ def certificate(directory: Path, renew: bool, certificate: Path | None, key: Pat
     if bool(certificate) != bool(key) or (renew and certificate):
         raise UsageError("certificate", "--certificate and --key go together, --renew goes alone", "see --help")
     if certificate and key:
-        found = renewal.bring(home, certificate, key)
+        summary = renewal.bring(home, certificate, key)
     else:
-        found = renewal.renew(home) if renew else renewal.about(home)
+        summary = renewal.renew(home) if renew else renewal.summary(home)
     if as_json:
-        print_json(found)
+        print_json(summary)
         return
     if renew or certificate:
         click.echo("it holds from the aggregator's next start; a round that is open goes on then", err=True)
-    click.echo(f"names   {', '.join(found['names'])}")
-    click.echo(f"ends    {found['ends'][:10]}, in {found['days_left']:.0f} days")
-    click.echo(f"CA ends {found['ca_ends'][:10]}, in {found['ca_days_left']:.0f} days")
+    click.echo(f"names   {', '.join(summary['names'])}")
+    click.echo(f"ends    {summary['ends'][:10]}, in {summary['days_left']:.0f} days")
+    click.echo(f"CA ends {summary['ca_ends'][:10]}, in {summary['ca_days_left']:.0f} days")

@@ -25,17 +25,17 @@ def report(directory: Path, out: Path | None, as_json: bool) -> None:
     from usfmae.server.layout import Layout
 
     home = Layout(directory)
-    found = view.overview(home, view.History())
+    federation = view.overview(home, view.History())
     try:
         chain = f"{audit.verify(home.audit)} entries, unbroken"
     except PolicyError as error:
         chain = str(error)
     values = {
-        "campaign": found.campaign,
-        "sites": found.sites,
-        "rounds": found.rounds[::-1],
-        "not_admitted": found.not_admitted,
-        "declined": found.declined,
+        "campaign": federation.campaign,
+        "sites": federation.sites,
+        "rounds": federation.rounds[::-1],
+        "not_admitted": federation.not_admitted,
+        "declined": federation.declined,
         "chain": chain,
     }
     if as_json:

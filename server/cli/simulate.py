@@ -60,10 +60,10 @@ def simulate(
 
 def line(done: Round, memory: float) -> str:
     """A committed round for people."""
-    about, seconds = done.summary or {}, (done.committed or 0.0) - done.opened
+    summary, seconds = done.summary or {}, (done.committed or 0.0) - done.opened
     return (
-        f"round {done.number:3d}  {about['sites']} sites  loss {about['loss_before']:.4f} -> "
-        f"{about['loss_after']:.4f}  {seconds:.1f} s  {memory:.0f} MB  {(done.result or '')[:16]}"
+        f"round {done.number:3d}  {summary['sites']} sites  loss {summary['loss_before']:.4f} -> "
+        f"{summary['loss_after']:.4f}  {seconds:.1f} s  {memory:.0f} MB  {(done.result or '')[:16]}"
     )
 
 

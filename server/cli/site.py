@@ -64,11 +64,11 @@ def list_(directory: Path, as_json: bool) -> None:
     """Every hospital that was ever enrolled, and when it was last connected."""
     from usfmae.server import sites
 
-    found = sites.listed(_home(directory))
+    rows = sites.listed(_home(directory))
     if as_json:
-        print_json(found)
+        print_json(rows)
         return
-    for row in found:
+    for row in rows:
         seen = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["seen"])) if row["seen"] else "never"
         claim = "" if row["confirmed"] else " (its own claim)"
         click.echo(f"{row['name']:24s} {row['state']:8s} {row['site']}  capacity {row['capacity']}{claim}  seen {seen}")

@@ -21,22 +21,22 @@ def status(directory: Path, as_json: bool) -> None:
     from usfmae.server.layout import Layout
     from usfmae.server.status import status as read
 
-    found = read(Layout(directory))
+    fields = read(Layout(directory))
     if as_json:
-        print_json(found)
+        print_json(fields)
         return
-    click.echo(f"campaign    {found['campaign']}")
-    click.echo(f"running     {'at ' + found['address'] if found['running'] else 'no'}")
-    planned = f" of {found['planned']}" if found["planned"] else ""
-    opened = f", {found['open_round']} open" if found["open_round"] else ""
-    click.echo(f"round       {found['round']}{planned} committed{opened}")
-    click.echo(f"waits       {found['waits']}")
-    click.echo(f"checkpoint  {found['checkpoint']}")
-    click.echo(f"hash        {found['hash'] or '-'}")
-    for verdict in found["rounds"][-1]["verdicts"] if found["rounds"] else ():
+    click.echo(f"campaign    {fields['campaign']}")
+    click.echo(f"running     {'at ' + fields['address'] if fields['running'] else 'no'}")
+    planned = f" of {fields['planned']}" if fields["planned"] else ""
+    opened = f", {fields['open_round']} open" if fields["open_round"] else ""
+    click.echo(f"round       {fields['round']}{planned} committed{opened}")
+    click.echo(f"waits       {fields['waits']}")
+    click.echo(f"checkpoint  {fields['checkpoint']}")
+    click.echo(f"hash        {fields['hash'] or '-'}")
+    for verdict in fields["rounds"][-1]["verdicts"] if fields["rounds"] else ():
         counts = f"{verdict['images']:8d} images" if verdict["images"] else " " * 15
         click.echo(f"  {verdict['name']:24s} {verdict['verdict']:14s} {counts}  {verdict['detail']}")
-    states = {site["name"]: site["seen"] for site in found["sites"]}
-    for name in found["waiting_for"]:
+    states = {site["name"]: site["seen"] for site in fields["sites"]}
+    for name in fields["waiting_for"]:
         seen = states.get(name)
         click.echo(f"  {name:24s} {'no answer yet':14s} {' ' * 15}  seen {ago(seen)}")

@@ -27,14 +27,14 @@ def verify(directory: Path, as_json: bool) -> None:
     entries, checked, parent = audit.verify(home.audit), 0, ""
     ledger = Ledger(home.ledger)
     ledger.check()
-    for found in ledger.rounds():
-        if parent and found.base != parent:
-            raise PolicyError(f"round {found.number}", "does not start from the round before", "restore from a backup")
-        parent = found.result or ""
-        file = home.checkpoint(found.number)
-        if found.state == RoundState.COMMITTED and file.exists():
+    for record in ledger.rounds():
+        if parent and record.base != parent:
+            raise PolicyError(f"round {record.number}", "does not start from the round before", "restore from a backup")
+        parent = record.result or ""
+        file = home.checkpoint(record.number)
+        if record.state == RoundState.COMMITTED and file.exists():
             try:
-                check(file, found.result or "")
+                check(file, record.result or "")
             except CheckpointError as error:
                 raise PolicyError(error.what, error.why, error.do) from None
             checked += 1

@@ -45,12 +45,12 @@ class Dashboard(WebPage):
     # Reading
 
     async def overview(self, request: Request) -> Response:
-        found = await asyncio.to_thread(view.overview, self.home, self.history)
-        limits = {"seed": 0.0} | ({"budget": found.budget} if found.budget is not None else {})
-        losses = line_chart(*found.losses(), "held-out loss by round", "round")
-        by_site = line_chart(*found.site_losses(), "held-out loss by site and round", "round")
-        organs = line_chart(*found.organs("loss"), "panel loss by organ and round", "round")
-        lines, rounds = found.organs("forgetting")
+        federation = await asyncio.to_thread(view.overview, self.home, self.history)
+        limits = {"seed": 0.0} | ({"budget": federation.budget} if federation.budget is not None else {})
+        losses = line_chart(*federation.losses(), "held-out loss by round", "round")
+        by_site = line_chart(*federation.site_losses(), "held-out loss by site and round", "round")
+        organs = line_chart(*federation.organs("loss"), "panel loss by organ and round", "round")
+        lines, rounds = federation.organs("forgetting")
         forgetting = line_chart(lines, rounds, "forgetting by organ and round", "round", axis=Axis(True, limits))
         charts = [
             (title, text, chart)
@@ -65,15 +65,15 @@ class Dashboard(WebPage):
         return self.show(
             request,
             "overview.html",
-            found=found,
+            federation=federation,
             charts=charts,
             latest=view.LATEST,
             warning=renewal.warning(self.home),
         )
 
     async def rounds(self, request: Request) -> Response:
-        found = await asyncio.to_thread(view.overview, self.home, self.history)
-        return self.show(request, "rounds.html", **_paged(request, found.rounds))
+        federation = await asyncio.to_thread(view.overview, self.home, self.history)
+        return self.show(request, "rounds.html", **_paged(request, federation.rounds))
 
     async def round(self, request: Request) -> Response:
         number = int(request.path_params["number"])
@@ -90,12 +90,12 @@ class Dashboard(WebPage):
         return self.show(request, "round.html", one=one, **shown)
 
     async def lineage(self, request: Request) -> Response:
-        found = await asyncio.to_thread(view.overview, self.home, self.history)
-        paged = _paged(request, ancestry(found.committed))
-        kept = {
+        federation = await asyncio.to_thread(view.overview, self.home, self.history)
+        paged = _paged(request, ancestry(federation.committed))
+        stored = {
             number for number in (0, *(r["number"] for r in paged["rounds"])) if self.home.checkpoint(number).exists()
         }
-        return self.show(request, "lineage.html", kept=kept, releases=releases(self.home), **paged)
+        return self.show(request, "lineage.html", stored=stored, releases=releases(self.home), **paged)
 
     @requires("authenticated", redirect="login")
     async def released(self, request: Request) -> Response:
@@ -117,9 +117,9 @@ class Dashboard(WebPage):
 
     async def sites(self, request: Request, notice: str = "", bad: bool = False) -> Response:
         with view.reading(self.home) as db:
-            found = view.sites(db, {})
+            rows = view.sites(db, {})
         status = 400 if bad else 200
-        return self.show(request, "sites.html", status, sites=found, notice=notice, bad=bad)
+        return self.show(request, "sites.html", status, sites=rows, notice=notice, bad=bad)
 
     async def enrol(self, request: Request) -> Response:
         form = await self.access.own_form(request)
@@ -159,8 +159,8 @@ def _spans(one: dict[str, Any], replies: Sequence[dict[str, Any]]) -> list[tuple
 
 def _paged(request: Request, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The page of a long list that the address asks for."""
-    asked = request.query_params.get("page", "1")
-    page = max(1, int(asked)) if asked.isdecimal() and len(asked) < 9 else 1
+    text = request.query_params.get("page", "1")
+    page = max(1, int(text)) if text.isdecimal() and len(text) < 9 else 1
     return {"rounds": rounds[(page - 1) * LONG : page * LONG], "page": page, "more": len(rounds) > page * LONG}
 
 

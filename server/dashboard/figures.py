@@ -26,12 +26,12 @@ def figures(home: Layout, history: History) -> dict[str, Values]:
     """Every metric of `core.metrics.SERVER` this federation has a value for."""
     with reading(home) as db:
         every, sums, verdicts = history.read(db)
-        known = sites(db, sums)
+        site_rows = sites(db, sums)
         refused = rows(db, "SELECT verdict, COUNT(*) AS n FROM refusals GROUP BY verdict")
-    found: dict[str, Values] = {
+    metrics: dict[str, Values] = {
         "usfmae_server_rounds_total": dict(Counter(str(r["state"]) for r in every)),
-        "usfmae_server_sites": _states(known),
-        "usfmae_server_site_last_contact_timestamp_seconds": {s["name"]: s["seen"] for s in known if s["seen"]},
+        "usfmae_server_sites": _states(site_rows),
+        "usfmae_server_site_last_contact_timestamp_seconds": {s["name"]: s["seen"] for s in site_rows if s["seen"]},
         "usfmae_server_verdicts_total": dict(Counter(verdicts) + Counter({r["verdict"]: r["n"] for r in refused})),
         "usfmae_server_bytes_received_total": float(sum(given.bytes for given in sums.values())),
         "usfmae_server_disk_free_bytes": float(shutil.disk_usage(home.root).free),
@@ -39,20 +39,20 @@ def figures(home: Layout, history: History) -> dict[str, Values]:
     }
     ends = certificate_end(home)
     if ends:
-        found["usfmae_server_certificate_expiry_timestamp_seconds"] = ends
-        found["usfmae_server_certificate_days_left"] = (ends - time.time()) / 86400
+        metrics["usfmae_server_certificate_expiry_timestamp_seconds"] = ends
+        metrics["usfmae_server_certificate_days_left"] = (ends - time.time()) / 86400
     gated = Counter(str(r["summary"]["gate"]["outcome"]) for r in every if "gate" in r["summary"])
     if gated:
-        found["usfmae_server_gate_total"] = dict(gated)
+        metrics["usfmae_server_gate_total"] = dict(gated)
     last = next((r for r in every if r["state"] == "committed"), None)
     if last:
-        found |= _last_round(last)
-    return found
+        metrics |= _last_round(last)
+    return metrics
 
 
-def _states(known: list[dict[str, object]]) -> dict[str, float]:
+def _states(site_rows: list[dict[str, object]]) -> dict[str, float]:
     states = {"connected": 0.0, "away": 0.0, "revoked": 0.0}
-    for site in known:
+    for site in site_rows:
         state = "revoked" if site["state"] == "revoked" else "connected" if site["connected"] else "away"
         states[state] += 1
     return states
@@ -61,26 +61,26 @@ def _states(known: list[dict[str, object]]) -> dict[str, float]:
 def _last_round(last: dict[str, object]) -> dict[str, Values]:
     summary = last["summary"]
     assert isinstance(summary, dict)
-    found: dict[str, Values] = {
+    metrics: dict[str, Values] = {
         "usfmae_server_round": float(str(last["number"])),
         "usfmae_server_last_round_timestamp_seconds": float(str(last["committed"])),
         "usfmae_server_round_seconds": float(str(last["seconds"])),
     }
     for key in ("loss_before", "loss_after"):
         if summary.get(key) is not None:
-            found[f"usfmae_server_{key}"] = float(summary[key])
+            metrics[f"usfmae_server_{key}"] = float(summary[key])
     panel = last["panel"]
     assert isinstance(panel, dict)
     for key, name in PANEL.items():
         values = {organ: float(v[key]) for organ, v in panel.items() if v.get(key) is not None}
         if values:
-            found[f"usfmae_server_{name}"] = values
+            metrics[f"usfmae_server_{name}"] = values
     if "backward_transfer" in summary.get("panel", {}):
-        found["usfmae_server_backward_transfer_ratio"] = float(summary["panel"]["backward_transfer"])
+        metrics["usfmae_server_backward_transfer_ratio"] = float(summary["panel"]["backward_transfer"])
     if summary.get("cosines"):
         pairs = [float(cosine) for _, _, cosine in summary["cosines"]]
-        found["usfmae_server_update_cosine"] = {"lowest": min(pairs), "mean": sum(pairs) / len(pairs)}
-    return found
+        metrics["usfmae_server_update_cosine"] = {"lowest": min(pairs), "mean": sum(pairs) / len(pairs)}
+    return metrics
 
 
 def certificate_end(home: Layout) -> float | None:

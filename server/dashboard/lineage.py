@@ -24,8 +24,8 @@ class Release:
 
 def releases(home: Layout) -> list[Release]:
     """Newest round first; a folder without a readable manifest is none."""
-    found = [_release(folder) for folder in sorted((home.root / "releases").glob("*/"))]
-    return sorted((one for one in found if one), key=lambda one: -one.round)
+    listed = [_release(folder) for folder in sorted((home.root / "releases").glob("*/"))]
+    return sorted((one for one in listed if one), key=lambda one: -one.round)
 
 
 def _release(folder: Path) -> Release | None:

@@ -69,24 +69,24 @@ class History:
     def read(self, db: sqlite3.Connection) -> tuple[list[dict[str, Any]], dict[str, Sums], dict[str, int]]:
         """(rounds newest first, sums by site, verdict counts), the open round included."""
         with self._lock:
-            known = self.closed[-1]["number"] if self.closed else 0
-            fresh = _rounds(db, known)
+            counted_until = self.closed[-1]["number"] if self.closed else 0
+            fresh = _rounds(db, counted_until)
             closed = [one for one in fresh if one["state"] == "committed"]
             if closed:
                 newest = closed[-1]["number"]
-                self.sums = _added(self.sums, _sums(db, known, newest))
-                self.verdicts = _counted(self.verdicts, db, known, newest)
+                self.sums = _added(self.sums, _sums(db, counted_until, newest))
+                self.verdicts = _counted(self.verdicts, db, counted_until, newest)
                 self.closed = [*self.closed, *closed]
-                known = newest
-            rest = [one for one in fresh if one["number"] > known]
-            sums = _added(self.sums, _sums(db, known, 1 << 60)) if rest else self.sums
-            verdicts_ = _counted(self.verdicts, db, known, 1 << 60) if rest else self.verdicts
+                counted_until = newest
+            rest = [one for one in fresh if one["number"] > counted_until]
+            sums = _added(self.sums, _sums(db, counted_until, 1 << 60)) if rest else self.sums
+            verdicts_ = _counted(self.verdicts, db, counted_until, 1 << 60) if rest else self.verdicts
             return [*rest[::-1], *self.closed[::-1]], sums, verdicts_
 
 
 def _rounds(db: sqlite3.Connection, after: int) -> list[dict[str, Any]]:
     """Rounds after this one, oldest first, with counts of their replies; the summary decoded."""
-    found = rows(
+    rounds = rows(
         db,
         "SELECT n.number, n.state, n.base, n.result, n.global_step, n.steps, n.opened, n.committed, n.summary,"
         " COUNT(r.site) AS replies, COALESCE(SUM(r.verdict = 'admitted'), 0) AS admitted,"
@@ -94,36 +94,36 @@ def _rounds(db: sqlite3.Connection, after: int) -> list[dict[str, Any]]:
         " FROM rounds n LEFT JOIN replies r ON r.round = n.number WHERE n.number > ? GROUP BY n.number",
         after,
     )
-    for one in found:
+    for one in rounds:
         one["summary"] = json.loads(one["summary"]) if one["summary"] else {}
         one["void"] = one["summary"].get("void")  # why the round came to nothing
         one["panel"] = panel_of(one["summary"])
         one["seconds"] = one["committed"] - one["opened"] if one["committed"] else None
-    return found
+    return rounds
 
 
 def panel_of(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Organ -> what the public panel says of a round: loss, and forgetting (loss over the seed's, minus 1)."""
     panel = summary.get("panel") or {}
     seed = panel.get("seed") or {}
-    found = {}
+    organs = {}
     for organ, reading in (panel.get("organs") or {}).items():
-        known = {key: float(value) for key, value in reading.items() if value is not None}
-        if known.get("loss") and seed.get(organ):
-            known["forgetting"] = known["loss"] / float(seed[organ]) - 1
-        found[organ] = known
-    return found
+        losses = {key: float(value) for key, value in reading.items() if value is not None}
+        if losses.get("loss") and seed.get(organ):
+            losses["forgetting"] = losses["loss"] / float(seed[organ]) - 1
+        organs[organ] = losses
+    return organs
 
 
 def _sums(db: sqlite3.Connection, after: int, until: int) -> dict[str, dict[str, Any]]:
-    found = rows(
+    totals = rows(
         db,
         "SELECT site, COUNT(*) AS replies, SUM(verdict = 'admitted') AS admitted, SUM(bytes) AS bytes,"
         " MAX(round) AS last_round FROM replies WHERE round > ? AND round <= ? GROUP BY site",
         after,
         until,
     )
-    return {row["site"]: row for row in found}
+    return {row["site"]: row for row in totals}
 
 
 def _added(sums: dict[str, Sums], fresh: dict[str, dict[str, Any]]) -> dict[str, Sums]:
@@ -140,20 +140,20 @@ def _counted(counts: dict[str, int], db: sqlite3.Connection, after: int, until: 
 
 def sites(db: sqlite3.Connection, sums: Mapping[str, Sums]) -> list[dict[str, Any]]:
     """Every site: what it gave, its last verdict, whether it is connected. Active ones first, by name."""
-    found = rows(db, "SELECT site, name, state, capacity, added, revoked, seen FROM sites ORDER BY state, name")
+    site_rows = rows(db, "SELECT site, name, state, capacity, added, revoked, seen FROM sites ORDER BY state, name")
     now = time.time()
-    for site in found:
+    for site in site_rows:
         given = sums.get(site["site"], Sums())
         last = rows(db, "SELECT * FROM replies WHERE round = ? AND site = ?", given.last_round, site["site"])
         site |= {**vars(given), "last": last[0] if last else None}
         site["connected"] = bool(site["seen"]) and now - site["seen"] < CONNECTED_SECONDS
-    return found
+    return site_rows
 
 
 def round_(db: sqlite3.Connection, number: int) -> dict[str, Any] | None:
     """One round, or None."""
-    found = _rounds(db, number - 1)[:1]
-    return found[0] if found and found[0]["number"] == number else None
+    rounds = _rounds(db, number - 1)[:1]
+    return rounds[0] if rounds and rounds[0]["number"] == number else None
 
 
 def verdicts(db: sqlite3.Connection, number: int) -> list[dict[str, Any]]:
@@ -291,8 +291,8 @@ class Overview:
         return lines, ["seed", *_numbers(order)]
 
 
-def _numbers(found: list[dict[str, Any]]) -> list[int]:
-    return [r["number"] for r in found]
+def _numbers(rounds: list[dict[str, Any]]) -> list[int]:
+    return [r["number"] for r in rounds]
 
 
 def overview(home: Layout, history: History) -> Overview:
@@ -301,7 +301,7 @@ def overview(home: Layout, history: History) -> Overview:
         every, sums, _ = history.read(db)
         opened = next((r for r in every if r["state"] == "open"), None)
         newest = every[0]["number"] if every else 0
-        known = sites(db, sums)
+        site_rows = sites(db, sums)
         open_verdicts = verdicts(db, opened["number"]) if opened else []
         campaign = fact(db, "campaign")
         return Overview(
@@ -309,14 +309,14 @@ def overview(home: Layout, history: History) -> Overview:
             settings.name if settings else campaign,
             _planned(db),
             _address(home),
-            known,
+            site_rows,
             every,
             opened,
             open_verdicts,
             _not_admitted(db, newest),
             _declined(db, newest),
             _replies(db, newest),
-            _closing(db, opened, open_verdicts, known, settings) if opened else None,
+            _closing(db, opened, open_verdicts, site_rows, settings) if opened else None,
             settings.continual.budget if settings else None,
             settings,
         )
@@ -334,20 +334,20 @@ def _closing(
     db: sqlite3.Connection,
     opened: Mapping[str, Any],
     open_verdicts: list[dict[str, Any]],
-    known: list[dict[str, Any]],
+    site_rows: list[dict[str, Any]],
     settings: CoordinatorSettings | None,
 ) -> Closing:
     """As the round loop decides it (`rounds.quorum.closing`)."""
-    active = {site["site"]: site for site in known if site["state"] == "active"}
+    active = {site["site"]: site for site in site_rows if site["state"] == "active"}
     verdicts = {
         reply["site"]: Verdict(
             opened["number"], reply["site"], VerdictCode(reply["verdict"]), received=reply["received"]
         )
         for reply in open_verdicts
     }
-    here = [site for site, one in active.items() if one["connected"]]
+    connected = [site for site, one in active.items() if one["connected"]]
     rules = settings.rounds if settings else RoundSettings()
-    end = quorum.closing(verdicts, active, here, opened["opened"], rules, _silent(db, opened["number"]))
+    end = quorum.closing(verdicts, active, connected, opened["opened"], rules, _silent(db, opened["number"]))
     waits, silent = (sorted(active[s]["name"] for s in sites) for sites in (end.waits_for, end.not_waited_for))
     return Closing(waits, silent, max(rules.quorum, 1), end.admitted, end.closes if settings else None)
 

@@ -34,7 +34,7 @@ class ConnectionLimits:
     def __init__(self, most: int, most_from_one: int, on_refused: Refuse) -> None:
         self.most, self.most_from_one, self.on_refused = most, most_from_one, on_refused
         self.strangers: dict[Peer, socket.socket] = {}  # the longest waiting first
-        self.known: dict[Peer, tuple[bytes, socket.socket]] = {}  # the key that was proved first; the oldest first
+        self.proved: dict[Peer, tuple[bytes, socket.socket]] = {}  # the key that was proved first; the oldest first
 
     def enter(self, peer: Peer, connection: socket.socket) -> None:
         """A new connection; an older stranger's is closed where there are too many."""
@@ -50,15 +50,15 @@ class ConnectionLimits:
         """A call on this connection has proved a key. False where it was closed: nobody would hear the answer."""
         connection = self.strangers.pop(peer, None)
         if connection is not None:
-            same = [other for other, (known, _) in self.known.items() if known == key]
+            same = [other for other, (proved, _) in self.proved.items() if proved == key]
             if len(same) >= MOST_OF_ONE_KEY:
-                self._close(same[0], self.known.pop(same[0])[1], FULL_OF_ONE)
-            self.known[peer] = key, connection
-        return peer in self.known
+                self._close(same[0], self.proved.pop(same[0])[1], FULL_OF_ONE)
+            self.proved[peer] = key, connection
+        return peer in self.proved
 
     def leave(self, peer: Peer) -> None:
         self.strangers.pop(peer, None)
-        self.known.pop(peer, None)
+        self.proved.pop(peer, None)
 
     def _close(self, peer: Peer, connection: socket.socket, why: str) -> None:
         with contextlib.suppress(OSError):  # gone by itself

@@ -112,9 +112,9 @@ class FleetApi:
         except DecodeError:
             raise CallRefused(400, "not a message of this call") from None
         except FlowerError as error:
-            about = API_ERROR_MAP[error.code]
+            api_error = API_ERROR_MAP[error.code]
             logger.info("%s: %s", call, error.message)
-            return _refusal(about.http_status_code, error.to_json(about.public_message))
+            return _refusal(api_error.http_status_code, error.to_json(api_error.public_message))
         except Exception as error:  # whatever a hostile message may raise
             logger.error("%s: %s: %s", call, type(error).__name__, error)
             raise CallRefused(500, f"{call}: {type(error).__name__}") from None
@@ -135,5 +135,5 @@ def _seconds(seconds: bytes) -> float:
     return min(float(seconds), LONGEST_HOLD) if seconds.isdigit() else 0.0
 
 
-def _refusal(status: int, about: Mapping[str, Any]) -> tuple[int, bytes, bytes]:
-    return status, b"application/json", json.dumps(about).encode()
+def _refusal(status: int, answer: Mapping[str, Any]) -> tuple[int, bytes, bytes]:
+    return status, b"application/json", json.dumps(answer).encode()

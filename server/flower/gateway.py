@@ -116,14 +116,14 @@ class Gateway:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        found.bind((host, port))
-        found.listen(256)
+        listener.bind((host, port))
+        listener.listen(256)
     except OSError as error:
-        found.close()
+        listener.close()
         raise NetworkError(
             f"address {host}:{port}", error.strerror or str(error), "set network.port to a free one"
         ) from None
-    return found
+    return listener

@@ -94,18 +94,18 @@ class GatewayTransport:
 
 def arrived(id_: str, fetch: flower_objects.Fetch) -> Arrived:
     """A tensor of a reply; PolicyError where it is none, also when it is read."""
-    about = flower_objects.tensor(fetch(id_))
+    array = flower_objects.tensor(fetch(id_))
 
     def read(most: int) -> bytes:
         """The tensor's bytes; of one that is longer than `most`, only so much that it shows."""
         data = bytearray()
-        for chunk in about.chunks:
+        for chunk in array.chunks:
             data += flower_objects.expect(fetch(chunk), "ArrayChunk").body
             if len(data) > most:
                 break
         return bytes(data)
 
-    return Arrived(about.dtype, about.shape, about.encoding, read)
+    return Arrived(array.dtype, array.shape, array.encoding, read)
 
 
 def _part(tensors: TensorFile, name: str) -> flower_objects.Part:

@@ -177,14 +177,14 @@ class LinkState:
         """
         for message_id in message_ids:
             reply_id = self.state.message_ins_id_to_message_res_id.get(message_id)
-            found = self._found(message_id, reply_id) if reply_id else self._lost(message_id)
-            if found is not None:
+            reply = self._complete(message_id, reply_id) if reply_id else self._lost(message_id)
+            if reply is not None:
                 try:
-                    yield found
+                    yield reply
                 finally:
                     self.forget(message_id)
 
-    def _found(self, message_id: str, reply_id: str) -> Reply | None:
+    def _complete(self, message_id: str, reply_id: str) -> Reply | None:
         if reply_id in self.store.refused:
             return _without(message_id, Error(ErrorCode.UNKNOWN, self.store.refused[reply_id]))
         if self.store.complete(reply_id):
@@ -196,9 +196,9 @@ class LinkState:
     def _read(self, message_id: str, reply_id: str) -> Reply:
         fetch = self.store.fetcher(reply_id)
         try:
-            about = wire.Message.FromString(bytes(flower_objects.expect(fetch(reply_id), "Message").body))
-            if about.HasField("error"):
-                return _without(message_id, Error(about.error.code, about.error.reason))
+            message = wire.Message.FromString(bytes(flower_objects.expect(fetch(reply_id), "Message").body))
+            if message.HasField("error"):
+                return _without(message_id, Error(message.error.code, message.error.reason))
             return Reply(message_id, flower_objects.records(reply_id, fetch), fetch)
         except Exception as error:  # whatever a hostile tree may raise
             return _without(message_id, Error(ErrorCode.UNKNOWN, f"not a message: {error}"))

@@ -84,7 +84,7 @@ class NodeAuth:
         if scope["method"] != "POST":
             raise CallRefused(405, "POST only")
         headers = {name.lower(): value for name, value in scope["headers"]}
-        key = self._known(headers)
+        key = self._key_of(headers)
         CALLER.set(key)
         if scope.get("client") and not self.on_proved(tuple(scope["client"]), key):
             raise CallRefused(429, "closed before its first call was read")
@@ -96,7 +96,7 @@ class NodeAuth:
         except TimeoutError:
             raise CallRefused(408, f"the request took longer than {self.body_seconds:.0f} s to arrive") from None
 
-    def _known(self, headers: dict[bytes, bytes]) -> bytes:
+    def _key_of(self, headers: dict[bytes, bytes]) -> bytes:
         """The caller's key: it signs the time with an enrolled one, as Flower's node authentication asks it to."""
         try:
             pem = b64decode(headers[PUBLIC_KEY_HEADER.encode()], validate=True)

@@ -206,6 +206,6 @@ class DiskObjectStore(InMemoryObjectStore):
                 if self.held[name] <= 0:
                     del self.held[name], self.store[name]
                     self._remove(name)
-            self.roots = {known: root for known, root in self.roots.items() if root != object_id}
+            self.roots = {message: root for message, root in self.roots.items() if root != object_id}
             for book in (self.spent, self.touched, self.refused):
                 book.pop(object_id, None)

@@ -33,8 +33,10 @@ class FlowerWire:
     def connected(self) -> set[str]:
         sites = self.sites().values()
         by_key = {_key_text(site.node_key): site.site for site in sites if site.state == SiteState.ACTIVE}
-        here = {by_key.get(_key_text(bytes(node.public_key).decode())): node.node_id for node in self.grid.get_nodes()}
-        self.nodes = {site: node for site, node in here.items() if site}
+        node_ids = {
+            by_key.get(_key_text(bytes(node.public_key).decode())): node.node_id for node in self.grid.get_nodes()
+        }
+        self.nodes = {site: node for site, node in node_ids.items() if site}
         return set(self.nodes)
 
     def ask(self, task: RoundTask) -> str:
@@ -84,13 +86,13 @@ class FlowerWire:
 
     def _files(self, folder: Path) -> ArrayRecord:
         if folder not in self.arrays:
-            found = {name: path.read_bytes() for name, path in replays.files(folder).items()}
-            self.arrays[folder] = ArrayRecord({n: Array("uint8", (len(d),), RAW, d) for n, d in found.items()})
+            contents = {name: path.read_bytes() for name, path in replays.files(folder).items()}
+            self.arrays[folder] = ArrayRecord({n: Array("uint8", (len(d),), RAW, d) for n, d in contents.items()})
         return self.arrays[folder]
 
-    def _drop_others(self, kept: tuple[Path | None, ...]) -> None:
-        rounds = [known for known in self.arrays if known.name.startswith(("round-", "step-"))]
-        for file in [known for known in rounds if known not in kept]:
+    def _drop_others(self, needed: tuple[Path | None, ...]) -> None:
+        rounds = [path for path in self.arrays if path.name.startswith(("round-", "step-"))]
+        for file in [path for path in rounds if path not in needed]:
             del self.arrays[file]
 
 

@@ -66,7 +66,7 @@ def finish(this: OpenRound, gate: ForgettingGate | None = None) -> str:
 
     # Who is admitted.
     sites = ledger.sites()
-    active = {site for site, known in sites.items() if known.state == SiteState.ACTIVE}
+    active = {site for site, entry in sites.items() if entry.state == SiteState.ACTIVE}
     verdicts = _without_revoked(ledger.verdicts(this.number), active)
     verdicts, summary, reference = _compared(this, verdicts)
     chosen = [site for site in sorted(verdicts) if verdicts[site].verdict == VerdictCode.ADMITTED]
@@ -124,9 +124,9 @@ def _weighted(this: OpenRound, verdicts: Sequence[Verdict]) -> list[Verdict]:
     """The verdicts with each site's share of the merge: by images where the rule weighs, else the same for all."""
     count, gate = len(verdicts), this.settings.gate
     if rule_for(this.settings.merge).for_sites(count).weighted:
-        known = this.ledger.sites()
+        enrolled = this.ledger.sites()
         cap = min(gate.weight_cap, gate.fair_limit / count)
-        shares = merge.shares([v.images for v in verdicts], cap, [known[v.site].confirmed for v in verdicts])
+        shares = merge.shares([v.images for v in verdicts], cap, [enrolled[v.site].confirmed for v in verdicts])
     else:
         shares = [1 / count] * count
     return [dataclasses.replace(verdict, weight=share) for verdict, share in zip(verdicts, shares, strict=True)]
@@ -151,15 +151,15 @@ def _compared(this: OpenRound, verdicts: dict[str, Verdict]) -> tuple[dict[str, 
             directions = merge.gram(this.base, files, this.settings.rounds.encoding)
     gate, names = this.settings.gate, this.ledger.sites()
     strikes = this.ledger.strikes(this.number, gate.direction_rounds - 1)
-    found = compare(norms, _prior(this), _length_of(this.base), directions, gate, strikes)
+    comparison = compare(norms, _prior(this), _length_of(this.base), directions, gate, strikes)
     for site in norms:
         verdicts[site] = dataclasses.replace(
-            verdicts[site], scale=found.scales.get(site), against=site in found.against
+            verdicts[site], scale=comparison.scales.get(site), against=site in comparison.against
         )
-    for site, refusal in found.refused.items():
+    for site, refusal in comparison.refused.items():
         verdicts[site] = dataclasses.replace(verdicts[site], verdict=refusal.code, detail=refusal.detail)
         announce(this.home, verdicts[site], names[site].name)
-    return verdicts, _cosines(list(norms), directions), found.reference
+    return verdicts, _cosines(list(norms), directions), comparison.reference
 
 
 def _length_of(base: TensorFile) -> float:

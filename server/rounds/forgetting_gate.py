@@ -97,9 +97,9 @@ class ForgettingGate:
         """Move the running average of the rounds' encoders on; it starts at the campaign's seed."""
         before = self.home.memory(EMA, current.number - 1)
         old = load(before).tensors if before.exists() else self._tensors(current.number - 1)
-        kept = load(self.home.checkpoint(current.number))
-        average = averaging.ema(old, kept.tensors, self.settings.ema)
-        save(self.home.memory(EMA, current.number), average, kept.metadata)
+        merged = load(self.home.checkpoint(current.number))
+        average = averaging.ema(old, merged.tensors, self.settings.ema)
+        save(self.home.memory(EMA, current.number), average, merged.metadata)
 
     def _tensors(self, number: int) -> Tensors:
         return load(self.home.checkpoint(number)).tensors
@@ -128,9 +128,9 @@ class ForgettingGate:
         """Losses before the round: as the ledger has them, else measured."""
         assert self.reader is not None
         last = self.ledger.last_round()
-        known = (last.summary or {}).get("panel", {}) if last and last.number == current.number - 1 else {}
-        if known.get("fingerprint") == self.reader.panel.fingerprint:
-            return {organ: float(values["loss"]) for organ, values in known["organs"].items()}
+        panel = (last.summary or {}).get("panel", {}) if last and last.number == current.number - 1 else {}
+        if panel.get("fingerprint") == self.reader.panel.fingerprint:
+            return {organ: float(values["loss"]) for organ, values in panel["organs"].items()}
         return self.reader.losses(base)
 
     def _without_worst(
@@ -167,10 +167,10 @@ class ForgettingGate:
         assert self.reader is not None
         base, now = self._tensors(current.number - 1), self._tensors(current.number)
         decision = self._decide(current, readings, self.settings.steps_back)
-        kept = averaging.interpolate(base, now, decision.share)
-        self._store(current.number, kept, gate=decision.outcome, kept=str(decision.share))
+        moved = averaging.interpolate(base, now, decision.share)
+        self._store(current.number, moved, gate=decision.outcome, kept=str(decision.share))
         self._keep_momentum(current.number, decision.share)
-        return self.reader.read(kept), decision
+        return self.reader.read(moved), decision
 
     def _keep_momentum(self, number: int, share: float) -> None:
         """Of what the merging rule remembers of the round, keep the share that is kept of its step; 0 is none of it."""

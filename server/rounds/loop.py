@@ -141,16 +141,16 @@ class Loop:
         silent = self.ledger.silent(current.number)
         while True:
             sites = {name: site for name, site in self.ledger.sites().items() if site.state == SiteState.ACTIVE}
-            here = self.transport.connected() & set(sites)
-            self._note_seen(here)
+            connected = self.transport.connected() & set(sites)
+            self._note_seen(connected)
             verdicts = self.ledger.verdicts(current.number)
-            for site in sorted(here - set(verdicts)):
+            for site in sorted(connected - set(verdicts)):
                 self._ask(sites[site], request)
             self._take_answers(sites, base)
             self._take_late()
             now, age = self.ledger.verdicts(current.number), self.clock() - current.opened
             waited = [site for site in sites if site in now or self.unsigned[site] < MOST_UNSIGNED]
-            end = closing(now, waited, here, current.opened, self.settings.rounds, silent)
+            end = closing(now, waited, connected, current.opened, self.settings.rounds, silent)
             if end.due(self.clock()) or (end.closes is not None and self._told_to_close(current.number)):
                 return ""
             if hopeless(now, sites, age, self.settings.rounds):
@@ -326,10 +326,10 @@ class Loop:
             note(logger, "transport failed", level=logging.ERROR, reason=cause(error))
             return []
 
-    def _note_seen(self, here: set[str]) -> None:
-        if here and self.clock() - self.noted > SEEN_EVERY:
+    def _note_seen(self, connected: set[str]) -> None:
+        if connected and self.clock() - self.noted > SEEN_EVERY:
             self.noted = self.clock()
-            self.ledger.saw(here)
+            self.ledger.saw(connected)
 
 
 def cause(error: Exception) -> str:

@@ -80,11 +80,11 @@ class PanelReader:
     def _read(self, encoder: Tensors) -> tuple[dict[str, Reading], dict[str, Floats]]:
         load_tensors(self.model, {**encoder, **self.decoder}, "encoder of the round")
         self.model.eval()
-        found = {
+        readings = {
             name: read(self.model, organ, self.train, self.features.get(name))
             for name, organ in self.panel.organs.items()
         }
-        return {n: r for n, (r, _) in found.items()}, {n: f for n, (_, f) in found.items()}
+        return {n: r for n, (r, _) in readings.items()}, {n: f for n, (_, f) in readings.items()}
 
 
 def opened(folder: Path, images: int, train: TrainSettings) -> Panel:
@@ -135,9 +135,9 @@ def check_apart(panel: Panel, declared: Iterable[str], replayed: Corpus | None =
                     "leave it out of the panel",
                 )
     if replayed is not None:
-        known = {_pixels(replayed, position) for position in range(len(replayed))}
+        replayed_pixels = {_pixels(replayed, position) for position in range(len(replayed))}
         for organ in panel.organs.values():
-            if any(_pixels(organ.corpus, position) in known for position in range(len(organ.corpus))):
+            if any(_pixels(organ.corpus, position) in replayed_pixels for position in range(len(organ.corpus))):
                 raise PolicyError(f"panel, {organ.name}", "holds images of the replay corpus", "part the two")
 
 

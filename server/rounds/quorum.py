@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 def announce(home: Layout, verdict: Verdict, name: str) -> None:
     """In the audit log and in the program's; `name` of the site."""
     status = "ok" if verdict.verdict in (VerdictCode.ADMITTED, VerdictCode.DECLINED) else "refused"
-    said: dict[str, Any] = {"round": verdict.round, "verdict": verdict.verdict, "detail": verdict.detail}
+    fields: dict[str, Any] = {"round": verdict.round, "verdict": verdict.verdict, "detail": verdict.detail}
     more: dict[str, Any] = {"name": name, "content": verdict.content, "images": verdict.images}
-    audit.append(home.audit, "gate", "reply", status, site=verdict.site, **said, **more)
-    note(logger, "verdict", site=name, **said)
+    audit.append(home.audit, "gate", "reply", status, site=verdict.site, **fields, **more)
+    note(logger, "verdict", site=name, **fields)
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class RoundEnd:
 def closing(
     verdicts: Mapping[str, Verdict],
     active: Collection[str],
-    here: Collection[str],
+    connected: Collection[str],
     opened: float,
     rules: RoundSettings,
     silent: Collection[str] = (),
 ) -> RoundEnd:
     """At once when everyone has answered; with a quorum, when the others have had their time; else not yet.
 
-    `active`: sites that are enrolled, `here`: those that are connected, `silent`: those that have answered in none of
+    `active`: sites that are enrolled, `connected`: those that are connected, `silent`: those that have answered in none of
     the last rounds. Their time is the longer of `grace` and `grace_factor` times the median answer of this round, but
     `deadline` at most, and `patience` where none of them is connected.
     """
@@ -63,7 +63,7 @@ def closing(
         return RoundEnd(None, len(admitted), waited, passed_over)
     usual = statistics.median(max(0.0, verdict.received - opened) for verdict in admitted)
     limit = min(rules.deadline, max(rules.grace, rules.grace_factor * usual))
-    if not set(waited) & set(here):
+    if not set(waited) & set(connected):
         limit = min(limit, rules.patience)
     return RoundEnd(opened + (limit if waited else 0.0), len(admitted), waited, passed_over)
 

@@ -38,9 +38,9 @@ def train_request(settings: CoordinatorSettings, current: Round, running: Campai
 
 def replayed(settings: CoordinatorSettings) -> dict[str, Any]:
     """Which public corpus sites mix in, and how much of it; empty where none is."""
-    asked = settings.continual
-    if not (asked.replay and asked.replay_share):
+    continual = settings.continual
+    if not (continual.replay and continual.replay_share):
         return {}
-    if replay.size(asked.replay) > replay.MOST_BYTES:
-        raise ConfigError(f"continual.replay: {asked.replay}", "is larger than 1 GiB", "choose fewer images")
-    return {"replay": asked.replay_share, "replay_corpus": replay.digest(asked.replay)}
+    if replay.size(continual.replay) > replay.MOST_BYTES:
+        raise ConfigError(f"continual.replay: {continual.replay}", "is larger than 1 GiB", "choose fewer images")
+    return {"replay": continual.replay_share, "replay_corpus": replay.digest(continual.replay)}

@@ -217,4 +217,4 @@ def test_an_unforeseen_error_of_a_service_is_said_once_and_it_goes_on(
         time.sleep(0.05)
     stop.set()
     assert len(calls) >= 2 and caplog.text.count("never thought of") == 1
-    assert "intake.trouble" in site.audit_log.read_text()
+    assert "intake.failed" in site.audit_log.read_text()

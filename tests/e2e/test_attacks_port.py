@@ -209,13 +209,13 @@ def test_a_hospital_cannot_take_the_places_of_the_others(stage):
     lines = "".join(f"{k}: {v}\r\n" for k, v in signed_headers(stage.liars[1]).items())
     head = f"POST /v1/fleet/send-node-heartbeat HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n{lines}\r\n".encode()
     place, key = stage.gateway.server.limits, keys.public_pem(stage.liars[1].node_key).encode()
-    before, taken = sum(known == key for known, _ in place.known.values()), []
+    before, taken = sum(proved == key for proved, _ in place.proved.values()), []
     try:
         for _ in range(3 * connection_limits.MOST_OF_ONE_KEY):
             taken.append(line_to(stage))
             taken[-1].sendall(head)
             assert taken[-1].recv(1000).startswith(b"HTTP/1.1 4")  # an empty message is none; the key was good
-        held = sum(known == key for known, _ in place.known.values())
+        held = sum(proved == key for proved, _ in place.proved.values())
         newcomer = stage.honest[1].connect(stage.home, stage.port)
         newcomer.node_id = stage.link.online()[keys.public_pem(stage.honest[1].node_key).encode()]
         newcomer.heartbeat(60)

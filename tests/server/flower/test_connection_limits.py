@@ -15,7 +15,7 @@ def test_the_longest_waiting_stranger_goes_and_whoever_proved_a_key_stays():
     for peer, (mine, _) in zip(peers[1:], ends[1:], strict=True):
         limits.enter(peer, mine)
     assert refused == [(429, FULL, "10.0.0.1")] * 3, "one of its own address, then the longest waiting of all"
-    assert list(limits.strangers) == peers[4:] and peers[0] in limits.known
+    assert list(limits.strangers) == peers[4:] and peers[0] in limits.proved
     assert [theirs.recv(1) for _, theirs in ends[1:4]] == [b""] * 3
     assert limits.prove(peers[0], b"a") and limits.prove(peers[7], b"b")
     assert not limits.prove(peers[1], b"c"), "its call came too late: it must not be acted upon"
@@ -37,7 +37,7 @@ def test_a_hospital_holds_few_connections_however_many_it_opens():
         assert limits.prove(("10.0.0.1", number), b"greedy")
     assert refused == [(429, FULL_OF_ONE, "10.0.0.1")] * 2
     assert [theirs.recv(1) for _, theirs in ends[1:3]] == [b""] * 2, "its oldest go"
-    assert ("10.0.0.9", 1) in limits.known and len(limits.known) == MOST_OF_ONE_KEY + 1
+    assert ("10.0.0.9", 1) in limits.proved and len(limits.proved) == MOST_OF_ONE_KEY + 1
     for pair in ends:
         for end in pair:
             end.close()
