@@ -1,8 +1,10 @@
-"""The command `usfmae-client`: what a hospital runs. One file per command; `--help` loads neither Flower nor torch."""
+"""The command `usfmae-client`: what a hospital runs. A command is one function and one row
+of COMMANDS; `--help` loads neither Flower nor torch."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import click
 
@@ -10,22 +12,24 @@ from usfmae.core import __version__
 from usfmae.core.cli.shell import LazyGroup, run
 
 COMMANDS = {  # name -> "module:attribute"; its line of help is the first sentence of its docstring
-    "init": "usfmae.client.cli.init:init",
-    "doctor": "usfmae.client.cli.doctor:doctor",
-    "prepare": "usfmae.client.cli.prepare:prepare",
-    "run": "usfmae.client.cli.run:run",
-    "status": "usfmae.client.cli.status:status",
-    "pause": "usfmae.client.cli.pause:pause",
-    "resume": "usfmae.client.cli.pause:resume",
-    "campaign": "usfmae.client.cli.campaign:campaign",
-    "outbox": "usfmae.client.cli.outbox:outbox",
-    "evaluate": "usfmae.client.cli.evaluate:evaluate",
-    "report": "usfmae.client.cli.report:report",
-    "evidence": "usfmae.client.cli.evidence:evidence",
-    "person": "usfmae.client.cli.person:person",
-    "rotate": "usfmae.client.cli.rotate:rotate",
-    "audit": "usfmae.client.cli.audit:audit",
+    "init": "usfmae.client.cli.setup:init",
+    "doctor": "usfmae.client.cli.setup:doctor",
+    "prepare": "usfmae.client.cli.agent:prepare",
+    "run": "usfmae.client.cli.agent:run",
+    "status": "usfmae.client.cli.agent:status",
+    "pause": "usfmae.client.cli.agent:pause",
+    "resume": "usfmae.client.cli.agent:resume",
+    "campaign": "usfmae.client.cli.decisions:campaign",
+    "outbox": "usfmae.client.cli.decisions:outbox",
+    "evaluate": "usfmae.client.cli.records:evaluate",
+    "report": "usfmae.client.cli.records:report",
+    "evidence": "usfmae.client.cli.records:evidence",
+    "person": "usfmae.client.cli.setup:person",
+    "rotate": "usfmae.client.cli.setup:rotate",
+    "audit": "usfmae.client.cli.records:audit",
 }
+
+site_directory = click.argument("directory", metavar="SITE", type=click.Path(path_type=Path, file_okay=False))
 
 
 @click.group(

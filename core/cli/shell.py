@@ -142,15 +142,20 @@ class NewFolder(_New):
 
 def configured(command: F) -> F:
     """Adds `--config FILE` and `--set key=value`, handed on as `config_file` and `overrides`."""
-    command = click.option(
-        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override any config key; repeatable."
-    )(command)
+    file = click.Path(path_type=Path, dir_okay=False)
+    return click.option("--config", "config_file", type=file, help="YAML file of settings.")(overriding(command))
+
+
+def overriding(command: F) -> F:
+    """Adds `--set key=value`, handed on as `overrides`."""
     return click.option(
-        "--config",
-        "config_file",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="YAML file of settings.",
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the settings; repeatable."
     )(command)
+
+
+def as_json(command: F) -> F:
+    """Adds `--json`, handed on as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print as JSON.")(command)
 
 
 def print_json(value: Any) -> None:

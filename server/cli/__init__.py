@@ -1,8 +1,10 @@
-"""The command `usfmae-server`: what the coordinator runs. One file per command."""
+"""The command `usfmae-server`: what the coordinator runs. A command is one function and
+one row of COMMANDS."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import click
 
@@ -10,20 +12,22 @@ from usfmae.core import __version__
 from usfmae.core.cli.shell import LazyGroup, run
 
 COMMANDS = {  # name -> "module:attribute"; its line of help is the first sentence of its docstring
-    "init": "usfmae.server.cli.init:init",
-    "site": "usfmae.server.cli.site:site",
-    "run": "usfmae.server.cli.run:run_",
-    "page": "usfmae.server.cli.page:page",
-    "simulate": "usfmae.server.cli.simulate:simulate",
-    "campaign": "usfmae.server.cli.campaign:campaign",
-    "round": "usfmae.server.cli.round:round_",
-    "release": "usfmae.server.cli.release:release",
-    "status": "usfmae.server.cli.status:status",
-    "person": "usfmae.server.cli.person:person",
-    "certificate": "usfmae.server.cli.certificate:certificate",
-    "report": "usfmae.server.cli.report:report",
-    "verify": "usfmae.server.cli.verify:verify",
+    "init": "usfmae.server.cli.setup:init",
+    "site": "usfmae.server.cli.sites:site",
+    "run": "usfmae.server.cli.rounds:run_",
+    "page": "usfmae.server.cli.records:page",
+    "simulate": "usfmae.server.cli.rounds:simulate",
+    "campaign": "usfmae.server.cli.rounds:campaign",
+    "round": "usfmae.server.cli.rounds:round_",
+    "release": "usfmae.server.cli.records:release",
+    "status": "usfmae.server.cli.records:status",
+    "person": "usfmae.server.cli.setup:person",
+    "certificate": "usfmae.server.cli.setup:certificate",
+    "report": "usfmae.server.cli.records:report",
+    "verify": "usfmae.server.cli.records:verify",
 }
+
+federation_directory = click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
 
 
 @click.group(

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.ports import free_port
-from usfmae.client.cli.doctor import doctor
+from usfmae.client.cli.setup import doctor
 from usfmae.client.doctor import Doctor, Finding
 from usfmae.client.flower.transport_errors import span
 from usfmae.client.site import Site

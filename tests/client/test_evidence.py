@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from usfmae.client import evidence
-from usfmae.client.cli.evidence import evidence as command
+from usfmae.client.cli.records import evidence as command
 from usfmae.client.site import Site, create, write_json
 from usfmae.core import keys
 from usfmae.core.config.site import SiteSettings

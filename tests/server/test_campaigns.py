@@ -55,7 +55,7 @@ def test_a_new_campaign_warms_up_again_and_may_start_from_an_earlier_round(tmp_p
 
 
 def test_campaigns_end_and_begin_from_the_command_line(tmp_path: Path) -> None:
-    from usfmae.server.cli.campaign import campaign as command
+    from usfmae.server.cli.rounds import campaign as command
 
     home = home_with(tmp_path, None)
     loop_of(home, populate(home, 1, 8, honest)).run(1)

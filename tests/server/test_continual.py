@@ -210,8 +210,8 @@ def test_a_release_without_a_panel_says_that_nothing_was_measured(tmp_path: Path
 
 
 def test_the_ledger_of_a_campaign_can_be_read_round_by_round(ten_rounds: Layout, tmp_path: Path) -> None:
-    from usfmae.server.cli.campaign import campaign as command
-    from usfmae.server.cli.report import report
+    from usfmae.server.cli.records import report
+    from usfmae.server.cli.rounds import campaign as command
 
     text = CliRunner().invoke(command, ["rounds", str(ten_rounds.root)]).output.splitlines()
     found = json.loads(CliRunner().invoke(command, ["rounds", str(ten_rounds.root), "--json"]).output)

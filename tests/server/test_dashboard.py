@@ -238,7 +238,7 @@ def test_page_and_status_say_who_is_missing_and_when_the_round_closes(home: Layo
 def test_revoking_asks_for_the_name_and_a_script_says_yes(home: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     run = CliRunner()
     assert isinstance(run.invoke(group, ["site", "revoke", str(home.root), "site-00"]).exception, UsageError)
-    monkeypatch.setattr("usfmae.server.cli.site._asks", lambda: True)
+    monkeypatch.setattr("usfmae.server.cli.sites._asks", lambda: True)
     wrong = run.invoke(group, ["site", "revoke", str(home.root), "site-00"], input="site-01\n")
     assert isinstance(wrong.exception, UsageError) and "cannot be undone" in wrong.output
     assert all(site.state == "active" for site in Ledger(home.ledger).sites().values())

@@ -64,8 +64,8 @@ def test_a_site_that_never_answers_costs_two_rounds_their_time_and_no_more(feder
 
 
 def test_the_coordinator_closes_a_round_and_sees_whom_it_waits_for(federation):
-    from usfmae.server.cli.round import round_
-    from usfmae.server.cli.status import status as command
+    from usfmae.server.cli.records import status as command
+    from usfmae.server.cli.rounds import round_
     from usfmae.server.status import status
 
     made = federation(3, **{"rounds.quorum": 2})

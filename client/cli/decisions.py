@@ -1,4 +1,4 @@
-"""`usfmae-client campaign`: what the coordinator wants computed here, and whether this site agrees."""
+"""`usfmae-client campaign|outbox`: what may be computed here and what may leave; a person decides."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from usfmae.client.cli.options import as_json, site_directory
-from usfmae.core.cli.shell import print_json
+from usfmae.client.cli import site_directory
+from usfmae.core.cli.shell import as_json, print_json
 
 ACTIONS = ["list", "show", "approve", "reject", "restart"]
 
@@ -21,7 +21,7 @@ ACTIONS = ["list", "show", "approve", "reject", "restart"]
 def campaign(directory: Path, action: str, name: str | None, reason: str, as_json: bool) -> None:
     """What a campaign asks of this site; agree to it or refuse.
 
-    List every campaign that asked; show one in words; decide. Without NAME it is the one that waits.
+    Lists every campaign that asked, shows one in words, or takes your decision. Without NAME it is the one that waits.
 
     Nothing is downloaded or trained for a campaign before this site agreed to it. `restart` expects the coordinator to
     go on from an earlier round or from another encoder, as after a backup was restored: the next request is taken.
@@ -61,3 +61,45 @@ def campaign(directory: Path, action: str, name: str | None, reason: str, as_jso
     else:
         campaigns.decide(site, name, action == "approve", reason)
         click.echo(f"{name} {'agreed' if action == 'approve' else 'refused'}", err=True)
+
+
+@click.command()
+@site_directory
+@click.argument("action", required=False, type=click.Choice(["list", "show", "approve", "reject"]), default="list")
+@click.argument("entry", required=False)
+@click.option("--reason", default="", help="Why, for the audit log.")
+@as_json
+def outbox(directory: Path, action: str, entry: str | None, reason: str, as_json: bool) -> None:
+    """What left, what waits to leave; approve or reject it.
+
+    Lists every update this site made, shows the sheet of one, or takes your decision on one that waits.
+
+    \b
+    usfmae-client outbox SITE
+    usfmae-client outbox SITE show ENTRY
+    usfmae-client outbox SITE approve ENTRY
+    usfmae-client outbox SITE reject ENTRY --reason TEXT
+    """
+    from usfmae.client import outbox as room
+    from usfmae.client.site import Site
+    from usfmae.core.errors import UsageError
+
+    site = Site.open(directory)
+    if action != "list" and not entry:
+        raise UsageError(f"outbox {action}", "needs an ENTRY", f"see 'usfmae-client outbox {directory}'")
+    if action in ("approve", "reject"):
+        room.decide(site, str(entry), action == "approve", reason)
+        click.echo(f"{entry} {'approved' if action == 'approve' else 'rejected'}", err=True)
+        return
+    entries = room.entries(site)
+    if action == "show":
+        entries = [e for e in entries if e["id"] == entry]
+        if not entries:
+            raise UsageError(f"outbox entry {entry!r:.60}", "does not exist", f"see 'usfmae-client outbox {directory}'")
+    if as_json:
+        print_json(entries if action == "list" else entries[0])
+    elif action == "show":
+        click.echo(room.sheet(entries[0]) + f"\nstate: {entries[0]['state']}")
+    else:
+        for e in entries:
+            click.echo(f"{e['id']}  round {e['round']:5d}  {e['bytes']:>11,d} bytes  {e['state']:8s}  {e['campaign']}")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from usfmae.core.cli.shell import print_json
+from usfmae.core.cli.shell import as_json, print_json
+from usfmae.server.cli import federation_directory
 
 if TYPE_CHECKING:
     from usfmae.server.layout import Layout
@@ -24,17 +25,13 @@ def site() -> None:
     """
 
 
-directory_argument = click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
-json_option = click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
-
-
 @site.command()
-@directory_argument
+@federation_directory
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--capacity", type=click.IntRange(1), metavar="IMAGES", help="Images you have confirmed with the hospital."
 )
-@json_option
+@as_json
 def add(directory: Path, file: Path, capacity: int | None, as_json: bool) -> None:
     """Enrol the hospital that made the enrol.json FILE (usfmae-client init).
 
@@ -46,10 +43,10 @@ def add(directory: Path, file: Path, capacity: int | None, as_json: bool) -> Non
 
 
 @site.command()
-@directory_argument
+@federation_directory
 @click.argument("name")
 @click.argument("images", type=int)
-@json_option
+@as_json
 def capacity(directory: Path, name: str, images: int, as_json: bool) -> None:
     """Vouch for the IMAGES of the enrolled hospital NAME: merges weigh it by them, up to the cap."""
     from usfmae.server import sites
@@ -58,8 +55,8 @@ def capacity(directory: Path, name: str, images: int, as_json: bool) -> None:
 
 
 @site.command("list")
-@directory_argument
-@json_option
+@federation_directory
+@as_json
 def list_(directory: Path, as_json: bool) -> None:
     """Every hospital that was ever enrolled, and when it was last connected."""
     from usfmae.server import sites
@@ -75,10 +72,10 @@ def list_(directory: Path, as_json: bool) -> None:
 
 
 @site.command()
-@directory_argument
+@federation_directory
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@json_option
+@as_json
 def revoke(directory: Path, name: str, yes: bool, as_json: bool) -> None:
     """Cut the hospital NAME off, also in the middle of a round. Its key can never be enrolled again.
 
@@ -96,9 +93,9 @@ def revoke(directory: Path, name: str, yes: bool, as_json: bool) -> None:
 
 
 @site.command()
-@directory_argument
+@federation_directory
 @click.argument("file", type=click.Path(path_type=Path))
-@json_option
+@as_json
 def rotate(directory: Path, file: Path, as_json: bool) -> None:
     """Take the new keys of the rotation.json FILE (usfmae-client rotate). No other site has to do anything."""
     from usfmae.server import sites

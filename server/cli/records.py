@@ -1,0 +1,185 @@
+"""`usfmae-server status|page|report|release|verify`: what the rounds came to."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import click
+
+from usfmae.core.cli.shell import NewFile, as_json, overriding, print_json
+from usfmae.server.cli import federation_directory
+
+
+@click.command()
+@federation_directory
+@as_json
+def status(directory: Path, as_json: bool) -> None:
+    """Round, sites, verdicts, last checkpoint and its hash.
+
+    Works whether or not the aggregator runs.
+
+    \b
+    usfmae-server status federation
+    usfmae-server status federation --json
+    """
+    from usfmae.core.web.templating import ago
+    from usfmae.server.layout import Layout
+    from usfmae.server.status import status as read
+
+    fields = read(Layout(directory))
+    if as_json:
+        print_json(fields)
+        return
+    click.echo(f"campaign    {fields['campaign']}")
+    click.echo(f"running     {'at ' + fields['address'] if fields['running'] else 'no'}")
+    planned = f" of {fields['planned']}" if fields["planned"] else ""
+    opened = f", {fields['open_round']} open" if fields["open_round"] else ""
+    click.echo(f"round       {fields['round']}{planned} committed{opened}")
+    click.echo(f"waits       {fields['waits']}")
+    click.echo(f"checkpoint  {fields['checkpoint']}")
+    click.echo(f"hash        {fields['hash'] or '-'}")
+    for verdict in fields["rounds"][-1]["verdicts"] if fields["rounds"] else ():
+        counts = f"{verdict['images']:8d} images" if verdict["images"] else " " * 15
+        click.echo(f"  {verdict['name']:24s} {verdict['verdict']:14s} {counts}  {verdict['detail']}")
+    states = {site["name"]: site["seen"] for site in fields["sites"]}
+    for name in fields["waiting_for"]:
+        seen = states.get(name)
+        click.echo(f"  {name:24s} {'no answer yet':14s} {' ' * 15}  seen {ago(seen)}")
+
+
+@click.command()
+@federation_directory
+@click.option("--host", help="Address to listen on; default: page.host.")
+@click.option("--port", type=int, help="Port to listen on; default: page.port, 8080 where that is 0.")
+def page(directory: Path, host: str | None, port: int | None) -> None:
+    """The coordinator's page alone, without an aggregator.
+
+    For a federation that has ended, or that another process serves: rounds, sites, charts and downloads, until Ctrl-C.
+
+    \b
+    usfmae-server page federation --port 8080
+    """
+    from usfmae.server.dashboard.serve import page_served
+    from usfmae.server.layout import Layout
+
+    home = Layout(directory)
+    settings = home.settings().page
+    chosen = {"host": host or settings.host, "port": settings.port or 8080 if port is None else port}
+    with page_served(home, settings.model_copy(update=chosen)) as address:
+        click.echo(address)
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.pause()
+
+
+@click.command()
+@federation_directory
+@click.option("--out", type=NewFile(), help="Default: DIRECTORY/campaign.html.")
+@as_json
+def report(directory: Path, out: Path | None, as_json: bool) -> None:
+    """The campaign as one page to file.
+
+    Sites, rounds, losses by round and organ, what was not admitted and why.
+
+    \b
+    usfmae-server report federation --out campaign.html
+    """
+    from usfmae.core import audit
+    from usfmae.core.errors import PolicyError
+    from usfmae.core.report.campaign import write_campaign
+    from usfmae.server.dashboard import view
+    from usfmae.server.layout import Layout
+
+    home = Layout(directory)
+    federation = view.overview(home, view.History())
+    try:
+        chain = f"{audit.verify(home.audit)} entries, unbroken"
+    except PolicyError as error:
+        chain = str(error)
+    values = {
+        "campaign": federation.campaign,
+        "sites": federation.sites,
+        "rounds": federation.rounds[::-1],
+        "not_admitted": federation.not_admitted,
+        "declined": federation.declined,
+        "chain": chain,
+    }
+    if as_json:
+        print_json(values)
+        return
+    file = out or directory / "campaign.html"
+    write_campaign(file, values)
+    click.echo(file)
+
+
+@click.command()
+@federation_directory
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder to write.")
+@click.option(
+    "--benchmark",
+    "benchmarks",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="JSON results to put in the model card, as 'usfmae probe --json' prints them; repeatable.",
+)
+@click.option("--round", "number", type=click.IntRange(min=1), help="This round, where it may go out.")
+@overriding
+@as_json
+def release(
+    directory: Path,
+    out: Path,
+    benchmarks: tuple[Path, ...],
+    number: int | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """The best encoder under the budget, signed, with a card.
+
+    Writes the best encoder under the forgetting budget, not the last one, to a signed folder with its model card and
+    lineage. 'usfmae verify OUT --key coordinator.pub.pem' checks all of it offline.
+
+    \b
+    usfmae-server release federation --out release
+    """
+    from usfmae.server.layout import Layout
+    from usfmae.server.release import release as write
+
+    home = Layout(directory)
+    done = write(home, home.settings(overrides), out, benchmarks, number)
+    print_json(done) if as_json else click.echo(f"{done['folder']}\n{done['why']}")
+
+
+@click.command()
+@federation_directory
+@as_json
+def verify(directory: Path, as_json: bool) -> None:
+    """Check the audit log and the chain of checkpoints.
+
+    Each round's checkpoint must have the hash that the ledger committed, and start from the round before.
+
+    \b
+    usfmae-server verify federation
+    """
+    from usfmae.core import audit
+    from usfmae.core.errors import CheckpointError, PolicyError
+    from usfmae.server.checkpoints import check
+    from usfmae.server.layout import Layout
+    from usfmae.server.ledger import Ledger, RoundState
+
+    home = Layout(directory)
+    entries, checked, parent = audit.verify(home.audit), 0, ""
+    ledger = Ledger(home.ledger)
+    ledger.check()
+    for record in ledger.rounds():
+        if parent and record.base != parent:
+            raise PolicyError(f"round {record.number}", "does not start from the round before", "restore from a backup")
+        parent = record.result or ""
+        file = home.checkpoint(record.number)
+        if record.state == RoundState.COMMITTED and file.exists():
+            try:
+                check(file, record.result or "")
+            except CheckpointError as error:
+                raise PolicyError(error.what, error.why, error.do) from None
+            checked += 1
+    report = {"audit_entries": entries, "checkpoints": checked}
+    print_json(report) if as_json else click.echo(f"sound: {entries} audit entries, {checked} checkpoints")
