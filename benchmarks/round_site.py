@@ -84,7 +84,7 @@ def upload(places: list[Path]) -> None:
     sites = [Site.open(place) for place in places]
     base = places[0] / "base.safetensors"
     lines = {
-        site: fleet_client.FleetClient(site.settings.server, site.ca_file, site.node_key, timeout=300) for site in sites
+        site: fleet_client.FleetClient(fleet_client.address_of(site), site.node_key, timeout=300) for site in sites
     }
     for fleet in lines.values():
         _come_online(fleet)

@@ -176,10 +176,9 @@ class Doctor:
     @functools.cached_property
     def greeting(self) -> Greeting:
         """One answer of the server over the agent's own client: its proxy, its CA, its time limits."""
-        from usfmae.client.flower.fleet_client import FleetClient
+        from usfmae.client.flower.fleet_client import FleetClient, address_of
 
-        settings = self.site.settings
-        fleet = FleetClient(settings.server, self.site.ca_file, new_node_key(), settings.proxy, self.timeout)
+        fleet = FleetClient(address_of(self.site), new_node_key(), self.timeout)
         try:
             with fleet.http.stream("GET", "/healthz", timeout=self.timeout) as answer:
                 tls = answer.extensions["network_stream"].get_extra_info("ssl_object")
@@ -196,12 +195,11 @@ class Doctor:
 
     def registered(self) -> str:
         """The server knows this site's key. Asks as an unknown node would, so a running agent is not disturbed."""
-        from usfmae.client.flower import fleet_client, transport_errors
+        from usfmae.client.flower import transport_errors
+        from usfmae.client.flower.fleet_client import FleetClient, address_of
 
         settings = self.site.settings
-        fleet = fleet_client.FleetClient(
-            settings.server, self.site.ca_file, self.site.node_key, settings.proxy, self.timeout
-        )
+        fleet = FleetClient(address_of(self.site), self.site.node_key, self.timeout)
         try:
             fleet.heartbeat(settings.heartbeat)
         except transport_errors.UnknownKeyError as error:

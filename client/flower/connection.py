@@ -33,9 +33,8 @@ class KeyRefusedError(NetworkError):
 
 class Connection:
     def __init__(self, site: Site, stopping: Callable[[], bool], wait: Callable[[float], object]) -> None:
-        settings = site.settings
         self.site, self.stopping, self.wait = site, stopping, wait
-        self.fleet = fleet_client.FleetClient(settings.server, site.ca_file, site.node_key, settings.proxy)
+        self.fleet = fleet_client.FleetClient(fleet_client.address_of(site), site.node_key)
         self.online = False
         self.refusals = 0
         self.beaten = time.monotonic()

@@ -49,7 +49,7 @@ def model(site: Site, request: TrainRequest, work: Job, ids: Mapping[str, str], 
         replay_corpus.receive(site, recipe_of(request).train, ids[messages.REPLAY], fetch, room)
     if not request.delta_from or work.base.exists():
         return None
-    return apply_step.receive(site, request, work, ids[messages.STEP], fetch, room)
+    return apply_step.receive(request, work, ids[messages.STEP], fetch, room)
 
 
 def _whole(target: Path) -> bool:

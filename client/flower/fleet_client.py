@@ -12,6 +12,7 @@ import contextlib
 import ssl
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ from usfmae.client.flower.messages import ReplyMessage, RequestMessage
 from usfmae.client.flower.pinned import Node, beat, fleet, records, wire
 from usfmae.client.flower.proxy import proxy_for
 from usfmae.client.flower.transport_errors import GoneError, UnknownKeyError, UnreachableError, explained, refused
+from usfmae.client.site import Site
 from usfmae.core import flower_objects
 from usfmae.core.errors import ConfigError
 from usfmae.core.flower_objects import HOLD_HEADER, PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, FleetCall
@@ -46,27 +48,38 @@ def tls_context(ca: Path | None) -> ssl.SSLContext:
         raise ConfigError(f"CA {ca}", f"cannot be used: {error}", "put the coordinator's ca.pem there") from None
 
 
+@dataclass(frozen=True)
+class AggregatorAddress:
+    """Where the aggregator is and how this site reaches it."""
+
+    server: str  # https://HOST:PORT
+    ca: Path | None = None  # None: the system's authorities
+    proxy: str | None = None  # None: as the environment says
+
+
+def address_of(site: Site) -> AggregatorAddress:
+    return AggregatorAddress(site.settings.server, site.ca_file, site.settings.proxy)
+
+
 class FleetClient:
     """Calls of one node. Not thread-safe but for `heartbeat`, which httpx allows during another call."""
 
     def __init__(
         self,
-        server: str,
-        ca: Path | None,
+        address: AggregatorAddress,
         key: EllipticCurvePrivateKey,
-        proxy: str | None = None,
         timeout: float = 60,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.server, self.key, self.proxy = server, key, proxy_for(server, proxy)
+        self.server, self.key, self.proxy = address.server, key, proxy_for(address.server, address.proxy)
         self.public = public_pem(key).encode()
         self.node_id = 0
         self.clock_offset = 0.0  # the server's clock minus ours, in seconds, as of the last answer
         self.proof: dict[str, str] = {}  # headers that prove the key
         self.proved = -SIGNED_FOR  # monotonic time at which they were made
         self.http = httpx.Client(
-            base_url=server,
-            verify=tls_context(ca),
+            base_url=address.server,
+            verify=tls_context(address.ca),
             proxy=self.proxy.url or None,
             trust_env=False,  # `proxy_for` has asked the environment
             transport=transport,

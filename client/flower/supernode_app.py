@@ -98,7 +98,7 @@ def _base(
     data = content.array_records[messages.STEP][messages.STEP].data
     work.place.mkdir(parents=True, exist_ok=True)
     byte_stream.write(step, len(data), [data])
-    return apply_step.apply_step(site, request, work, step, room)
+    return apply_step.apply_step(request, work, step, room)
 
 
 def _write(content: RecordDict, name: str, target: Path) -> None:

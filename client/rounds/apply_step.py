@@ -57,9 +57,9 @@ def _is_readable(base: Path) -> bool:
 
 
 def receive(
-    site: Site, request: TrainRequest, work: Job, record: str, fetch: flower_objects.Fetch, room: Callable[[int], None]
+    request: TrainRequest, work: Job, record: str, fetch: flower_objects.Fetch, check_room: Callable[[int], None]
 ) -> Inspection:
-    """Fetch the step in the ArrayRecord `record` and go it. LostError where it does not lead to the signed encoder."""
+    """Fetch the step in the ArrayRecord `record` and apply it. LostError where it does not lead to the signed encoder."""
     arrays = flower_objects.references(fetch(record), "ArrayRecord")
     if list(arrays) != [messages.STEP]:
         raise PolicyError("request", f"has no array {messages.STEP!r}", "refused")
@@ -67,19 +67,19 @@ def receive(
     size, file = byte_stream.length(messages.STEP, array), work.place / "step.bin"
     if size > work.site.settings.max_model_gb * 1e9:
         raise PolicyError(f"step of {size} bytes", "is more than the site allows", "raise max_model_gb")
-    room(size)
+    check_room(size)
     byte_stream.receive(file, array, fetch)
-    return apply_step(site, request, work, file, room)
+    return apply_step(request, work, file, check_room)
 
 
-def apply_step(site: Site, request: TrainRequest, work: Job, step: Path, room: Callable[[int], None]) -> Inspection:
+def apply_step(request: TrainRequest, work: Job, step: Path, check_room: Callable[[int], None]) -> Inspection:
     """Write the round's base, one tensor in memory, and remove the step; returns what was seen of the base."""
-    start, part = _start(site, request), work.base.with_suffix(".part")
+    start, part = _start(work.site, request), work.base.with_suffix(".part")
     try:
         if start is None:
             raise ValueError("the encoder it starts from is not here")
-        room(start.stat().st_size)
-        spent = jobs.spent(site, request.campaign, start.name, start)
+        check_room(start.stat().st_size)
+        spent = jobs.spent(work.site, request.campaign, start.name, start)
         if spent:
             spent.replace(part)
         with TensorFile(start) as old, step.open("rb") as packed, part.open("r+b" if spent else "wb") as file:

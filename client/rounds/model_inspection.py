@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ PASSES = 8  # of the power iteration that finds it
 ALIGNED = 0.9  # cosine with the common direction: copies under noise of 48 % of their length still reach it
 FREE_ROWS = ("decoder_", "pos_embed")  # pixels beside each other are alike; positions are a fixed table
 MOST_ALIGNED = 0.1  # share of rows that may; of encoders trained here none did, their largest cosine was 0.46
+
+
+@dataclass(frozen=True)
+class InspectionLimits:
+    """Between which an incoming encoder may lie."""
+
+    max_norm_ratio: float = 3.0  # of a tensor's norm to the parent's, or the reverse
+    most_aligned: float = MOST_ALIGNED  # share of a weight's rows that may point one way
 
 
 class Inspection:
@@ -69,27 +78,25 @@ def inspect(
     file: Path,
     base: str,
     parent: AcceptedEncoder | None = None,
-    max_norm_ratio: float = 3.0,
+    limits: InspectionLimits | None = None,
     seen: Inspection | None = None,
-    most_aligned: float = MOST_ALIGNED,
 ) -> Inspection:
     """What a safetensors file of fp32 weights holds. PolicyError where it is not the base, or unfit.
 
     `base` is the tensors_id the coordinator signed; `parent` the encoder that this site accepted last; `seen` what was
-    seen of the file as it was written; `most_aligned` the share of a weight's rows that may point one way.
+    seen of the file as it was written.
     """
+    limits = limits or InspectionLimits()
     seen = seen or read(file)
     if seen.id() != base:
         raise PolicyError("incoming encoder", "is not the one the coordinator signed (hash)", "refused")
     for name, share in seen.aligned.items():
-        if share > most_aligned:
-            why = (
-                f"{share:.0%} of its rows point one way (at most {most_aligned:.0%}): made to recover images, or broken"
-            )
+        if share > limits.most_aligned:
+            why = f"{share:.0%} of its rows point one way (at most {limits.most_aligned:.0%}): made to recover images, or broken"
             raise PolicyError(f"incoming tensor {name!r:.80}", why, "refused; ask the coordinator")
     if parent is not None:
         _compare_shapes(seen.shapes, parent.shapes)
-        _compare(seen.norms, parent.norms, max_norm_ratio)
+        _compare(seen.norms, parent.norms, limits.max_norm_ratio)
     return seen
 
 

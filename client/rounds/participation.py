@@ -89,11 +89,11 @@ def accept(site: Site, work: jobs.Job, request: TrainRequest, seen: model_inspec
     """
     recipe = recipe_of(request)
     parent = campaigns.parent(site, request, recipe.model)
-    most_aligned = model_inspection.MOST_ALIGNED if site.settings.privacy.inspection else 1.0
+    settings = site.settings
+    aligned = model_inspection.MOST_ALIGNED if settings.privacy.inspection else 1.0
+    limits = model_inspection.InspectionLimits(settings.max_norm_ratio, aligned)
     try:
-        seen = model_inspection.inspect(
-            work.base, request.base, parent, site.settings.max_norm_ratio, seen, most_aligned
-        )
+        seen = model_inspection.inspect(work.base, request.base, parent, limits, seen)
         if work.decoder.exists():
             model_inspection.inspect_decoder(work.decoder, request.decoder)
     except PolicyError:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from usfmae.core.corpus.batch import Corpus, Positions
-from usfmae.core.federated.mixing import with_new, with_replay
+from usfmae.core.federated.mixing import with_new
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS uses (id TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
@@ -36,6 +36,10 @@ class SampleCounts:
             with closing(self._open()) as db:
                 counts = dict(db.execute("SELECT id, count FROM uses").fetchall())
         return np.array([counts.get(id_, 0) for id_ in ids], np.int64)
+
+    def mixed(self, corpus: Corpus, own: Positions, new_share: float, repeats: int) -> Positions:
+        """The site's images with new ones to their share; `repeats`: most often that a new one is drawn in a round."""
+        return with_new(own, self.of(corpus.ids[p] for p in own), new_share, repeats) if new_share else own
 
     def add(self, name: str, drawn: Iterable[str]) -> bool:
         """Count a round's draws; False where the round called `name` was counted before."""
@@ -68,24 +72,6 @@ class SampleCounts:
             db.close()
             raise
         return db
-
-
-def mixture(  # noqa: PLR0913
-    corpus: Corpus,
-    own: Positions,
-    public: Positions,
-    uses: SampleCounts,
-    *,
-    new_share: float,
-    repeats: int,
-    replay: float,
-    turn: int,
-    seed: int,
-) -> Positions:
-    """What a round trains on: the site's images, new ones to their share, and replayed public ones to theirs."""
-    if new_share:
-        own = with_new(own, uses.of(corpus.ids[p] for p in own), new_share, repeats)
-    return with_replay(own, public, replay, turn, seed)
 
 
 def parted(corpus: Corpus, public: Sequence[str]) -> tuple[Positions, Positions]:

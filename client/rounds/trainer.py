@@ -26,7 +26,7 @@ from usfmae.client import site_policy
 from usfmae.client.rounds import encoder_behaviour, replay_corpus, update_files
 from usfmae.client.rounds.apply_step import LostError
 from usfmae.client.rounds.jobs import Job
-from usfmae.client.rounds.sample_counts import SampleCounts, mixture, parted
+from usfmae.client.rounds.sample_counts import SampleCounts, parted
 from usfmae.client.site import Site, read_json, write_json
 from usfmae.core.checkpoint import recipe_of
 from usfmae.core.config import TrainRecipe
@@ -43,6 +43,7 @@ from usfmae.core.federated.local_round import (
     train_autoencoder,
 )
 from usfmae.core.federated.messages import DeclineReason, TrainRequest, from_record
+from usfmae.core.federated.mixing import with_replay
 from usfmae.core.federated.privacy import Drawn, check_drawn, drawn
 from usfmae.core.files import hold, replacing
 from usfmae.core.mae.device import device_of
@@ -92,21 +93,11 @@ class TrainingJob:
         train, held = self.corpus.split(self.settings.held_out, self.settings.seed)
         chosen, settings = self.site.settings, self.settings
         self.own = np.intersect1d(train, own)
-        positions_file = (
-            self.work.place / "positions.npy"
-        )  # a worker that comes after the uses were counted mixes the same
+        # A worker that comes after the uses were counted mixes the same.
+        positions_file = self.work.place / "positions.npy"
         if not positions_file.exists():
-            mixed = mixture(
-                self.corpus,
-                self.own,
-                replayed,
-                self.uses,
-                new_share=chosen.new_share,
-                repeats=chosen.new_repeats,
-                replay=settings.replay,
-                turn=self.request.round,
-                seed=settings.seed,
-            )
+            new_and_old = self.uses.mixed(self.corpus, self.own, chosen.new_share, chosen.new_repeats)
+            mixed = with_replay(new_and_old, replayed, settings.replay, self.request.round, settings.seed)
             if ranks()[0] != 0:
                 return mixed, np.intersect1d(held, own)
             with replacing(positions_file) as partial, partial.open("wb") as file:

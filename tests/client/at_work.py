@@ -40,7 +40,7 @@ class Here:
 def connected(site: Site, aggregator: Aggregator) -> Agent:
     agent = Agent(site)
     agent.connection.fleet = fleet_client.FleetClient(
-        site.settings.server, None, site.node_key, transport=httpx.MockTransport(aggregator)
+        fleet_client.AggregatorAddress(site.settings.server), site.node_key, transport=httpx.MockTransport(aggregator)
     )
     agent.workers = Here(site)  # type: ignore[assignment]
     agent.wake.wait = lambda timeout=None: True  # type: ignore[method-assign]

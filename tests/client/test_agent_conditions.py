@@ -182,7 +182,9 @@ def test_an_answer_that_is_packed_is_not_unpacked() -> None:
     transport = httpx.MockTransport(
         lambda request: httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(packed))
     )
-    fleet = fleet_client.FleetClient("https://127.0.0.1:1", None, keys.new_node_key(), transport=transport)
+    fleet = fleet_client.FleetClient(
+        fleet_client.AggregatorAddress("https://127.0.0.1:1"), keys.new_node_key(), transport=transport
+    )
     with pytest.raises(transport_errors.UnreachableError, match="packs its answers"):
         fleet.activate(60)
 

@@ -78,7 +78,9 @@ class Hospital:
         self.sent = 0
 
     def connect(self, home: Layout, port: int) -> fleet_client.FleetClient:
-        return fleet_client.FleetClient(f"https://127.0.0.1:{port}", home.ca, self.node_key, timeout=20)
+        return fleet_client.FleetClient(
+            fleet_client.AggregatorAddress(f"https://127.0.0.1:{port}", home.ca), self.node_key, timeout=20
+        )
 
     def serve(self, home: Layout, port: int, stop: threading.Event) -> None:
         fleet, online = self.connect(home, port), False

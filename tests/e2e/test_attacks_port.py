@@ -58,7 +58,9 @@ def test_the_public_port_answers_the_fleet_api_and_nothing_else(stage, path):
 
 
 def test_an_unregistered_key_is_turned_away(stage):
-    stranger = fleet_client.FleetClient(f"https://127.0.0.1:{stage.port}", stage.home.ca, keys.new_node_key())
+    stranger = fleet_client.FleetClient(
+        fleet_client.AggregatorAddress(f"https://127.0.0.1:{stage.port}", stage.home.ca), keys.new_node_key()
+    )
     with pytest.raises(transport_errors.UnknownKeyError):
         stranger.activate(60)
     audited = stage.audited(actor="fleet-api", code=401, why=NOT_KNOWN)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from usfmae.client.rounds import jobs
-from usfmae.client.rounds.sample_counts import SampleCounts, mixture, parted
+from usfmae.client.rounds.sample_counts import SampleCounts, parted
 from usfmae.core.config import TrainRecipe
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard
+from usfmae.core.federated.mixing import with_replay
 
 
 def filled(root: Path, name: str, count: int, shade: int) -> Path:
@@ -51,10 +52,10 @@ def test_scans_that_came_since_the_last_round_get_their_share(corpus: tuple[Corp
     both, sums = corpus
     own, public = parted(both, sums)
     uses = SampleCounts(tmp_path / "uses.sqlite")
-    plain = {"repeats": 10, "turn": 1, "seed": 42}
-    assert list(mixture(both, own, public, uses, new_share=0.5, replay=0.0, **plain)) == list(own)
+    assert list(uses.mixed(both, own, new_share=0.5, repeats=10)) == list(own)
     uses.add("round-1", [both.ids[p] for p in own[:30]])
-    mixed = mixture(both, own, public, uses, new_share=0.5, replay=0.25, **plain)
+    new_and_old = uses.mixed(both, own, new_share=0.5, repeats=10)
+    mixed = with_replay(new_and_old, public, 0.25, turn=1, seed=42)
     from_site = np.isin(mixed, own)
     assert (~from_site).mean() == pytest.approx(0.25, abs=0.01)
     assert np.isin(mixed[from_site], own[30:]).mean() == pytest.approx(0.5)
