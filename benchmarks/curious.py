@@ -28,7 +28,7 @@ from usfmae.core.federated import codec
 from usfmae.core.federated.messages import TrainRequest, sign
 from usfmae.core.mae.model import fresh
 from usfmae.server.aggregator import Refusals
-from usfmae.server.bootstrap import create
+from usfmae.server.bootstrap import NewFederation, create
 from usfmae.server.flower.gateway import Gateway
 from usfmae.server.flower.gateway_transport import GatewayTransport
 from usfmae.server.flower.link_state import LinkState
@@ -67,7 +67,7 @@ class CuriousCoordinator:
 
     def __init__(self, root: Path, port: int, images: Sequence[PackedImage], privacy: dict[str, Any]) -> None:
         self.root, self.home = root, Layout(root / "coordinator")
-        create(self.home.root, "curious", "", port, None, ["network.host=127.0.0.1", "min_free_gib=0", *SEED])
+        create(self.home.root, NewFederation("curious", port=port), ["network.host=127.0.0.1", "min_free_gib=0", *SEED])
         values: dict[str, Any] = {"name": "clinic", "server": f"https://127.0.0.1:{port}", "device": "cpu"}
         values |= {"poll": 0.2, "heartbeat": 10, "disk_floor_gb": 0, "threads": 1, "stop_wait": 3, "capacity": 10_000}
         options = validated(SiteSettings, {**values, "privacy": privacy}, "the curious coordinator's clinic")

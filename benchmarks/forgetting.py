@@ -30,15 +30,14 @@ from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.federated.local_round import Trained
-from usfmae.core.keys import Ed25519PrivateKey, read_private
 from usfmae.core.mae.model import fresh
 from usfmae.core.mae.train import train
 from usfmae.server import bootstrap
 from usfmae.server.history import history, table
-from usfmae.server.layout import Layout
+from usfmae.server.layout import Federation, Layout
 from usfmae.server.ledger import Ledger
 from usfmae.server.release import release
-from usfmae.server.rounds.loop import Loop
+from usfmae.server.rounds.loop import Clock, Loop
 from usfmae.server.simulate import TENSORS, Hospital, InProcess, Trainer, masked_autoencoder, tissue
 
 SIZE = 32
@@ -64,8 +63,8 @@ def run(root: Path, sites: int, rounds: int, bad_from: int) -> dict[str, Any]:
     home = federation(root)
     ledger = Ledger(home.ledger)
     hospitals = [hospital(home, ledger, number, turning_bad(sites, bad_from)) for number in range(1, sites + 1)]
-    key = read_private(home.signing_key, Ed25519PrivateKey)
-    loop = Loop(home, ledger, home.settings(), InProcess(hospitals, home.decoder), key, wait=lambda seconds: None)
+    transport = InProcess(hospitals, home.decoder)
+    loop = Loop(Federation(home, ledger, home.settings()), transport, Clock(wait=lambda seconds: None))
     loop.run(rounds)
     done = release(home, home.settings(), root / "release")
     held = verified(root / "release", home.public_key)
@@ -91,7 +90,9 @@ def federation(root: Path) -> Layout:
     for organ, site in (("linear", 100), ("sector", 101)):
         write_shard(root / "panel" / organ, "all", list(tissue(site, 64, SIZE)))
     chosen = [*SETTINGS, f"continual.panel={root / 'panel'}"]
-    bootstrap.create(root / "coordinator", "ten-rounds", "", 0, root / "seed.safetensors", chosen)
+    bootstrap.create(
+        root / "coordinator", bootstrap.NewFederation("ten-rounds", port=0, seed=root / "seed.safetensors"), chosen
+    )
     return Layout(root / "coordinator")
 
 

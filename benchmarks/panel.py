@@ -47,7 +47,9 @@ def main() -> None:
 
 def measure(root: Path, organs: int, steps: int, repeats: int) -> dict[str, Any]:
     """CPU seconds of a panel and of an optimizer step, alternated, and the panel's share of a round."""
-    bootstrap.create(root / "home", "panel", "", 0, None, [*TINY, "train.batch_size=64", "min_free_gib=0"])
+    bootstrap.create(
+        root / "home", bootstrap.NewFederation("panel", port=0), [*TINY, "train.batch_size=64", "min_free_gib=0"]
+    )
     home = Layout(root / "home")
     settings = home.settings()
     fill(root / "panel", organs, settings.model.image_size)

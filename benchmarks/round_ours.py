@@ -16,7 +16,7 @@ from usfmae.core.config import validated
 from usfmae.core.config.site import SiteSettings
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.federated.enrolment import load as load_enrolment
-from usfmae.server.bootstrap import create
+from usfmae.server.bootstrap import NewFederation, create
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
 
@@ -28,7 +28,7 @@ def federation(root: Path, sites: int, small: bool) -> Layout:
     """An aggregator's directory and `sites` enrolled sites beside it; ViT-B/16 unless `small`."""
     port = free_port()
     settings = [*(SMALL if small else ()), f"rounds.quorum={sites}", "rounds.steps=1", "min_free_gib=0"]
-    create(root / "coordinator", "bench", "", port, None, ["network.host=127.0.0.1", *settings])
+    create(root / "coordinator", NewFederation("bench", port=port), ["network.host=127.0.0.1", *settings])
     home = Layout(root / "coordinator")
     ledger = Ledger(home.ledger)
     for number in range(sites):

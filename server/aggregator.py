@@ -16,7 +16,7 @@ from usfmae.core.errors import PolicyError, ResourceError
 from usfmae.core.files import locked, write_atomic
 from usfmae.core.log import note
 from usfmae.core.mae import allocator
-from usfmae.server.layout import Layout
+from usfmae.server.layout import Federation, Layout
 
 logger = logging.getLogger(__name__)
 
@@ -35,20 +35,16 @@ def serve(home: Layout, rounds: int, overrides: Iterable[str] = ()) -> None:
     allocator.keep()
     _allow_files(8 * settings.network.connections)
     with _alone(home.lock):
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-        from usfmae.core.keys import read_private
         from usfmae.server.flower.gateway import Gateway
         from usfmae.server.flower.gateway_transport import GatewayTransport
         from usfmae.server.flower.link_state import LinkState
-        from usfmae.server.ledger import Ledger
         from usfmae.server.rounds.loop import Loop
 
         for left in home.checkpoints.glob(".*.partial"):  # of a process that was killed as it wrote
             left.unlink()
-        ledger = Ledger(home.ledger)
+        federation = Federation.of(home, overrides)
+        ledger = federation.ledger
         ledger.check()
-        key = read_private(home.signing_key, Ed25519PrivateKey)
         seed = home.checkpoint(0).stat().st_size
         link = LinkState(home.transit, reply_limit=int(seed * 1.05) + 2**20)
         link.enrol(ledger.sites().values())
@@ -59,7 +55,7 @@ def serve(home: Layout, rounds: int, overrides: Iterable[str] = ()) -> None:
             audit.append(home.audit, "aggregator", "start", port=gateway.port)
             note(logger, "serving", address=f"{settings.network.host}:{gateway.port}", sites=len(ledger.sites()))
             try:
-                Loop(home, ledger, settings, wire, key).run(rounds)
+                Loop(federation, wire).run(rounds)
                 note(logger, "all rounds committed", rounds=rounds)
                 _linger(link)
             finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,29 @@ from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
 
 
-def create(root: Path, name: str, host: str, port: int, seed: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class NewFederation:
+    """What a coordinator decides when a federation begins."""
+
+    name: str
+    host: str = ""  # name or address the hospitals will use; goes into the certificate
+    port: int = 8443  # 0 takes a free one at each start
+    seed: Path | None = None  # checkpoint to start from; random weights where there is none
+
+
+def create(root: Path, new: NewFederation, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Make a coordinator's directory: keys, certificates, settings, ledger, seed. ConfigError where one is there."""
     home = Layout(root)
     if home.ledger.exists():
         raise ConfigError(f"directory {root}", "holds a federation already", "choose another directory")
     root.mkdir(parents=True, exist_ok=True)
     root.chmod(0o700)  # also where it was there before
-    names = tuple(dict.fromkeys(("localhost", "127.0.0.1", *(n for n in (host,) if n not in ("", "0.0.0.0", "::")))))  # noqa: S104
+    names = ["localhost", "127.0.0.1"]
+    if new.host not in (*names, "", "0.0.0.0", "::"):  # noqa: S104 - an address to listen on is no name
+        names.append(new.host)
     listed = "[" + ", ".join(json.dumps(n) for n in names) + "]"
-    wanted = [f"name={json.dumps(name)}", f"network.port={port}", f"network.names={listed}", *overrides]
-    settings = _write_seed(home, *_with_seed(wanted, seed))
+    wanted = [f"name={json.dumps(new.name)}", f"network.port={new.port}", f"network.names={listed}", *overrides]
+    settings = _write_seed(home, *_with_seed(wanted, new.seed))
     _write_settings(home, settings)
     _write_keys(home, settings)
     ledger = Ledger(home.ledger, create=True)

@@ -7,10 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from usfmae.core.config import load
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import ConfigError, ResourceError
 from usfmae.core.federated.downlink import StepFiles
+from usfmae.core.keys import read_private
+from usfmae.server.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,22 @@ class Layout:
         if not self.settings_file.exists():
             raise ConfigError(f"directory {self.root}", "holds no coordinator.yaml", "run 'usfmae-server init' first")
         return load(CoordinatorSettings, self.settings_file, overrides)[0]
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What every act of the coordinator works on: its files, its ledger, its settings as they are now."""
+
+    home: Layout
+    ledger: Ledger
+    settings: CoordinatorSettings
+
+    @classmethod
+    def of(cls, home: Layout, overrides: Iterable[str] = ()) -> Federation:
+        return cls(home, Ledger(home.ledger), home.settings(overrides))
+
+    def signing_key(self) -> Ed25519PrivateKey:
+        return read_private(self.home.signing_key, Ed25519PrivateKey)
 
 
 def check_disk(home: Layout, floor_gib: float) -> None:

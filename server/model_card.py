@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, StrictUndefined
 
-from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.federated.messages import VerdictCode
 from usfmae.server.campaign import Campaign
-from usfmae.server.ledger import Ledger, RoundState
+from usfmae.server.layout import Federation
+from usfmae.server.ledger import RoundState
 
 if TYPE_CHECKING:
     from usfmae.server.release import ReleaseChoice
@@ -75,14 +75,14 @@ with the key from the coordinator and not from this folder.
 
 
 def card(
-    settings: CoordinatorSettings,
-    ledger: Ledger,
+    federation: Federation,
     choice: ReleaseChoice,
     campaign: Campaign,
     content: str,
     benchmarks: Sequence[Sequence[str]],
 ) -> str:
     """README.md of a release."""
+    settings, ledger = federation.settings, federation.ledger
     rounds = [r for r in ledger.rounds() if r.number <= choice.round and r.state == RoundState.COMMITTED]
     fed = next((r for r in reversed(rounds) if (r.summary or {}).get("sites")), rounds[-1])
     took_part = {s for r in rounds for s, v in ledger.verdicts(r.number).items() if v.verdict == VerdictCode.ADMITTED}

@@ -17,17 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from usfmae.core import audit, manifest
 from usfmae.core.checkpoint import describe, encoder_of, load, save, tensors_id
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError, UsageError
 from usfmae.core.federated import averaging, forgetting_budget, lineage
 from usfmae.core.files import write_atomic
-from usfmae.core.keys import read_private
 from usfmae.server import benchmark_results, campaign
-from usfmae.server.layout import Layout
+from usfmae.server.layout import Federation, Layout
 from usfmae.server.ledger import Ledger, Round, RoundState
 from usfmae.server.model_card import card
 from usfmae.server.rounds.forgetting_gate import EMA, ForgettingGate
@@ -60,15 +57,15 @@ def release(
     """
     if out.exists():
         raise UsageError(f"folder {out}", "exists already", "give a new one: a release is never changed")
-    ledger = Ledger(home.ledger)
-    reader = ForgettingGate(home, ledger, settings).reader
-    choice = choose(home, ledger, settings, reader, number)
+    federation = Federation(home, Ledger(home.ledger), settings)
+    reader = ForgettingGate(home, federation.ledger, settings).reader
+    choice = choose(federation, reader, number)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        facts = _write(home, ledger, settings, choice, benchmarks, partial)
-        manifest.write(partial, read_private(home.signing_key, Ed25519PrivateKey), {"release": facts})
+        facts = _write(federation, choice, benchmarks, partial)
+        manifest.write(partial, federation.signing_key(), {"release": facts})
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -76,13 +73,7 @@ def release(
     return {"folder": str(out), **facts, "why": choice.why}
 
 
-def choose(
-    home: Layout,
-    ledger: Ledger,
-    settings: CoordinatorSettings,
-    reader: PanelReader | None,
-    number: int | None = None,
-) -> ReleaseChoice:
+def choose(federation: Federation, reader: PanelReader | None, number: int | None = None) -> ReleaseChoice:
     """The round to release, by two witnesses: what the sites learned, and what the panel says was forgotten.
 
     Only rounds that hold most of what the sites' held-out images show as learned may go out (see `unlearned`). Of these
@@ -90,7 +81,9 @@ def choose(
     or where the seed is random and the panel's decoder therefore knows nothing, the last of them. `number` asks for one
     round: PolicyError says why it may not go out.
     """
-    rounds = [r for r in ledger.rounds() if r.state == RoundState.COMMITTED and home.checkpoint(r.number).exists()]
+    home, settings = federation.home, federation.settings
+    committed = [r for r in federation.ledger.rounds() if r.state == RoundState.COMMITTED]
+    rounds = [r for r in committed if home.checkpoint(r.number).exists()]
     if not rounds:
         raise PolicyError("release", "no round is committed", "run rounds first")
     refused = unlearned(rounds)
@@ -170,15 +163,9 @@ def _mean(costs: Mapping[str, float]) -> float:
     return sum(costs.values()) / len(costs)
 
 
-def _write(
-    home: Layout,
-    ledger: Ledger,
-    settings: CoordinatorSettings,
-    choice: ReleaseChoice,
-    benchmarks: Sequence[Path],
-    out: Path,
-) -> dict[str, Any]:
+def _write(federation: Federation, choice: ReleaseChoice, benchmarks: Sequence[Path], out: Path) -> dict[str, Any]:
     """Every file but the manifest; returns what the manifest says of them."""
+    home, ledger = federation.home, federation.ledger
     seed, chosen = load(home.checkpoint(0)), load(choice.path)
     encoder = averaging.interpolate(seed.tensors, chosen.tensors, choice.alpha)
     more = {key: chosen.metadata[key] for key in ("campaign", "images", "sites", "step") if key in chosen.metadata}
@@ -193,7 +180,7 @@ def _write(
     write_atomic(out / "settings.json", _json(running.settings))
     write_atomic(out / "coordinator.pub.pem", home.public_key.read_bytes())
     table = benchmark_results.results(benchmarks, encoder_of(encoder), chosen.train)
-    text = card(settings, ledger, choice, running, weights.trail.id, table)
+    text = card(federation, choice, running, weights.trail.id, table)
     write_atomic(out / "README.md", text.encode())
     return {"content": weights.trail.id, "round": choice.round, "alpha": choice.alpha, "campaign": running.id}
 

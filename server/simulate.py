@@ -30,9 +30,9 @@ from usfmae.core.federated.messages import RAW, TrainReply, TrainRequest, finger
 from usfmae.core.files import replacing
 from usfmae.core.keys import read_private
 from usfmae.core.types import content_id
-from usfmae.server.layout import Layout
+from usfmae.server.layout import Federation, Layout
 from usfmae.server.ledger import Ledger
-from usfmae.server.rounds.loop import Loop
+from usfmae.server.rounds.loop import Clock, Loop
 from usfmae.server.rounds.transport import Answer, RoundTask
 
 TENSORS = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
@@ -206,17 +206,16 @@ def run(
 
     ConfigError where the settings ask for what virtual hospitals do not do.
     """
-    settings = home.settings()
+    federation = Federation.of(home)
+    settings = federation.settings
     if settings.continual.replay and settings.continual.replay_share:
         raise ConfigError("continual.replay", "is not simulated: virtual hospitals mix in nothing", "leave it out")
-    ledger = Ledger(home.ledger)
     hospitals = InProcess(populate(home, sites, images, trainer), home.decoder)
-    key = read_private(home.signing_key, Ed25519PrivateKey)
 
     def wait(seconds: float) -> None:
         if not hospitals.waiting:  # everyone has answered, and the round does not close: nothing would ever change
             raise PolicyError("round", "has fewer admitted hospitals than its quorum", "see the verdicts in 'status'")
 
-    loop = Loop(home, ledger, settings, hospitals, key, wait=wait, committed=committed)
+    loop = Loop(federation, hospitals, Clock(wait=wait), committed)
     loop.run(rounds)
-    ledger.close()
+    federation.ledger.close()

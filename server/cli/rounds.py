@@ -165,7 +165,7 @@ def simulate(
     usfmae-server simulate trial --sites 5 --rounds 3
     usfmae-server simulate trial --sites 5 --set merge.rule=median
     """
-    from usfmae.server.bootstrap import create
+    from usfmae.server.bootstrap import NewFederation, create
     from usfmae.server.layout import Layout
     from usfmae.server.ledger import Ledger
     from usfmae.server.simulate import run
@@ -179,7 +179,7 @@ def simulate(
         chosen = [f"model.{key}={value}" for key, value in tiny.items()]
         chosen += [f"rounds.steps={steps}", "train.batch_size=8", "train.micro_batch=8", "train.lr=1e-3"]
         chosen += [f"rounds.quorum={sites}", "train.precision=fp32", "min_free_gib=0.1"]
-        create(directory, "simulation", "", 0, None, [*chosen, *overrides])
+        create(directory, NewFederation("simulation", port=0), [*chosen, *overrides])
 
     ledger = Ledger(home.ledger)
 

@@ -34,9 +34,9 @@ def init(
     usfmae-server init federation --name north --host fed.example.org
     """
     from usfmae.core.keys import grouped
-    from usfmae.server.bootstrap import create
+    from usfmae.server.bootstrap import NewFederation, create
 
-    made = create(directory, name, host, port, seed, overrides)
+    made = create(directory, NewFederation(name, host, port, seed=seed), overrides)
     if as_json:
         print_json(made)
     else:

@@ -22,7 +22,7 @@ from usfmae.core.web.server_thread import HeaderTimeout
 from usfmae.server.flower.connection_limits import ConnectionLimits, LimitedServer, Refuse
 from usfmae.server.flower.fleet_api import FleetApi
 from usfmae.server.flower.link_state import LinkState
-from usfmae.server.flower.node_auth import NodeAuth
+from usfmae.server.flower.node_auth import BodyLimits, NodeAuth
 
 BEAT_SECONDS = 10.0
 
@@ -69,8 +69,7 @@ class Gateway:
         application = NodeAuth(
             fleet_api,
             link.knows,
-            int(settings.body_mib * 2**20),
-            settings.body_seconds,
+            BodyLimits(int(settings.body_mib * 2**20), settings.body_seconds),
             on_refused,
             limits.prove,
         )

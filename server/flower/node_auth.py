@@ -13,6 +13,7 @@ import json
 from base64 import b64decode
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -43,6 +44,14 @@ class CallRefused(Exception):  # noqa: N818 - an answer, not an error
         self.expected = expected  # part of normal life: not worth an alarm
 
 
+@dataclass(frozen=True)
+class BodyLimits:
+    """What one request may hold, and how long it may take to arrive."""
+
+    size: int  # bytes
+    seconds: float
+
+
 class NodeAuth:
     """An ASGI application around another, which may raise Refused as well, before it answers.
 
@@ -54,13 +63,12 @@ class NodeAuth:
         self,
         inner: App,
         enrolled: Callable[[bytes], bool],
-        body_limit: int,
-        body_seconds: float,
+        limits: BodyLimits,
         on_refused: Callable[[int, str, str], None] = lambda status, why, client: None,
         on_proved: Callable[[tuple[str, int], bytes], bool] = lambda client, key: True,
     ) -> None:
         self.inner, self.enrolled, self.on_refused, self.on_proved = inner, enrolled, on_refused, on_proved
-        self.body_limit, self.body_seconds = body_limit, body_seconds
+        self.limits = limits
         self.proved: dict[bytes, tuple[str, bytes]] = {}  # key -> the last time it signed, and the signature
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,12 +97,12 @@ class NodeAuth:
         if scope.get("client") and not self.on_proved(tuple(scope["client"]), key):
             raise CallRefused(429, "closed before its first call was read")
         declared = headers.get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > self.body_limit:
-            raise CallRefused(413, f"a request holds at most {self.body_limit} bytes")
+        if not declared.isdigit() or int(declared) > self.limits.size:
+            raise CallRefused(413, f"a request holds at most {self.limits.size} bytes")
         try:
-            return await asyncio.wait_for(self._body(receive), self.body_seconds)
+            return await asyncio.wait_for(self._body(receive), self.limits.seconds)
         except TimeoutError:
-            raise CallRefused(408, f"the request took longer than {self.body_seconds:.0f} s to arrive") from None
+            raise CallRefused(408, f"the request took longer than {self.limits.seconds:.0f} s to arrive") from None
 
     def _key_of(self, headers: dict[bytes, bytes]) -> bytes:
         """The caller's key: it signs the time with an enrolled one, as Flower's node authentication asks it to."""
@@ -123,8 +131,8 @@ class NodeAuth:
             parts.append(event.get("body", b""))
             size += len(parts[-1])
             more = event.get("more_body", False)
-            if size > self.body_limit:
-                raise CallRefused(413, f"a request holds at most {self.body_limit} bytes")
+            if size > self.limits.size:
+                raise CallRefused(413, f"a request holds at most {self.limits.size} bytes")
         return b"".join(parts)
 
 

@@ -5,7 +5,6 @@ Requests become messages of Flower's Grid, replies become answers; docs/federati
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -120,16 +119,8 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """The same loop as a stock ServerApp; run config: `home` (directory of usfmae-server init), `rounds`."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    from usfmae.core.keys import read_private
-    from usfmae.server.layout import Layout
-    from usfmae.server.ledger import Ledger
+    from usfmae.server.layout import Federation, Layout
     from usfmae.server.rounds.loop import Loop
 
-    home = Layout(Path(str(context.run_config["home"])))
-    ledger = Ledger(home.ledger)
-    key = read_private(home.signing_key, Ed25519PrivateKey)
-    Loop(home, ledger, home.settings(), FlowerWire(grid, ledger.sites), key, time.time).run(
-        int(context.run_config.get("rounds", 0))
-    )
+    federation = Federation.of(Layout(Path(str(context.run_config["home"]))))
+    Loop(federation, FlowerWire(grid, federation.ledger.sites)).run(int(context.run_config.get("rounds", 0)))

@@ -14,12 +14,10 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from usfmae.core import audit
-from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError, ResourceError
 from usfmae.core.federated import codec
 from usfmae.core.federated.admission import Refusal, UnsignedRefusal, examine, identify
@@ -29,8 +27,8 @@ from usfmae.core.log import note, printable
 from usfmae.core.tensors import TensorFile
 from usfmae.server import campaign, checkpoints
 from usfmae.server.campaign import Campaign
-from usfmae.server.layout import Layout, check_disk
-from usfmae.server.ledger import CLOSE, Ledger, Round, Verdict
+from usfmae.server.layout import Federation, check_disk
+from usfmae.server.ledger import CLOSE, Round, Verdict
 from usfmae.server.rounds import commit, spool
 from usfmae.server.rounds.quorum import announce, closing, hopeless
 from usfmae.server.rounds.request import replayed, train_request
@@ -50,23 +48,28 @@ LEAST_SECONDS = 600.0  # for which an answer is wanted, however near the deadlin
 DECLINE_HOLDS = 60.0  # seconds before a site that declined is asked again
 
 
-class Loop:
-    """Runs rounds over a transport. `clock` and `wait` are there for tests; `committed` hears of each round's end."""
+@dataclass(frozen=True)
+class Clock:
+    """The time and how to wait; tests and simulations bring their own."""
 
-    def __init__(  # noqa: PLR0913
+    now: Callable[[], float] = time.time  # Unix seconds
+    wait: Callable[[float], object] = time.sleep
+
+
+class Loop:
+    """Runs rounds of a federation over a transport; `committed` is called with the number of each round at its end."""
+
+    def __init__(
         self,
-        home: Layout,
-        ledger: Ledger,
-        settings: CoordinatorSettings,
+        federation: Federation,
         transport: Transport,
-        key: Ed25519PrivateKey,
-        clock: Callable[[], float] = time.time,
-        wait: Callable[[float], None] = time.sleep,
+        clock: Clock = Clock(),
         committed: Callable[[int], None] = lambda number: None,
     ) -> None:
-        self.home, self.ledger, self.settings, self.transport, self.key = home, ledger, settings, transport, key
-        self.coordinator = fingerprint(key.public_key())
-        self.clock, self.wait, self.committed = clock, wait, committed
+        self.home, self.ledger, self.settings = federation.home, federation.ledger, federation.settings
+        self.transport, self.key = transport, federation.signing_key()
+        self.coordinator = fingerprint(self.key.public_key())
+        self.clock, self.wait, self.committed = clock.now, clock.wait, committed
         self.outstanding: dict[str, tuple[str, TrainRequest]] = {}  # message -> (site, request)
         self.not_before: dict[str, float] = {}  # site -> time before which it is not asked again
         self.late: dict[str, tuple[str, TrainRequest]] = {}  # messages of closed rounds still out

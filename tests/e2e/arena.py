@@ -32,14 +32,14 @@ from usfmae.core.federated.enrolment import Enrolment
 from usfmae.core.federated.messages import RAW, TrainReply, TrainRequest
 from usfmae.core.tensors import TensorFile
 from usfmae.server.aggregator import Refusals
-from usfmae.server.bootstrap import create
+from usfmae.server.bootstrap import NewFederation, create
 from usfmae.server.flower.gateway import Gateway
 from usfmae.server.flower.gateway_transport import GatewayTransport
 from usfmae.server.flower.link_state import LinkState
-from usfmae.server.layout import Layout
+from usfmae.server.layout import Federation, Layout
 from usfmae.server.ledger import Ledger
 from usfmae.server.rounds import loop
-from usfmae.server.rounds.loop import Loop
+from usfmae.server.rounds.loop import Clock, Loop
 
 TINY = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 1, "heads": 2}
 TINY |= {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
@@ -167,7 +167,7 @@ class Stage:
         chosen = [f"model.{key}={value}" for key, value in TINY.items()]
         chosen += ["network.host=127.0.0.1", f"rounds.quorum={HONEST}", "min_free_gib=0", "rounds.steps=2"]
         chosen += ["network.body_seconds=1.5"]
-        create(self.home.root, "arena", "", 0, None, [*chosen, *more])
+        create(self.home.root, NewFederation("arena", port=0), [*chosen, *more])
         self.settings: CoordinatorSettings = self.home.settings()
         self.honest = [Hospital(self.home, f"honest-{i}", i, root) for i in range(HONEST)]
         self.liars = [Hospital(self.home, f"liar-{i}", 50 + i, root) for i in range(hostile)]
@@ -185,10 +185,9 @@ class Stage:
         self.port = self.gateway.port
         self.stop = threading.Event()
         self.threads = [self._thread(h.serve, self.home, self.port, self.stop) for h in self.honest]
-        key = keys.read_private(self.home.signing_key, keys.Ed25519PrivateKey)
         wire = GatewayTransport(self.link, self.ledger.sites)
         loop.ASK_AGAIN = 0.2  # of this process: a site whose reply was lost or dropped
-        self.loop = Loop(self.home, self.ledger, self.settings, wire, key, wait=self._wait)
+        self.loop = Loop(Federation(self.home, self.ledger, self.settings), wire, Clock(wait=self._wait))
         self.brain = self._thread(self.loop.run, self.rounds)
         return self
 

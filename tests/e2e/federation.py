@@ -79,7 +79,7 @@ class Federation:
         from usfmae.core.config.privacy import PrivacySettings
         from usfmae.core.config.site import SiteSettings
         from usfmae.core.corpus.shard import PackedImage, write_shard
-        from usfmae.server.bootstrap import create
+        from usfmae.server.bootstrap import NewFederation, create
         from usfmae.server.layout import Layout
         from usfmae.server.sites import add
 
@@ -99,7 +99,7 @@ class Federation:
         }
         self.home = Layout(root / "coordinator")
         overrides = [f"{key}={value}" for key, value in chosen.items()]
-        create(self.home.root, "test", OUTSIDE, self.port, None, overrides)
+        create(self.home.root, NewFederation("test", host=OUTSIDE, port=self.port), overrides)
         self.running: list[Program] = []
         self.environment: dict[str, str] = {}
         self.sites: dict[str, client_site.Site] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from safetensors.numpy import load_file
 from usfmae.core import keys
 from usfmae.core.federated.local_round import Trained
 from usfmae.core.federated.messages import TrainReply, TrainRequest, sign, to_record
-from usfmae.core.keys import Ed25519PrivateKey, read_private
-from usfmae.server.bootstrap import create
+from usfmae.core.keys import Ed25519PrivateKey
+from usfmae.server import layout
+from usfmae.server.bootstrap import NewFederation, create
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
-from usfmae.server.rounds.loop import Loop
+from usfmae.server.rounds.loop import Clock, Loop
 from usfmae.server.simulate import Hospital, InProcess
 
 TINY = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
@@ -40,7 +42,7 @@ class Federation:
     def __init__(self, root: Path, sites: int, trainer: Any = nudge, capacity: int = 1000, **settings: Any) -> None:
         self.home = Layout(root / "coordinator")
         chosen = {**{f"model.{k}": v for k, v in TINY.items()}, "rounds.quorum": sites, "min_free_gib": 0, **settings}
-        create(self.home.root, "unit", "", 0, None, [f"{key}={value}" for key, value in chosen.items()])
+        create(self.home.root, NewFederation("unit", port=0), [f"{key}={value}" for key, value in chosen.items()])
         self.ledger = Ledger(self.home.ledger)
         self.hospitals = []
         for number in range(sites):
@@ -54,9 +56,14 @@ class Federation:
         self.wire = InProcess(self.hospitals, self.home.decoder)
         self.waited = 0
 
-    def loop(self, **more: Any) -> Loop:
-        key = read_private(self.home.signing_key, Ed25519PrivateKey)
-        return Loop(self.home, self.ledger, self.home.settings(), self.wire, key, **{"wait": self._wait, **more})
+    def loop(
+        self,
+        clock: Callable[[], float] = time.time,
+        wait: Callable[[float], object] | None = None,
+        committed: Callable[[int], None] = lambda number: None,
+    ) -> Loop:
+        federation = layout.Federation(self.home, self.ledger, self.home.settings())
+        return Loop(federation, self.wire, Clock(clock, wait or self._wait), committed)
 
     def _wait(self, seconds: float) -> None:
         self.waited += 1

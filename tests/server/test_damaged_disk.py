@@ -14,7 +14,7 @@ import pytest
 from usfmae.core import audit
 from usfmae.core.errors import CheckpointError, SourceError
 from usfmae.core.tensors import TensorFile
-from usfmae.server.bootstrap import create
+from usfmae.server.bootstrap import NewFederation, create
 from usfmae.server.checkpoints import CheckedFiles
 from usfmae.server.dashboard import view
 from usfmae.server.layout import Layout
@@ -87,7 +87,7 @@ def page_size_damage(file: Path) -> None:
 )
 def test_a_damaged_ledger_is_one_sentence_and_is_never_made_anew(tmp_path: Path, damage: Any, words: str) -> None:
     home = Layout(tmp_path / "coordinator")
-    create(home.root, "unit", "", 0, None, [f"model.{key}={value}" for key, value in TINY.items()])
+    create(home.root, NewFederation("unit", port=0), [f"model.{key}={value}" for key, value in TINY.items()])
     ledger = Ledger(home.ledger)
     for number in range(300):  # more than one page of facts
         ledger.set_fact(f"fact-{number}", "x" * 100)

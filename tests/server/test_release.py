@@ -8,6 +8,7 @@ import pytest
 
 from tests.server.virtual import home_with, honest, loop_of
 from usfmae.core.errors import PolicyError
+from usfmae.server.layout import Federation
 from usfmae.server.ledger import Ledger, Round, RoundState
 from usfmae.server.release import choose, trained_seed, unlearned
 from usfmae.server.simulate import populate
@@ -38,7 +39,7 @@ def test_a_random_seed_is_known_and_a_round_can_be_asked_for(tmp_path: Path) -> 
     loop_of(home, populate(home, 1, 8, honest)).run(2)
     ledger = Ledger(home.ledger)
     assert not trained_seed(home)
-    assert choose(home, ledger, home.settings(), None, 1).round == 1
-    assert choose(home, ledger, home.settings(), None).round == 2
+    assert choose(Federation(home, ledger, home.settings()), None, 1).round == 1
+    assert choose(Federation(home, ledger, home.settings()), None).round == 2
     with pytest.raises(PolicyError, match="release of round 9"):
-        choose(home, ledger, home.settings(), None, 9)
+        choose(Federation(home, ledger, home.settings()), None, 9)

@@ -10,11 +10,10 @@ import numpy as np
 
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.federated.local_round import Trained
-from usfmae.core.keys import Ed25519PrivateKey, read_private
 from usfmae.server import bootstrap
-from usfmae.server.layout import Layout
+from usfmae.server.layout import Federation, Layout
 from usfmae.server.ledger import Ledger
-from usfmae.server.rounds.loop import Loop
+from usfmae.server.rounds.loop import Clock, Loop
 from usfmae.server.simulate import Hospital, InProcess, Trainer
 
 TINY = [
@@ -45,7 +44,7 @@ TINY = [
 
 def home_with(tmp_path: Path, panel: Path | None, *more: str, seed: Path | None = None) -> Layout:
     chosen = [*TINY, *more, *([f"continual.panel={panel}"] if panel else [])]
-    bootstrap.create(tmp_path / "home", "test", "", 0, seed, chosen)
+    bootstrap.create(tmp_path / "home", bootstrap.NewFederation("test", port=0, seed=seed), chosen)
     return Layout(tmp_path / "home")
 
 
@@ -71,6 +70,5 @@ def forgetful(since: int, sites: tuple[str, ...]) -> Trainer:
 
 
 def loop_of(home: Layout, hospitals: list[Hospital], settings: CoordinatorSettings | None = None) -> Loop:
-    key = read_private(home.signing_key, Ed25519PrivateKey)
-    wire = InProcess(hospitals, home.decoder)
-    return Loop(home, Ledger(home.ledger), settings or home.settings(), wire, key, wait=lambda seconds: None)
+    federation = Federation(home, Ledger(home.ledger), settings or home.settings())
+    return Loop(federation, InProcess(hospitals, home.decoder), Clock(wait=lambda seconds: None))

@@ -76,13 +76,13 @@ def test_a_simulation_says_that_it_mixes_in_no_replay_corpus(tmp_path):
     from usfmae.core.corpus.shard import write_shard
     from usfmae.core.errors import ConfigError
     from usfmae.server import simulate
-    from usfmae.server.bootstrap import create
+    from usfmae.server.bootstrap import NewFederation, create
     from usfmae.server.layout import Layout
 
     write_shard(tmp_path / "public", "all", list(simulate.tissue(7, 4, 16)))
     chosen = [f"continual.replay={tmp_path / 'public'}", "continual.replay_share=0.25"]
     chosen += [f"model.{key}={value}" for key, value in TINY.items()]
-    create(tmp_path / "home", "unit", "", 0, None, chosen)
+    create(tmp_path / "home", NewFederation("unit", port=0), chosen)
     with pytest.raises(ConfigError, match="not simulated"):
         simulate.run(Layout(tmp_path / "home"), 2, 1, 4)
 
