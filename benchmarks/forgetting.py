@@ -36,7 +36,7 @@ from usfmae.server import bootstrap
 from usfmae.server.history import history, table
 from usfmae.server.layout import Federation, Layout
 from usfmae.server.ledger import Ledger
-from usfmae.server.release import release
+from usfmae.server.releases.release import release
 from usfmae.server.rounds.loop import Clock, Loop
 from usfmae.server.simulate import TENSORS, Hospital, InProcess, Trainer, masked_autoencoder, tissue
 

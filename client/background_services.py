@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 
 from usfmae.client import site_policy
 from usfmae.client.intake.spool import SPOOL, Spool
+from usfmae.client.notices import notifier
 from usfmae.client.site import Site, read_json, write_json
 from usfmae.core import metrics
 from usfmae.core.errors import UsfmaeError
@@ -25,6 +26,7 @@ from usfmae.core.web.server_thread import serve_metrics
 
 logger = logging.getLogger(__name__)
 
+LOOK_SECONDS = 5.0  # between two looks for something that waits for a person
 COUNT_SECONDS = 5.0  # between two writes of the counts of received instances
 
 
@@ -38,6 +40,7 @@ def watched(site: Site) -> Iterator[dict[str, int]]:
     stop = threading.Event()
     with contextlib.ExitStack() as stack:
         stack.callback(stop.set)
+        _repeat("notify", site, stop, LOOK_SECONDS, notifier(site).look)
         if site.settings.metrics.port:
             ports["metrics"] = stack.enter_context(_metrics(site))
         if site.settings.page.port:
@@ -166,7 +169,7 @@ def _take_in(site: Site, stop: threading.Event) -> None:
         note(logger, "cleaning of new scans ended early", logging.WARNING, code=process.returncode)
 
 
-def _repeat(name: str, site: Site, stop: threading.Event, seconds: float, act: Callable[[], None]) -> None:
+def _repeat(name: str, site: Site, stop: threading.Event, seconds: float, act: Callable[[], object]) -> None:
     """`act` now and then every so many seconds, in a thread, whatever it raises; a new trouble is told once."""
 
     def loop() -> None:

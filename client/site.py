@@ -104,7 +104,7 @@ class Site:
     @cached_property
     def coordinator(self) -> Ed25519PublicKey:
         file = self.root / "coordinator.pem"
-        return keys.public_signing_key(file.read_text(), str(file))
+        return keys.public_signing_key(_text(file, "coordinator key"), str(file))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -155,7 +155,10 @@ def _text(path: Path, what: str) -> str:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{what} {path}", str(error), "give the file the coordinator sent") from None
+        why = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"{what} {path}", why, "give the file that the coordinator sent, or restore a backup"
+        ) from None
 
 
 def _yaml(settings: SiteSettings) -> str:

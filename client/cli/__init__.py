@@ -25,6 +25,11 @@ COMMANDS = {  # name -> "module:attribute"; its line of help is the first senten
     "report": "usfmae.client.cli.records:report",
     "evidence": "usfmae.client.cli.records:evidence",
     "person": "usfmae.client.cli.setup:person",
+    "notify": "usfmae.client.cli.setup:notify",
+    "config": "usfmae.client.cli.setup:config",
+    "backup": "usfmae.client.cli.backup:backup",
+    "restore": "usfmae.client.cli.backup:restore",
+    "leave": "usfmae.client.cli.backup:leave",
     "rotate": "usfmae.client.cli.setup:rotate",
     "audit": "usfmae.client.cli.records:audit",
 }

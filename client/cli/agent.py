@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -61,9 +62,11 @@ def run(directory: Path, overrides: tuple[str, ...], until_idle: float | None) -
     """
     from usfmae.client.agent import Agent
     from usfmae.client.background_services import watched
+    from usfmae.client.leave import check_member
     from usfmae.client.site import Site
 
     site = Site.open(directory, overrides)
+    check_member(site)
     with site.served_alone():  # another agent is said to be there before one of its ports is said to be taken
         pass
     with watched(site):
@@ -85,14 +88,52 @@ def status(directory: Path, as_json: bool) -> None:
     from usfmae.client.report import summary
     from usfmae.client.site import Site
 
-    fields = summary(Site.open(directory))
+    reported = summary(Site.open(directory))
     if as_json:
-        print_json(fields)
+        print_json(reported)
         return
-    for key, value in fields.items():
-        if value not in ("", None, {}):
-            shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-            click.echo(f"{key:12s} {shown}")
+    for name, text in in_words(reported, directory).items():
+        if text:
+            click.echo(f"{name:12s} {text}")
+
+
+def in_words(reported: dict[str, Any], directory: Path) -> dict[str, str]:
+    """The lines of `status` for people; an empty one is left out."""
+    from usfmae.core.keys import grouped
+    from usfmae.core.web.templating import size
+
+    updates, last = reported["updates"], reported["last_sent"]
+    state = str(reported["state"])
+    if reported["paused"]:
+        state = f"paused: it declines to train until 'usfmae-client resume {directory}'"
+    elif not reported["running"]:
+        state = f"the agent does not run; 'usfmae-client run {directory}' starts it"
+    waiting = updates["waiting"]
+    return {
+        "site": f"{reported['name']}  {grouped(reported['fingerprint'])}",
+        "aggregator": f"{reported['server']}, {'connected' if reported['online'] else 'not connected'}",
+        "state": state,
+        "problem": "" if reported["paused"] else reported["problem"],
+        "training": _training(reported),
+        "images": f"{reported['images']:,} ready to train on",
+        "updates": f"{updates['sent']} sent ({size(reported['sent_bytes'])}), {updates['rejected']} kept here",
+        "waiting": f"{waiting} for your approval: usfmae-client outbox {directory}" if waiting else "",
+        "last sent": f"round {last['round']} of {last['campaign']}, {size(last['bytes'])}" if last else "",
+    }
+
+
+def _training(reported: dict[str, Any]) -> str:
+    """`round 4, step 15 of 20, loss 1.788 (2.428 before the round), 11.4 images a second`."""
+    progress = reported["progress"]
+    if not progress:
+        return ""
+    parts = [f"round {reported['round']}", f"step {progress.get('step', 0)} of {progress.get('steps', '?')}"]
+    if "loss" in progress:
+        before = f" ({progress['loss_before']:.3f} before the round)" if progress.get("loss_before") else ""
+        parts.append(f"loss {progress['loss']:.3f}{before}")
+    if "rate" in progress:
+        parts.append(f"{progress['rate']:.1f} images a second")
+    return ("stopped at " if reported["paused"] else "") + ", ".join(parts)
 
 
 @click.command()

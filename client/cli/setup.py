@@ -7,8 +7,12 @@ from pathlib import Path
 import click
 
 from usfmae.client.cli import site_directory
+from usfmae.core.cli.config import settings_group
+from usfmae.core.cli.notify import notify_command
 from usfmae.core.cli.persons import Note, person_group
 from usfmae.core.cli.shell import as_json, overriding, print_json
+from usfmae.core.config.site import SiteSettings
+from usfmae.core.config.sources import NotifySettings
 
 
 @click.command()
@@ -136,3 +140,14 @@ def _keys(directory: Path) -> tuple[Path, Note]:
 
 
 person = person_group(_keys)
+
+
+def _notified(directory: Path) -> tuple[str, NotifySettings]:
+    from usfmae.client.site import Site
+
+    site = Site.open(directory)
+    return site.settings.name, site.settings.notify
+
+
+config = settings_group(SiteSettings, "site.yaml")
+notify = notify_command(_notified)

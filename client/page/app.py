@@ -7,12 +7,14 @@ picture is ever stored.
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from usfmae.client import outbox, site_policy
@@ -29,6 +31,7 @@ from usfmae.core.web.access import Access, People
 from usfmae.core.web.application import WebPage, assemble
 
 SHOWN = 24  # kept frames, or quarantined ones, on a page
+AHEAD = 6  # pictures that are made before somebody asks for them
 
 
 class SitePage(WebPage):
@@ -41,8 +44,14 @@ class SitePage(WebPage):
         self.site = site
         self.intake, self.shelf = quarantine.Intake(), outbox.Outbox(site)
         self.album, self.previews = corpus_view.CorpusView(), PreviewCache()
-        self.turn = asyncio.Lock()  # of the picture that is being made
         self.templates.filters |= {"meaning": meaning, "question": view.question}
+
+    def show(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+        """As every page's, with how much waits for a person beside the names of pages."""
+        requested = sum(one.state is campaigns.CampaignState.WAITING for one in campaigns.agreements(self.site))
+        held = sum(entry["state"] == outbox.EntryState.WAITING for entry in self.shelf.entries())
+        waiting = {"/outbox": held, "/campaigns": requested}
+        return super().show(request, template, status, waiting=waiting, **values)
 
     # What it shows
 
@@ -54,7 +63,9 @@ class SitePage(WebPage):
         await asyncio.to_thread(self.intake.refresh, self.site.corpus)
         reasons = await asyncio.to_thread(quarantine.waiting_by_reason, self.site, self.intake)
         chosen = request.query_params.get("reason", "")
-        held = await asyncio.to_thread(quarantine.waiting, self.site, self.intake, chosen, SHOWN)
+        ahead = await asyncio.to_thread(quarantine.waiting, self.site, self.intake, chosen, SHOWN + AHEAD)
+        held = ahead[:SHOWN]
+        self._look_ahead(ahead)
         total = reasons[chosen] if chosen else reasons.total()
         done = list(quarantine.decisions(self.site, last=20).values())
         lists: dict[str, Any] = {"held": held, "reasons": reasons.most_common(), "done": done}
@@ -69,13 +80,11 @@ class SitePage(WebPage):
         except UsfmaeError as error:
             problem = str(error)
         decided = quarantine.decision_on(self.site, held.id)
+        self._look_ahead(quarantine.waiting(self.site, self.intake, held.reason, AHEAD))
         return self.show(request, "entry.html", held=held, looked=looked, problem=problem, decided=decided)
 
     async def picture(self, request: Request) -> Response:
-        async with self.turn:  # a person who went to another page waits for no picture of this one
-            if await request.is_disconnected():
-                return Response(status_code=204)
-            looked = await self._look(self._held(request))
+        looked = await self._look(self._held(request))
         pictures = {"before": looked.before, "after": looked.after, "changed": looked.changed or looked.before}
         return _picture(pictures.get(request.path_params["which"], b""))
 
@@ -124,6 +133,10 @@ class SitePage(WebPage):
     async def _look(self, held: QuarantinedFrame) -> FramePreview:
         """The frame's pictures; decoded once for a page and its two pictures."""
         return await self.previews.get(held.id, lambda: quarantine.picture(self.site, held))
+
+    def _look_ahead(self, held: Sequence[QuarantinedFrame]) -> None:
+        """Make the pictures that a person will ask for next."""
+        self.previews.prepare([(one.id, functools.partial(quarantine.picture, self.site, one)) for one in held])
 
     async def left(self, request: Request, notice: str = "", bad: bool = False) -> Response:
         entries = await asyncio.to_thread(self.shelf.entries)

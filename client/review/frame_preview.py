@@ -39,54 +39,59 @@ class FramePreview:
 def preview_frame(scan: Scan, index: int, settings: Settings) -> FramePreview:
     """Decode, clean and pack one frame as `prepare` would. SourceError where the file gives no picture."""
     try:
-        return assembled(_PROCESS.preview(scan, index, settings))
+        return assembled(_PROCESSES.preview(scan, index, settings))
     except (ProcessEndedError, ResourceError) as error:
         raise SourceError("this scan", meaning(getattr(error, "reason", "")) or str(error), "drop it") from None
 
 
-class PreviewProcess:
-    """A decoding process that waits for the next frame: its start takes seconds, a picture tenths of one.
+class PreviewProcesses:
+    """Decoding processes that wait for the next frame: the start of one takes seconds, a picture tenths of one.
 
-    It ends after IDLE_SECONDS without a request, and with a request that ends it.
+    They end after IDLE_SECONDS without a request; one that fails ends with its request.
     """
 
     def __init__(self) -> None:
-        self.worker: Worker | None = None
+        self.free: list[Worker] = []
         self.lock = threading.Lock()
         self.idle: threading.Timer | None = None
 
     def preview(self, scan: Scan, index: int, settings: Settings) -> Answers:
-        """As `Worker.preview`, without cleaning's doubt; one at a time."""
-        wanted = settings.model_copy(update={"clean": trusting(settings.clean)})
+        """As `Worker.preview`, without cleaning's doubt; as many at once as threads call."""
+        worker = self._taken(settings.model_copy(update={"clean": trusting(settings.clean)}))
+        try:
+            answers = worker.preview(scan, index)
+        except BaseException:
+            worker.close()
+            raise
         with self.lock:
+            self.free.append(worker)
             if self.idle:
                 self.idle.cancel()
-            if self.worker is None or self.worker.settings != wanted:
-                self._end()
-                self.worker = Worker(wanted, b"")
-            try:
-                return self.worker.preview(scan, index)
-            except BaseException:
-                self._end()
-                raise
-            finally:
-                self.idle = threading.Timer(IDLE_SECONDS, self.close)
-                self.idle.daemon = True
-                self.idle.start()
+            self.idle = threading.Timer(IDLE_SECONDS, self.close)
+            self.idle.daemon = True
+            self.idle.start()
+        return answers
+
+    def _taken(self, wanted: Settings) -> Worker:
+        """A process that waits, or a new one; those of other settings end."""
+        with self.lock:
+            others = [worker for worker in self.free if worker.settings != wanted]
+            self.free = [worker for worker in self.free if worker.settings == wanted]
+            taken = self.free.pop() if self.free else Worker(wanted, b"")
+        for worker in others:
+            worker.close()
+        return taken
 
     def close(self) -> None:
-        """End the process, if there is one."""
+        """End the processes that wait."""
         with self.lock:
-            self._end()
-
-    def _end(self) -> None:
-        worker, self.worker = self.worker, None
-        if worker is not None:
+            waiting, self.free = self.free, []
+        for worker in waiting:
             worker.close()
 
 
-_PROCESS = PreviewProcess()
-atexit.register(_PROCESS.close)
+_PROCESSES = PreviewProcesses()
+atexit.register(_PROCESSES.close)
 
 
 def assembled(answers: Answers) -> FramePreview:

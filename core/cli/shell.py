@@ -82,7 +82,6 @@ def run(group: click.Group, program: str) -> None:
     """Run a command line; a UsfmaeError becomes one line on stderr and its exit code, Ctrl-C 130."""
     from usfmae.core import log
     from usfmae.core.account import give_name
-    from usfmae.core.errors import UsfmaeError
 
     log.setup()
     give_name()
@@ -101,16 +100,24 @@ def run(group: click.Group, program: str) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except UsfmaeError as error:
+    except Exception as error:
         if os.environ.get("USFMAE_DEBUG"):
             raise
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except OSError as error:  # this machine's, not a bug: a folder that is read-only, a disk that is full
-        if os.environ.get("USFMAE_DEBUG") or not isinstance(error.filename, str):
-            raise
-        click.echo(f"error: {error.filename} - {error.strerror} - mend it and run the same again", err=True)
-        sys.exit(7)
+        text, code = explained(error)
+        click.echo(f"error: {text}", err=True)
+        sys.exit(code)
+
+
+def explained(error: Exception) -> tuple[str, int]:
+    """One line about any error, and the exit code: a person's mistake, this machine, or a bug."""
+    from usfmae.core.errors import UsfmaeError
+
+    if isinstance(error, UsfmaeError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):  # a folder that is read-only, a disk that is full
+        return f"{error.filename or 'this machine'} - {error.strerror or error} - mend it and run the same again", 7
+    what = f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
+    return f"{what} - a bug - run it again with USFMAE_DEBUG=1 and report what it prints", 1
 
 
 class _New(click.Path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, ClassVar, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,6 +15,8 @@ T = TypeVar("T", bound="Options")
 
 class Options(BaseModel):
     """Frozen, refuses unknown keys, checks its own defaults. The docstring under a field is its documentation."""
+
+    PROGRAM: ClassVar[str] = "usfmae"  # whose 'config template' shows every key
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
 
@@ -70,5 +72,5 @@ def validated(options: type[T], values: dict[str, Any], origin: str) -> T:
         raise ConfigError(
             f"{origin} has {len(all_problems)} problem(s): " + "; ".join(all_problems),
             "",
-            "see 'usfmae config template' for every key",
+            f"see '{options.PROGRAM} config template' for every key",
         ) from None

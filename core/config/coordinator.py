@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from usfmae.core.config.base import Options
 from usfmae.core.config.continual import ContinualSettings
-from usfmae.core.config.sources import MetricsSettings, PageSettings
+from usfmae.core.config.sources import MetricsSettings, NotifySettings, PageSettings
 from usfmae.core.config.train import ModelSettings, TrainSettings
 
 Rule = Literal["auto", "fedavg", "fedprox", "fedavgm", "fedadam", "trimmed", "median"]
@@ -106,6 +106,8 @@ class MergeSettings(Options):
 
 
 class CoordinatorSettings(Options):
+    PROGRAM: ClassVar[str] = "usfmae-server"
+
     name: str = Field("federation", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
     """Name of the federation, part of its campaign's identity."""
     network: NetworkSettings = NetworkSettings()
@@ -122,6 +124,8 @@ class CoordinatorSettings(Options):
     """Round checkpoints kept; 0 keeps all."""
     min_free_gib: float = Field(2.0, ge=0)
     """A round does not open with less free disk than this beyond what it needs itself."""
+    notify: NotifySettings = NotifySettings()
+    """Telling persons that something waits for them."""
     page: PageSettings = PageSettings()
     """The coordinator's web page."""
     metrics: MetricsSettings = MetricsSettings()

@@ -17,7 +17,7 @@ ENVIRONMENT_PREFIX = "USFMAE_"
 T = TypeVar("T", bound=Options)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, program: str = Options.PROGRAM) -> dict[str, Any]:
     """The mapping in a YAML file; ConfigError where it is absent, unreadable or not a mapping."""
     try:
         values = yaml.safe_load(path.read_text())
@@ -28,7 +28,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"config {path}", "holds no mapping of keys", "see 'usfmae config template'")
+        raise ConfigError(f"config {path}", "holds no mapping of keys", f"see '{program} config template'")
     return values
 
 
@@ -74,7 +74,7 @@ def load(
     environment: Mapping[str, str] | None = None,
 ) -> tuple[T, dict[str, str]]:
     """Settings and, for each key that is not a default, where its value came from."""
-    values = read_yaml(file) if file else {}
+    values = read_yaml(file, options.PROGRAM) if file else {}
     origins = {key: str(file) for key in _flat(values)}
     environment = os.environ if environment is None else environment
     for origin, pairs in (

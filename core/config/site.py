@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -17,6 +17,7 @@ from usfmae.core.config.sources import (
     DicomwebSettings,
     IntakeSettings,
     MetricsSettings,
+    NotifySettings,
     PageSettings,
     StowSettings,
 )
@@ -31,6 +32,8 @@ class SiteReadSettings(ReadSettings):
 
 
 class SiteSettings(Options):
+    PROGRAM: ClassVar[str] = "usfmae-client"
+
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
     """Name under which the coordinator lists this site; letters, digits, '_', '-', '.'."""
     server: str
@@ -95,6 +98,8 @@ class SiteSettings(Options):
     """Cleaning new scans while the agent runs."""
     metrics: MetricsSettings = MetricsSettings()
     """Figures for Prometheus."""
+    notify: NotifySettings = NotifySettings()
+    """Telling persons that something waits for them."""
     page: PageSettings = PageSettings()
     """The site's own web page."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -107,6 +108,31 @@ class MetricsSettings(Options):
     """Address of the Prometheus endpoint; loopback unless you choose otherwise."""
     port: int = Field(0, ge=0, le=65535)
     """Port of the Prometheus endpoint; 0 switches it off."""
+
+
+class NoticeKind(StrEnum):
+    """What a person may be told about without looking."""
+
+    APPROVAL = "approval"  # an update waits in the outbox
+    CAMPAIGN = "campaign"  # the coordinator asks for something new
+    QUARANTINE = "quarantine"  # frames were kept back
+    FAILED = "failed"  # a training, a request or a round came to nothing
+    REFUSED = "refused"  # at the coordinator: a reply was not admitted
+
+
+class NotifySettings(Options):
+    command: tuple[str, ...] = ()
+    """Program with its arguments, run for each notice: a JSON object comes on its standard input. Empty for none."""
+    webhook: str = Field("", pattern=r"^(https?://[^/\s]+.*)?$")
+    """Address that gets the notice as JSON, as chat programs take it. Addresses outside the local network are refused."""
+    mail: tuple[str, ...] = ()
+    """Mail addresses; the mail goes to this machine's own mail program, never to another server by itself."""
+    sendmail: Path = Path("/usr/sbin/sendmail")
+    """That mail program."""
+    kinds: tuple[NoticeKind, ...] = tuple(NoticeKind)
+    """What is told: approval, campaign, quarantine, failed, refused."""
+    every_minutes: float = Field(30.0, ge=0)
+    """A notice of one kind goes out at most this often; what comes between is counted in the next one."""
 
 
 class PageSettings(Options):

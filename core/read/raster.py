@@ -167,8 +167,8 @@ def as_rgb(array: NDArray[np.generic], low: float | None = None, high: float | N
     return np.array(array[..., :3], np.uint8, order="C")  # its own memory: a decoder may use its buffer again
 
 
-def encode_png(pixels: Pixels) -> bytes:
-    """Pixels only: no text chunk, no EXIF, no time."""
+def encode_png(pixels: Pixels, level: int = 6) -> bytes:
+    """Pixels only: no text chunk, no EXIF, no time. `level` 1 is four times as fast as 6, and a fifth larger."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=level)
     return buffer.getvalue()

@@ -52,7 +52,7 @@ def preview_frame(request: PreviewFrame, settings: Settings, answer: Emit) -> No
         answer(NoPicture(getattr(error, "reason", "no-such-frame")))
         answer(Done())
         return
-    answer(Picture("before"), encode_png(frame.pixels))
+    answer(Picture("before"), encode_png(frame.pixels, 1))
     answer(Alive("cleaning", 0))
     _preview_cleaned(frame, settings, answer)
     answer(Done())
@@ -69,8 +69,8 @@ def _preview_cleaned(frame: Frame, settings: Settings, answer: Emit) -> None:
         assert isinstance(result, Quarantined)
         answer(NoPicture(result.reason))
         return
-    answer(Picture("mask"), encode_png(tinted(frame.pixels, image.mask)))
-    answer(Picture("after"), encode_png(image.pixels))
+    answer(Picture("mask"), encode_png(tinted(frame.pixels, image.mask), 1))
+    answer(Picture("after"), encode_png(image.pixels, 1))
     augment = settings.train.augment
     packed = square(
         cut_to_scan(image, settings.clean), settings.model.image_size, "", "", augment.resize, augment.aspect

@@ -142,7 +142,7 @@ def release(
     usfmae-server release federation --out release
     """
     from usfmae.server.layout import Layout
-    from usfmae.server.release import release as write
+    from usfmae.server.releases.release import release as write
 
     home = Layout(directory)
     done = write(home, home.settings(overrides), out, benchmarks, number)

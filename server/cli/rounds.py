@@ -32,13 +32,14 @@ def run_(directory: Path, rounds: int, overrides: tuple[str, ...]) -> None:
     from usfmae.server.aggregator import serve
     from usfmae.server.dashboard.serve import watched
     from usfmae.server.layout import Layout
+    from usfmae.server.notices import notified
     from usfmae.server.renewal import warning
 
     home = Layout(directory)
     settings = home.settings(overrides)  # a mistake is told at once
     if soon := warning(home):
         logging.getLogger(__name__).warning(soon)
-    with watched(home, settings.page, settings.metrics):
+    with notified(home, settings), watched(home, settings.page, settings.metrics):
         serve(home, rounds, overrides)
 
 

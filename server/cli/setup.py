@@ -7,8 +7,12 @@ from typing import Any
 
 import click
 
+from usfmae.core.cli.config import settings_group
+from usfmae.core.cli.notify import notify_command
 from usfmae.core.cli.persons import Note, person_group
 from usfmae.core.cli.shell import as_json, overriding, print_json
+from usfmae.core.config.coordinator import CoordinatorSettings
+from usfmae.core.config.sources import NotifySettings
 from usfmae.server.cli import federation_directory
 
 
@@ -96,3 +100,14 @@ def _keys(directory: Path) -> tuple[Path, Note]:
 
 
 person = person_group(_keys)
+
+
+def _notified(directory: Path) -> tuple[str, NotifySettings]:
+    from usfmae.server.layout import Layout
+
+    settings = Layout(directory).settings()
+    return settings.name, settings.notify
+
+
+config = settings_group(CoordinatorSettings, "coordinator.yaml")
+notify = notify_command(_notified)

@@ -15,8 +15,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import save_file
 
 from usfmae.client import cli, outbox
+from usfmae.client.cli.agent import _training
 from usfmae.client.site import Site
 from usfmae.core import audit, keys
+from usfmae.core.cli.shell import explained
 from usfmae.core.errors import ConfigError, PolicyError, UsageError
 from usfmae.core.federated.messages import TrainReply, TrainRequest
 
@@ -63,6 +65,34 @@ def test_init_makes_a_site_that_status_can_read(tmp_path: Path, coordinator: Ed2
     assert (found["state"], found["running"], found["images"]) == ("stopped", False, 0)
     settings = Site.open(tmp_path / "s").settings
     assert (settings.release, settings.read.fps, settings.sources) == ("approve", 1.0, (tmp_path.resolve(),))
+
+
+def test_config_template_is_a_site_yaml_and_errors_point_there(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    assert "quiet: []" in call("config", "template").stdout
+    file = site.root / "site.yaml"
+    file.write_text(file.read_text() + "\nrelase: approve\n")
+    wrong = call("status", site.root)
+    assert "'usfmae-client config template'" in str(wrong.exception)
+
+
+def test_status_is_in_words(make_site: Callable[..., Site]) -> None:
+    site = make_site(release="approve")
+    staged(site)
+    text = call("status", site.root).stdout
+    assert "1 for your approval" in text and "the agent does not run" in text
+    said = {
+        "paused": False,
+        "round": 4,
+        "progress": {"step": 15, "steps": 20, "loss": 1.7881200313568115, "rate": 11.37},
+    }
+    assert _training(said) == "round 4, step 15 of 20, loss 1.788, 11.4 images a second"
+
+
+def test_an_unforeseen_error_is_one_line() -> None:
+    text, code = explained(ValueError("odd\nthing"))
+    assert (text.count("\n"), code) == (0, 1) and "a bug" in text and "USFMAE_DEBUG" in text
+    assert explained(OSError(28, "No space left", "/x"))[1] == 7
 
 
 def test_init_with_a_wrong_key_says_which(tmp_path: Path, coordinator: Ed25519PrivateKey) -> None:

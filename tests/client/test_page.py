@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,12 +47,13 @@ def site(tmp_path: Path) -> Site:
 
 
 @pytest.fixture
-def page(site: Site, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+def page(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     monkeypatch.setattr(
         quarantine, "picture", lambda site, held: FramePreview(PNG, PNG + b"2", PNG + b"red", bytes(64), (8, 8))
     )
     monkeypatch.setattr(quarantine, "scan_of", lambda site, id_: type("Found", (), {"group": "g"})())
-    return TestClient(application(site), base_url="http://127.0.0.1")
+    with TestClient(application(site), base_url="http://127.0.0.1") as client:  # one event loop, as the server has
+        yield client
 
 
 def log_in(page: TestClient, site: Site) -> str:
@@ -167,6 +169,18 @@ def test_approval_of_what_waits_to_leave(page: TestClient, site: Site) -> None:
     assert outbox.state(place) == "released"
     twice = page.post(f"/outbox/{place.name}", data={"form_token": mark, "decision": "reject"})
     assert twice.status_code == 400 and "already" in twice.text
+
+
+def test_an_update_that_waits_shows_on_every_page(page: TestClient, site: Site) -> None:
+    log_in(page, site)
+    assert "badge" not in page.get("/audit").text
+    place = site.root / "outbox" / "r00001-x"
+    place.mkdir(parents=True)
+    write_json(place / "entry.json", {"id": place.name, "created": 1.0, "release": "approve", "bytes": 1})
+    assert '<span class="badge" title="waits for a person">1</span>' in page.get("/audit").text
+    write_json(site.root / "status.json", {"state": "waiting for approval", "online": True})
+    with site.served_alone():
+        assert 'pill warn">waiting for approval' in page.get("/").text
 
 
 def test_a_broken_audit_log_is_said_loudly(page: TestClient, site: Site) -> None:

@@ -14,7 +14,7 @@ from usfmae.core.checkpoint import describe, encoder_of, load, save
 from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.errors import PolicyError, SourceError
 from usfmae.core.mae.model import MaskedAutoencoder
-from usfmae.server.benchmark_results import results
+from usfmae.server.releases.benchmark_results import results
 
 MODEL = ModelSettings(
     image_size=16, patch_size=8, width=16, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2

@@ -26,7 +26,7 @@ from usfmae.core.mae.model import fresh
 from usfmae.core.mae.train import train
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
-from usfmae.server.release import release
+from usfmae.server.releases.release import release
 from usfmae.server.rounds.forgetting_gate import ForgettingGate
 from usfmae.server.rounds.panel import check_apart, opened
 from usfmae.server.simulate import populate, tissue

@@ -10,7 +10,7 @@ from tests.server.virtual import home_with, honest, loop_of
 from usfmae.core.errors import PolicyError
 from usfmae.server.layout import Federation
 from usfmae.server.ledger import Ledger, Round, RoundState
-from usfmae.server.release import choose, trained_seed, unlearned
+from usfmae.server.releases.release import choose, trained_seed, unlearned
 from usfmae.server.simulate import populate
 
 

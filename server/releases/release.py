@@ -23,10 +23,11 @@ from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError, UsageError
 from usfmae.core.federated import averaging, forgetting_budget, lineage
 from usfmae.core.files import write_atomic
-from usfmae.server import benchmark_results, campaign
+from usfmae.server import campaign
 from usfmae.server.layout import Federation, Layout
 from usfmae.server.ledger import Ledger, Round, RoundState
-from usfmae.server.model_card import card
+from usfmae.server.releases import benchmark_results
+from usfmae.server.releases.model_card import card
 from usfmae.server.rounds.forgetting_gate import EMA, ForgettingGate
 from usfmae.server.rounds.panel import PanelReader
 

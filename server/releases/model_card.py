@@ -14,7 +14,7 @@ from usfmae.server.layout import Federation
 from usfmae.server.ledger import RoundState
 
 if TYPE_CHECKING:
-    from usfmae.server.release import ReleaseChoice
+    from usfmae.server.releases.release import ReleaseChoice
 
 TEXT = """\
 ---
