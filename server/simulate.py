@@ -126,6 +126,7 @@ class Hospital:
             loss_after=trained.loss_after,
             seconds=time.perf_counter() - began,
             site=self.site,
+            version=request.version,
         )
         (folder / "reply.json").write_text(json.dumps(to_record(sign(reply, self.key))))
 

@@ -125,6 +125,7 @@ def stage(site: Site, work: jobs.Job, request: TrainRequest) -> None:
         round=request.round,
         base=request.base,
         site=site.fingerprint,
+        version=request.version,
         **{k: v for k, v in result.items() if k in fields},
     )
     summary = {k: result[k] for k in ("tensors", "bytes", "norm", "drawn")}
@@ -150,13 +151,14 @@ def refusal(error: PolicyError) -> str:
 def declined(site: Site, record: Mapping[str, Any], why: str) -> TrainReply:
     """A signed no to whatever was asked; `record` is as it came, unchecked."""
     text = {key: value for key in ("campaign", "base") if isinstance(value := record.get(key), str)}
-    number = record.get("round")
+    number, version = record.get("round"), record.get("version")
     reply = TrainReply(
         campaign=text.get("campaign", "")[:100],
         round=number if isinstance(number, int) else 0,
         base=text.get("base", "")[:100],
         declined=why[:200],
         site=site.fingerprint,
+        version=version if isinstance(version, int) and version in messages.SPOKEN else messages.VERSION,
     )
     return _signed(site, reply)
 

@@ -87,6 +87,8 @@ def identify(
         check_addressed(reply, coordinator, now)
     except PolicyError as error:
         raise Refusal(VerdictCode.WRONG_RECIPIENT, error.why) from None
+    if reply.version != request.version and not reply.declined:
+        raise Refusal(VerdictCode.BAD_RECORD, f"protocol {reply.version} answers a request of {request.version}")
     for figure, most in FIGURES.items():
         if not 0 <= getattr(reply, figure) <= most:  # false for NaN as well
             raise Refusal(VerdictCode.BAD_RECORD, f"{figure} is {getattr(reply, figure):.3g}, not within 0..{most:.0g}")

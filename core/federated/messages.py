@@ -26,7 +26,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from usfmae.core.errors import PolicyError
 
-VERSION = 3
+# Versions of the protocol that this program reads and writes, newest first. A later one adds fields: they stand in SINCE,
+# and a message of an earlier version neither carries nor signs them. The aggregator asks in the newest; a site that does
+# not speak it declines in its own, and is asked in that one from then on (server/rounds/loop.py).
+SPOKEN: tuple[int, ...] = (3,)
+SINCE: dict[str, int] = {}  # field -> the version it came with
+# Versions that are refused for what they lack, not for their age.
+UNSAFE = dict.fromkeys((1, 2), "its signatures did not cover the whole message")
+VERSION = SPOKEN[0]
 
 # Names of the records inside a message.
 RECORD = "usfmae"  # the scalars of a TrainRequest, TrainReply
@@ -148,17 +155,29 @@ class TrainReply:
     version: int = VERSION
 
 
+def fields_of(kind: Any, version: int) -> dict[str, dataclasses.Field[Any]]:
+    """The fields that a message of this version has, by name."""
+    return {field.name: field for field in dataclasses.fields(kind) if SINCE.get(field.name, 0) <= version}
+
+
 def to_record(message: TrainRequest | TrainReply) -> dict[str, str | int | float | bool]:
-    return dataclasses.asdict(message)
+    return {name: getattr(message, name) for name in fields_of(message, message.version)}
+
+
+def spoken_version(record: Mapping[str, Any]) -> int:
+    """The version of a record. PolicyError where this program does not speak it."""
+    version = record.get("version", VERSION)
+    if isinstance(version, int) and not isinstance(version, bool) and version in SPOKEN:
+        return version
+    unsafe = UNSAFE.get(version) if isinstance(version, int) else None
+    spoken = " and ".join(str(one) for one in SPOKEN)
+    why = f"{unsafe}; this side speaks version {spoken}" if unsafe else f"this side speaks version {spoken}"
+    raise PolicyError(f"protocol version {version!r:.20}", why, "update usfmae on the older side")
 
 
 def from_record(kind: type[T], record: Mapping[str, Any]) -> T:
     """A message from an untrusted record. PolicyError on a missing or unknown key or a value of the wrong type."""
-    version = record.get("version", VERSION)
-    if version != VERSION:
-        other = f"protocol version {version!r:.20}"
-        raise PolicyError(other, f"this side speaks version {VERSION}", "update usfmae on the older side")
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields = fields_of(kind, spoken_version(record))
     unknown = sorted(set(record) - set(fields))
     if unknown:
         raise PolicyError(f"message key {unknown[0]!r:.60}", "is not part of the protocol", "update this program")
@@ -187,7 +206,7 @@ def signed_bytes(message: TrainRequest | TrainReply) -> bytes:
     """The canonical bytes under a signature: every field but the signature itself."""
     values = {
         field.name: float(getattr(message, field.name)) if field.type == "float" else getattr(message, field.name)
-        for field in dataclasses.fields(message)
+        for field in fields_of(message, message.version).values()
         if field.name != "signature"
     }
     return json.dumps([type(message).__name__, values], sort_keys=True, separators=(",", ":")).encode()

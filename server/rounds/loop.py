@@ -22,7 +22,7 @@ from usfmae.core.errors import PolicyError, ResourceError
 from usfmae.core.federated import codec
 from usfmae.core.federated.admission import Refusal, UnsignedRefusal, examine, identify
 from usfmae.core.federated.enrolment import EnrolledSite, SiteState
-from usfmae.core.federated.messages import DeclineReason, TrainRequest, VerdictCode, fingerprint, sign
+from usfmae.core.federated.messages import VERSION, DeclineReason, TrainRequest, VerdictCode, fingerprint, sign
 from usfmae.core.log import note, printable
 from usfmae.core.tensors import TensorFile
 from usfmae.server import campaign, checkpoints
@@ -75,6 +75,7 @@ class Loop:
         self.late: dict[str, tuple[str, TrainRequest]] = {}  # messages of closed rounds still out
         self.without_replay: set[str] = set()  # sites that have said they hold no copy of the replay corpus
         self.without_base: set[str] = set()  # sites that have said they do not hold the encoder before the round's
+        self.speaks: dict[str, int] = {}  # sites that have answered in an earlier protocol -> its version
         self.unsigned: Counter[str] = Counter()  # replies of this round that their site had not signed
         self.checked = checkpoints.CheckedFiles()
         self.noted = 0.0
@@ -186,6 +187,7 @@ class Loop:
             with_decoder=not site.has_decoder,
             with_replay=ships,
             recipient=site.site,
+            version=self.speaks.get(site.site, VERSION),
             expires=self.clock() + wanted,
         )
         request = sign(request, self.key)
@@ -260,6 +262,10 @@ class Loop:
 
     def _admit(self, answer: Answer, site: EnrolledSite, request: TrainRequest, base: TensorFile) -> None:
         reply = identify(answer.record, site, request, self.coordinator, self.clock())
+        if reply.version < request.version:
+            note(logger, "asking in an earlier protocol", site=site.name, version=reply.version)
+            self.speaks[site.site] = reply.version
+            return
         if reply.declined == DeclineReason.NEED_DECODER and site.has_decoder:
             self.ledger.note_decoder(site.site, False)
             return

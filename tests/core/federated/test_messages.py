@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from usfmae.core import keys
 from usfmae.core.errors import PolicyError
 from usfmae.core.federated import messages
 from usfmae.core.federated.messages import TrainReply, TrainRequest
@@ -83,3 +84,25 @@ def test_another_key_or_no_base64_is_refused() -> None:
         messages.verify(signed, Ed25519PrivateKey.generate().public_key())
     with pytest.raises(PolicyError):
         messages.verify(dataclasses.replace(signed, signature="?"), Ed25519PrivateKey.generate().public_key())
+
+
+def test_the_versions_before_3_are_refused_for_their_signatures() -> None:
+    with pytest.raises(PolicyError, match=r"version 2.*did not cover the whole message.*update usfmae on the older"):
+        messages.from_record(TrainRequest, {"version": 2})
+
+
+def test_a_field_of_a_later_version_is_neither_carried_nor_signed_by_an_earlier_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = keys.new_signing_key()
+    old = messages.sign(TrainReply("c", 1, "b" * 64, version=3), key)
+    monkeypatch.setattr(messages, "SPOKEN", (4, 3))
+    monkeypatch.setattr(messages, "SINCE", {"seconds": 4})
+    record = messages.to_record(messages.sign(TrainReply("c", 1, "b" * 64, version=3), key))
+    assert "seconds" not in record
+    read = messages.from_record(TrainReply, record)
+    messages.verify(read, key.public_key())
+    with pytest.raises(PolicyError, match="signature"):  # it covers what its own version has
+        messages.verify(old, key.public_key())
+    with pytest.raises(PolicyError, match="not part of the protocol"):
+        messages.from_record(TrainReply, {**record, "seconds": 1.0})
