@@ -36,6 +36,7 @@ from usfmae.core.keys import public_signing_key
 from usfmae.core.mae.lr_schedule import learning_rate
 from usfmae.core.tensors import TensorFile
 
+OVER_BOUND = 1.1  # times the bound that an update may measure: lengths from a sketch are good to 2.2 %
 FIGURES = {"loss_before": HIGHEST_LOSS, "loss_after": HIGHEST_LOSS, "seconds": LONGEST_SECONDS}  # and their bounds
 
 
@@ -170,6 +171,13 @@ class Prior:
 
     expected: float = 0.0  # length of so many AdamW steps at this rate; 0 where it is not known
     earlier: Sequence[float] = ()  # lengths merged in the rounds before, as they would be at this round's rate
+    bound: float = 0.0  # length to which the request had every site cut its update; 0 for none
+
+    @property
+    def usual(self) -> float:
+        """The length that an update will probably have; 0 where nothing is known."""
+        before = [length for length in self.earlier if length > 0]
+        return statistics.median(before) if before else self.expected
 
 
 @dataclass(frozen=True)
@@ -207,7 +215,9 @@ def compare(
     before a site pointed against the others.
 
     A long update is cut to the reference length rather than refused: else whoever sends a short one, which makes the
-    reference small, throws the honest out. It is refused where more than half of the sites agree on a length.
+    reference small, throws the honest out. It is refused where more than half of the sites agree on a length. Where the
+    request named a bound, the sites have cut their updates to it themselves: nothing is cut here, and what is longer
+    than the bound is refused.
     """
     # Longer than the encoder itself: no round makes that.
     refused = {
@@ -215,6 +225,12 @@ def compare(
         for site, norm in norms.items()
         if norm > gate.base_limit * base_norm
     }
+    if prior.bound:
+        over = {site: norm for site, norm in norms.items() if norm > OVER_BOUND * prior.bound}
+        refused |= {
+            site: Refusal(VerdictCode.NORM, f"length {norm:.3g}; the request allowed {prior.bound:.3g}")
+            for site, norm in over.items()
+        }
     left = {site: norm for site, norm in norms.items() if site not in refused}
 
     # Too short to say anything, too long beside a majority: out. Long: cut.
@@ -229,7 +245,7 @@ def compare(
             refused[site] = Refusal(VerdictCode.NORM, f"length {norm:.3g}; the reference is {reference:.3g}")
         else:
             longest = gate.clip_limit * reference
-            scales[site] = longest / norm if norm > longest else 1.0
+            scales[site] = longest / norm if norm > longest and not prior.bound else 1.0
 
     # Against the others.
     against: dict[str, float] = {}

@@ -1,7 +1,7 @@
 """What may leave a hospital: the difference of a trained encoder to its base, packed small.
 
-One byte string a tensor, little-endian, C order, n values. The lossy encodings (int8, int4, bf16, sparse) stand in
-`encodings/`, a file each; beside them
+One byte string a tensor, little-endian, C order, n values. The lossy encodings (int8, int4, bf16, sparse, and shared
+for sealed rounds) stand in `encodings/`, a file each; beside them
 
     fp32   (n, uint32): bits of the trained value XOR bits of the base value: lossless
 
@@ -20,14 +20,15 @@ import numpy as np
 
 from usfmae.core.errors import PolicyError
 from usfmae.core.federated import encodings
-from usfmae.core.federated.encodings import Encoding, Exact, Floats, int8
+from usfmae.core.federated.encodings import Encoding, Exact, Floats, int8, shared
+from usfmae.core.tensors import square_sum
 
 ENCODINGS = ("int8", "int4", "sparse", "bf16", "fp32")
 
 
 def lossy(name: str) -> Encoding:
     """The encoding of this name. PolicyError for fp32 and for what is none."""
-    encoding = encodings.ENCODINGS.get(name)
+    encoding = encodings.ENCODINGS.get(name) or shared.parsed(name)
     if encoding is None:
         raise PolicyError(f"encoding {name!r:.20}", f"is none of {', '.join(ENCODINGS[:-1])}", "refused")
     return encoding
@@ -111,16 +112,40 @@ def encode(
     trained: Mapping[str, Floats],
     encoding: str,
     residual: Mapping[str, Floats] | None = None,
+    bound: float = 0.0,
 ) -> Iterator[EncodedTensor]:
-    """The same one tensor after the other, in the order of names: no more than one need be in memory."""
+    """The same one tensor after the other, in the order of names: no more than one need be in memory.
+
+    A difference, with its residual, that is longer than `bound` (L2, 0 for none) is cut to it; what is cut off is lost.
+    """
     if set(base) != set(trained):
         raise PolicyError("update", "trained tensors are not those of the base", "start from the round's encoder")
+    left = residual or {}
+    share = _share_within(bound, base, trained, left) if bound else 1.0
     for name in sorted(base):
-        yield _encode_tensor(name, base[name], trained[name], encoding, (residual or {}).get(name))
+        yield _encode_tensor(name, base[name], trained[name], encoding, left.get(name), share)
+
+
+def _share_within(
+    bound: float, base: Mapping[str, Floats], trained: Mapping[str, Floats], residual: Mapping[str, Floats]
+) -> float:
+    """What a difference is multiplied by so that it is no longer than `bound`."""
+    square = 0.0
+    for name in sorted(base):
+        difference = np.asarray(trained[name], np.float32) - base[name]
+        if name in residual:
+            difference += residual[name]
+        square += square_sum(difference)
+    return min(1.0, bound / math.sqrt(square)) if square > 0 else 1.0  # NaN is found where it is packed
 
 
 def _encode_tensor(
-    name: str, base: Floats, trained: Floats, encoding: str, residual: Floats | None = None
+    name: str,
+    base: Floats,
+    trained: Floats,
+    encoding: str,
+    residual: Floats | None = None,
+    share: float = 1.0,
 ) -> EncodedTensor:
     if base.shape != trained.shape or (residual is not None and residual.shape != base.shape):
         raise PolicyError(f"tensor {name!r}", f"has shape {trained.shape}, its base {base.shape}", "refused")
@@ -134,6 +159,8 @@ def _encode_tensor(
     difference = flat - flat_base
     if residual is not None:
         difference += residual.reshape(-1)
+    if share < 1:
+        difference *= np.float32(share)
     # What is wanted turns, in place, into what is left: the error.
     data, square = express(difference, encoding)
     return EncodedTensor(name, data, difference.reshape(base.shape), math.sqrt(square))

@@ -82,7 +82,7 @@ def local_round(
     trained = learn()
     if trained is None:
         return None
-    return LocalRound(trained, codec.encode(base, trained.encoder, request.encoding, residual))
+    return LocalRound(trained, codec.encode(base, trained.encoder, request.encoding, residual, request.bound))
 
 
 def train_autoencoder(  # noqa: PLR0913

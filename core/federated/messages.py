@@ -129,6 +129,8 @@ class TrainRequest:
     deadline: float = 0.0  # Unix time after which the reply is not used; 0 for none
     recipient: str = ""  # fingerprint of the site it is for
     expires: float = 0.0  # Unix time after which a site does not take it up; 0 for none
+    custodian: str = ""  # name of the custodian's key whose sealed round this is; "" where it is not sealed
+    bound: float = 0.0  # length to which a site cuts its update; 0 for none
     signature: str = ""  # the coordinator's Ed25519 signature over all of the above, base64
     version: int = VERSION
 
@@ -151,6 +153,8 @@ class TrainReply:
     site: str = ""  # fingerprint of the site's public key
     recipient: str = ""  # fingerprint of the coordinator's key
     expires: float = 0.0  # Unix time after which the reply does not count; 0 for none
+    mask: str = ""  # in a sealed round: the seed of the update's mask, in a box for the custodian
+    task: str = ""  # in a sealed round: hash of what was asked of every site alike
     signature: str = ""  # the site's Ed25519 signature over all of the above, base64
     version: int = VERSION
 

@@ -1,0 +1,228 @@
+"""A sealed round, as both parties compute it: who is in it, the sketch's seed, the gate's verdicts, the transcript.
+
+    site        masked codes -> aggregator (A); the mask's seed, in a box -> through A to the custodian (B)
+    open        A names the sites and commits itself to half of a seed; B commits itself to the other half
+    reveal      both halves
+    sketch      A: sketches of the masked updates; B: of the masks; their sums are sketches of what was really sent
+    gate        both compute lengths and cosines, and so the same verdicts, site by site
+    sum         B adds up the masks of the admitted; A takes that off the sum of their masked updates
+
+server/rounds/sealing.py runs A's side, custody.py is B. What neither learns: the update of any one site.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import ValidationError
+
+from usfmae.core.config.coordinator import GateSettings
+from usfmae.core.errors import PolicyError
+from usfmae.core.federated import count_sketch, envelope
+from usfmae.core.federated.admission import Comparison, Prior, compare
+from usfmae.core.federated.count_sketch import Sketch
+from usfmae.core.federated.envelope import STEPS, Envelope, Kind
+from usfmae.core.federated.masks import MOST_SITES
+from usfmae.core.federated.messages import TrainReply, from_record, verify
+
+FEWEST = 3  # sites in a sum: the sum of two tells each of them the other's update
+TASK = ("campaign", "round", "base", "recipe", "global_step", "steps", "encoding", "bound", "custodian")
+
+
+def task_id(request: Any) -> str:
+    """What a request asks of every site alike. B adds up only what was made for one and the same."""
+    parts = "\0".join(f"{name}={getattr(request, name)!r}" for name in TASK)
+    return hashlib.sha256(parts.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What the gate measures a round's updates by, beside themselves."""
+
+    prior: Prior
+    base_norm: float
+    gate: GateSettings
+    strikes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A round as A puts it to B."""
+
+    campaign: str
+    round: int
+    base: str
+    task: str
+    count: int  # values of an update
+    unit: float  # what code 1 stands for
+    replies: tuple[dict[str, Any], ...]  # the sites' signed records, in the order of their fingerprints
+    yardstick: Yardstick
+    commitment: str  # to A's half of the seed
+
+    @property
+    def sites(self) -> list[str]:
+        return [str(reply["site"]) for reply in self.replies]
+
+    def values(self) -> dict[str, Any]:
+        """As JSON values."""
+        plain = dataclasses.asdict(dataclasses.replace(self, yardstick=None))  # type: ignore[arg-type]
+        measure = self.yardstick
+        return plain | {
+            "yardstick": {
+                "prior": dataclasses.asdict(measure.prior),
+                "base_norm": measure.base_norm,
+                "gate": measure.gate.model_dump(mode="json"),
+                "strikes": dict(measure.strikes),
+            }
+        }
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Opening:
+        """PolicyError where the values are no opening."""
+        try:
+            measure = values["yardstick"]
+            yardstick = Yardstick(
+                Prior(**{**measure["prior"], "earlier": tuple(measure["prior"]["earlier"])}),
+                float(measure["base_norm"]),
+                GateSettings.model_validate(measure["gate"]),
+                {str(site): int(times) for site, times in measure["strikes"].items()},
+            )
+            opening = cls(**{**values, "replies": tuple(values["replies"]), "yardstick": yardstick})
+            sound = opening.count > 0 and math.isfinite(opening.unit) and opening.unit > 0 and opening.sites
+        except (KeyError, TypeError, ValueError, AttributeError, ValidationError):
+            sound = False
+        if not sound:
+            raise PolicyError("opening", "is not one of a sealed round", "update usfmae on the older side")
+        return opening
+
+
+def check_opening(opening: Opening, keys: Mapping[str, Ed25519PublicKey]) -> list[TrainReply]:
+    """The replies of a round that may be summed. PolicyError where B must not go on.
+
+    `keys`: of the sites that the checking party has enrolled itself.
+    """
+    sites = opening.sites
+    if not FEWEST <= len(set(sites)) == len(sites) <= MOST_SITES:
+        why = f"names {len(set(sites))} sites"
+        raise PolicyError("opening", why, f"a sealed round takes {FEWEST} to {MOST_SITES} different ones")
+    strangers = sorted(set(sites) - set(keys))
+    if strangers:
+        raise PolicyError(
+            "opening", f"names {strangers[0]:.20}, which the custodian has not enrolled", "enrol it there"
+        )
+    replies = []
+    for record in opening.replies:
+        reply = from_record(TrainReply, record)
+        verify(reply, keys[reply.site])
+        made_for = (reply.campaign, reply.round, reply.base, reply.task)
+        if reply.declined or made_for != (opening.campaign, opening.round, opening.base, opening.task):
+            raise PolicyError(f"reply of {reply.site}", "was made for another request", "refused")
+        replies.append(reply)
+    return replies
+
+
+# --- the seed --------------------------------------------------------------------------------------------------------
+
+
+def half_seed(key: Ed25519PrivateKey, base: str) -> str:
+    """A party's half of the seed for all rounds from one encoder; nobody without its key can know it before.
+
+    The same for a repeated round: a void round from the same base, with the same updates, shows no new sums of them.
+    """
+    return hmac.digest(key.private_bytes_raw(), f"usfmae sketch {base}".encode(), "sha256").hex()
+
+
+def commitment(half: str) -> str:
+    return hashlib.sha256(f"usfmae sketch half {half}".encode()).hexdigest()
+
+
+def check_half(half: object, commitment_: str) -> str:
+    """PolicyError where what was revealed is not what was committed to."""
+    if commitment(str(half)) != commitment_:
+        raise PolicyError("sketch", "the revealed half of its seed is not the one committed to", "refused")
+    return str(half)
+
+
+def joint_seed(ours: str, theirs: str) -> bytes:
+    """From A's half and B's."""
+    return hashlib.sha256(f"usfmae sketch seed {ours} {theirs}".encode()).digest()
+
+
+# --- the gate --------------------------------------------------------------------------------------------------------
+
+
+def judged(opening: Opening, sketches: Sequence[Sketch]) -> tuple[dict[str, float], Comparison]:
+    """Length of each site's update and the gate's comparison, from sketches in the order of the opening's sites."""
+    directions = count_sketch.gram(sketches, opening.unit)
+    norms = {site: math.sqrt(float(directions[i, i])) for i, site in enumerate(opening.sites)}
+    measure = opening.yardstick
+    return norms, compare(norms, measure.prior, measure.base_norm, directions, measure.gate, measure.strikes)
+
+
+def admitted(opening: Opening, comparison: Comparison) -> list[str]:
+    return [site for site in opening.sites if site not in comparison.refused]
+
+
+# --- the transcript --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a transcript proves."""
+
+    opening: Opening
+    norms: dict[str, float]
+    refused: dict[str, str]  # site -> code
+    summed: list[str]  # sites in the sum; empty where none was released
+    share: str  # SHA-256 of what B released
+
+
+def check_transcript(
+    transcript: Sequence[Envelope],
+    coordinator: Ed25519PublicKey,
+    custodian: Ed25519PublicKey,
+    sites: Mapping[str, Ed25519PublicKey],
+) -> Verified:
+    """Go through a round's messages as both parties did. PolicyError names the first that does not hold."""
+    asked, answered = {}, {}
+    for step, ask, answer in zip(STEPS, transcript[::2], transcript[1::2], strict=False):
+        asked[step] = envelope.read(ask, step, coordinator)
+        answered[step] = envelope.read(answer, step.answer, custodian)
+        _check_follows(step, asked, answered, transcript)
+    if len(transcript) % 2 or Kind.SKETCH not in asked:
+        raise PolicyError("transcript", "ends before the sketches", "restore it from a backup")
+    opening = Opening.of(asked[Kind.OPEN])
+    check_opening(opening, sites)
+    check_half(asked[Kind.REVEAL].get("half"), opening.commitment)
+    check_half(answered[Kind.REVEAL].get("half"), str(answered[Kind.OPEN].get("commitment")))
+    norms, comparison = judged(opening, joint_sketches(opening, asked[Kind.SKETCH], answered[Kind.SKETCH]))
+    summed = list(asked.get(Kind.SUM, {}).get("sites", []))
+    if summed and (summed != admitted(opening, comparison) or answered[Kind.SUM].get("sites") != summed):
+        raise PolicyError("transcript", "other sites were summed than the gate admitted", "do not use this round")
+    refused = {site: str(refusal.code) for site, refusal in comparison.refused.items()}
+    return Verified(opening, norms, refused, summed, str(answered.get(Kind.SUM, {}).get("share", "")))
+
+
+def joint_sketches(opening: Opening, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Sketch]:
+    """Sketches of the updates, site by site, from both parties' messages."""
+    first, second = ours.get("sketches", {}), theirs.get("sketches", {})
+    read = count_sketch.from_text
+    return [count_sketch.joined(read(first.get(site)), read(second.get(site))) for site in opening.sites]
+
+
+def _check_follows(
+    step: Kind, asked: Mapping[Kind, Any], answered: Mapping[Kind, Any], transcript: Sequence[Envelope]
+) -> None:
+    """Every message but the first names the one before it."""
+    place = 2 * STEPS.index(step)
+    expected = [(asked[step], place - 1), (answered[step], place)]
+    for values, before in expected:
+        if before >= 0 and values.get("after") != envelope.name(transcript[before]):
+            raise PolicyError("transcript", f"{step} does not follow the message before it", "it was put together")
