@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
+from usfmae.core.clean.morphology import brightest_of
+from usfmae.core.clean.ocr import Probability
+from usfmae.core.clean.overlay_net import overlay_probability
 from usfmae.core.types import Mask, Pixels
 
 Box = tuple[tuple[slice, slice], Mask]  # a window of the picture, and the text within it
@@ -20,6 +24,15 @@ class Crop:
     inside: Mask  # (H, W) the scan
     flow: Mask  # (H, W) colour flow, which stays
     words: tuple[str, ...] = ()  # name, id and dates of the header
+
+    def cut(self, window: tuple[slice, slice]) -> Crop:
+        """A part of it."""
+        return Crop(np.ascontiguousarray(self.pixels[window]), self.inside[window], self.flow[window], self.words)
+
+    @cached_property
+    def overlay(self) -> tuple[Probability, Probability]:
+        """Probability of drawn text and of drawn graphics at each pixel, each (H, W)."""
+        return overlay_probability(brightest_of(self.pixels))
 
 
 @dataclass(frozen=True)

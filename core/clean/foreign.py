@@ -20,7 +20,7 @@ from usfmae.core.types import Mask, Pixels
 
 _FACE_MODEL = Path(__file__).parent / "weights" / "centerface.xml"
 _FACE, _GRID = 0.3, 32  # probability of a face; the network takes multiples of this
-_LONGEST = (480, 200)  # pixels of the longer side: small faces, and large ones
+_LONGEST = 320  # pixels of the longer side; there a face of 80 to 400 pixels on a screen of 800 is found
 _SMOOTH, _SMOOTH_SHARE, _UNEVEN = 0.03, 0.19, 7.5  # grain below this is smooth; share of it; sharp beside smooth grain
 _GRAIN, _FINE = 9, 2.0  # pixels over which grain is measured; standard deviation of the blur it is measured against
 _DARK, _WHITE = 40, 235  # mean levels between which grain can be measured
@@ -37,11 +37,7 @@ def _face_network() -> Any:
 
 def face_probability(pixels: Pixels) -> float:
     """The highest probability of a face anywhere in an RGB picture (CenterFace; Xu et al. 2019)."""
-    return max(_face_at(pixels, longest) for longest in _LONGEST)
-
-
-def _face_at(pixels: Pixels, longest: int) -> float:
-    scale = min(1.0, longest / max(pixels.shape[:2]))
+    scale = min(1.0, _LONGEST / max(pixels.shape[:2]))
     height, width = (max(_GRID, -(-round(side * scale) // _GRID) * _GRID) for side in pixels.shape[:2])
     resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     request = _face_network()

@@ -30,6 +30,8 @@ _MANY, _LARGE = 20, 0.95  # bright grains from which ink must be told by its siz
 
 _TICK, _TICK_SPAN, _TICK_GAP, _FEWEST_TICKS = 40, 14, (7, 90), 5  # gray levels; pixels; pixels; ticks of a ruler
 
+_DRAWN, _WIDE, _STROKE_CONTRAST = 0.8, 11, 24  # the network's probability; pixels of a filled head; gray levels
+
 _REACH = 4  # pixels around the centre of a cross
 _STRAIGHT = (
     (-4, 0),
@@ -277,4 +279,11 @@ def graphics(pixels: Pixels) -> tuple[Mask, Mask]:
 def find(crop: Crop, settings: CleanSettings) -> Finding:
     """Graphics over the tissue of a crop with their rim; colour flow is none."""
     ink, measured = graphics(crop.pixels)
+    ink |= strokes(crop)
     return Finding(dilated(ink & ~crop.flow) & ~crop.flow, dilated(measured) & ~crop.flow)
+
+
+def strokes(crop: Crop) -> Mask:
+    """Bright thin detail (H, W) where the overlay network sees drawn graphics: arrows and ticks, of which there are too
+    many forms for a rule each."""
+    return dilated(crop.overlay[1] > _DRAWN) & (ridge(brightest_of(crop.pixels), _WIDE) > _STROKE_CONTRAST)

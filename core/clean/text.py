@@ -27,7 +27,9 @@ _ZOOM, _NEAR_FLOW, _LARGE_FLOW = (
     16,
     0.4,
 )  # flow is looked at so much larger; pixels around it; less where it is large
+_SECOND = 0.75  # of the size at which verification looks
 _SMALL, _SMALL_ZOOM = 320, 1.5  # pixels of the longer side of a small picture, whose print is looked at enlarged
+_DRAWN, _GOES_ON_DRAWN, _SMALLEST_DRAWN = 0.93, 0.4, 24  # the overlay network's probabilities and pixels of a line
 _PAGE = 0.1  # share of a crop above which text is doubted: five lines over tissue take 0.03, a page of speckle 0.2
 _VESSEL = 0.15  # share of flow in a box; a name beside a vessel has less, a vessel taken for text more
 _INK = 0.1  # share of thin bright detail in a box that is print; in a dotted line's it is a tenth, in a name's a third
@@ -57,41 +59,50 @@ def lifted(pixels: Pixels) -> Pixels:
     return cv2.LUT(pixels, levels).astype(np.uint8)
 
 
-def first_look(crop: Crop, settings: CleanSettings) -> Probability:
-    """Text probability (H, W) of a crop in the sharpened view.
+def near_flow(crop: Crop, settings: CleanSettings) -> tuple[Probability, Mask]:
+    """Text probability (H, W) on and beside colour flow, 0 elsewhere, and where that was looked at (H, W).
 
-    Small pictures are looked at enlarged. Flow is full of coloured edges that look like strokes, and its surroundings
-    are looked at enlarged as well: there letters stay letters, and the edges of vessels are too smooth for any.
+    Flow is full of coloured edges that look like strokes. The general detector looks at it enlarged in the sharpened
+    view: there letters stay letters, and the edges of vessels are too smooth for any.
     """
-    view = sharpened(crop.pixels)
-    probability = _enlarged_probability(view, _SMALL_ZOOM if max(view.shape[:2]) < _SMALL else 1.0, settings)
+    probability = np.zeros(crop.flow.shape, np.float32)
     near = dilated(crop.flow, _NEAR_FLOW) & crop.inside if crop.flow.any() else crop.flow
     if near.any():
         rows, columns = bounds(near)
-        window = view[rows, columns]
+        window = sharpened(crop.pixels[rows, columns])
         zoom = _ZOOM if window[:, :, 0].size < _LARGE_FLOW * near.size else _ZOOM * 0.75
         closer = _enlarged_probability(window, zoom, settings)
-        probability[rows, columns] = np.where(near[rows, columns], closer, probability[rows, columns])
-    return probability
+        probability[rows, columns] = np.where(near[rows, columns], closer, 0)
+    return probability, near
 
 
 def _enlarged_probability(view: Pixels, zoom: float, settings: CleanSettings) -> Probability:
     """Text probability (H, W) of a view that the detector sees `zoom` times as large."""
     if zoom == 1.0:
         return text_probability(view, settings.precision)
-    large = cv2.resize(view, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
+    smooth = cv2.INTER_CUBIC if zoom > 1 else cv2.INTER_AREA
+    large = cv2.resize(view, None, fx=zoom, fy=zoom, interpolation=smooth).astype(np.uint8)
     small = cv2.resize(text_probability(large, settings.precision), view.shape[1::-1])
     return small.astype(np.float32, copy=False)
 
 
+def mixed(pixels: Pixels) -> Pixels:
+    """The view of verification (H, W, 3): the sharpened and the lifted view as channels of one picture, so that one pass
+    sees white, dark and faint print."""
+    bright = brightest_of(pixels)
+    detail, levels = sharpened(bright), lifted(bright)
+    return cv2.merge([detail, levels, detail]).astype(np.uint8)
+
+
 def second_look(crop: Crop, settings: CleanSettings) -> Probability:
-    """Text probability (H, W) of a crop in the lifted view.
+    """Text probability (H, W) of a crop in the mixed view.
 
     Now and then the detector takes fine speckle within black corners for a page of print, and now and then the same
     speckle within filled corners. What looks like a page is looked at in more ways, and only what is text in all of
     them is text.
     """
-    probability = text_probability(lifted(crop.pixels), settings.precision)
+    small = max(crop.flow.shape) < _SMALL
+    probability = _enlarged_probability(mixed(crop.pixels), _SMALL_ZOOM if small else _SECOND, settings)
     if not _is_page(probability, settings):
         return probability
     full = crop.pixels.copy()
@@ -106,6 +117,22 @@ def second_look(crop: Crop, settings: CleanSettings) -> Probability:
 def _is_page(probability: Probability, settings: CleanSettings) -> bool:
     doubted = probability > settings.doubt_threshold
     return bool(doubted.mean() > _PAGE) or any(is_blob(part) for _, part in components(doubted))
+
+
+def drawn_lines(probability: Probability) -> tuple[list[Box], int]:
+    """Lines of text that the overlay network sees in a probability (H, W), each as far as it suspects it to go on; and
+    how many places are thicker than any line though it is sure of them."""
+    lines, thick = [], 0
+    sure = probability > _DRAWN
+    for window, part in components(probability > _GOES_ON_DRAWN, pad=_PAD):
+        core = part & sure[window]
+        if core.sum() < _SMALLEST_DRAWN:
+            continue
+        if is_blob(core):
+            thick += 1
+        else:
+            lines.append((window, dilated(part, 2)))
+    return lines, thick
 
 
 def grown(component: Mask, along: float = 0.0) -> Mask:
@@ -201,13 +228,15 @@ def _beyond(flow: Mask, candidates: Sequence[Box]) -> Mask:
 
 def find(crop: Crop, settings: CleanSettings) -> Finding:
     """Text over the tissue of a crop. Certain is what stands out as print does; the rest is where an engine reads it."""
-    probability = first_look(crop, settings)
-    sure, faint = words(probability, settings)
-    sure, unread = apart_from_flow(crop, sure, probability, settings)
-    faint, unread_faint = apart_from_flow(crop, faint, probability, settings)
-    unread += _thick(probability, settings)
+    beside_flow, near = near_flow(crop, settings)
+    lines, unread = drawn_lines(np.where(near, np.float32(0), crop.overlay[0]))
+    sure, faint = words(beside_flow, settings)
+    for candidates in (sure, faint):
+        apart, unread_here = apart_from_flow(crop, candidates, beside_flow, settings)
+        lines, unread = lines + apart, unread + unread_here
+    unread += _thick(beside_flow, settings)
     print_ = ridge(brightest_of(crop.pixels)) > CONTRAST
-    plain = [(window, box) for window, box in sure if (print_[window] & box).sum() > _INK * box.sum()]
+    plain = [(window, box) for window, box in lines if (print_[window] & box).sum() > _INK * box.sum()]
     certain = together(plain, crop.flow.shape)
-    doubtful = [each for each in sure + faint if not certain[each[0]][each[1]].all()]
-    return Finding(together(sure + faint, crop.flow.shape), certain, doubtful, unread + unread_faint)
+    doubtful = [each for each in lines if not certain[each[0]][each[1]].all()]
+    return Finding(together(lines, crop.flow.shape), certain, doubtful, unread)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from usfmae.core.clean.finding import Box, Crop, together
 from usfmae.core.clean.inpaint import inpainted
 from usfmae.core.clean.morphology import bounds, components
@@ -15,6 +17,7 @@ from usfmae.core.types import Mask, Pixels
 
 _SMALLEST = 12  # pixels above the doubt threshold
 _FILLED = 0.5  # share of a find within filled boxes from which it is the fill's doing
+_MARGIN = 64  # pixels around a repair that are looked at again
 _SURE = 0.5  # mean probability of a find that needs no reading
 
 
@@ -50,14 +53,27 @@ def verified(
     `crop` tells the region, the flow and the header's words; `filled` (H, W) are the text boxes filled so far.
     """
     rounds: list[list[Box]] = []
+    everywhere = slice(0, filled.shape[0]), slice(0, filled.shape[1])
+    window, unread = everywhere, 0
     for _ in range(settings.repairs + 1):
         looked = replace(crop, pixels=picture)
-        probability = second_look(looked, settings)
+        probability = np.zeros(filled.shape, np.float32)
+        probability[window] = second_look(looked.cut(window), settings)
         candidates, thick = left(looked, probability, filled, settings)
-        boxes, unread = apart_from_flow(looked, candidates, probability, settings)
+        boxes, unread_here = apart_from_flow(looked, candidates, probability, settings)
+        unread += unread_here + thick
         if not boxes:
-            return picture, rounds, unread + thick, True
+            return picture, rounds, unread, True
         rounds.append(boxes)
-        boxed = together(boxes, filled.shape)
-        picture, filled = inpainted(picture, boxed, settings.inpaint_radius), filled | boxed
-    return picture, rounds, unread + thick, False
+        look = together(boxes, filled.shape)
+        picture, filled = inpainted(picture, look, settings.inpaint_radius), filled | look
+        window = around(look)  # nothing else has changed since it was looked at
+    return picture, rounds, unread, False
+
+
+def around(mask: Mask) -> tuple[slice, slice]:
+    """The box around a mask with the margin that the detector needs to see a line of text whole."""
+    rows, columns = bounds(mask)
+    return slice(max(0, rows.start - _MARGIN), rows.stop + _MARGIN), slice(
+        max(0, columns.start - _MARGIN), columns.stop + _MARGIN
+    )

@@ -48,6 +48,18 @@ def cleaned(pixels: Pixels, **frame: object) -> CleanImage:
     return result
 
 
+@pytest.mark.parametrize("text", ["GARCIA JOSE", "G A R C I A"])
+def test_print_of_low_contrast_and_letters_far_apart_go(text: str) -> None:
+    pixels, _ = screen()
+    layer = np.zeros(pixels.shape[:2], np.uint8)
+    cv2.putText(layer, text.replace(" ", "  "), (120, 220), cv2.FONT_HERSHEY_SIMPLEX, 0.6, 255, 1, cv2.LINE_AA)
+    level = float(pixels[200:225, 120:330].mean()) + 45
+    pixels = np.where(layer[:, :, None] > 0, level, pixels).astype(np.uint8)
+    result = cleaned(pixels)
+    assert result.mask[layer > 127].mean() > 0.9
+    assert result.mask[270:370, 90:470].mean() < 0.01
+
+
 def test_outside_is_black_and_a_name_over_tissue_cannot_be_read() -> None:
     pixels, (rows, columns) = screen()
     write(pixels, "MILLER ANNA 1961", 120, 40)
