@@ -44,7 +44,7 @@ def _font_files() -> dict[str, str]:
 
 
 @functools.lru_cache(maxsize=256)
-def _face(name: str, size: int) -> ImageFont.FreeTypeFont:
+def face(name: str, size: int) -> ImageFont.FreeTypeFont:
     files = _font_files()
     if name not in files:
         raise SystemExit(f"font {name} is absent: apt install fonts-liberation fonts-freefont-ttf fonts-roboto-unhinted"
@@ -68,7 +68,7 @@ def words(rng: Rng, identifier: bool) -> str:
 
 def glyphs(rng: Rng, text: str, half: str, low: int, high: int) -> NDArray[np.float32]:
     """Coverage (h, w) 0..1 of a rendered string, smooth or hard-edged."""
-    font = _face(str(rng.choice(FACES[half])), int(rng.integers(low, high + 1)))
+    font = face(str(rng.choice(FACES[half])), int(rng.integers(low, high + 1)))
     left, top, right, bottom = (int(v) for v in font.getbbox(text))
     canvas = Image.new("L", (right - left + 2, bottom - top + 2))
     draw = ImageDraw.Draw(canvas)
