@@ -23,12 +23,13 @@ from usfmae.core.checkpoint import decoder_of, encoder_of
 from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.config.coordinator import MergeSettings
 from usfmae.core.corpus.batch import Positions
-from usfmae.core.federated import averaging, codec, forgetting_budget, forgetting_panel, mixing
+from usfmae.core.federated import codec, forgetting, forgetting_panel, replay
 from usfmae.core.federated.merge import shares
 from usfmae.core.federated.rules import rule_for
 from usfmae.core.files import replacing
+from usfmae.core.mae.evaluation import evaluate
 from usfmae.core.mae.model import MaskedAutoencoder, fresh, load_tensors
-from usfmae.core.mae.train import evaluate, train
+from usfmae.core.mae.train import TrainContext, TrainPlan, train
 
 Tensors = dict[str, Tensor]
 
@@ -119,7 +120,7 @@ def seed_model(root: Path, size: Size, seed: int, cache: Path) -> Tensors:
         return torch.load(kept)  # type: ignore[no-any-return]
     model, data = fresh(MODEL, seed=seed), scans(root, seed, "organ")
     recipe = settings(size, seed, lr=2e-3, batch_size=size.seed_batch, schedule="cosine")
-    train(model, data.corpus, recipe, positions=data.old, steps=size.seed_steps)
+    train(model, data.corpus, recipe, TrainPlan(data.old, size.seed_steps))
     with replacing(kept) as partial:
         torch.save(model.state_dict(), partial)
     return model.state_dict()
@@ -153,16 +154,13 @@ class Run:
     def local(self, site: Site, number: int, steps: int) -> Tensors:
         """One site's part of a round: the whole model after training."""
         load_tensors(self.model, {**self.encoder, **site.decoder})
-        mixed = mixing.with_replay(site.positions, self.data.old, self.arm.replay, number, self.seed)
+        mixed = replay.with_replay(site.positions, self.data.old, self.arm.replay, number, self.seed)
         train(
             self.model,
             self.data.corpus,
             self.recipe,
-            positions=mixed,
-            steps=steps,
-            start_step=number * steps,
-            total_steps=self.size.steps,
-            state=site.folder if self.arm.optimizer == "kept" else None,
+            TrainPlan(mixed, steps, number * steps, self.size.steps),
+            TrainContext(site.folder if self.arm.optimizer == "kept" else None),
         )
         return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 
@@ -205,13 +203,13 @@ class Run:
             if self.arm.budget:
                 self.encoder = self.within_budget(before)
             every = max(1, rounds // 4) if self.arm.anchor else 0
-            self.encoder = averaging.anchored(self.seed_encoder, self.encoder, number + 1, every, self.arm.anchor)
-            self.encoder = averaging.pulled(self.seed_encoder, self.encoder, self.arm.pull)
+            self.encoder = forgetting.anchored(self.seed_encoder, self.encoder, number + 1, every, self.arm.anchor)
+            self.encoder = forgetting.pulled(self.seed_encoder, self.encoder, self.arm.pull)
             if self.arm.ema:
-                self.average = averaging.ema(self.average, self.encoder, self.arm.ema)
+                self.average = forgetting.ema(self.average, self.encoder, self.arm.ema)
         if self.arm.ema:
             self.encoder = self.average
-        self.encoder = averaging.interpolate(self.seed_encoder, self.encoder, self.arm.alpha)
+        self.encoder = forgetting.interpolate(self.seed_encoder, self.encoder, self.arm.alpha)
 
     def within_budget(self, before: Tensors) -> Tensors:
         """The forgetting gate's rule, on images of the old organ that a server has."""
@@ -222,10 +220,10 @@ class Run:
             return {OLD: evaluate(self.model, self.data.corpus, known, self.recipe)}
 
         def at(share: float) -> Tensors:
-            return averaging.interpolate(before, self.encoder, share)
+            return forgetting.interpolate(before, self.encoder, share)
 
         now = loss(self.encoder)
-        decision = forgetting_budget.decide(
+        decision = forgetting.decide(
             loss(self.seed_encoder), loss(before), now, self.arm.budget, (0.5, 0.25), lambda share: loss(at(share))
         )
         return at(decision.share)
@@ -233,9 +231,9 @@ class Run:
     def together(self, positions: Positions, batch: int) -> None:
         """Centralised, or one site alone."""
         load_tensors(self.model, self.start)
-        mixed = mixing.with_replay(positions, self.data.old, self.arm.replay, 0, self.seed)
+        mixed = replay.with_replay(positions, self.data.old, self.arm.replay, 0, self.seed)
         recipe = self.recipe.model_copy(update={"batch_size": batch})
-        train(self.model, self.data.corpus, recipe, positions=mixed, steps=self.size.steps)
+        train(self.model, self.data.corpus, recipe, TrainPlan(mixed, self.size.steps))
         tensors = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         self.encoder = encoder_of(tensors)
         for site in self.sites.values():

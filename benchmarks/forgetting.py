@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from usfmae.core.checkpoint import describe, save
-from usfmae.core.cli.verify import verified
+from usfmae.core.cli.checkpoints import verified
 from usfmae.core.config import load as load_settings
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.corpus.batch import Corpus
@@ -31,7 +31,7 @@ from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.federated.local_round import Trained
 from usfmae.core.mae.model import fresh
-from usfmae.core.mae.train import train
+from usfmae.core.mae.train import TrainPlan, train
 from usfmae.server import bootstrap
 from usfmae.server.history import history, table
 from usfmae.server.layout import Federation, Layout
@@ -85,7 +85,7 @@ def federation(root: Path) -> Layout:
     write_shard(root / "seed", "all", [image for site in range(200, 216, 2) for image in tissue(site, 32, SIZE)])
     corpus, model = Corpus([root / "seed"]), fresh(settings.model)
     recipe = settings.train.model_copy(update={"lr": 3e-3, "batch_size": 32})
-    train(model, corpus, recipe, positions=np.arange(len(corpus)), steps=300)
+    train(model, corpus, recipe, TrainPlan(np.arange(len(corpus)), 300))
     save(root / "seed.safetensors", model.state_dict(), describe(settings.model, settings.train))
     for organ, site in (("linear", 100), ("sector", 101)):
         write_shard(root / "panel" / organ, "all", list(tissue(site, 64, SIZE)))

@@ -30,7 +30,7 @@ from usfmae.core.corpus.loader import Loader
 from usfmae.core.corpus.shard import square, write_shard
 from usfmae.core.mae.model import fresh
 from usfmae.core.mae.presets import preset
-from usfmae.core.mae.train import StepRecord, train
+from usfmae.core.mae.train import StepRecord, TrainContext, TrainPlan, train
 from usfmae.core.types import CleanImage, Trail
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -152,7 +152,7 @@ def data_wait(corpus: Corpus, name: str) -> float:
     torch.set_num_threads(2)
     records: list[StepRecord] = []
     network = fresh(model, settings.mask_ratio, settings.norm_pix, settings.seed)
-    train(network, corpus, settings, positions=np.arange(len(corpus)), steps=8, on_step=records.append)
+    train(network, corpus, settings, TrainPlan(np.arange(len(corpus)), 8), TrainContext(on_step=records.append))
     return statistics.median(record.data_wait for record in records[1:])
 
 

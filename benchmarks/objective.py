@@ -35,7 +35,7 @@ from usfmae.core.corpus.batch import Corpus
 from usfmae.core.mae.model import MaskedAutoencoder, fresh
 from usfmae.core.mae.presets import TRIAL, configure
 from usfmae.core.mae.targets import student
-from usfmae.core.mae.train import train
+from usfmae.core.mae.train import TrainPlan, train
 
 SETTINGS = configure("tiny", beneath=TRIAL)
 TASKS = {"bus-bra": ("bus_bra", "auroc"), "mmotu-2d": ("mmotu_2d", "balanced_accuracy")}
@@ -66,12 +66,12 @@ def trained(model: MaskedAutoencoder, corpus: Corpus, settings: TrainSettings, s
     """Train for so many processor seconds, on a copy first to learn what a step costs; returns the steps."""
     positions = corpus.split(0.1, 0)[0]
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    train(model, corpus, settings, positions=positions, steps=2)
+    train(model, corpus, settings, TrainPlan(positions, 2))
     began = time.process_time()
-    train(model, corpus, settings, positions=positions, steps=CALIBRATED)
+    train(model, corpus, settings, TrainPlan(positions, CALIBRATED))
     steps = max(CALIBRATED, int(seconds * CALIBRATED / (time.process_time() - began)))
     model.load_state_dict(weights)
-    train(model, corpus, settings, positions=positions, steps=steps)
+    train(model, corpus, settings, TrainPlan(positions, steps))
     return steps
 
 

@@ -28,7 +28,7 @@ from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
 from usfmae.core.mae.presets import PRESETS
-from usfmae.core.mae.train import train
+from usfmae.core.mae.train import TrainPlan, train
 from usfmae.server import bootstrap
 from usfmae.server.layout import Layout
 from usfmae.server.rounds.panel import PanelReader, opened
@@ -61,7 +61,7 @@ def measure(root: Path, organs: int, steps: int, repeats: int) -> dict[str, Any]
     load_tensors(model, {**encoder, **load(home.decoder).tensors})
 
     def some_steps() -> object:
-        return train(model, corpus, settings.train, positions=np.arange(len(corpus)), steps=STEPS)
+        return train(model, corpus, settings.train, TrainPlan(np.arange(len(corpus)), STEPS))
 
     some_steps()  # the first call of a process loads the optimizer
     panels, rounds = [], []

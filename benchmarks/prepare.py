@@ -74,10 +74,10 @@ class Watch:
 
 def run(paths: list[Path], workers: int) -> tuple[dict[str, Any], float]:
     from usfmae.core.config import Settings
-    from usfmae.core.prepare import prepare
+    from usfmae.core.prepare import Parallel, Sources, prepare
 
     with tempfile.TemporaryDirectory() as folder, Watch() as watch:
-        summary = prepare(paths, Path(folder) / "corpus", Settings(), secret=b"bench" * 8, workers=workers)
+        summary = prepare(Sources(paths), Path(folder) / "corpus", Settings(), b"bench" * 8, Parallel(workers))
     return summary.as_dict(), watch.peak
 
 

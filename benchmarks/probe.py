@@ -31,9 +31,10 @@ from usfmae.core.config.bench import BenchSettings
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import square, write_shard
 from usfmae.core.mae import train_log
+from usfmae.core.mae.evaluation import evaluate
 from usfmae.core.mae.model import fresh
 from usfmae.core.mae.presets import TRIAL, configure
-from usfmae.core.mae.train import evaluate, train
+from usfmae.core.mae.train import TrainContext, TrainPlan, train
 from usfmae.core.openus46.layout import check_all, scans
 from usfmae.core.openus46.leak import same_pictures
 from usfmae.core.openus46.registry import corpus as data_sets
@@ -88,7 +89,7 @@ def pretrained(
     before = evaluate(model, images, held, settings)
     log, state = out / f"{name}.jsonl", out / f"{name}.state"
     over = lambda _: time.monotonic() > end  # noqa: E731
-    if not train(model, images, settings, positions=train_on, steps=steps, state=state, log=log, on_step=over).finished:
+    if not train(model, images, settings, TrainPlan(train_on, steps), TrainContext(state, log, over)).finished:
         raise SystemExit(f"{name}: to be continued")
     seconds = sum(line["seconds"] for line in train_log.read(log))
     known = {"before": before, "after": evaluate(model, images, held, settings), "seconds": round(seconds, 1)}

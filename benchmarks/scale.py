@@ -48,7 +48,7 @@ def listings(entries: int, new: int = 0) -> Iterator[Any]:
 class MadePool:
     """Identifies at once, as a decoding process would: what is measured is the ledger."""
 
-    size = 2
+    size, secret = 2, SECRET
 
     def call(self, function: Callable[..., Any], item: Any) -> Future[Any]:
         from usfmae.core.types import content_id
@@ -62,7 +62,8 @@ class MadePool:
 def build(corpus: Path, entries: int) -> dict[str, Any]:
     """A ledger in which all of them are cleaned: one image each, one in a hundred kept back."""
     from usfmae.core.prepare import identify
-    from usfmae.core.prepare.ledger import CorpusLedger, entry_of
+    from usfmae.core.prepare.ledger import CorpusLedger
+    from usfmae.core.prepare.ledger_queries import entry_of
 
     ledger = CorpusLedger(corpus)
     pass_ = identify._Pass
@@ -70,7 +71,7 @@ def build(corpus: Path, entries: int) -> dict[str, Any]:
         ledger.open("recipe", {})
         db = ledger.db
         db.execute("PRAGMA cache_size = -3000000")
-        stock = pass_(ledger, MadePool(), SECRET, None, None)  # type: ignore[arg-type]
+        stock = pass_(identify.Sources([]), ledger, MadePool(), None)  # type: ignore[arg-type]
         ids = random.Random(1)
 
         def rows() -> Iterator[tuple[str, tuple[Any, ...]]]:
@@ -147,7 +148,7 @@ def run_pass(corpus: Path, entries: int, new: int) -> dict[str, Any]:
     began = time.perf_counter()
     with ledger.working(), ledger.writing():
         ledger.open("recipe", {})
-        found = identify.identified([Path("/scans")], ledger, MadePool(), SECRET)  # type: ignore[arg-type]
+        found = identify.identified(identify.Sources([Path("/scans")]), ledger, MadePool())  # type: ignore[arg-type]
         ledger.add_plan(planned(ledger.unplanned(), PER_TASK))
         ledger.save()
         tasks = ledger.open_tasks()
@@ -275,7 +276,7 @@ def check_data_sets(root: Path) -> dict[str, Any]:
 
 def identify_files(root: Path, corpus: Path) -> dict[str, Any]:
     from usfmae.core.config import Settings
-    from usfmae.core.prepare.identify import identified
+    from usfmae.core.prepare.identify import Sources, identified
     from usfmae.core.prepare.ledger import CorpusLedger
     from usfmae.core.prepare.run import planned
     from usfmae.core.sandbox.pool import Pool
@@ -284,7 +285,7 @@ def identify_files(root: Path, corpus: Path) -> dict[str, Any]:
     with ledger.working(), Pool(2, settings, SECRET) as pool, ledger.writing():
         ledger.open("recipe", {})
         began = time.perf_counter()
-        found = identified([root], ledger, pool, SECRET)
+        found = identified(Sources([root]), ledger, pool)
         identification, began = time.perf_counter() - began, time.perf_counter()
         ledger.add_plan(planned(ledger.unplanned(), PER_TASK))
         ledger.save()

@@ -135,7 +135,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """In this process: one step each to warm up, then alternated steps."""
     import torch
 
-    from usfmae.core.mae.flops import peak_flops, training_flops
+    from usfmae.core.mae.device import peak_flops, training_flops
     from usfmae.core.mae.presets import preset
 
     device = "cuda" if _gpu() else "cpu"

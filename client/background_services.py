@@ -158,8 +158,9 @@ def _take_in(site: Site, stop: threading.Event) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: os.nice(19),
     )
+    with contextlib.suppress(OSError):  # it has ended already; never by code in a fork of this process of many threads
+        os.setpriority(os.PRIO_PROCESS, process.pid, 19)
     while process.poll() is None and not stop.wait(0.5):
         pass
     if process.poll() is None:

@@ -15,8 +15,8 @@ from usfmae.client.site import Site
 from usfmae.core.checkpoint import encoder_of, load
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.files import write_atomic
+from usfmae.core.mae.evaluation import evaluate
 from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
-from usfmae.core.mae.train import evaluate
 
 ROWS = 4  # images in a panel
 
@@ -61,7 +61,7 @@ def _latest_decoder(site: Site) -> dict[str, Tensor]:
 def _write_panel(path: Path, network: MaskedAutoencoder, corpus: Corpus, rows: Positions, settings: Any) -> None:
     import cv2
 
-    from usfmae.core.mae.reconstructions import panel
+    from usfmae.core.mae.evaluation import panel
 
     done, png = cv2.imencode(".png", panel(network, corpus, rows, settings)[..., ::-1])
     assert done, "a panel is a valid picture"

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from usfmae.client.site import Site
 from usfmae.core import keys
 from usfmae.core.errors import ConfigError
-from usfmae.core.federated import enrolment, key_rotation
+from usfmae.core.federated import enrolment
 
 NAMES = ("node.pem", "signing.pem")
 
@@ -28,7 +28,9 @@ def ask(site: Site) -> Path:
     signing = keys.read_private(following / NAMES[1], Ed25519PrivateKey)
     new = enrolment.proved(site.settings.name, site.settings.capacity, node, signing)
     file = site.root / "rotation.json"
-    key_rotation.save(key_rotation.signed(key_rotation.Rotation(site.fingerprint, new), site.signing_key), file)
+    enrolment.save_rotation(
+        enrolment.signed_rotation(enrolment.Rotation(site.fingerprint, new), site.signing_key), file
+    )
     site.note("keys.rotation-asked", new=new.site)
     return file
 

@@ -11,19 +11,18 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from usfmae.core import __version__
-from usfmae.core.types import Pixels
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from usfmae.core.bench.encoders.base import Encoder
     from usfmae.core.export import Exported
     from usfmae.core.mae.pretrain import PretrainSummary
     from usfmae.core.mae.train import StepRecord
-    from usfmae.core.prepare.summary import PrepareSummary
+    from usfmae.core.prepare import PrepareSummary
+    from usfmae.core.types import Pixels
 
 __all__ = [
     "__version__",
@@ -56,17 +55,18 @@ def prepare(
     """
     from usfmae.core.cli.prepare import complain_if_empty, site_secret
     from usfmae.core.config import Settings, load
+    from usfmae.core.prepare import Parallel, Sources
     from usfmae.core.prepare import prepare as run
 
     places = [Path(p) for p in ([sources] if isinstance(sources, str | PathLike) else sources)]
     chosen, _ = load(Settings, None, _pairs({"clean.profile": profile, **(settings or {})}))
     key = site_secret(Path(secret) if secret else None)
-    summary = run(places, Path(corpus), chosen, secret=key, workers=workers)
+    summary = run(Sources(places), Path(corpus), chosen, key, Parallel(workers))
     complain_if_empty(summary.scans, [str(place) for place in places])
     return summary
 
 
-def pretrain(  # noqa: PLR0913
+def pretrain(
     corpus: AnyPath | Sequence[AnyPath],
     out: AnyPath,
     *,
@@ -83,7 +83,7 @@ def pretrain(  # noqa: PLR0913
     `on_step(record, steps)` may return True to stop after this step. Raises UsageError, CorpusError, CheckpointError.
     """
     from usfmae.core.mae.presets import configure
-    from usfmae.core.mae.pretrain import Hooks, free_device, new_run, open_run
+    from usfmae.core.mae.pretrain import Hooks, InitFile, free_device, new_run, open_run
 
     hooks, place = Hooks(on_step), free_device(device)
     if resume:
@@ -91,8 +91,9 @@ def pretrain(  # noqa: PLR0913
         return open_run(Path(out), int(steps) if steps else None).go(place, hooks)
     corpora = [Path(p) for p in ([corpus] if isinstance(corpus, str | PathLike) else corpus)]
     heads = {"model.decoder_heads": decoder_heads} if decoder_heads is not None else {}
+    start = InitFile(Path(init) if init else None, bool(heads))
     chosen = configure(preset, None, _pairs({**heads, **(settings or {})}))
-    return new_run(corpora, Path(out), chosen, Path(init) if init else None, bool(heads)).go(place, hooks)
+    return new_run(corpora, Path(out), chosen, start).go(place, hooks)
 
 
 def load_encoder(
@@ -112,8 +113,10 @@ def features(encoder: Encoder, images: Sequence[AnyPath | Pixels], *, size: int 
 
     Pictures become squares as the encoder's own did, `size` pixels wide (the encoder's size). Raises SourceError.
     """
+    import numpy as np
+
     from usfmae.core.bench.features import compute
-    from usfmae.core.bench.pictures import picture_at
+    from usfmae.core.bench.tasks.base import picture_at
     from usfmae.core.corpus.shard import square
     from usfmae.core.types import CleanImage
 

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from usfmae.core.config import ModelSettings, TrainRecipe, TrainSettings
-from usfmae.core.config.recipe import read_recipe
+from usfmae.core.config.train import read_recipe
 from usfmae.core.errors import CheckpointError
 from usfmae.core.files import replacing
 from usfmae.core.types import Checkpoint, Trail, recipe_id

@@ -18,6 +18,8 @@ for a user's mistake, and never carries an identifier of a patient.
 
 from __future__ import annotations
 
+import importlib.util
+
 
 class UsfmaeError(Exception):
     """Base of all errors meant for people: `what - why - do`."""
@@ -70,3 +72,9 @@ class PolicyError(UsfmaeError):
 
 class TryLaterError(UsfmaeError):
     exit_code = 75
+
+
+def needs(library: str, extra: str) -> None:
+    """ResourceError where an optional library is missing."""
+    if importlib.util.find_spec(library) is None:
+        raise ResourceError(f"library {library}", "is not installed", f"pip install 'usfmae[{extra}]'")

@@ -13,7 +13,7 @@ from usfmae.core import __version__
 from usfmae.core.config.base import Options
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.config.sources import CstoreSettings, DicomwebSettings, IntakeSettings, StowSettings
-from usfmae.core.read.sop_classes import REFUSED, ROOT
+from usfmae.core.read.dicom import REFUSED, ROOT
 
 STATUSES = (
     (cstore.SUCCESS, "Success", "The instance is on disk."),

@@ -16,7 +16,7 @@ from usfmae.core.config.base import Options, sub_options
 
 PROGRAMS = {"usfmae": "usfmae.core.cli", "usfmae-client": "usfmae.client.cli", "usfmae-server": "usfmae.server.cli"}
 ROOTS = {
-    "usfmae": ("usfmae.core.config.root:Settings", "`--config FILE`, `usfmae config template`"),
+    "usfmae": ("usfmae.core.config:Settings", "`--config FILE`, `usfmae config template`"),
     "A site": ("usfmae.core.config.site:SiteSettings", "`SITE/site.yaml`"),
     "The aggregator": ("usfmae.core.config.coordinator:CoordinatorSettings", "`DIR/coordinator.yaml`"),
 }

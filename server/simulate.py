@@ -18,14 +18,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import load_file, save_file
 
 from usfmae.core import keys
-from usfmae.core.checkpoint import recipe_of
+from usfmae.core.config.train import read_recipe
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import ConfigError, PolicyError
 from usfmae.core.federated import codec
 from usfmae.core.federated.admission import Arrived
 from usfmae.core.federated.enrolment import Enrolment
-from usfmae.core.federated.local_round import Progress, Trained, TrainingData, local_round, train_autoencoder
+from usfmae.core.federated.local_round import (
+    Progress,
+    StartWeights,
+    Trained,
+    TrainingData,
+    local_round,
+    train_autoencoder,
+)
 from usfmae.core.federated.messages import RAW, TrainReply, TrainRequest, fingerprint, sign, to_record
 from usfmae.core.files import replacing
 from usfmae.core.keys import read_private
@@ -46,19 +53,17 @@ class Trainer(Protocol):
 
 def masked_autoencoder(place: Path, request: TrainRequest, encoder: TENSORS, decoder: Path) -> Trained:
     """The real training: the hospital's corpus, its own decoder and optimizer state, the campaign's recipe."""
-    model_settings, settings = recipe_of(request.recipe)
+    recipe = read_recipe(request.recipe)
+    settings = recipe.train
     own = place / "decoder.safetensors"
     corpus = Corpus([place / "corpus"])
     mine, held = corpus.split(settings.held_out, settings.seed)
     trained = train_autoencoder(
-        encoder,
-        load_file(own if own.exists() else decoder),
+        StartWeights(encoder, load_file(own if own.exists() else decoder)),
         TrainingData(corpus, mine, held if len(held) else mine, len(mine)),
         request,
-        model_settings,
-        settings,
-        total_steps=settings.steps,
-        progress=Progress(state=place / "state"),
+        recipe,
+        Progress(state=place / "state"),
     )
     assert trained is not None, "nobody stops it"
     _save(own, trained.decoder)

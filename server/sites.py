@@ -10,7 +10,7 @@ from typing import Any
 from usfmae.core import audit, keys
 from usfmae.core.account import person
 from usfmae.core.errors import ConfigError, PolicyError, UsfmaeError
-from usfmae.core.federated import enrolment, key_rotation
+from usfmae.core.federated import enrolment
 from usfmae.core.federated.enrolment import SiteState
 from usfmae.core.federated.messages import fingerprint
 from usfmae.server.layout import Layout
@@ -56,12 +56,12 @@ def revoke(home: Layout, name: str, by: str = "") -> dict[str, Any]:
 
 def rotate(home: Layout, file: Path) -> dict[str, Any]:
     """Take a site's new keys, signed with its present one; the capacity stays what it was enrolled with."""
-    rotation = key_rotation.load(file)
+    rotation = enrolment.load_rotation(file)
     ledger = Ledger(home.ledger)
     site = ledger.sites().get(rotation.replaces)
     if site is None or site.state != SiteState.ACTIVE:
         raise PolicyError(f"rotation of {rotation.enrolment.name}", "its old key is not active here", "enrol it anew")
-    key_rotation.verify(rotation, site.signing_key)
+    enrolment.verify_rotation(rotation, site.signing_key)
     new = dataclasses.replace(rotation.enrolment, capacity=site.capacity)
     ledger.rotate_site(site.site, new)
     audit.append(home.audit, "coordinator", "site-rotate", old=site.site, new=new.site, name=new.name)

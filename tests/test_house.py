@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -85,3 +86,12 @@ def test_every_command_named_in_help_exists(program: str) -> None:
     for name in cli.COMMANDS:
         command = cli.group.get_command(None, name)
         assert command is not None and command.name == name
+
+
+@pytest.mark.parametrize("side", ["core", "client", "server"])
+def test_no_process_is_forked(side: str) -> None:
+    """A fork of a process with threads may hold a lock for ever: processes are started as programs."""
+    forks = re.compile(r"\bos\.fork(pty)?\(|\bmultiprocessing\b|\bProcessPoolExecutor\b|preexec_fn")
+    assert [
+        str(path) for path in SOURCES if path.relative_to(ROOT).parts[0] == side and forks.search(path.read_text())
+    ] == []

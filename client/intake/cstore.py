@@ -33,7 +33,7 @@ from usfmae.client.intake.spool import Incoming, Spool, TooLargeError
 from usfmae.core import log
 from usfmae.core.config.sources import CstoreSettings
 from usfmae.core.errors import ConfigError, ResourceError
-from usfmae.core.read.sop_classes import ROOT, ULTRASOUND
+from usfmae.core.read.dicom import ROOT, ULTRASOUND
 
 logger = logging.getLogger(__name__)
 

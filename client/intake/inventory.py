@@ -11,7 +11,7 @@ from usfmae.client.review.quarantine import deciding, is_decided
 from usfmae.client.site import Site, write_json
 from usfmae.core.config import ModelSettings, Settings
 from usfmae.core.errors import SourceError
-from usfmae.core.prepare import PrepareSummary, Progress, prepare
+from usfmae.core.prepare import Parallel, PrepareSummary, Progress, Sources, prepare
 from usfmae.core.prepare.identify import folder_key, place_key
 from usfmae.core.prepare.ledger import CorpusLedger
 from usfmae.core.read.discover import listings
@@ -36,9 +36,7 @@ def preparation(site: Site) -> Settings:
 def take_in(site: Site, workers: int = 1, progress: Progress | None = None) -> PrepareSummary:
     """Clean what is new in the sources into the corpus, and note the counts in the audit log."""
     site_policy.check_disk(site)
-    summary = prepare(
-        sources(site), site.corpus, preparation(site), secret=site.secret, workers=workers, progress=progress
-    )
+    summary = prepare(Sources(sources(site)), site.corpus, preparation(site), site.secret, Parallel(workers), progress)
     counts = ("scans", "frames", "kept", "quarantined", "refused", "failed", "duplicates")
     site.note("corpus.prepared", **{name: getattr(summary, name) for name in counts})
     write_json(site.root / "prepared.json", {**summary.as_dict(), "time": time.time()})

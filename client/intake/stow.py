@@ -33,7 +33,7 @@ from usfmae.core import log
 from usfmae.core.config.sources import StowSettings
 from usfmae.core.errors import ConfigError, ResourceError
 from usfmae.core.keys import read_secret, write_secret
-from usfmae.core.read.sop_classes import ROOT, ULTRASOUND
+from usfmae.core.read.dicom import ROOT, ULTRASOUND
 from usfmae.core.web import server_thread
 
 logger = logging.getLogger(__name__)

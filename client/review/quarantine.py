@@ -25,7 +25,8 @@ from usfmae.core import account
 from usfmae.core.config import ModelSettings, Settings
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import UsageError
-from usfmae.core.prepare.ledger import WHOLE, CorpusLedger, entry_of, text
+from usfmae.core.prepare.ledger import CorpusLedger
+from usfmae.core.prepare.ledger_queries import WHOLE, entry_of, text
 
 Decision = Literal["released", "dropped"]
 FILE = "decisions.sqlite"

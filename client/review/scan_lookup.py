@@ -9,7 +9,8 @@ from usfmae.client.intake.spool import SPOOL, cleaned
 from usfmae.client.site import Site
 from usfmae.core.errors import SourceError
 from usfmae.core.prepare.identify import located
-from usfmae.core.prepare.ledger import CorpusLedger, KnownScan
+from usfmae.core.prepare.ledger import CorpusLedger
+from usfmae.core.prepare.ledger_queries import KnownScan
 from usfmae.core.read.discover import Candidate
 from usfmae.core.types import Scan
 

@@ -21,8 +21,7 @@ from typing import Any
 from usfmae.client.site import Site, read_json, write_json
 from usfmae.core import account
 from usfmae.core.config.privacy import NewCampaigns
-from usfmae.core.config.recipe import Recipe, read_recipe
-from usfmae.core.config.train import ModelSettings
+from usfmae.core.config.train import ModelSettings, Recipe, read_recipe
 from usfmae.core.errors import PolicyError, UsageError
 from usfmae.core.federated import privacy
 from usfmae.core.federated.enrolment import NAME

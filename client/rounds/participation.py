@@ -15,7 +15,7 @@ from usfmae.client import outbox, site_policy
 from usfmae.client.rounds import apply_step, campaigns, jobs, model_inspection, replay_corpus
 from usfmae.client.rounds.campaigns import CampaignState
 from usfmae.client.site import Site, read_json
-from usfmae.core.config.recipe import Recipe, read_recipe
+from usfmae.core.config.train import Recipe, read_recipe
 from usfmae.core.errors import ConfigError, PolicyError, TryLaterError
 from usfmae.core.federated import messages, privacy
 from usfmae.core.federated.enrolment import NAME

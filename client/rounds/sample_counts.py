@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from usfmae.core.corpus.batch import Corpus, Positions
-from usfmae.core.federated.mixing import with_new
+from usfmae.core.federated.replay import with_new
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS uses (id TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;

@@ -30,6 +30,7 @@ from usfmae.client.rounds.sample_counts import SampleCounts, parted
 from usfmae.client.site import Site, read_json, write_json
 from usfmae.core.checkpoint import recipe_of
 from usfmae.core.config import TrainRecipe
+from usfmae.core.config.train import Recipe
 from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.sampling import Sampler
@@ -37,14 +38,15 @@ from usfmae.core.errors import PolicyError, ResourceError, UsfmaeError
 from usfmae.core.federated.local_round import (
     LocalRound,
     Progress,
+    StartWeights,
     Tensors,
     TrainingData,
     local_round,
     train_autoencoder,
 )
 from usfmae.core.federated.messages import DeclineReason, TrainRequest, from_record
-from usfmae.core.federated.mixing import with_replay
 from usfmae.core.federated.privacy import Drawn, check_drawn, drawn
+from usfmae.core.federated.replay import with_replay
 from usfmae.core.files import hold, replacing
 from usfmae.core.mae.device import device_of
 from usfmae.core.mae.distributed import anyone, joined, ranks
@@ -66,7 +68,6 @@ class TrainingJob:
         self.request = from_record(TrainRequest, prepared["request"])
         self.model_settings, recipe = recipe_of(self.request.recipe)
         self.settings = self._fitted(recipe)
-        self.total = recipe.steps
         roots, public = replay_corpus.roots(site, self.settings)
         self.corpus = Corpus(roots, only=[*prepared["shards"], *public])
         self.positions, self.held_out = self._divided(public)
@@ -192,15 +193,12 @@ def work_on(this: TrainingJob, device: str) -> bool:
         base = TensorMapping(file)
         learn = partial(
             train_autoencoder,
-            base,
-            this.decoder(),
+            StartWeights(base, this.decoder()),
             this.data,
             this.request,
-            this.model_settings,
-            this.settings,
-            total_steps=this.total,
-            progress=this.progress,
-            device=device,
+            Recipe(this.model_settings, this.settings),
+            this.progress,
+            device,
         )
         done = local_round(base, this.request, left, learn)
         if done is not None and ranks()[0] == 0:

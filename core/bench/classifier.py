@@ -20,9 +20,8 @@ from usfmae.core.bench.fit import FitRun
 from usfmae.core.bench.tasks.base import BenchmarkTask
 from usfmae.core.checkpoint import encoder_of, read_metadata, read_tensors, write_tensors
 from usfmae.core.config import ModelSettings
-from usfmae.core.errors import CheckpointError, UsageError
+from usfmae.core.errors import CheckpointError, UsageError, needs
 from usfmae.core.files import replacing, write_atomic
-from usfmae.core.optional import needs
 
 WEIGHTS = "classifier.safetensors"
 FORMAT = "usfmae-classifier-1"

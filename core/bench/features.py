@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from usfmae.core.account import user_folder
 from usfmae.core.bench.encoders.base import Encoder
-from usfmae.core.bench.pictures import picture
-from usfmae.core.bench.tasks.base import BenchmarkTask
+from usfmae.core.bench.tasks.base import BenchmarkTask, picture
 from usfmae.core.config.bench import BenchSettings
 from usfmae.core.corpus.shard import square
 from usfmae.core.files import replacing

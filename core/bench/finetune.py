@@ -19,7 +19,7 @@ import numpy as np
 from usfmae.core.bench import classifier
 from usfmae.core.bench.encoders.base import Encoder
 from usfmae.core.bench.features import images_id
-from usfmae.core.bench.fit import FitChoice, FitRun, Training
+from usfmae.core.bench.fit import FitChoice, FitData, FitRun, Training
 from usfmae.core.bench.metrics import Predictions, pooled
 from usfmae.core.bench.probe import predictions
 from usfmae.core.bench.tasks.base import BenchmarkTask, Split
@@ -56,7 +56,7 @@ class Runs:
             self.done.append(earlier)
             return earlier, True
         encoder = self.build()
-        trained = Training(self.task, split, encoder, pixels, self.settings, choice, seed).run()
+        trained = Training(FitData(self.task, split, pixels), encoder, self.settings, choice, seed).run()
         classifier.keep_best(self.out / classifier.WEIGHTS, self.task, encoder, trained)
         trained = replace(trained, weights=None)
         _write(path, trained)

@@ -64,24 +64,28 @@ class FitRun:
     weights: dict[str, Tensor] | None = None  # of encoder and head at the best epoch; not kept with the run
 
 
-class Training:
-    """A training that is about to begin. `encoder` is trained in place; pixels: (N, S, S, C) uint8 of the task."""
+@dataclass(frozen=True)
+class FitData:
+    """The images of a task and one of its splits."""
 
-    def __init__(  # noqa: PLR0913
-        self,
-        task: BenchmarkTask,
-        split: Split,
-        encoder: Encoder,
-        pixels: Pixels,
-        settings: FinetuneSettings,
-        choice: FitChoice,
-        seed: int,
+    task: BenchmarkTask
+    split: Split
+    pixels: Pixels  # (N, S, S, C) uint8
+
+
+class Training:
+    """A training that is about to begin. `encoder` is trained in place."""
+
+    def __init__(
+        self, data: FitData, encoder: Encoder, settings: FinetuneSettings, choice: FitChoice, seed: int
     ) -> None:
-        self.task, self.split, self.encoder, self.pixels = task, split, encoder, pixels
+        self.task, self.split, self.pixels, self.encoder = data.task, data.split, data.pixels, encoder
         self.settings, self.choice, self.seed = settings, choice, seed
         torch.manual_seed(seed)
         self.device = device()
-        self.model = nn.Sequential(encoder.module.train(), head(encoder, len(task.classes), settings)).to(self.device)
+        self.model = nn.Sequential(encoder.module.train(), head(encoder, len(data.task.classes), settings)).to(
+            self.device
+        )
         groups = parameter_groups(self.model, settings, choice.lr)
         self.optimizer = torch.optim.AdamW(groups, lr=choice.lr, weight_decay=choice.weight_decay)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]

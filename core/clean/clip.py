@@ -19,7 +19,7 @@ from usfmae.core.clean.inpaint import Planes, brightest_plane, fill, picture_of,
 from usfmae.core.clean.morphology import bounds, changed, masked
 from usfmae.core.clean.ocr import text_probability
 from usfmae.core.clean.safe import crop_of, safe, scan_region, seen_in
-from usfmae.core.clean.suspicion import lit_of, suspected
+from usfmae.core.clean.verify import lit_of, suspected
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.types import CleanImage, Frame, Pixels, Quarantined
 

@@ -47,6 +47,7 @@ def no_flow_hue(pixels: Pixels) -> Mask:
 
 def _one_colour(pixels: Pixels, labels: NDArray[Any], inner: Mask, count: int) -> NDArray[np.bool_]:
     """Which parts (count,) are of one colour: most of their inner pixels are near the mean of these."""
+    # The mean colour of each part, then the share of its pixels near that.
     ys, xs = np.nonzero((labels > 0) & inner)
     which, colours = labels[ys, xs], pixels[ys, xs].astype(np.float64)
     total = np.maximum(1, np.bincount(which, minlength=count))
@@ -70,15 +71,19 @@ def _in_a_row(labels: NDArray[Any], depth: NDArray[np.float64], count: int) -> N
 
 def split(pixels: Pixels) -> tuple[Mask, Mask]:
     """Colour ink and colour flow of an RGB crop, each (H, W)."""
+    # What is coloured at all.
     difference = chroma(pixels)
     drawn_hue = no_flow_hue(pixels)
     colour = (difference > _CHROMA) | (drawn_hue & (difference > _INK_CHROMA))
     nothing = np.zeros(colour.shape, bool)
     if not colour.any():
         return nothing, nothing
+
     # JPEG bleeds colour into a rim; only what is near the strongest colour around tells width and hue.
     strong = colour & (difference > 0.55 * cv2.dilate(difference, np.ones((7, 7), np.uint8)))
     count, labels, stats, _ = labelled(strong)
+
+    # Of each part: area, half its width, whether it is of one colour, a bar, a disc, of a hue that devices draw in.
     area = stats[:, cv2.CC_STAT_AREA]
     distance = cv2.distanceTransform(strong.astype(np.uint8), cv2.DIST_L2, 3)
     depth = largest_of(labels, distance, count)
@@ -90,19 +95,25 @@ def split(pixels: Pixels) -> tuple[Mask, Mask]:
     blob = ~even & (compact > 0.2) & (area >= 1.5 * _SMALLEST_FLOW)
     drawn = np.bincount(labels[drawn_hue], minlength=count) / np.maximum(1, area) > 0.6
     blob &= ~drawn
+
+    # Flow for sure: thick parts, but no bars and no letters.
     seed = (
         (depth > _STROKE) & ~(even & (depth < 4)) & (area >= _SMALLEST_FLOW) & ~(drawn & (depth < 2 * _STROKE)) | blob
     ) & ~bar
     seed &= ~_in_a_row(labels, depth, count)
     seed[0] = False
     flow = seed[labels]
-    if flow.any():  # thin twigs and crumbs beside a thick part, but no line that passes by
+
+    # Thin twigs and crumbs near a thick part are flow too, but no line that passes by.
+    if flow.any():
         twig = ~even | (area < _SMALLEST_FLOW) | (compact > 0.1)
         twig[0] = True
         reach = dilated(flow, _BESIDE)
         near = np.zeros(count, bool)
         near[np.unique(labels[reach])] = True
         flow |= (near & twig)[labels] & (strong | reach) & colour
+
+    # All other colour is ink, with the faint rim that JPEG gave it.
     ink = colour & ~flow
     ink |= dilated(ink, 2) & (difference > FAINT_CHROMA) & ~flow
     return ink, flow
@@ -113,9 +124,12 @@ def untinted(pixels: Pixels, inside: Mask) -> tuple[Pixels, bool]:
 
     A tint is one colour for each level of brightness: the median of what is lit and of that level.
     """
+    # Most pictures have no tint: little of what is lit has a colour.
     lit = inside & (brightest_of(pixels) > _LIT)
     if not lit.any() or (chroma(pixels)[lit] > FAINT_CHROMA).mean() < _TINTED:
         return pixels, False
+
+    # The tint of each level of brightness, taken out of the whole picture.
     luma = gray_of(pixels)
     level = luma[lit].astype(int) * _LEVELS // 256
     shift = np.zeros((_LEVELS, 3))

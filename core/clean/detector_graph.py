@@ -73,13 +73,13 @@ def _convolution(source: Output, weights: Weights, stride: int = 1, pad: int = 0
 
 def _tail(model: Any) -> dict[int, Any]:
     """The last nodes of the network in the order of _TAIL; LookupError where it is built otherwise."""
-    node, found = model.output(0).get_node(), {}
+    node, nodes = model.output(0).get_node(), {}
     for place, kind in enumerate(_TAIL):
         node = _from(node).get_node()
         if node.get_type_name() != kind:
             raise LookupError(f"its end holds {node.get_type_name()} in place of {kind}")
-        found[place] = node
-    return found
+        nodes[place] = node
+    return nodes
 
 
 def _head(tail: dict[int, Any]) -> Output:

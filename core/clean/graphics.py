@@ -83,10 +83,13 @@ def _arms(thin: Pixels, x: int, y: int) -> Mask | None:
 
 def crosses(thin: Pixels) -> Points:
     """Centres (N, 2) of + and x with arms of at least three pixels."""
+    # Where two lines cross, upright or oblique, each as bright as the other.
     mask = np.zeros(thin.shape, bool)
     for one, other in (((1, 0), (0, 1)), ((1, 1), (1, -1))):
         both = cv2.min(_along(thin, *one, 7), _along(thin, *other, 7))
         mask |= both > CONTRAST * 2 // 3
+
+    # Small ones that have arms with gaps between them.
     _, _, stats, centres = labelled(mask)
     small = (stats[1:, cv2.CC_STAT_WIDTH] <= 9) & (stats[1:, cv2.CC_STAT_HEIGHT] <= 9)
     alone = [c for c in centres[1:][small] if _arms(thin, *(int(v) for v in c.round())) is not None]
@@ -98,17 +101,21 @@ def sharp_parts(bright: Pixels, thin: Pixels) -> Mask:
 
     Among many bright grains some are flat and sharp by chance: there a part must be larger than grains are.
     """
+    # Of each part: its brightest level, and how much of it is nearly that bright.
     count, labels, stats, _ = labelled(thin > CONTRAST)
     ys, xs = np.nonzero(labels)
     which, level = labels[ys, xs], bright[ys, xs].astype(np.float64)
     top = largest_of(labels, bright, count)
     area = np.maximum(1, stats[:, cv2.CC_STAT_AREA])
     flat = np.bincount(which, level > 0.85 * top[which], count) / area
+
     # Ring two pixels outside: where ink is drawn it has fallen to tissue, where tissue shines it still glows.
     ring = dilated(labels > 0, 2) & ~dilated(labels > 0, 1)
     weight = ring.astype(np.float32)
     around = cv2.blur(bright * weight, (9, 9)) / np.maximum(1e-3, cv2.blur(weight, (9, 9)))
     outside = np.bincount(which, around[ys, xs], count) / area
+
+    # Drawn is what is large, flat and falls off at once; among many grains only what is larger than they are.
     span = np.maximum(stats[:, cv2.CC_STAT_WIDTH], stats[:, cv2.CC_STAT_HEIGHT])
     large = (area >= 14) & (span >= 7)
     large[0] = False
@@ -133,6 +140,7 @@ def dots_of(thin: Pixels) -> Points:
 def dotted(points: Points, shape: tuple[int, int]) -> tuple[Points, NDArray[np.bool_]]:
     """The end points (M, 2, 2) of every straight line of evenly spaced dots (N, 2), seven at least; and which of them
     are beyond doubt (M,)."""
+    # Every pair of near points begins a line; the line must hold more points than chance would string up.
     x, y = points.T
     gap = (x[:, None] - x) ** 2 + (y[:, None] - y) ** 2
     first, last = np.nonzero((gap > 2.5**2) & (gap < _FARTHEST**2))
@@ -149,9 +157,12 @@ def _followed(
 
     Every pair is followed in even steps, all pairs at once; one missing point is bridged.
     """
+    # A map from pixels to points, so that a step looks its point up.
     places = np.full((shape[0] + 2, shape[1] + 2), -1)
     for row, column in np.ndindex(3, 3):  # a point may lie a pixel off
         places[points[:, 1].round().astype(int) + row, points[:, 0].round().astype(int) + column] = range(len(points))
+
+    # All lines take a step at once; one that finds no point, not even behind a missing one, ends.
     steps, hits, active = np.ones(len(first)), np.full(len(first), 2), np.ones(len(first), bool)
     while active.any():
         moved = np.zeros(len(first), bool)
@@ -169,6 +180,7 @@ def _followed(
 
 def rulers(thin: Pixels) -> Mask:
     """Ticks (H, W) of depth and width scales: small marks of one shape, evenly spaced along a row or a column."""
+    # Small marks, and which of them are of one shape.
     count, labels, stats, centres = labelled(thin > _TICK)
     width, height = stats[:, cv2.CC_STAT_WIDTH], stats[:, cv2.CC_STAT_HEIGHT]
     small = np.flatnonzero((np.maximum(width, height) <= _TICK_SPAN) & (stats[:, cv2.CC_STAT_AREA] >= 3))[:_MAX_DOTS]
@@ -178,6 +190,8 @@ def rulers(thin: Pixels) -> Mask:
     points = np.asarray(centres[small], np.float64)
     alike = (abs(width[small][:, None] - width[small]) <= 2) & (abs(height[small][:, None] - height[small]) <= 2)
     apart = points[:, None] - points
+
+    # Along columns, then along rows: marks in line are followed as dots are; all marks between the ends are ticks.
     for axis in (0, 1):
         aligned = (abs(apart[:, :, axis]) < 1.5) & (apart[:, :, 1 - axis] < -_TICK_GAP[0])
         first, last = np.nonzero(alike & aligned & (apart[:, :, 1 - axis] > -_TICK_GAP[1]))
@@ -219,10 +233,13 @@ def dotted_lines(thin: Pixels, calipers: Points) -> tuple[Mask, Mask]:
     points = dots_of(thin)
     if not len(points):
         return unsure > 0, measured > 0
+    # Each line drawn a little longer than from its first to its last dot.
     lines, surely = dotted(points, (thin.shape[0], thin.shape[1]))
     along = lines[:, 1] - lines[:, 0]
     reach = 12 * along / np.maximum(1.0, np.hypot(*along.T))[:, None]
     ends = np.stack([lines[:, 0] - reach, lines[:, 1] + reach], 1).round().astype(int).tolist()
+
+    # Certain are lines beyond doubt and those that end at a caliper.
     apart = np.linalg.norm(lines[:, :, None] - calipers, axis=3)  # of each end from each caliper
     certain = surely | (apart < _LONGEST + _FARTHEST).any((1, 2))
     for (first, last), sure in zip(ends, certain, strict=True):
@@ -234,6 +251,7 @@ def dotted_lines(thin: Pixels, calipers: Points) -> tuple[Mask, Mask]:
 def straight(bright: Pixels, thin: Pixels) -> tuple[Mask, Mask]:
     """Horizontal and vertical lines of one gray level, 31 pixels and longer (H, W): boxes, cursors, M-lines. And those
     that meet at a corner: layers of tissue have none."""
+    # Along rows, then columns: thin detail of one level over the whole length.
     lines = []
     strong = (thin > CONTRAST // 2).astype(np.uint8)
     for shape in ((1, 31), (31, 1)):
@@ -241,6 +259,8 @@ def straight(bright: Pixels, thin: Pixels) -> tuple[Mask, Mask]:
         even = cv2.subtract(cv2.dilate(bright, kernel), cv2.erode(bright, kernel)) < 24
         core = (cv2.erode(strong, kernel) > 0) & even
         lines.append(cv2.dilate(core.astype(np.uint8), kernel) > 0)
+
+    # Corners: a part that holds both a horizontal and a vertical line.
     across, down = lines
     strokes = across | down
     count, labels, *_ = labelled(dilated(strokes))
@@ -253,11 +273,13 @@ def marks(thin: Pixels, calipers: Points) -> Mask:
     mask = np.zeros(thin.shape, bool)
     strong = thin > CONTRAST // 2
     for x, y in calipers.round().astype(int):
+        # What is connected to the centre, within reach.
         lines = _arms(thin, int(x), int(y))
         top, left = max(0, y - _LONGEST), max(0, x - _LONGEST)
         window = np.s_[top : y + _LONGEST + 1, left : x + _LONGEST + 1]
         _, labels = cv2.connectedComponents(strong[window].astype(np.uint8))
         if lines is not None and (middle := labels[y - top, x - left]):
+            # Of that the arms, cut where the picture ends.
             rows, columns = labels.shape
             lines = lines[top - y + _LONGEST :, left - x + _LONGEST :][:rows, :columns]
             mask[window] |= (labels == middle) & lines

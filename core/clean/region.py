@@ -60,12 +60,15 @@ def textured(gray: Pixels) -> tuple[Mask, Mask]:
     Speckle is dense and uneven; text is not dense, bars and banners are not uneven. A far field is sparse, but unlike
     the text near it has nothing bright about it.
     """
+    # What is brighter than the screen, without even bars and banners.
     size = max(5, min(gray.shape) // 40 | 1)
     content = cv2.absdiff(gray, np.full_like(gray, background(gray))) > DARK
     square = np.ones((3, 3), np.uint8)
     even = (cv2.morphologyEx(gray, cv2.MORPH_GRADIENT, square) <= 1) & (gray > 24)
     if even.any():
         even = ground(even, gray)
+
+    # Dense content is tissue (found at half size, which is as good and quicker); sparse content that is dim may be.
     dense = _dense(content & ~even, size, 0.6)[::2, ::2]
     sure = cv2.resize(opened(dense, size // 3).view(np.uint8), gray.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
     near_bright = cv2.dilate(gray, np.ones((9, 9), np.uint8)) > _DIM
@@ -75,6 +78,7 @@ def textured(gray: Pixels) -> tuple[Mask, Mask]:
 def measured(gray: Pixels) -> tuple[Mask, float]:
     """The region one gray frame (H, W) shows: its large textured parts with their far fields, filled to their hulls.
     And what was cut off though it looks like a far field, as a share of the region's lit pixels."""
+    # The large parts of sure tissue.
     sure, dim = textured(gray)
     region = np.zeros(gray.shape, bool)
     parts = [(window, part, int(part.sum())) for window, part in components(sure)]
@@ -85,11 +89,15 @@ def measured(gray: Pixels) -> tuple[Mask, float]:
     for window, part, area in parts:
         if area >= 0.03 * largest:
             chosen[window] |= part
+
+    # With the dim parts that touch them, or are large themselves.
     for window, part in components(chosen | dim, smallest=min(0.03 * largest, 0.003 * gray.size)):
         if (part & chosen[window]).any() or part.sum() > (
             0.003 if gray[window][part].max() < _FAINT else 0.01
         ) * gray.size:
             region[window] |= part
+
+    # A scan is convex: the hull, and what of the dim parts it leaves out.
     region = fitted(dilated(_hull(region), max(2, min(gray.shape) // 100)))
     lit = gray > background(gray) + DARK
     return region, int((dim & lit & ~region).sum()) / max(1, int((lit & region).sum()))
@@ -98,6 +106,7 @@ def measured(gray: Pixels) -> tuple[Mask, float]:
 def blank(pixels: Pixels) -> Mask:
     """Where an RGB crop is of one dark level all around, in large parts (H, W): the black boxes that data sets lay over
     names, the screen within the hull. Nothing is drawn there, and nothing is filled with invented tissue."""
+    # Dark and of one level over a square around, in both directions of the difference.
     bright = pixels.max(2)
     square = np.ones((_EMPTY_SIZE, _EMPTY_SIZE), np.uint8)
     highest = cv2.dilate(bright, square)

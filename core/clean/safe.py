@@ -11,8 +11,7 @@ from usfmae.core.clean.finding import Crop, Finding, united
 from usfmae.core.clean.foreign import foreign
 from usfmae.core.clean.inpaint import inpainted
 from usfmae.core.clean.morphology import bounds, changed, gray_of, masked
-from usfmae.core.clean.suspicion import lit_of, suspected
-from usfmae.core.clean.verify import verified
+from usfmae.core.clean.verify import lit_of, suspected, verified
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.types import CleanImage, Frame, Mask, Pixels, Quarantined
 

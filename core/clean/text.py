@@ -10,8 +10,7 @@ import numpy as np
 from usfmae.core.clean.finding import Box, Crop, Finding, together
 from usfmae.core.clean.graphics import CONTRAST, ridge
 from usfmae.core.clean.morphology import bounds, brightest_of, components, dilated, labelled
-from usfmae.core.clean.ocr import Probability, text_probability
-from usfmae.core.clean.reading import is_word
+from usfmae.core.clean.ocr import Probability, is_word, text_probability
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.types import Mask, Pixels
 

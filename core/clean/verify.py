@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from usfmae.core.clean.finding import Box, Crop, together
+from usfmae.core.clean import region
+from usfmae.core.clean.finding import Box, Crop, Finding, together
 from usfmae.core.clean.inpaint import inpainted
-from usfmae.core.clean.morphology import bounds, components
-from usfmae.core.clean.ocr import Probability
-from usfmae.core.clean.reading import is_text, sparse_words
+from usfmae.core.clean.morphology import bounds, components, gray_of
+from usfmae.core.clean.ocr import Probability, is_text, is_word, sparse_words
 from usfmae.core.clean.text import THICKEST, apart_from_flow, grown, is_blob, second_look
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.types import Mask, Pixels
@@ -65,9 +65,9 @@ def verified(
         if not boxes:
             return picture, rounds, unread, True
         rounds.append(boxes)
-        look = together(boxes, filled.shape)
-        picture, filled = inpainted(picture, look, settings.inpaint_radius), filled | look
-        window = around(look)  # nothing else has changed since it was looked at
+        boxed = together(boxes, filled.shape)
+        picture, filled = inpainted(picture, boxed, settings.inpaint_radius), filled | boxed
+        window = around(boxed)  # nothing else has changed since it was looked at
     return picture, rounds, unread, False
 
 
@@ -77,3 +77,31 @@ def around(mask: Mask) -> tuple[slice, slice]:
     return slice(max(0, rows.start - _MARGIN), rows.stop + _MARGIN), slice(
         max(0, columns.start - _MARGIN), columns.stop + _MARGIN
     )
+
+
+_SAME = 0.5  # share of a box that lies within certain ones: the same text twice
+_INK = 0.1  # share of colour ink and measurements in a box that is print
+
+
+def lit_of(pixels: Pixels) -> Mask:
+    """Where an RGB crop is brighter than the screen behind the scan (H, W)."""
+    gray = gray_of(pixels)
+    return gray > region.background(gray) + region.DARK
+
+
+def suspected(pixels: Pixels, removed: Mask, finding: Finding, settings: CleanSettings) -> float:
+    """The share of an RGB crop's lit pixels that was `removed` (H, W) on suspicion alone.
+
+    The engines, which are slow, are asked only where the answer decides.
+    """
+    lit = lit_of(pixels)
+    doubtful, whole = removed & lit & ~finding.certain, max(1, int(lit.sum()))
+    most = settings.most_suspected * whole
+    sure = finding.certain.copy()
+    for window, box in sorted(finding.boxes, key=lambda each: -int(each[1].sum())):
+        if (doubtful & ~sure).sum() <= most:
+            break
+        share = (sure[window] & box).sum() / max(1, box.sum())
+        if share > _SAME or share > _INK or is_word(pixels[window][bounds(box)], settings):
+            sure[window] |= box
+    return float((doubtful & ~sure).sum() / whole)

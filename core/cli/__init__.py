@@ -16,10 +16,10 @@ COMMANDS = {  # name -> "module:attribute"; its line of help is the first senten
     "segment": "usfmae.core.cli.segment:segment",
     "reproduce": "usfmae.core.cli.reproduce:reproduce",
     "datasets": "usfmae.core.cli.datasets:datasets",
-    "import": "usfmae.core.cli.import_weights:import_",
+    "import": "usfmae.core.cli.checkpoints:import_",
     "export": "usfmae.core.cli.export:export",
-    "inspect": "usfmae.core.cli.inspect:inspect",
-    "verify": "usfmae.core.cli.verify:verify",
+    "inspect": "usfmae.core.cli.checkpoints:inspect",
+    "verify": "usfmae.core.cli.checkpoints:verify",
     "config": "usfmae.core.cli.config:config",
 }
 

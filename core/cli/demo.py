@@ -75,7 +75,7 @@ def demo(
 
 def _simulated(out: Path, hospitals: int, rounds: int, steps: int, as_json: bool) -> None:
     from usfmae.core.cli.shell import print_json
-    from usfmae.core.demo.simulated import simulate
+    from usfmae.core.demo.story import simulate
 
     summary = simulate(out.resolve(), hospitals, rounds, steps, lambda line: click.echo(line, err=True))
     if as_json:

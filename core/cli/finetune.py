@@ -56,8 +56,7 @@ def finetune(
     from usfmae.core.bench.tasks import load as load_task
     from usfmae.core.bench.tasks.base import only
     from usfmae.core.config import Settings, load
-    from usfmae.core.errors import UsageError
-    from usfmae.core.optional import needs
+    from usfmae.core.errors import UsageError, needs
 
     chosen = (f"bench.finetune.recipe={recipe}",) if recipe else ()
     settings = load(Settings, config_file, (*chosen, *overrides))[0].bench
@@ -68,7 +67,7 @@ def finetune(
         click.echo(f"note: {note}", err=True)
     if "onnx" in targets:
         needs("onnx", "onnx")  # said before the training, not after it
-    report = finetuned(loaded, lambda: load_encoder(model, settings.pooling, weights), settings, out, _told)
+    report = finetuned(loaded, lambda: load_encoder(model, settings.pooling, weights), settings, out, _print_run)
     for target in targets or ("timm",):
         if (out / classifier.WEIGHTS).exists():  # a model of timm's own leaves none
             folder = out / ("classifier" if target == "timm" else f"classifier-{target}")
@@ -81,7 +80,7 @@ def finetune(
         click.echo(line)
 
 
-def _told(run: Any, is_cached: bool) -> None:
+def _print_run(run: Any, is_cached: bool) -> None:
     choice = run.choice
     click.echo(
         f"{run.split} lr {choice.lr:g} wd {choice.weight_decay:g} batch {choice.batch} seed {run.seed}: validation "

@@ -58,6 +58,7 @@ def prepare(
     overrides: tuple[str, ...],
 ) -> None:
     from usfmae.core.config import Settings, load
+    from usfmae.core.prepare import Parallel, Sources
     from usfmae.core.prepare import prepare as run
     from usfmae.core.prepare.progress import shown_progress
 
@@ -68,20 +69,19 @@ def prepare(
     workers = workers or os.cpu_count() or 1
     with shown_progress() as progress:
         summary = run(
-            sources,
+            Sources(sources, names=names_of(sources, names)),
             corpus,
             settings,
-            secret=key,
-            workers=workers,
-            engine=engine,
-            part=part_of(part),
-            names=names_of(sources, names),
-            progress=progress,
+            key,
+            Parallel(workers, engine, part_of(part)),
+            progress,
         )
     if report:
         from usfmae.core.report.gallery import write_gallery
+        from usfmae.core.sandbox.pool import Pool
 
-        write_gallery(report, sources, corpus, settings, summary, secret=key, workers=workers)
+        with Pool(workers, settings, key) as pool:
+            write_gallery(report, sources, corpus, summary, pool)
     if as_json:
         print_json(summary.as_dict())
     else:

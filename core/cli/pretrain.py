@@ -111,28 +111,14 @@ def pretrain(
     else:
         overrides = (*_named(arch, epochs, steps, decoder_heads), *overrides)
         settings = configure(preset, config_file, overrides)
+    start = runs.InitFile(init, decoder_heads is not None)
     with joined(place) as own, signals() as stopped:
         if folds and not again:
-            from usfmae.core.mae.cross_validation import select
+            from usfmae.core.mae.cross_validation import CrossValidation
 
-            note = lambda record, n: bool(stopped)  # noqa: E731
-            heads = decoder_heads is not None
-            settings = select(
-                corpora,
-                out,
-                settings,
-                folds,
-                [*grid, *more_grid],
-                init=init,
-                heads_stated=heads,
-                device=own,
-                on_step=note,
-            )
-        run = (
-            runs.open_run(out, steps, logs)
-            if again
-            else runs.new_run(corpora, out, settings, init, decoder_heads is not None, logs)
-        )
+            trials = CrossValidation(corpora, settings, folds, [*grid, *more_grid], start)
+            settings = trials.select(out, own, lambda record, n: bool(stopped))
+        run = runs.open_run(out, steps, logs) if again else runs.new_run(corpora, out, settings, start, logs)
         with watching(run, stopped) as hooks:
             summary = run.go(own, hooks)
     if is_first():

@@ -80,7 +80,8 @@ def reproduce(
     config_file: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
-    from usfmae.core.bench.reproduce.plan import make
+    from usfmae.core.bench.reproduce.plan import CorpusChoice, ModelChoice, make
+    from usfmae.core.bench.reproduce.run import Workplace
     from usfmae.core.bench.reproduce.run import reproduce as run
     from usfmae.core.mae.presets import TRIAL, configure
     from usfmae.core.openus46.registry import CorpusName, LicenceFilter
@@ -94,9 +95,8 @@ def reproduce(
     settings = configure(preset, config_file, (*papers, *overrides), changed)
     finetuned = finetune if finetune is not None else not tiny
     most = (limit if limit is not None else TINY_LIMIT if tiny else 0) or None
-    plan = make(
-        root, settings, cast(CorpusName, corpus), cast(LicenceFilter, licence), weights, finetuned, baselines, most
-    )
+    chosen = CorpusChoice(cast(CorpusName, corpus), cast(LicenceFilter, licence), most)
+    plan = make(root, settings, chosen, ModelChoice(weights, baselines, finetuned))
     notes = [note for task in plan.tasks.values() for note in task.notes]
     notes += [f"at most {most} scans of each data set are read; --limit 0 reads all"] if most else []
     for note in notes:
@@ -105,7 +105,7 @@ def reproduce(
         _show(plan, as_json)
         return
     report = lambda step, what: click.echo(f"{step}: {what}", err=True)  # noqa: E731
-    result = run(plan, out, report, workers or os.cpu_count() or 1, shown_progress)
+    result = run(plan, Workplace(out, workers or os.cpu_count() or 1, shown_progress), report)
     write_report(out / "report.html", result)
     if as_json:
         print_json(result)

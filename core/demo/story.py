@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from usfmae.core.demo import scans
+from usfmae.core.demo import story
 from usfmae.core.demo.processes import Process, running, wait_all
 from usfmae.core.errors import ResourceError, SourceError, UsageError
 from usfmae.core.files import write_atomic
+from usfmae.core.phantom import Tissue, write_cine, write_still
+from usfmae.core.phantom.tissue import Geometry
 
 HELD_OUT = ("--set", "train.held_out=0.3")  # a demo is small: enough patients to measure on
 # A demo's hospital has a few patients and nobody to agree to its campaign. A real one keeps the default floor.
@@ -124,12 +126,12 @@ def _scans(demo: Demo) -> dict[str, Path]:
                 raise SourceError(f"--data {folder}", "is no folder", "give one folder of scans per site")
         return dict(zip(demo.names, (folder.resolve() for folder in demo.data), strict=True))
     demo.say("writing simulated scans with fake names burnt in")
-    return {name: scans.write_site(demo.out / "scans" / name, index) for index, name in enumerate(demo.names)}
+    return {name: story.write_site(demo.out / "scans" / name, index) for index, name in enumerate(demo.names)}
 
 
 def _seed(demo: Demo) -> None:
     demo.say("coordinator: cleaning public scans and pretraining the seed")
-    public, corpus = scans.write_public(demo.out / "scans" / "public"), demo.out / "seed" / "corpus"
+    public, corpus = story.write_public(demo.out / "scans" / "public"), demo.out / "seed" / "corpus"
     demo.run("seed-prepare", "usfmae", "prepare", public, "--corpus", corpus, "--workers", "2", "--json")
     demo.run(
         "seed-pretrain",
@@ -236,3 +238,69 @@ def _free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise ResourceError("a port for the demo's aggregator", "a hundred between 20000 and 30000 are taken", "free some")
+
+
+STILLS, CINES, CINE_FRAMES = 20, 4, 24
+WHEEL = ("examples_ybr_color.dcm", "examples_rgb_color.dcm", "examples_palette.dcm")
+
+
+def write_site(folder: Path, site: int) -> Path:
+    """Scans of site 0, 1, ...: linear probe at even sites, sector at odd ones; each with real scans of its own."""
+    geometry: Geometry = "sector" if site % 2 else "linear"
+    _phantoms(folder, 100 * (site + 1), geometry, STILLS, CINES)
+    for name in WHEEL[site % 2 :: 2]:
+        _copy_from_wheel(name, folder)
+    return folder
+
+
+def write_public(folder: Path) -> Path:
+    """What the coordinator pretrains the seed on: simulated scans of both kinds, and the wheel's real ones."""
+    _phantoms(folder / "linear", 1000, "linear", STILLS // 2, CINES // 2)
+    _phantoms(folder / "sector", 2000, "sector", STILLS // 2, CINES // 2)
+    for name in WHEEL:
+        _copy_from_wheel(name, folder)
+    return folder
+
+
+def _phantoms(folder: Path, seed: int, geometry: Geometry, stills: int, cines: int) -> None:
+    for index in range(stills):
+        write_still(folder / f"still-{index:02d}.dcm", Tissue(seed + index, geometry))
+    for index in range(cines):
+        write_cine(folder / f"cine-{index:02d}.dcm", Tissue(seed + 50 + index, geometry), CINE_FRAMES)
+
+
+def _copy_from_wheel(name: str, folder: Path) -> None:
+    from pydicom.data import get_testdata_file
+
+    source = get_testdata_file(name, download=False)
+    if source:  # absent where a distributor stripped the wheel's test files
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(str(source), folder / name)
+
+
+def simulate(out: Path, hospitals: int, rounds: int, steps: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run the rounds, say each as it ends, and return what summary.json holds: `usfmae-server status`, memory, time."""
+    fresh(out)
+    began = time.monotonic()
+    numbers = ("--sites", str(hospitals), "--rounds", str(rounds), "--steps", str(steps))
+    say(f"{hospitals} virtual hospitals, {rounds} rounds, no network")
+    with running() as processes:
+        command = ("usfmae-server", "simulate", out / "coordinator", *numbers, "--json")
+        processes.append(Process(command, out / "logs" / "simulate.log"))
+        _relayed(processes[0], say)
+        summary: dict[str, Any] = {**processes[0].printed(), "seconds": round(time.monotonic() - began, 1)}
+    write_atomic(out / "summary.json", json.dumps(summary, indent=2).encode())
+    return summary
+
+
+def _relayed(process: Process, say: Callable[[str], None]) -> None:
+    """What the process says, line by line, until it ends. UsfmaeError where it ends with an error."""
+    with process.log.open() as log:
+        while True:
+            ended = process.popen.poll() is not None
+            for line in log:
+                say(line.rstrip())
+            if ended:
+                process.check()
+                return
+            time.sleep(0.2)

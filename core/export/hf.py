@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from usfmae.core.checkpoint import Loaded, encoder_of, write_tensors
-from usfmae.core.export.hf_mae import renamed, write_processor
+from usfmae.core.export.hf_mae import encoder_config, renamed, write_processor
 from usfmae.core.export.target import ExportOptions, model_of, probe_images
 from usfmae.core.files import write_atomic
 from usfmae.core.mae.weights.foreign_files import SAFETENSORS as WEIGHTS
@@ -33,22 +33,7 @@ def write(loaded: Loaded, out: Path, options: ExportOptions = ExportOptions()) -
 
 
 def config_of(loaded: Loaded) -> dict[str, object]:
-    model = loaded.model
-    return {
-        "architectures": ["ViTModel"],
-        "model_type": "vit",
-        "image_size": model.image_size,
-        "patch_size": model.patch_size,
-        "num_channels": 3,
-        "hidden_size": model.width,
-        "num_hidden_layers": model.depth,
-        "num_attention_heads": model.heads,
-        "intermediate_size": 4 * model.width,
-        "layer_norm_eps": 1e-6,
-        "hidden_act": "gelu",
-        "qkv_bias": True,
-        "pooler_act": "linear",
-    }
+    return {"architectures": ["ViTModel"], "model_type": "vit", **encoder_config(loaded.model), "pooler_act": "linear"}
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from usfmae.core.checkpoint import Loaded, decoder_of, write_tensors
+from usfmae.core.config import ModelSettings
 from usfmae.core.errors import CheckpointError
 from usfmae.core.export.target import ExportOptions, model_of, probe_images
 from usfmae.core.files import write_atomic
@@ -52,6 +53,19 @@ def config_of(loaded: Loaded) -> dict[str, object]:
     return {
         "architectures": ["ViTMAEForPreTraining"],
         "model_type": "vit_mae",
+        **encoder_config(model),
+        "decoder_hidden_size": model.decoder_width,
+        "decoder_num_hidden_layers": model.decoder_depth,
+        "decoder_num_attention_heads": model.decoder_heads,
+        "decoder_intermediate_size": 4 * model.decoder_width,
+        "mask_ratio": loaded.train.mask_ratio,
+        "norm_pix_loss": loaded.train.norm_pix,
+    }
+
+
+def encoder_config(model: ModelSettings) -> dict[str, object]:
+    """What transformers says of the encoder, with and without the decoder."""
+    return {
         "image_size": model.image_size,
         "patch_size": model.patch_size,
         "num_channels": 3,
@@ -59,12 +73,6 @@ def config_of(loaded: Loaded) -> dict[str, object]:
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.heads,
         "intermediate_size": 4 * model.width,
-        "decoder_hidden_size": model.decoder_width,
-        "decoder_num_hidden_layers": model.decoder_depth,
-        "decoder_num_attention_heads": model.decoder_heads,
-        "decoder_intermediate_size": 4 * model.decoder_width,
-        "mask_ratio": loaded.train.mask_ratio,
-        "norm_pix_loss": loaded.train.norm_pix,
         "layer_norm_eps": 1e-6,
         "hidden_act": "gelu",
         "qkv_bias": True,

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from usfmae.core.checkpoint import Loaded
-from usfmae.core.errors import UsageError
+from usfmae.core.errors import UsageError, needs
 from usfmae.core.export.target import ExportOptions, model_of, probe_images
 from usfmae.core.files import replacing
 from usfmae.core.mae.model import MaskedAutoencoder
-from usfmae.core.optional import needs
 
 TOLERANCE = 1e-3
 USE = 'session = onnxruntime.InferenceSession("encoder.onnx")'

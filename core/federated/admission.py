@@ -100,19 +100,8 @@ def identify(
     return reply
 
 
-def examine(  # noqa: C901, PLR0913
-    reply: TrainReply,
-    arrays: Mapping[str, Arrived],
-    site: EnrolledSite,
-    request: TrainRequest,
-    base: TensorFile,
-    gate: GateSettings,
-    keep: Callable[[str, bytes], object],
-) -> float:
-    """Check a reply's counts, bytes and values; returns the update's L2 norm.
-
-    Tensors are read one at a time and handed to `keep` by name; what it holds is admitted only if nothing is raised.
-    """
+def check_figures(reply: TrainReply, site: EnrolledSite, request: TrainRequest, gate: GateSettings) -> None:
+    """Refused where a reply claims more images or steps than it may, or comes in another encoding."""
     largest = int(site.capacity * gate.capacity_factor)
     if not 1 <= reply.images <= largest:
         raise Refusal(VerdictCode.EXAMPLE_COUNT, f"{reply.images} images; enrolled for 1 to {largest}")
@@ -120,12 +109,22 @@ def examine(  # noqa: C901, PLR0913
         raise Refusal(VerdictCode.STEP_COUNT, f"{reply.steps} steps; {request.steps} were asked for")
     if reply.encoding != request.encoding:
         raise Refusal(VerdictCode.WRONG_ENCODING, f"{reply.encoding[:20]!r} instead of {request.encoding!r}")
-    _check_tensors(arrays, base.shapes, request.encoding)
+
+
+def examine(
+    reply: TrainReply, arrays: Mapping[str, Arrived], base: TensorFile, keep: Callable[[str, bytes], object]
+) -> float:
+    """Check the bytes and values of a reply whose figures were checked; returns the update's L2 norm.
+
+    Tensors are read one at a time and handed to `keep` by name; what it holds is admitted only if nothing is raised.
+    """
+    encoding = reply.encoding
+    _check_tensors(arrays, base.shapes, encoding)
     content = codec.PayloadHash()
 
     def pieces() -> Iterator[tuple[str, bytes]]:
         for name, shape in base.shapes.items():
-            size = codec.packed_size(math.prod(shape), request.encoding)
+            size = codec.packed_size(math.prod(shape), encoding)
             data = arrays[name].read(size)
             if len(data) != size:
                 raise Refusal(VerdictCode.WRONG_SIZE, f"{name!r} does not have {size} bytes")
@@ -136,7 +135,7 @@ def examine(  # noqa: C901, PLR0913
     def square(tensor: tuple[str, bytes]) -> float | Refusal:
         name, data = tensor
         try:
-            return codec.square_norm(data, base.tensor(name), request.encoding)
+            return codec.square_norm(data, base.tensor(name), encoding)
         except ValueError:
             return Refusal(VerdictCode.NOT_FINITE, f"{name!r} holds NaN, infinity or more than float32 holds")
 

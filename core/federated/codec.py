@@ -71,7 +71,7 @@ class PayloadHash:
         self._digest = hashlib.sha256()
 
     def add(self, name: str, data: bytes | memoryview) -> None:
-        for part in (name.encode(), data):  # as flow.content_id: each part behind its length
+        for part in (name.encode(), data):  # as types.content_id: each part behind its length
             self._digest.update(len(part).to_bytes(8, "big"))
             self._digest.update(part)
 
@@ -149,19 +149,23 @@ def _encode_tensor(
 ) -> EncodedTensor:
     if base.shape != trained.shape or (residual is not None and residual.shape != base.shape):
         raise PolicyError(f"tensor {name!r}", f"has shape {trained.shape}, its base {base.shape}", "refused")
+    # Both as flat float32; what training has ruined does not leave.
     flat_base = np.ascontiguousarray(base, dtype="<f4").reshape(-1)
     flat = np.ascontiguousarray(trained, dtype="<f4").reshape(-1)
     if not np.isfinite(flat).all():
         raise PolicyError(f"tensor {name!r}", "holds NaN or infinity after training", "lower the learning rate")
+
+    # Lossless: the bits that differ. There is no error to feed back.
     if encoding == "fp32":
         data = (flat.view("<u4") ^ flat_base.view("<u4")).tobytes()
         return EncodedTensor(name, data, None, float(np.linalg.norm(flat.astype(np.float64) - flat_base)))
+
+    # Lossy: the difference and what the round before left out; packing turns it, in place, into what is left out now.
     difference = flat - flat_base
     if residual is not None:
         difference += residual.reshape(-1)
     if share < 1:
         difference *= np.float32(share)
-    # What is wanted turns, in place, into what is left: the error.
     data, square = express(difference, encoding)
     return EncodedTensor(name, data, difference.reshape(base.shape), math.sqrt(square))
 
@@ -251,6 +255,7 @@ def square_norm(data: bytes | memoryview, base: Floats, encoding: str) -> float:
     """Sum of squares of a packed tensor's difference. ValueError where `base` plus it is not finite in float32."""
     with np.errstate(all="ignore"):
         if encoding == "int8":
+            # No value is longer than 128 scales: where that cannot overflow, nothing needs to be unpacked.
             scales, _ = int8.split(data, base.size)
             largest = float(np.abs(base).max(initial=0)) + 128 * float(np.abs(scales).max(initial=0))
             if largest <= np.finfo(np.float32).max:  # false for NaN as well

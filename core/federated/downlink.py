@@ -42,10 +42,13 @@ class Stepped:
 
 
 def stepped(target: Exact, base: Floats, left: bytes, encoding: str) -> Stepped:
-    """The encoder nearest to `wanted` (n,) that a packed step from `base` reaches; `left` by the last one, or empty."""
+    """The encoder nearest to `target` (n,) that a packed step from `base` reaches; `left` by the last one, or empty."""
+    # What is to change, with what the step before left out.
     change = (target - base).astype(np.float32)
     if left:
         change = codec.add_residual(left, change, encoding)
+
+    # Packed; the encoder is what the packed step makes of the base, at the sites and here.
     packed, _ = codec.express(change, encoding)  # of the change, what the step leaves out remains
     return Stepped(codec.stepped(packed, base, encoding), packed, codec.pack_residual(change, packed, encoding))
 

@@ -18,9 +18,9 @@ from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.mae.device import autocast, device_of, micro_batch
+from usfmae.core.mae.evaluation import chunks, evaluate
 from usfmae.core.mae.model import MaskedAutoencoder
 from usfmae.core.mae.optimizer_step import normalise
-from usfmae.core.mae.train import chunks, evaluate
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]

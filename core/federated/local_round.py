@@ -17,14 +17,15 @@ import numpy as np
 import torch
 
 from usfmae.core.checkpoint import decoder_of, encoder_of
-from usfmae.core.config import ModelSettings, TrainRecipe
+from usfmae.core.config.train import Recipe
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.federated import codec
 from usfmae.core.federated.codec import EncodedTensor
 from usfmae.core.federated.encodings import Floats
 from usfmae.core.federated.messages import TrainRequest
+from usfmae.core.mae.evaluation import evaluate
 from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
-from usfmae.core.mae.train import StepRecord, evaluate, train
+from usfmae.core.mae.train import StepRecord, TrainContext, TrainPlan, train
 
 Tensors = Mapping[str, Floats]  # by name
 
@@ -85,27 +86,34 @@ def local_round(
     return LocalRound(trained, codec.encode(base, trained.encoder, request.encoding, residual, request.bound))
 
 
-def train_autoencoder(  # noqa: PLR0913
-    base: Tensors,
-    decoder: Tensors,
+@dataclass(frozen=True)
+class StartWeights:
+    """What a site's training begins with."""
+
+    encoder: Tensors  # the round's
+    decoder: Tensors  # the site's own
+
+
+def train_autoencoder(
+    start: StartWeights,
     data: TrainingData,
     request: TrainRequest,
-    model_settings: ModelSettings,
-    settings: TrainRecipe,
-    *,
-    total_steps: int | None,
+    recipe: Recipe,
     progress: Progress = Progress(),
     device: str | torch.device = "cpu",
 ) -> Trained | None:
     """Masked-autoencoder training from the round's encoder and this site's decoder; None where it was stopped.
 
-    `settings` are the recipe's, with what the site decides. `total_steps` of the campaign place the learning rate.
+    `recipe` is the request's with what the site decides; its `train.steps`, those of the campaign, place the learning rate.
     """
     # The shared encoder with the site's own decoder.
-    model = MaskedAutoencoder(model_settings, settings.mask_ratio, settings.norm_pix)
-    start = {name: torch.from_numpy(np.array(values)) for name, values in [*base.items(), *decoder.items()]}
-    load_tensors(model, start, "incoming model")
-    del start
+    settings = recipe.train
+    model = MaskedAutoencoder(recipe.model, settings.mask_ratio, settings.norm_pix)
+    tensors = {
+        name: torch.from_numpy(np.array(values)) for name, values in [*start.encoder.items(), *start.decoder.items()]
+    }
+    load_tensors(model, tensors, "incoming model")
+    del tensors
     model.to(device)
     progress.on_model(model)
 
@@ -118,13 +126,8 @@ def train_autoencoder(  # noqa: PLR0913
         model,
         data.corpus,
         settings,
-        positions=data.train,
-        steps=request.steps,
-        start_step=request.global_step,
-        total_steps=total_steps,
-        state=progress.state,
-        log=progress.log,
-        on_step=progress.on_step,
+        TrainPlan(data.train, request.steps, request.global_step, recipe.train.steps),
+        TrainContext(progress.state, progress.log, progress.on_step),
     )
     if not result.finished:
         return None

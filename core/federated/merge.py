@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -133,33 +133,42 @@ class Merged:
     length: float  # L2 norm of its change
 
 
-def merge(  # noqa: PLR0913
-    base: TensorFile,
-    updates: Sequence[TensorFile],
-    blend: Blend,
-    encoding: str,
-    rule: MergingRule,
-    target: Path,
-    metadata: Mapping[str, str],
-    memory: Mapping[str, tuple[Path | None, Path]] | None = None,
-    step_files: downlink.StepFiles | None = None,
-) -> Merged:
-    """Write the next encoder.
+@dataclass(frozen=True)
+class Admitted:
+    """The updates that a round merges."""
 
-    `memory` gives, for each name the rule remembers, the file of the round before (None in the first) and the file to
-    write; with `step_files` the encoder is the base plus a packed step, which is written there. All files appear by rename,
-    the encoder last. ResourceError where the disk is full: nothing has changed then.
-    """
+    updates: Sequence[TensorFile]  # in site order
+    encoding: str  # of their tensors, and of the packed step
+    blend: Blend
+
+
+@dataclass(frozen=True)
+class MergeFiles:
+    """Where a merge writes. All files appear by rename, the encoder last."""
+
+    encoder: Path
+    metadata: Mapping[str, str]  # of the encoder
+    memory: Mapping[str, tuple[Path | None, Path]] = field(default_factory=dict)
+    """For each name the rule remembers: the file of the round before (None in the first) and the file to write."""
+    step: downlink.StepFiles | None = None  # with it the encoder is the base plus a packed step, which is written there
+
+
+def merge(base: TensorFile, admitted: Admitted, rule: MergingRule, files: MergeFiles) -> Merged:
+    """Write the next encoder. ResourceError where the disk is full: nothing has changed then."""
+    blend, encoding = admitted.blend, admitted.encoding
     with contextlib.ExitStack() as stack:
-        out = Writer(_create(stack, target), base.shapes, metadata, "F32")
+        # The files to write, with those of the round before beside them.
+        out = Writer(_create(stack, files.encoder), base.shapes, files.metadata, "F32")
         old, new = {}, {}
-        for name, (before, after) in (memory or {}).items():
+        for name, (before, after) in files.memory.items():
             old[name] = stack.enter_context(TensorFile(before)) if before else None
             new[name] = Writer(_create(stack, after), base.shapes, {}, "F64")
         sizes = {name: math.prod(shape) for name, shape in base.shapes.items()}
-        down = stack.enter_context(downlink.writing(step_files, sizes.values(), encoding)) if step_files else None
+        down = stack.enter_context(downlink.writing(files.step, sizes.values(), encoding)) if files.step else None
+
+        # Tensor by tensor, piece by piece: merged in several threads, written in order.
         square = 0.0
-        for name, pieces in tensors(base, updates, encoding):
+        for name, pieces in tensors(base, admitted.updates, encoding):
             out.begin(name)
             held = {key: file.tensor(name).reshape(-1) if file else None for key, file in old.items()}
             left = down.before(sizes[name]) if down else None
@@ -173,6 +182,7 @@ def merge(  # noqa: PLR0913
                     down.write(made)
             if down:
                 down.end()
+
         for writer in new.values():
             writer.finish()
         return Merged(out.finish(), math.sqrt(square))

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from usfmae.core.config.privacy import PrivacySettings
-from usfmae.core.config.recipe import Recipe
-from usfmae.core.config.train import ModelSettings, TrainRecipe
+from usfmae.core.config.train import ModelSettings, Recipe, TrainRecipe
 from usfmae.core.corpus.batch import Positions
 from usfmae.core.errors import PolicyError
 from usfmae.core.federated.messages import TrainRequest

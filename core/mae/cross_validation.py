@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,66 +14,81 @@ import numpy as np
 
 from usfmae.core.config import Settings, validated
 from usfmae.core.config.load import put
-from usfmae.core.corpus.batch import Corpus
+from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.errors import UsageError
 from usfmae.core.files import write_atomic
 from usfmae.core.mae.distributed import ranks
-from usfmae.core.mae.pretrain import OnStep, steps_of
-from usfmae.core.mae.train import evaluate, train
-from usfmae.core.mae.weights.init_weights import architecture, build, read
+from usfmae.core.mae.evaluation import evaluate
+from usfmae.core.mae.pretrain import InitFile, OnStep, steps_of
+from usfmae.core.mae.train import TrainContext, TrainPlan, train
+from usfmae.core.mae.weights.init_weights import InitWeights, architecture, build, read
 
 RESULT = "selection.json"
 
 
-def select(  # noqa: PLR0913
-    corpora: Sequence[Path],
-    out: Path,
-    settings: Settings,
-    folds: int,
-    grid: Sequence[str],
-    *,
-    init: Path | None = None,
-    heads_stated: bool = False,
-    device: str = "cpu",
-    on_step: OnStep | None = None,
-) -> Settings:
-    """Settings for the refit: the grid's values with the lowest mean masked loss over the folds' validation images.
+@dataclass(frozen=True)
+class CrossValidation:
+    """Every combination of a grid's values, tried on every fold. Every fold starts from `init`.
 
-    The refit holds nothing out: it is trained on everything.
-
-    Writes `selection.json` after every fold, and a second call goes on after the last. Folds never part a group
-    unless `train.grouped` is off, as in the authors' notebook. Every fold starts from `init`. Raises UsageError for a
-    grid that is none.
+    Folds never part a group unless `train.grouped` is off, as in the authors' notebook.
     """
-    corpus, start = Corpus(corpora), read(init) if init else None
-    settings = settings.model_copy(update={"model": architecture(settings.model, start)})
-    parts = corpus.folds(folds, settings.train.seed, settings.train.grouped)
-    results = _read(out / RESULT, corpus.fingerprint, settings)
-    for values in combinations(grid):
-        tried = with_values(settings, values)
-        for number, (positions, validation) in enumerate(parts):
-            name = json.dumps([values, number], sort_keys=True)
-            if name in results["losses"]:
-                continue
-            loss_of = partial(evaluate, corpus=corpus, positions=validation[:16], settings=tried.train)
-            model = build(start, tried.model, tried.train, loss_of, heads_stated).to(device)
-            steps = steps_of(tried.train, len(positions))
-            note = (lambda record, n=steps: on_step(record, n)) if on_step else None
-            result = train(model, corpus, tried.train, positions=positions, steps=steps, on_step=note)
-            if not result.finished:
-                raise KeyboardInterrupt
-            results["losses"][name] = evaluate(model, corpus, validation, tried.train)
-            _write(out / RESULT, results)
-    means = {
-        json.dumps(values, sort_keys=True): float(
-            np.mean([results["losses"][json.dumps([values, n], sort_keys=True)] for n in range(folds)])
-        )
-        for values in combinations(grid)
-    }
-    chosen = json.loads(min(means, key=means.__getitem__))
-    _write(out / RESULT, {**results, "means": means, "chosen": chosen})
-    # The folds have measured what held-out images would: the refit may have them all.
-    return with_values(settings, {**chosen, "train.held_out": 0.0})
+
+    corpora: Sequence[Path]
+    settings: Settings
+    folds: int
+    grid: Sequence[str]  # "lr=1e-3,3e-4"
+    init: InitFile = field(default_factory=InitFile)
+
+    def select(self, out: Path, device: str = "cpu", on_step: OnStep | None = None) -> Settings:
+        """Settings for the refit: the values with the lowest mean masked loss over the folds' validation images.
+
+        The refit holds nothing out: the folds have measured what held-out images would. Writes `selection.json` after
+        every fold, and a second call goes on after the last. Raises UsageError for a grid that is none.
+        """
+        corpus, start = Corpus(self.corpora), read(self.init.path) if self.init.path else None
+        settings = self.settings.model_copy(update={"model": architecture(self.settings.model, start)})
+        parts = corpus.folds(self.folds, settings.train.seed, settings.train.grouped)
+        results = _read(out / RESULT, corpus.fingerprint, settings)
+        for values in combinations(self.grid):
+            for number, fold in enumerate(parts):
+                name = _key(values, number)
+                if name not in results["losses"]:
+                    trial = _Trial(corpus, with_values(settings, values), start, self.init.heads_stated)
+                    results["losses"][name] = trial.loss(fold, device, on_step)
+                    _write(out / RESULT, results)
+        means = {
+            json.dumps(values, sort_keys=True): float(
+                np.mean([results["losses"][_key(values, n)] for n in range(self.folds)])
+            )
+            for values in combinations(self.grid)
+        }
+        chosen = json.loads(min(means, key=means.__getitem__))
+        _write(out / RESULT, {**results, "means": means, "chosen": chosen})
+        return with_values(settings, {**chosen, "train.held_out": 0.0})
+
+
+@dataclass(frozen=True)
+class _Trial:
+    corpus: Corpus
+    settings: Settings
+    start: InitWeights | None
+    heads_stated: bool
+
+    def loss(self, fold: tuple[Positions, Positions], device: str, on_step: OnStep | None) -> float:
+        """Masked loss on the fold's validation images after training on the others."""
+        positions, validation = fold
+        tried = self.settings
+        loss_of = partial(evaluate, corpus=self.corpus, positions=validation[:16], settings=tried.train)
+        model = build(self.start, tried.model, tried.train, loss_of, self.heads_stated).to(device)
+        steps = steps_of(tried.train, len(positions))
+        note = (lambda record: on_step(record, steps)) if on_step else None
+        if not train(model, self.corpus, tried.train, TrainPlan(positions, steps), TrainContext(on_step=note)).finished:
+            raise KeyboardInterrupt
+        return evaluate(model, self.corpus, validation, tried.train)
+
+
+def _key(values: dict[str, Any], fold: int) -> str:
+    return json.dumps([values, fold], sort_keys=True)
 
 
 def combinations(grid: Sequence[str]) -> list[dict[str, Any]]:

@@ -30,10 +30,10 @@ from usfmae.core.errors import CorpusError, UsageError
 from usfmae.core.files import replacing, write_atomic
 from usfmae.core.mae import train_log
 from usfmae.core.mae.distributed import ranks
+from usfmae.core.mae.evaluation import Stopped, evaluate, panel, target_variance
 from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
 from usfmae.core.mae.optimizer_step import Stop, never
-from usfmae.core.mae.reconstructions import panel
-from usfmae.core.mae.train import StepRecord, Stopped, TrainResult, evaluate, target_variance, train
+from usfmae.core.mae.train import StepRecord, TrainContext, TrainPlan, TrainResult, train
 from usfmae.core.mae.weights.init_weights import InitWeights, architecture, build, read
 
 logger = logging.getLogger(__name__)
@@ -98,13 +98,20 @@ class PretrainSummary:
         return dataclasses.asdict(self)
 
 
-def pretrain(  # noqa: PLR0913
+@dataclass(frozen=True)
+class InitFile:
+    """The weights a run starts from; random ones without a path."""
+
+    path: Path | None = None
+    heads_stated: bool = False  # a person named the decoder's heads
+
+
+def pretrain(
     corpora: Sequence[Path],
     out: Path,
     settings: Settings,
     *,
-    init: Path | None = None,
-    heads_stated: bool = False,
+    init: InitFile = InitFile(),
     device: str = "cpu",
     on_step: OnStep | None = None,
 ) -> PretrainSummary:
@@ -112,7 +119,7 @@ def pretrain(  # noqa: PLR0913
 
     Raises UsageError where `out` holds a run, and what `train`, `Corpus` and `start.build` raise.
     """
-    return new_run(corpora, out, settings, init, heads_stated).go(device, Hooks(on_step))
+    return new_run(corpora, out, settings, init).go(device, Hooks(on_step))
 
 
 def resume(out: Path, *, device: str = "cpu", on_step: OnStep | None = None) -> PretrainSummary:
@@ -127,8 +134,7 @@ def new_run(
     corpora: Sequence[Path],
     out: Path,
     settings: Settings,
-    init: Path | None = None,
-    heads_stated: bool = False,
+    init: InitFile = InitFile(),
     logs: Sequence[str] = (),
 ) -> Run:
     """A run that is about to begin in the new folder `out`: all is checked, and nothing written where it cannot be."""
@@ -136,15 +142,15 @@ def new_run(
     if ranks()[0] == 0 and (out / "run.json").exists():
         raise UsageError(f"run {out}", "exists already", "add --resume, or give another --out")
     corpus = Corpus(corpora)
-    start = read(init) if init else None
+    start = read(init.path) if init.path else None
     facts = RunFolder(
         tuple(str(Path(path).resolve()) for path in corpora),
         tuple(index.sha256 for index in corpus.shards),
         corpus.fingerprint,
         architecture(settings.model, start).model_dump(mode="json"),
         TrainRecipe.of(settings.train).model_dump(mode="json"),
-        str(init.resolve()) if init else "",
-        heads_stated,
+        str(init.path.resolve()) if init.path else "",
+        init.heads_stated,
         logs=tuple(logs),
     )
     run = Run(out, facts, corpus, start)
@@ -273,15 +279,14 @@ class Run:
             self.model,
             self.corpus,
             self.settings.model_copy(update={"origin": begin}) if begin else self.settings,
-            positions=self.positions,
-            start_step=begin,
-            steps=end - begin,
-            total_steps=end,
-            state=self.out / "state",
-            log=self.out / "log.jsonl",
-            on_step=(lambda record: on_step(record, self.steps)) if on_step else None,
-            on_checkpoint=self._measure if len(self.held) and ranks()[0] == 0 else None,
-            stop=self.hooks.stop,
+            TrainPlan(self.positions, end - begin, begin, end),
+            TrainContext(
+                state=self.out / "state",
+                log=self.out / "log.jsonl",
+                on_step=(lambda record: on_step(record, self.steps)) if on_step else None,
+                on_checkpoint=self._measure if len(self.held) and ranks()[0] == 0 else None,
+                stop=self.hooks.stop,
+            ),
         )
 
     def _measure(self, step: int) -> None:

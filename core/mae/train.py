@@ -7,26 +7,20 @@ call again. That is what resuming, and a federation's rounds, rest on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from usfmae.core.checkpoint import tensors_id
 from usfmae.core.config import TrainRecipe, TrainSettings
-from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.loader import Loader
-from usfmae.core.corpus.sampling import generator
 from usfmae.core.errors import UsageError
-from usfmae.core.mae.device import autocast, device_of, micro_batch
+from usfmae.core.mae.device import device_of, peak_flops, training_flops
 from usfmae.core.mae.distributed import ranks, same_everywhere, strongest
-from usfmae.core.mae.flops import peak_flops, training_flops
 from usfmae.core.mae.lr_schedule import learning_rate
 from usfmae.core.mae.model import MaskedAutoencoder
-from usfmae.core.mae.optimizer_step import Stepper, Stop, never, normalise
+from usfmae.core.mae.optimizer_step import Stepper, Stop, never
 from usfmae.core.mae.resume_state import ResumeState
 from usfmae.core.mae.train_log import Journal
 from usfmae.core.types import content_id
@@ -59,73 +53,95 @@ class TrainResult:
     finished: bool  # False where `on_step` asked to stop
 
 
-class Stopped(Exception):  # noqa: N818
-    """A measurement was ended before its end, because the training is to stop."""
+@dataclass(frozen=True)
+class TrainPlan:
+    """Which images are trained on, and which steps of a run or a campaign a call does."""
+
+    positions: Positions
+    steps: int  # optimizer steps of this call
+    start_step: int = 0  # global step at which it begins
+    total_steps: int | None = None  # end of the schedule; None: where this call ends
+
+    @property
+    def end(self) -> int:
+        return self.start_step + self.steps
+
+    @property
+    def total(self) -> int:
+        return self.total_steps or self.end
 
 
-def train(  # noqa: PLR0913
+@dataclass(frozen=True)
+class TrainContext:
+    """Where a call keeps its state and its log, and who hears of it. The default keeps nothing and tells nobody."""
+
+    state: Path | None = None  # folder of weights and optimizer state
+    log: Path | None = None  # a line a step
+    on_step: Callable[[StepRecord], bool | None] | None = None  # may return True to stop after the step
+    on_checkpoint: Callable[[int], None] | None = None  # after each checkpoint, with its step
+    stop: Stop = never  # once true, also within a step, that step is given up
+
+
+def train(
     model: MaskedAutoencoder,
     corpus: Corpus,
     settings: TrainSettings,
-    *,
-    positions: Positions,
-    steps: int,
-    start_step: int = 0,
-    total_steps: int | None = None,
-    state: Path | None = None,
-    log: Path | None = None,
-    on_step: Callable[[StepRecord], bool | None] | None = None,
-    on_checkpoint: Callable[[int], None] | None = None,
-    stop: Stop = never,
+    plan: TrainPlan,
+    context: TrainContext = TrainContext(),
 ) -> TrainResult:
-    """Train in place for `steps` optimizer steps from global step `start_step` of `total_steps`.
+    """Train in place, step by step as `plan` says.
 
-    `state` keeps weights and optimizer: after an interruption the same call goes on where it was, and a later call
-    with another `start_step` takes over the optimizer's moments. `on_checkpoint(step)` follows each checkpoint. To stop,
-    `on_step` returns True after a step, or `stop` turns true, also within a step, which is then given up.
-    Raises UsfmaeError where the loss is not finite, ResourceError where memory or the disk is full.
+    With `context.state`, after an interruption the same call goes on where it was, and a later call with another
+    `start_step` takes over the optimizer's moments. Raises UsfmaeError where the loss is not finite, ResourceError where
+    memory or the disk is full.
     """
     rank, world = ranks()
-    if len(positions) == 0 or settings.batch_size < world:
-        raise UsageError(f"{len(positions)} images, batch {settings.batch_size}, {world} processes", "too few", "")
-    end, total = start_step + steps, total_steps or start_step + steps
+    if len(plan.positions) == 0 or settings.batch_size < world:
+        raise UsageError(f"{len(plan.positions)} images, batch {settings.batch_size}, {world} processes", "too few", "")
     recipe = TrainRecipe.of(settings)
     stepper = Stepper(model, recipe)
-    resume_state = ResumeState(
-        state, call_id(model, corpus, recipe, positions, start_step, steps, total), start_step, settings
-    )
-    step = same_everywhere(resume_state.restore(model, stepper.optimizer), device_of(model))
-    journal = Journal(log if rank == 0 else None, step)
-    pace = Pace(model, settings, log is not None)
+    state = ResumeState(context.state, call_id(model, corpus, recipe, plan), plan.start_step, recipe)
+    step = same_everywhere(state.restore(model, stepper.optimizer), device_of(model))
+    journal = Journal(context.log if rank == 0 else None, step)
+    pace = Pace(model, recipe, context.log is not None)
     loss, finished = journal.last_loss, True
     model.train()
-    with resume_state:
-        for batch, waited in Loader(corpus, positions, model.settings, settings, rank, world).batches(step, end):
+    with state:
+        loader = Loader(corpus, plan.positions, model.settings, recipe, rank, world)
+        for batch, waited in loader.batches(step, plan.end):
             # One update, unless the training is to stop within it.
             began = time.perf_counter()
-            rate = learning_rate(batch.step, total, recipe)
-            updated = stepper.step(batch, rate, stop)
+            rate = learning_rate(batch.step, plan.total, recipe)
+            updated = stepper.step(batch, rate, context.stop)
             if updated is None:
-                resume_state.save(model, stepper.optimizer, step, corpus.fingerprint)
+                state.save(model, stepper.optimizer, step, corpus.fingerprint)
                 finished = False
                 break
             (loss, norm), step = updated, batch.step + 1
-            record = pace.record(step, loss, rate, norm, time.perf_counter() - began, waited)
+            record = pace.record(step, loss, rate, norm, (time.perf_counter() - began, waited))
             journal.write(record)
 
             # All processes stop, or write a checkpoint, after the same step.
-            wish = 2 if (on_step and on_step(record)) or stop() else int(resume_state.due(step) or step == end)
-            wish = strongest(wish, device_of(model))
-            finished = wish < 2
+            wish = strongest(_wish(context, record, state.due(step) or step == plan.end), device_of(model))
             if wish:
-                resume_state.save(model, stepper.optimizer, step, corpus.fingerprint)
-            if wish == 1 and on_checkpoint:
-                on_checkpoint(step)
-            if not finished:
+                state.save(model, stepper.optimizer, step, corpus.fingerprint)
+            if wish == CHECKPOINT and context.on_checkpoint:
+                context.on_checkpoint(step)
+            if wish == STOP:
+                finished = False
                 break
     seconds = pace.seconds
-    speed = (step - resume_state.restored) * settings.batch_size / seconds
-    return TrainResult(step, step - start_step, loss, seconds, speed, pace.waited / seconds, finished)
+    speed = (step - state.restored) * recipe.batch_size / seconds
+    return TrainResult(step, step - plan.start_step, loss, seconds, speed, pace.waited / seconds, finished)
+
+
+GO_ON, CHECKPOINT, STOP = 0, 1, 2  # what a process wishes after a step; the strongest wish of all holds
+
+
+def _wish(context: TrainContext, record: StepRecord, due: bool) -> int:
+    if (context.on_step and context.on_step(record)) or context.stop():
+        return STOP
+    return CHECKPOINT if due else GO_ON
 
 
 class Pace:
@@ -138,8 +154,9 @@ class Pace:
         # The clock starts last: measuring a CPU's peak takes longer than a short run.
         self.batch_size, self.began, self.waited = settings.batch_size, time.perf_counter(), 0.0
 
-    def record(self, step: int, loss: float, rate: float, norm: float, worked: float, waited: float) -> StepRecord:
-        """The log's line of a step that worked and waited for so many seconds."""
+    def record(self, step: int, loss: float, rate: float, norm: float, spent: tuple[float, float]) -> StepRecord:
+        """The log's line of a step; `spent`: seconds of work, and of waiting for data."""
+        worked, waited = spent
         self.waited += waited
         seconds = worked + waited
         speed = self.batch_size / seconds
@@ -151,69 +168,13 @@ class Pace:
         return time.perf_counter() - self.began
 
 
-@torch.no_grad()
-def evaluate(
-    model: MaskedAutoencoder, corpus: Corpus, positions: Positions, settings: TrainSettings, stop: Stop = never
-) -> float:
-    """Mean masked loss over `positions`, without augmentation; an image's mask depends on its id alone.
-
-    Raises Stopped where `stop` turns true before the end.
-    """
-    device, was_training = device_of(model), model.training
-    total = 0.0
-    model.eval()
-    try:
-        for rows in chunks(positions, micro_batch(settings, device)):
-            if stop():
-                raise Stopped
-            pixels = plain(corpus.fetch(rows).pixels, model.settings.image_size)
-            noise = torch.from_numpy(fixed_noise([corpus.ids[p] for p in rows], model)).to(device)
-            with autocast(device, settings.precision):
-                loss = model(normalise(pixels, settings, device), noise, full=False)[0]
-            total += float(loss) * len(rows)
-    finally:
-        model.train(was_training)
-    return total / max(1, len(positions))
-
-
-@torch.no_grad()
-def target_variance(model: MaskedAutoencoder, corpus: Corpus, positions: Positions, settings: TrainSettings) -> float:
-    """Variance of what is to be predicted about each channel's mean: the masked loss of the best constant."""
-    count, mean, square = 0, torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    device = device_of(model)
-    for rows in chunks(positions, micro_batch(settings, device)):
-        images = normalise(plain(corpus.fetch(rows).pixels, model.settings.image_size), settings, device)
-        target = model.target(model.patchify(images)).double().unflatten(-1, (-1, 3)).cpu()  # (B, L, P / 3, 3)
-        mean, square = mean + target.mean((1, 2)).sum(0), square + target.square().mean((1, 2)).sum(0)
-        count += len(rows)
-    return float((square / count - (mean / count) ** 2).mean())
-
-
-def fixed_noise(ids: list[str], model: MaskedAutoencoder) -> np.ndarray:
-    """Mask noise (B, L) that depends on the ids alone."""
-    patches = model.pos_embed.shape[1] - 1
-    return np.stack([generator(int(content_id(id_)[:15], 16)).random(patches, dtype=np.float32) for id_ in ids])
-
-
-def chunks(positions: Positions, size: int) -> Iterator[Positions]:
-    return (positions[start : start + size] for start in range(0, len(positions), size))
-
-
-def call_id(  # noqa: PLR0913
-    model: MaskedAutoencoder,
-    corpus: Corpus,
-    settings: TrainSettings,
-    positions: Positions,
-    start: int,
-    steps: int,
-    total: int,
-) -> str:
+def call_id(model: MaskedAutoencoder, corpus: Corpus, recipe: TrainRecipe, plan: TrainPlan) -> str:
     """Equal for two calls of `train` that must give the same weights."""
     return content_id(
         tensors_id(model.state_dict()),
         corpus.fingerprint,
-        positions.tobytes(),
-        settings.model_dump_json(),
+        plan.positions.tobytes(),
+        recipe.model_dump_json(),
         model.settings.model_dump_json(),
-        f"{start} {steps} {total}",
+        f"{plan.start_step} {plan.steps} {plan.total}",
     )

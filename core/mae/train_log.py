@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from usfmae.core.errors import needs
 from usfmae.core.files import append_line, write_atomic
-from usfmae.core.optional import needs
 
 SCALARS = ("loss", "lr", "grad_norm", "images_per_second", "data_wait")
 

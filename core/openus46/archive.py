@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from usfmae.core.archive import opened
 from usfmae.core.errors import SourceError
+from usfmae.core.read.source import archive_opened
 
 # Archives that are not read in place, and downloads that never finished.
 PACKED = (".rar", ".7z", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".z01", ".change2zip", ".zip")
@@ -33,7 +33,7 @@ class Entry:
         try:
             if not self.member:
                 return self.path.read_bytes()
-            return opened(self.path).read(self.member)
+            return archive_opened(self.path).read(self.member)
         except (OSError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise SourceError(f"{self.name}", f"cannot be read: {error}", "fetch the data set again") from None
 

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from usfmae.core.errors import SourceError
+from usfmae.core.errors import SourceError, needs
 from usfmae.core.files import put
-from usfmae.core.optional import needs
 
 NEEDED = ("image", "annot_id", "frame_num")
 
@@ -23,7 +22,7 @@ NEEDED = ("image", "annot_id", "frame_num")
 def unpack(source: Path, out: Path, progress: Callable[[int, int], None] = lambda *_: None) -> int:
     """Write `out/CLIP.mha` for each clip, frames in order; clips that are there stay. Returns the number of clips.
 
-    `told`: clips done, clips in all. Raises SourceError where the file is damaged or laid out otherwise,
+    `progress`: clips done, clips in all. Raises SourceError where the file is damaged or laid out otherwise,
     ResourceError without h5py.
     """
     needs("h5py", "bench")

@@ -48,10 +48,6 @@ def draw_screen(image: Pixels, seed: int, in_tissue: bool = True) -> Screen:
     return Screen(drawn, clean, ink, (x0, y0, x0 + width, y0 + height), name, patient, date, tuple(strings))
 
 
-def _text(canvas: Pixels, text: str, x: int, y: int, scale: float, colour: tuple[int, int, int], font: int) -> None:  # noqa: PLR0913
-    cv2.putText(canvas, text, (x, y), font, scale, colour, 1, cv2.LINE_AA)
-
-
 def _banner(canvas: Pixels, rng: np.random.Generator, name: str, patient: str, date: str) -> list[str]:
     font, bright = FONTS[int(rng.integers(2))], int(rng.integers(190, 256))
     shown = [
@@ -63,7 +59,7 @@ def _banner(canvas: Pixels, rng: np.random.Generator, name: str, patient: str, d
     ]
     places = ((12, 22), (12, 46), (640, 22), (640, 46), (360, 22))
     for text, (x, y) in zip(shown, places, strict=True):
-        _text(canvas, text, x, y, 0.5, (bright, bright, bright), font)
+        cv2.putText(canvas, text, (x, y), font, 0.5, (bright, bright, bright), 1, cv2.LINE_AA)
     return shown
 
 
@@ -89,5 +85,6 @@ def _caliper(canvas: Pixels, rng: np.random.Generator, x0: int, y0: int, width: 
         x, y = (ends[0] * (1 - t) + ends[1] * t).astype(int)
         cv2.circle(canvas, (int(x), int(y)), 1, colour, -1)
     label = f"D1 {np.hypot(*(ends[1] - ends[0])) * 0.12:.1f} mm"
-    _text(canvas, label, int(ends[1][0]) - 30, int(ends[1][1]) + 28, 0.45, colour, cv2.FONT_HERSHEY_SIMPLEX)
+    where = (int(ends[1][0]) - 30, int(ends[1][1]) + 28)
+    cv2.putText(canvas, label, where, cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1, cv2.LINE_AA)
     return [label]

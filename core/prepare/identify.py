@@ -16,7 +16,8 @@ from typing import Any
 
 from usfmae.core.config import ReadSettings, Settings
 from usfmae.core.errors import UsfmaeError
-from usfmae.core.prepare.ledger import UNFORESEEN, CorpusLedger, FolderRow, KnownScan
+from usfmae.core.prepare.ledger import UNFORESEEN, CorpusLedger, FolderRow
+from usfmae.core.prepare.ledger_queries import KnownScan
 from usfmae.core.read.discover import Candidate, Listing, is_archive, listings, member_candidates
 from usfmae.core.sandbox.pool import AHEAD, Pool
 from usfmae.core.sandbox.worker import StoppedError, Worker
@@ -70,50 +71,51 @@ def place_key(secret: bytes, candidate: Candidate) -> bytes:
     return bytes.fromhex(candidate.place(secret))[:16]
 
 
-def identified(  # noqa: PLR0913
-    sources: Sequence[Path],
-    ledger: CorpusLedger,
-    pool: Pool,
-    secret: bytes,
-    progress: Callable[[int], None] | None = None,
-    only: Chosen | None = None,
-    names: Mapping[Path, str] | None = None,
+@dataclass(frozen=True)
+class Sources:
+    """Folders, files and archives to read, and what the caller knows of the scans in them."""
+
+    paths: Sequence[Path]
+    only: Chosen | None = None  # files known to be scans; no others are read
+    names: Mapping[Path, str] = field(default_factory=dict)  # name of a path of `paths`, as its scans' data set
+
+
+def identified(
+    sources: Sources, ledger: CorpusLedger, pool: Pool, progress: Callable[[int], None] | None = None
 ) -> Identification:
     """Write into the ledger what every file below the sources is; scans that wait to be cleaned come with their place.
 
-    Of equal files the first counts, the others are duplicates of it. `names` gives scans below a source its name as
-    their data set. Inside `ledger.writing()`.
+    Of equal files the first counts, the others are duplicates of it. `progress` hears how many files were met so far.
+    Inside `ledger.writing()`.
     """
-    return _Pass(ledger, pool, secret, only, progress, names).run(sources)
+    return _Pass(sources, ledger, pool, progress).run()
 
 
 class _Pass:
     """One pass over the sources. Files are identified ahead in several processes and written in the order of the walk."""
 
     def __init__(
-        self,
-        ledger: CorpusLedger,
-        pool: Pool,
-        secret: bytes,
-        only: Chosen | None,
-        progress: Callable[[int], None] | None,
-        names: Mapping[Path, str] | None = None,
+        self, sources: Sources, ledger: CorpusLedger, pool: Pool, progress: Callable[[int], None] | None
     ) -> None:
-        self.names = {path.absolute(): name for path, name in (names or {}).items()}
-        self.ledger, self.pool, self.secret, self.only, self.progress = ledger, pool, secret, only, progress
+        self.sources, self.ledger, self.pool, self.progress = sources, ledger, pool, progress
+        self.secret, self.only = pool.secret, sources.only
+        self.names = {path.absolute(): name for path, name in sources.names.items()}
+        only = sources.only
         self.chosen = None if only is None else {path for path, _ in only}
-        self.found = Identification()
+        self.identification = Identification()
         self.seen = bytearray()  # by the number of a folder: 1 where it was met
         self.incomplete: set[int] = set()  # folders with a file that could not be opened
         self.open, self.archives = ledger.open_folders(), ledger.archives()
         # Folders are looked at anew where the caller chooses other files.
         self.salt = b"" if only is None else content_id(*(str(item) for item in sorted(only.items()))).encode()
 
-    def run(self, sources: Sequence[Path]) -> Identification:
+    def run(self) -> Identification:
         waiting: deque[_File | _End] = deque()
         submitted = written = 0
         saved = time.monotonic()
-        for item in self._items(listings(sources, (self.ledger.corpus,), self.pool.settings.read.follow_links)):
+        for item in self._items(
+            listings(self.sources.paths, (self.ledger.corpus,), self.pool.settings.read.follow_links)
+        ):
             waiting.append(item)
             submitted += isinstance(item, _File)
             while waiting and (submitted > AHEAD * self.pool.size or not _is_slow(waiting[0])):
@@ -125,7 +127,7 @@ class _Pass:
         for item in waiting:
             self._write(item)
         self.ledger.retire(self._was_met)
-        return self.found
+        return self.identification
 
     # The walk ---------------------------------------------------------------------------------------------------
 
@@ -137,7 +139,7 @@ class _Pass:
             for listing, key in zip(chunk, keys, strict=True):
                 yield from self._listed(listing, key, rows.get(key))
             if self.progress:
-                self.progress(self.found.met)
+                self.progress(self.identification.met)
 
     def _listed(self, listing: Listing, key: bytes, row: FolderRow | None) -> Iterator[_File | _End]:
         """One folder: nothing where it is as it was at the last pass and holds no work."""
@@ -147,7 +149,7 @@ class _Pass:
             row = self.ledger.folders([key]).get(key)  # where one source lies below another it is new by now
         if row is not None and self._was_met(row.n):
             return
-        self.found.met += len(listing.files)
+        self.identification.met += len(listing.files)
         hash_ = self._hash(listing)
         n = self._number(listing, key, row)
         self._meet(n)
@@ -179,7 +181,7 @@ class _Pass:
                 yield from self._archive(n, candidate)
             elif row is not None:
                 if row.is_open and row.scan is not None:
-                    self.found.files.setdefault(row.scan, candidate)
+                    self.identification.files.setdefault(row.scan, candidate)
             elif not candidate.broken and is_archive(candidate):
                 yield from self._new_archive(n, key, candidate)
             elif self.only is None or (candidate.path, candidate.member) in self.only:
@@ -237,12 +239,12 @@ class _Pass:
             return 0
         answer = _answer(item.answer)
         if answer["outcome"] == "failed":
-            self.found.failed[str(answer.get("reason", ""))] += 1
+            self.identification.failed[str(answer.get("reason", ""))] += 1
             self.incomplete.add(item.folder)
         else:
             scan = self.ledger.add_place(item.folder, item.key, self._named(item.candidate, answer))
             if scan is not None:
-                self.found.files.setdefault(scan, item.candidate)
+                self.identification.files.setdefault(scan, item.candidate)
         return 1
 
     def _named(self, candidate: Candidate, answer: dict[str, Any]) -> dict[str, Any]:

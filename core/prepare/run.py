@@ -24,8 +24,9 @@ from usfmae.core.config import Settings
 from usfmae.core.corpus.shard import FOLDER, PackedImage, write_shard
 from usfmae.core.errors import CorpusError, ResourceError, UsfmaeError
 from usfmae.core.files import write_atomic
-from usfmae.core.prepare.identify import Chosen, Identification, identified
-from usfmae.core.prepare.ledger import UNBALANCED, UNFORESEEN, CorpusLedger, KnownScan
+from usfmae.core.prepare.identify import Identification, Sources, identified
+from usfmae.core.prepare.ledger import UNBALANCED, UNFORESEEN, CorpusLedger
+from usfmae.core.prepare.ledger_queries import KnownScan
 from usfmae.core.prepare.progress import PrepareSummary, Progress
 from usfmae.core.prepare.ray import run_ray
 from usfmae.core.read.discover import Candidate, check_sources
@@ -50,37 +51,39 @@ class ShardTask:
     planned: tuple[int, ...]  # frames that each unit is likely to keep
 
 
-def prepare(  # noqa: PLR0913
-    sources: Sequence[Path],
+@dataclass(frozen=True)
+class Parallel:
+    """How many processes do the work, and which share of it."""
+
+    workers: int = 1
+    engine: str = "local"  # or ray
+    part: tuple[int, int] = (0, 1)  # (i, n): every n-th shard from the i-th on, so that n machines on one disk do all
+
+
+def prepare(
+    sources: Sources,
     corpus_dir: Path,
     settings: Settings,
-    *,
     secret: bytes,
-    workers: int = 1,
-    engine: str = "local",
-    part: tuple[int, int] = (0, 1),
-    only: Chosen | None = None,
-    names: Mapping[Path, str] | None = None,
+    parallel: Parallel = Parallel(),
     progress: Progress | None = None,
 ) -> PrepareSummary:
     """Read, clean and pack every scan below `sources` into `corpus_dir`; the sources are only ever read.
 
-    Called again it reads what is new. `part` (i, n) does every n-th shard from the i-th on, so that n calls on n
-    machines that share the disk do all. `only` restricts the scans to files that are known to be scans, and names
-    their public data set and group; `names` names whole sources, for the model card. Raises SourceError (a source is absent), UsageError (a corpus of another
+    Called again it reads what is new. Raises SourceError (a source is absent), UsageError (a corpus of another
     recipe), ResourceError (no Tesseract; disk full: free space, call again), TryLaterError (another run is at work).
     """
     began = time.monotonic()
     check_ocr(settings.clean.ocr)
-    check_sources(sources)  # before anything is written
+    check_sources(sources.paths)  # before anything is written
     ledger = CorpusLedger(corpus_dir)
-    whole = part[1] == 1
-    with ledger.working(shared=not whole), Pool(workers, settings, secret) as pool:
+    part, whole = parallel.part, parallel.part[1] == 1
+    with ledger.working(shared=not whole), Pool(parallel.workers, settings, secret) as pool:
         with ledger.writing():
             recipe = recipe_settings(settings)
             ledger.open(recipe_id({**recipe, "secret": secret_id(secret, "recipe")}), recipe)
             show = (lambda met: progress(PrepareSummary(scans=met))) if progress else None
-            identification = identified(sources, ledger, pool, secret, show, only, names)
+            identification = identified(sources, ledger, pool, show)
             ledger.add_plan(planned(ledger.unplanned(), settings.read.shard_images))
             ledger.save()
             tasks = ledger.open_tasks(part)
@@ -90,7 +93,9 @@ def prepare(  # noqa: PLR0913
         summary = PrepareSummary.of(ledger.counts(present=True), identification.failed)
         summary.planned, summary.in_flight = ledger.planned(n for n, _ in tasks), lambda: pool.frames_in_flight
         results = (
-            run_ray(work_shard, shards, pool, corpus_dir) if engine == "ray" else run_local(shards, pool, corpus_dir)
+            run_ray(work_shard, shards, pool, corpus_dir)
+            if parallel.engine == "ray"
+            else run_local(shards, pool, corpus_dir)
         )
         with space_checked(corpus_dir, ledger, part, settings):
             for unit in results:

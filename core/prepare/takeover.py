@@ -9,10 +9,9 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from usfmae.core.prepare.ledger import CorpusLedger
+from usfmae.core.prepare.ledger_file import read_object
 
 PLACES, PLANS = "places.jsonl", "plans"
 
@@ -21,25 +20,18 @@ def is_there(root: Path) -> bool:
     return (root / PLACES).exists() or (root / PLANS).exists()
 
 
-def take_over(ledger: CorpusLedger) -> None:
-    """Files are known by their keys, without their folders: the next run puts each where it lies."""
-    from usfmae.core.prepare.ledger import ELSEWHERE
-
-    for entry in _lines(ledger.root / PLACES):
+def places(root: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Key of each file that was known, and what was known of it."""
+    for entry in _lines(root / PLACES):
         key = bytes.fromhex(entry["place"])[:16] if len(entry["place"]) == 64 else entry["place"].encode()
-        if ledger.elsewhere(key) is None:
-            ledger.add_place(ELSEWHERE, key, {"outcome": "scan", "id": entry["place"], **entry})
-    for path in sorted((ledger.root / PLANS).glob("plan-*.json")):
-        _plan(ledger, int(path.stem.removeprefix("plan-")), path)
+        yield key, {"outcome": "scan", "id": entry["place"], **entry}
 
 
-def _plan(ledger: CorpusLedger, number: int, path: Path) -> None:
-    from usfmae.core.prepare.ledger import blob, read_object
-
-    for task in read_object(path)["tasks"]:
-        n = ledger.add_task(task["name"], number)
-        rows = [(n, unit, blob(id_)) for unit, ids in enumerate(task["units"]) for id_ in ids]
-        ledger.db.executemany("UPDATE scans SET task = ?, unit = ? WHERE id = ? AND outcome IS NULL", rows)
+def plans(root: Path) -> Iterator[tuple[int, str, list[list[str]]]]:
+    """(number of the plan, name of a task, ids of the scans of each of its units)."""
+    for path in sorted((root / PLANS).glob("plan-*.json")):
+        for task in read_object(path)["tasks"]:
+            yield int(path.stem.removeprefix("plan-")), task["name"], task["units"]
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -10,8 +10,8 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut, convert_color_space
 
 from usfmae.core.read.dicom_pixels import jpeg_is_ybr
+from usfmae.core.read.facts import Unreadable
 from usfmae.core.read.raster import as_rgb
-from usfmae.core.read.refusal_codes import Unreadable
 from usfmae.core.types import Pixels
 
 # Nearly all of an ultrasound picture is gray: in YCbCr both chroma samples then stand at 128, in RGB all are equal.

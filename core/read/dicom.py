@@ -20,14 +20,47 @@ from pydicom.uid import (
 )
 
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.read import colour, sop_classes, video
+from usfmae.core.read import colour, dicom, video
 from usfmae.core.read.dicom_pixels import FrameDecoder, check_syntax, locate, syntax_of
-from usfmae.core.read.header import Facts, check_size, refuse_icon
+from usfmae.core.read.facts import Facts, RefusedScan, Unreadable, check_size, guarded, refuse_icon
 from usfmae.core.read.raster import extent
-from usfmae.core.read.refusal_codes import Unreadable, guarded
 from usfmae.core.read.source import in_memory, opened
 from usfmae.core.read.timing import kept_indices, kept_slices, steady_times
 from usfmae.core.types import Frame, Region, Scan
+
+ROOT = "1.2.840.10008.5.1.4.1.1."
+# SOP class below ROOT (a trailing dot stands for all below it) -> reason
+REFUSED = {
+    "88.": "structured-report",
+    "104.": "encapsulated-document",
+    "11.": "presentation-state",
+    "7": "secondary-capture",
+    "7.": "secondary-capture",
+    "9.": "waveform",
+    "66": "raw-data",
+    "66.": "derived-object",
+    "68.": "derived-object",
+    "481.": "radiotherapy-object",
+}
+ULTRASOUND = ("6", "6.1", "6.2", "6.3", "3", "3.1")  # retired classes included
+DIRECTORY = "1.2.840.10008.1.3.10"
+
+
+def check(ds: Dataset, settings: ReadSettings) -> None:
+    """Refused with the rule's reason where this object is not an ultrasound picture."""
+    sop = str(ds.get("SOPClassUID") or ds.file_meta.get("MediaStorageSOPClassUID") or "")
+    if sop == DIRECTORY:
+        raise RefusedScan("dicomdir", "an index of other files")
+    below = sop.removeprefix(ROOT)
+    for prefix, reason in REFUSED.items():
+        if below == prefix or (prefix.endswith(".") and below.startswith(prefix)):
+            raise RefusedScan(reason, f"SOP class ...{below:.20}")
+    modality = str(ds.get("Modality") or "")
+    if modality not in settings.modalities and not (not modality and below in ULTRASOUND):
+        raise RefusedScan("modality", "not one of " + ", ".join(settings.modalities))
+    if "Rows" not in ds or "Columns" not in ds:
+        raise RefusedScan("no-pixels", "the object holds no picture")
+
 
 SUFFIXES = (".dcm", ".dicom", ".ima", "")
 # (0018,6012) -> what a region shows; 2D data of type 1 is tissue, 2 colour flow (PS3.3 C.8.5.5.1.2)
@@ -63,7 +96,7 @@ def read_header(file: BinaryIO) -> Dataset:
 def _checked(ds: Dataset, settings: ReadSettings) -> int:
     """The number of frames of a picture we may read. Raises Refused and Unreadable."""
     with guarded("bad-header"):
-        sop_classes.check(ds, settings)
+        dicom.check(ds, settings)
         check_syntax(syntax_of(ds))
         count = _stated(ds) or 1
         check_size(int(ds.Columns), int(ds.Rows), count, settings)

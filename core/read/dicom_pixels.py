@@ -30,7 +30,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from usfmae.core.read.refusal_codes import Unreadable
+from usfmae.core.read.facts import Unreadable
 
 PIXEL_DATA = (0x7FE0, 0x0010)
 ITEM, END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"  # (FFFE,E000), (FFFE,E0DD)

@@ -18,10 +18,9 @@ from pydantic import AfterValidator, Field
 
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.errors import SourceError
-from usfmae.core.read.header import Facts
+from usfmae.core.read.facts import Facts, RefusedScan, Unreadable, guarded
 from usfmae.core.read.reader import READERS, reader
-from usfmae.core.read.refusal_codes import RefusedScan, Unreadable, guarded
-from usfmae.core.read.source import beside, name_of, opened
+from usfmae.core.read.source import name_of, opened, opened_data_file
 from usfmae.core.types import Quarantined, Scan, Trail, secret_id
 
 HEAD = 4096
@@ -305,8 +304,8 @@ def examine(scan: Scan, settings: ReadSettings) -> Examined:
             return Examined("none", digest)
         with guarded("unreadable"):
             facts = reader(kind).facts(scan, settings)
-        if facts.beside:  # equal headers may stand over different pixels
-            with beside(scan, facts.beside, settings) as file:
+        if facts.data_file:  # equal headers may stand over different pixels
+            with opened_data_file(scan, facts.data_file, settings) as file:
                 digest = hashlib.sha256(first + _digest(file)).hexdigest()
     except Unreadable as error:
         return Examined("quarantined", digest, error.reason, error.why[:200])

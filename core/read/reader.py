@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Protocol, cast
 
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.read.header import Facts
-from usfmae.core.read.refusal_codes import guarded
+from usfmae.core.read.facts import Facts, guarded
 from usfmae.core.types import Frame, Scan
 
 

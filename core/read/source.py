@@ -9,32 +9,33 @@ import io
 import os
 import posixpath
 import stat
+import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from usfmae.core import archive
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.read.refusal_codes import Unreadable, guarded
+from usfmae.core.read.facts import Unreadable, guarded
 from usfmae.core.types import Scan
 
 ENCRYPTED = 1  # bit 0 of a member's flags (APPNOTE 4.4.4)
 
 
-def open_file(path: Path, companion: str = "") -> int:
+def open_file(path: Path, data_file: str = "") -> int:
     """A descriptor of the file at `path`, or of the one of that plain name in the same folder. Raises OSError.
 
     A file beside another must be a regular one: no link, no device, no pipe.
     """
-    if not companion:
+    if not data_file:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    if "/" in companion or companion in ("", ".", ".."):
+    if "/" in data_file or data_file in ("", ".", ".."):
         raise ValueError("no plain name")
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(companion, flags, dir_fd=folder)
+        descriptor = os.open(data_file, flags, dir_fd=folder)
     finally:
         os.close(folder)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -47,7 +48,7 @@ _opener: Callable[[Path, str], int] = open_file
 
 
 def open_through(opener: Callable[[Path, str], int]) -> None:
-    """From now on this process opens scans by `opener(path, beside)`, which returns a descriptor."""
+    """From now on this process opens scans by `opener(path, data_file)`, which returns a descriptor."""
     global _opener
     _opener = opener
 
@@ -61,7 +62,7 @@ def read_member(path: Path, member: str, settings: ReadSettings) -> bytes:
     """A member's content, with the declared and the real size both held under the limit. Raises Unreadable."""
     limit = int(settings.max_member_mb * 1e6)
     with guarded("bad-archive"):
-        content = archive.opened_at(_opener(path, ""))
+        content = archive_at(_opener(path, ""))
         if content.getinfo(member).flag_bits & ENCRYPTED:
             raise Unreadable("encrypted-archive", "the member is encrypted")
         with content.open(member) as file:
@@ -82,7 +83,7 @@ def opened(scan: Scan, settings: ReadSettings) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def beside(scan: Scan, name: str, settings: ReadSettings) -> Iterator[BinaryIO]:
+def opened_data_file(scan: Scan, name: str, settings: ReadSettings) -> Iterator[BinaryIO]:
     """The file of a plain `name` in the scan's own folder, of the disk or of the archive. Raises Unreadable."""
     if scan.member:
         try:
@@ -123,3 +124,34 @@ def in_memory(data: bytes) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+OPEN = 4  # archives
+
+# (process, device, inode, size, time in ns) -> archive. A changed file is opened anew, and a forked process opens its
+# own: a shared file has one position.
+_archives: OrderedDict[tuple[int, ...], zipfile.ZipFile] = OrderedDict()
+
+
+def archive_opened(path: Path) -> zipfile.ZipFile:
+    """The archive at `path`, for reading members; not to be closed. Raises OSError, BadZipFile."""
+    return archive_at(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def archive_at(descriptor: int) -> zipfile.ZipFile:
+    """The archive behind a descriptor, which is taken over. Raises OSError, BadZipFile."""
+    file = os.fdopen(descriptor, "rb")
+    status = os.fstat(descriptor)
+    key = (os.getpid(), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    if key in _archives:
+        file.close()
+    else:
+        try:
+            _archives[key] = zipfile.ZipFile(file)
+        except Exception:
+            file.close()
+            raise
+    _archives.move_to_end(key)
+    while len(_archives) > OPEN:
+        _archives.popitem(last=False)
+    return _archives[key]

@@ -15,9 +15,8 @@ import cv2
 
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.read.deinterlace import Deinterlacer, conversion
-from usfmae.core.read.header import Facts, check_size
+from usfmae.core.read.facts import Facts, Unreadable, check_size
 from usfmae.core.read.raster import as_rgb
-from usfmae.core.read.refusal_codes import Unreadable
 from usfmae.core.read.source import descriptor_of
 from usfmae.core.read.timing import FrameSampler
 from usfmae.core.types import Frame, Scan

@@ -19,11 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.read.header import Facts, check_size, refuse_icon
-from usfmae.core.read.label_masks import refuse_label_volume
-from usfmae.core.read.raster import as_rgb, extent
-from usfmae.core.read.refusal_codes import Unreadable, guarded
-from usfmae.core.read.source import beside, name_of, opened
+from usfmae.core.read.facts import Facts, Unreadable, check_size, guarded, refuse_icon
+from usfmae.core.read.raster import as_rgb, extent, refuse_label_volume
+from usfmae.core.read.source import name_of, opened, opened_data_file
 from usfmae.core.read.timing import kept_slices
 from usfmae.core.read.volume_header import VolumeHeader, as_numbers, family, parse, skip_lines
 from usfmae.core.types import Frame, Scan
@@ -70,7 +68,7 @@ def facts(scan: Scan, settings: ReadSettings) -> Facts:
     with _header(scan, settings) as (header, _):
         refuse_icon(*(header.shape[axis] for axis in header.picture))
         slices = len(kept_slices(header.frames, settings.slices))
-        return Facts(header.family, header.frames, slices, beside=header.beside)
+        return Facts(header.family, header.frames, slices, data_file=header.data_file)
 
 
 def frames(
@@ -91,12 +89,12 @@ def _samples(
     scan: Scan, settings: ReadSettings, header: VolumeHeader, file: IO[bytes]
 ) -> Iterator[NDArray[np.generic]]:
     """All samples in the shape that the header states. Raises Unreadable where there are fewer."""
-    if not header.beside:
+    if not header.data_file:
         file.seek(0 if header.offset < 0 else header.offset)
         with _unpacked(file, header) as samples:
             yield samples
         return
-    with beside(scan, header.beside, settings) as other:
+    with opened_data_file(scan, header.data_file, settings) as other:
         skip_lines(other, header.skipped_lines)
         if header.offset > 0:
             other.seek(header.offset, io.SEEK_CUR)

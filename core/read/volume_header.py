@@ -17,7 +17,7 @@ from typing import IO
 
 import numpy as np
 
-from usfmae.core.read.refusal_codes import RefusedScan, Unreadable
+from usfmae.core.read.facts import RefusedScan, Unreadable
 
 LINE, LINES = 1 << 20, 1_000_000  # bytes of a line, lines of a header: sequence files state ten lines a frame
 LARGEST_AXIS = 1 << 31
@@ -33,7 +33,7 @@ class VolumeHeader:
     picture: tuple[int, int]  # the axes of rows and of columns
     components: int | None = None  # the axis of colour samples, None for gray
     encoding: str = "raw"  # "raw", "gzip", "bzip2", "ascii", "hex"
-    beside: str = ""  # the file in the same folder that holds the samples, "" where they follow the header
+    data_file: str = ""  # the file in the same folder that holds the samples, "" where they follow the header
     offset: int = 0  # bytes before the samples; -1: they end the file
     skipped_lines: int = 0
     slope: float = 1.0
@@ -152,7 +152,7 @@ def _metaimage(file: IO[bytes], name: str) -> VolumeHeader:
         tuple(reversed(sizes)),
         *_axes(kinds, sizes, dtype),
         encoding="gzip" if gzip else "raw" if binary else "ascii",
-        beside=data_file,
+        data_file=data_file,
         offset=start,
     )
 
@@ -207,7 +207,7 @@ def _nrrd(file: IO[bytes], name: str) -> VolumeHeader:
         tuple(reversed(sizes)),
         *_axes(kinds, sizes, dtype),
         encoding=ENCODINGS[fields["encoding"].lower()],
-        beside=data_file,
+        data_file=data_file,
         offset=-1 if skip == -1 else _positive(skip) + (0 if data_file else file.tell()),
         skipped_lines=_positive(int(fields.get("line skip") or fields.get("lineskip") or 0)),
     )
@@ -300,14 +300,14 @@ def _nifti(file: IO[bytes], name: str) -> VolumeHeader:
         dtype,
         tuple(reversed(sizes)),
         *_axes(kinds, sizes, dtype),
-        beside=plain_name(_image_beside(name)) if pair else "",
+        data_file=plain_name(_image_of(name)) if pair else "",
         offset=_positive(int(offset)) if pair else max(int(offset), size),
         slope=float(slope) if scaled else 1.0,
         intercept=float(intercept) if scaled else 0.0,
     )
 
 
-def _image_beside(name: str) -> str:
+def _image_of(name: str) -> str:
     """x.hdr -> x.img, x.hdr.gz -> x.img.gz, in the letters' own case."""
     stem, dot, rest = name.rpartition(".hdr") if ".hdr" in name else name.rpartition(".HDR")
     return f"{stem}{'.IMG' if dot == '.HDR' else '.img'}{rest}" if dot else ""

@@ -21,7 +21,7 @@ AXES = {"forgetting": Axis(percent=True, limits={"seed": 0.0})}
 
 
 def write_campaign(path: Path, campaign: Mapping[str, Any]) -> None:
-    """`found`: campaign, sites, rounds (oldest first), not_admitted, declined, chain; as `server.dashboard.view` reads them."""
+    """`campaign`: its name, sites, rounds (oldest first), not_admitted, declined, chain; as `server.dashboard.view` reads them."""
     committed = [r for r in campaign["rounds"] if r["state"] == "committed"]
     labels = [str(r["number"]) for r in committed]
     losses = {
@@ -32,7 +32,7 @@ def write_campaign(path: Path, campaign: Mapping[str, Any]) -> None:
     write_page(
         path,
         "campaign.html",
-        found=campaign,
+        campaign=campaign,
         done=committed,
         chart=line_chart(losses, labels, "held-out masked loss at the sites", "round", REPORT) if committed else "",
         panel=[

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
+from numpy.typing import NDArray
 
-from usfmae.core.config import Settings
 from usfmae.core.prepare.identify import folder_key, located
-from usfmae.core.prepare.ledger import CorpusLedger, text
+from usfmae.core.prepare.ledger import CorpusLedger
+from usfmae.core.prepare.ledger_queries import text
 from usfmae.core.prepare.progress import PrepareSummary
 from usfmae.core.prepare.run import unit_of
 from usfmae.core.read.discover import listings
-from usfmae.core.report.histogram import histogram
 from usfmae.core.report.page import write_page
 from usfmae.core.report.reasons import meaning
 from usfmae.core.sandbox.pool import Pool
@@ -45,23 +45,12 @@ class Wanted:
     reason: str = ""
 
 
-def write_gallery(  # noqa: PLR0913
-    path: Path,
-    sources: Sequence[Path],
-    corpus: Path,
-    settings: Settings,
-    summary: PrepareSummary,
-    *,
-    secret: bytes,
-    workers: int = 1,
-) -> None:
-    """One self-contained HTML page about the scans of `sources` in `corpus`, after `prepare`."""
-    ledger = CorpusLedger(corpus)
-    kept_wanted, held_wanted = _kept_wanted(ledger), _quarantined_wanted(ledger)
-    with Pool(workers, settings, secret) as pool:
-        show = functools.partial(_shown, pool, ledger, sources, secret)
-        kept, held = show(kept_wanted), show(held_wanted)
-    folders = _folders(ledger, sources, secret)
+def write_gallery(path: Path, sources: Sequence[Path], corpus: Path, summary: PrepareSummary, pool: Pool) -> None:
+    """One self-contained HTML page about the scans of `sources` in `corpus`, after `prepare`; `pool` shows them again."""
+    ledger, settings = CorpusLedger(corpus), pool.settings
+    show = functools.partial(_shown, pool, ledger, sources)
+    kept, held = show(_kept_wanted(ledger)), show(_quarantined_wanted(ledger))
+    folders = _folders(ledger, sources, pool.secret)
     write_page(
         path,
         "gallery.html",
@@ -176,13 +165,13 @@ def _quarantined_wanted(ledger: CorpusLedger) -> list[Wanted]:
 
 
 def _shown(
-    pool: Pool, ledger: CorpusLedger, sources: Sequence[Path], secret: bytes, examples: Sequence[Wanted]
+    pool: Pool, ledger: CorpusLedger, sources: Sequence[Path], examples: Sequence[Wanted]
 ) -> list[dict[str, Any]]:
     """The pictures of each wanted frame as data URIs; what cannot be shown is left out."""
     units = {}
     for one in examples:
         scans = ledger.together(one.scan)
-        units[one] = unit_of(scans, located(ledger, sources, secret, scans))
+        units[one] = unit_of(scans, located(ledger, sources, pool.secret, scans))
 
     def show(worker: Worker, one: Wanted) -> dict[str, bytes]:
         return worker.show(units[one], one.scan, one.index)
@@ -207,3 +196,27 @@ def _by_reason(shown: Sequence[Mapping[str, Any]], summary: PrepareSummary) -> l
         {"code": code, "count": summary.reasons.get(code, 0), "meaning": meaning(code), "items": items}
         for code, items in grouped.items()
     ]
+
+
+BINS = 25
+WIDTH, HEIGHT, BASE, TOP = 320, 130, 106, 22
+
+
+def histogram(values: Sequence[float] | NDArray[np.float32], low: float, high: float, title: str) -> Markup:
+    """Counts of values in equal bins of low..high, with the median marked."""
+    counts, _ = np.histogram(np.clip(values, low, high), BINS, (low, high))
+    tallest, step = max(1, int(counts.max())), WIDTH / BINS
+    bars = [
+        f'<rect x="{i * step + 1:.1f}" y="{BASE - (BASE - TOP) * n / tallest:.1f}" width="{step - 2:.1f}" '
+        f'height="{(BASE - TOP) * n / tallest:.1f}" fill="var(--c0)"><title>{n} scans</title></rect>'
+        for i, n in enumerate(counts)
+    ]
+    middle = f"median {np.median(values):.3g} of {len(values)} scans" if len(values) else "no values"
+    return Markup(  # noqa: S704
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}: {middle}" class="chart">'
+        f'<text x="0" y="10">{escape(title)}</text>{"".join(bars)}'
+        f'<line class="grid-line" x1="0" x2="{WIDTH}" y1="{BASE}" y2="{BASE}"/>'
+        f'<text x="0" y="{BASE + 14}">{low:g}</text>'
+        f'<text x="{WIDTH / 2}" y="{BASE + 14}" text-anchor="middle">{middle}</text>'
+        f'<text x="{WIDTH}" y="{BASE + 14}" text-anchor="end">{high:g}</text></svg>'
+    )

@@ -59,6 +59,6 @@ def _row(entry: Mapping[str, Any]) -> dict[str, str]:
     return {"time": str(entry["time"])[:16].replace("T", " "), "event": str(entry["event"]), "details": rest[:300]}
 
 
-def write_month(path: Path, name: str, fingerprint: str, found: Mapping[str, Any], chain: str) -> None:
+def write_month(path: Path, name: str, fingerprint: str, month: Mapping[str, Any], chain: str) -> None:
     """The page; `chain` says whether the audit log is unbroken."""
-    write_page(path, "month.html", name=name, fingerprint=fingerprint, found=found, chain=chain, size=size)
+    write_page(path, "month.html", name=name, fingerprint=fingerprint, month=month, chain=chain, size=size)

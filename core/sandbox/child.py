@@ -21,8 +21,8 @@ from usfmae.core.config import Settings
 from usfmae.core.errors import ConfigError, ResourceError
 from usfmae.core.read import source
 from usfmae.core.read.discover import Examined, examine, members
+from usfmae.core.read.facts import Unreadable
 from usfmae.core.read.reader import READERS, reader
-from usfmae.core.read.refusal_codes import Unreadable
 from usfmae.core.sandbox import ipc, records
 from usfmae.core.sandbox.clean_unit import run_unit
 from usfmae.core.sandbox.confinement import confine
@@ -46,9 +46,9 @@ class Wire:
     def answer(self, record: Answer, blob: bytes = b"") -> None:
         ipc.send(self.answers, records.encode(ANSWERS, record), blob)
 
-    def open(self, path: Path, beside: str) -> int:
+    def open(self, path: Path, data_file: str) -> int:
         """A descriptor of a scan of the request; in place of `source.open_file`."""
-        self.answer(records.Open(int(path.parts[0]), beside))
+        self.answer(records.Open(int(path.parts[0]), data_file))
         received = self.next()
         if received is None:
             raise SystemExit

@@ -8,12 +8,42 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import cv2
+import numpy as np
+
 from usfmae.core.config import Settings
 from usfmae.core.errors import ConfigError, ResourceError
 from usfmae.core.read import RefusedScan, Unreadable, read
-from usfmae.core.sandbox.duplicates import Seen
 from usfmae.core.sandbox.records import Alive, Answer, CleanUnit, Done, Kept, KeptBack, Outcome, ScanEnded, number_of
-from usfmae.core.types import CleanImage, Frame, Quarantined, Scan, Trail, content_id
+from usfmae.core.types import CleanImage, Frame, Pixels, Quarantined, Scan, Trail, content_id
+
+SIDE = 16  # 16 x 16 comparisons: 256 bits
+
+
+def difference_hash(pixels: Pixels) -> int:
+    """256 bits: is each cell of a 16 x 17 thumbnail darker than its right neighbour? (Krawetz's dHash.)"""
+    gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(gray, (SIDE + 1, SIDE), interpolation=cv2.INTER_AREA)
+    return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
+
+
+class Seen:
+    """Hashes of the frames of one scan."""
+
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
+        self.hashes: list[int] = []
+
+    def is_duplicate(self, pixels: Pixels) -> bool:
+        """True where an earlier frame differs in fewer than `bits` bits; else the frame is remembered."""
+        if self.bits == 0:
+            return False
+        code = difference_hash(pixels)
+        if any((code ^ other).bit_count() < self.bits for other in self.hashes):
+            return True
+        self.hashes.append(code)
+        return False
+
 
 Emit = Callable[..., None]  # answer(record, bytes)
 
@@ -74,11 +104,11 @@ def _settle(
         augment = settings.train.augment
         named = cut_to_scan(replace(result, trail=trail), settings.clean)
         packed = square(named, settings.model.image_size, "", "", augment.resize, augment.aspect)
-        kept = Kept(owner.number, index, packed.pixels.shape, *_figures(result))
+        image = Kept(owner.number, index, packed.pixels.shape, *_figures(result))
     except Exception:
         answer(KeptBack(owner.number, index, "packing-failed"))
         return
-    answer(kept, packed.pixels.tobytes())
+    answer(image, packed.pixels.tobytes())
 
 
 def _figures(image: CleanImage) -> tuple[float, float, float]:

@@ -21,7 +21,7 @@ class Pool:
     """`workers` decoding processes; leaving the context ends them."""
 
     def __init__(self, workers: int, settings: Settings, secret: bytes) -> None:
-        self.size, self.settings = max(1, workers), settings
+        self.size, self.settings, self.secret = max(1, workers), settings, secret
         self.workers = [Worker(settings, secret) for _ in range(self.size)]
         self.free: SimpleQueue[Worker] = SimpleQueue()
         for worker in self.workers:

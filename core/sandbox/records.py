@@ -136,10 +136,10 @@ class Ready:
 
 @dataclass(frozen=True)
 class Open:
-    """It asks for scan number `scan` of the request, or for the file of a plain name `beside` it."""
+    """It asks for scan number `scan` of the request, or for the file of a plain name, `data_file`, in its folder."""
 
     scan: Number
-    beside: Annotated[str, Field(max_length=255)] = ""
+    data_file: Annotated[str, Field(max_length=255)] = ""
     event: Literal["open"] = "open"
 
 

@@ -26,7 +26,7 @@ from usfmae.core.corpus.shard import PackedImage
 from usfmae.core.errors import ResourceError
 from usfmae.core.read import source
 from usfmae.core.read.discover import Candidate, Examined, Identified, named
-from usfmae.core.read.refusal_codes import RefusedScan
+from usfmae.core.read.facts import RefusedScan
 from usfmae.core.sandbox import ipc, records
 from usfmae.core.sandbox.records import ANSWERS, REQUESTS, Answer, Request, ScanResult, Unit, handed_over
 from usfmae.core.types import Quarantined, Scan, Trail, content_id
@@ -169,7 +169,7 @@ class Worker:
         if wanted.scan >= len(scans):
             self._end("bad-answer")
         try:
-            descriptor = source.open_file(scans[wanted.scan].path, wanted.beside)
+            descriptor = source.open_file(scans[wanted.scan].path, wanted.data_file)
         except (OSError, ValueError) as error:
             self._send(records.Opened(getattr(error, "errno", None) or 22))
             return
@@ -220,26 +220,26 @@ class Worker:
     def _entry(self, examined: Examined, candidate: Candidate) -> dict[str, Any]:
         if examined.outcome == "failed":
             return {"outcome": "failed", "reason": examined.reason}
-        found = named(examined, candidate, self.secret, self.settings.read)
-        if found is None:
+        scan = named(examined, candidate, self.secret, self.settings.read)
+        if scan is None:
             return {"outcome": "none"}
-        if isinstance(found, RefusedScan):
-            return {"outcome": "refused", "reason": found.reason}
-        if isinstance(found, Quarantined):
-            return {"outcome": "quarantined", "reason": found.reason, "detail": found.detail, "id": found.trail.id}
-        return _scan_entry(found)
+        if isinstance(scan, RefusedScan):
+            return {"outcome": "refused", "reason": scan.reason}
+        if isinstance(scan, Quarantined):
+            return {"outcome": "quarantined", "reason": scan.reason, "detail": scan.detail, "id": scan.trail.id}
+        return _scan_entry(scan)
 
     def members(self, archive: Candidate) -> dict[str, Any]:
         """The members of an archive: {"members": [[name, size], ...], "reason": ...}."""
         scan = Scan(archive.path, "")
-        found: dict[str, Any] = {"members": [], "reason": "crashed"}
+        listing: dict[str, Any] = {"members": [], "reason": "crashed"}
         try:
             for answer, _ in self._ask(records.ListMembers(handed_over(scan, 0)), [scan]):
                 if isinstance(answer, records.Members):
-                    found = {"members": [list(pair) for pair in answer.members], "reason": answer.reason}
+                    listing = {"members": [list(pair) for pair in answer.members], "reason": answer.reason}
         except ProcessEndedError as error:
-            found["reason"] = error.reason
-        return found
+            listing["reason"] = error.reason
+        return listing
 
     def process_unit(self, unit: Unit) -> UnitResult:
         """Read and clean a unit. A scan that ends or hangs the process goes to quarantine; the rest is done again."""
@@ -263,9 +263,9 @@ class Worker:
 
     def _attempt(self, unit: Unit) -> UnitResult:
         books = _Books(unit.scans, self.settings.model.image_size)
-        told = Unit(tuple(handed_over(scan, number) for number, scan in enumerate(unit.scans)), unit.clip)
+        handed = Unit(tuple(handed_over(scan, number) for number, scan in enumerate(unit.scans)), unit.clip)
         try:
-            for answer, blob in self._ask(records.CleanUnit(told), unit.scans):
+            for answer, blob in self._ask(records.CleanUnit(handed), unit.scans):
                 self.frames_read += isinstance(answer, records.Alive) and answer.doing == "decoding"
                 books.enter(answer, blob)
             return books.close()
@@ -277,10 +277,10 @@ class Worker:
 
     def show(self, unit: Unit, wanted: str, index: int) -> dict[str, bytes]:
         """PNGs "before", "mask" and "after" of one frame (see preview.py); fewer or none where it cannot be shown."""
-        told = Unit(tuple(handed_over(scan, number) for number, scan in enumerate(unit.scans)), unit.clip)
+        handed = Unit(tuple(handed_over(scan, number) for number, scan in enumerate(unit.scans)), unit.clip)
         pictures: dict[str, bytes] = {}
         try:
-            for answer, blob in self._ask(records.ShowFrame(told, wanted, index), unit.scans):
+            for answer, blob in self._ask(records.ShowFrame(handed, wanted, index), unit.scans):
                 if isinstance(answer, records.Picture):
                     pictures[answer.name] = blob
         except ProcessEndedError:
@@ -289,8 +289,8 @@ class Worker:
 
     def preview(self, scan: Scan, index: int) -> list[tuple[records.Picture | records.NoPicture, bytes]]:
         """One frame "before", "after" and "packed" (see preview.py), or why not. Raises ProcessEndedError."""
-        asked = self._ask(records.PreviewFrame(handed_over(scan, 0), index), [scan])
-        return [(a, blob) for a, blob in asked if isinstance(a, (records.Picture, records.NoPicture))]
+        answers = self._ask(records.PreviewFrame(handed_over(scan, 0), index), [scan])
+        return [(a, blob) for a, blob in answers if isinstance(a, (records.Picture, records.NoPicture))]
 
 
 class _Books:
@@ -352,19 +352,19 @@ class _Books:
         return self.results, self.images
 
 
-def _scan_entry(found: Identified) -> dict[str, Any]:
+def _scan_entry(identified: Identified) -> dict[str, Any]:
     """An identified scan as the ledger writes it."""
     return {
         "outcome": "scan",
-        "id": found.scan.trail.id,
-        "kind": found.scan.kind,
-        "group": found.scan.group,
-        "study": found.study,
-        "format": found.facts.format,
-        "frames": found.facts.frames,
-        "planned": found.facts.planned,
-        "device": found.facts.device,
-        "notes": list(found.facts.notes),
+        "id": identified.scan.trail.id,
+        "kind": identified.scan.kind,
+        "group": identified.scan.group,
+        "study": identified.study,
+        "format": identified.facts.format,
+        "frames": identified.facts.frames,
+        "planned": identified.facts.planned,
+        "device": identified.facts.device,
+        "notes": list(identified.facts.notes),
     }
 
 

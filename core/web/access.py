@@ -84,8 +84,8 @@ class People:
     def owner(self, token: str) -> str:
         """The person this token belongs to, or "". Takes the same time for every wrong one."""
         digest, owner = _digest(token.strip()), ""
-        for name, known in {SHARED: _digest(self.shared_token()), **self.hashes()}.items():
-            if hmac.compare_digest(digest, known):
+        for name, hash_ in {SHARED: _digest(self.shared_token()), **self.hashes()}.items():
+            if hmac.compare_digest(digest, hash_):
                 owner = name
         return owner
 

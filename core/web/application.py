@@ -113,8 +113,8 @@ class WebPage:
             if await self.access.log_in(request):
                 return RedirectResponse(target, 303)
             wrong = True
-        asked = {"heading": self.heading, "why": self.why, "next": target, "wrong": wrong}
-        return self.show(request, "login.html", 403 if wrong else 200, **asked)
+        shown = {"heading": self.heading, "why": self.why, "next": target, "wrong": wrong}
+        return self.show(request, "login.html", 403 if wrong else 200, **shown)
 
     async def problem(self, request: Request, error: Exception) -> Response:
         """Any exception of one request costs that one."""

@@ -107,8 +107,8 @@ def _thinned(count: int) -> list[int]:
 def _labelled(count: int) -> list[int]:
     """Indices that get a label: the first, every 1, 2, 5, 10 ... after it, and the last where there is room."""
     step = next(f * 10**power for power in range(9) for f in (1, 2, 5) if count <= LABELS * f * 10**power)
-    found = list(range(0, count, step))
-    return [*found, count - 1] if count - 1 - found[-1] > step / 2 else found
+    labels = list(range(0, count, step))
+    return [*labels, count - 1] if count - 1 - labels[-1] > step / 2 else labels
 
 
 def round_marks(low: float, high: float) -> list[float]:

@@ -17,9 +17,9 @@ STATIC = Path(__file__).parent / "static"
 def environment(package: str) -> Environment:
     """Templates of `package`, on top of the shared ones. An undefined name is an error, not an empty string."""
     loader = ChoiceLoader([PackageLoader(package), FileSystemLoader(Path(__file__).parent / "templates")])
-    found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    found.globals["version"] = __version__
-    found.filters |= {
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.globals["version"] = __version__
+    made.filters |= {
         "ago": ago,
         "size": size,
         "duration": duration,
@@ -28,7 +28,7 @@ def environment(package: str) -> Environment:
         "grouped": grouped,
         "count": count,
     }
-    return found
+    return made
 
 
 def ago(moment: float | None, now: float | None = None) -> str:

@@ -21,7 +21,7 @@ from usfmae.core import audit, manifest
 from usfmae.core.checkpoint import describe, encoder_of, load, save, tensors_id
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError, UsageError
-from usfmae.core.federated import averaging, forgetting_budget, lineage
+from usfmae.core.federated import forgetting, lineage
 from usfmae.core.files import write_atomic
 from usfmae.server import campaign
 from usfmae.server.layout import Federation, Layout
@@ -142,8 +142,8 @@ def _interpolated(
     base = {organ: reading.loss for organ, reading in reader.seed.items()}
     trials = []
     for alpha in sorted({1.0, *settings.continual.alphas}, reverse=True):
-        readings = reader.read(averaging.interpolate(seed, now, alpha))
-        costs = forgetting_budget.excess(base, {organ: reading.loss for organ, reading in readings.items()})
+        readings = reader.read(forgetting.interpolate(seed, now, alpha))
+        costs = forgetting.excess(base, {organ: reading.loss for organ, reading in readings.items()})
         within = max(costs.values()) <= settings.continual.budget
         trials.append((not within, _mean(costs), -alpha, readings))
     over, cost, minus, readings = min(trials, key=lambda item: item[:3])
@@ -157,7 +157,7 @@ def _costs(round_: Round, reader: PanelReader) -> dict[str, float]:
     panel = (round_.summary or {}).get("panel", {})
     if panel.get("fingerprint") != reader.panel.fingerprint:
         return {}
-    return forgetting_budget.excess(panel["seed"], {organ: values["loss"] for organ, values in panel["organs"].items()})
+    return forgetting.excess(panel["seed"], {organ: values["loss"] for organ, values in panel["organs"].items()})
 
 
 def _mean(costs: Mapping[str, float]) -> float:
@@ -168,7 +168,7 @@ def _write(federation: Federation, choice: ReleaseChoice, benchmarks: Sequence[P
     """Every file but the manifest; returns what the manifest says of them."""
     home, ledger = federation.home, federation.ledger
     seed, chosen = load(home.checkpoint(0)), load(choice.path)
-    encoder = averaging.interpolate(seed.tensors, chosen.tensors, choice.alpha)
+    encoder = forgetting.interpolate(seed.tensors, chosen.tensors, choice.alpha)
     more = {key: chosen.metadata[key] for key in ("campaign", "images", "sites", "step") if key in chosen.metadata}
     metadata = describe(chosen.model, chosen.train, parents=tuple(sorted({seed.trail.id, chosen.trail.id})), **more)
     weights = save(out / "weights.safetensors", {**encoder, **load(home.decoder).tensors}, metadata)

@@ -217,22 +217,15 @@ def _merge(this: OpenRound, admitted: Sequence[Verdict], reference: float) -> tu
     for name in rule.memory:
         before = home.memory(name, this.number - 1)
         memory[name] = (before if before.exists() else None, home.memory(name, this.number))
+    step_files = home.step_files(settings, this.number)
+    files = merge.MergeFiles(home.checkpoint(this.number), metadata, memory, step_files)
     weights = [verdict.weight or 0.0 for verdict in admitted]
     scales = [1.0 if verdict.scale is None else verdict.scale for verdict in admitted]
 
     def merged(step: float) -> merge.Merged:
-        with _opened([this.update(verdict.site) for verdict in admitted]) as files:
-            return merge.merge(
-                this.base,
-                files,
-                merge.blended(weights, scales, step),
-                settings.rounds.encoding,
-                rule,
-                home.checkpoint(this.number),
-                metadata,
-                memory,
-                home.step_files(settings, this.number),
-            )
+        with _opened([this.update(verdict.site) for verdict in admitted]) as updates:
+            blend = merge.blended(weights, scales, step)
+            return merge.merge(this.base, merge.Admitted(updates, settings.rounds.encoding, blend), rule, files)
 
     # A rule may make a longer step than any site sent: it is merged again with a shorter one.
     done, longest = merged(1.0), _longest(this, reference)

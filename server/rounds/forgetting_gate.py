@@ -16,9 +16,8 @@ from usfmae.core import audit
 from usfmae.core.checkpoint import load, save
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.corpus.batch import Corpus
-from usfmae.core.federated import averaging, forgetting_budget
-from usfmae.core.federated.averaging import Tensors
-from usfmae.core.federated.forgetting_budget import ACCEPTED, Decision
+from usfmae.core.federated import forgetting
+from usfmae.core.federated.forgetting import ACCEPTED, Decision, Tensors
 from usfmae.core.federated.forgetting_panel import Reading
 from usfmae.core.federated.merge import mix_memory
 from usfmae.core.federated.rules import rule_for
@@ -90,15 +89,15 @@ class ForgettingGate:
             return result
         seed, now = self._tensors(running.seed), self._tensors(number)
         place = number - running.first + 1
-        now = averaging.anchored(seed, now, place, chosen.anchor_every, chosen.anchor_share)
-        return self._store(number, averaging.pulled(seed, now, chosen.pull))
+        now = forgetting.anchored(seed, now, place, chosen.anchor_every, chosen.anchor_share)
+        return self._store(number, forgetting.pulled(seed, now, chosen.pull))
 
     def _average(self, current: Round) -> None:
         """Move the running average of the rounds' encoders on; it starts at the campaign's seed."""
         before = self.home.memory(EMA, current.number - 1)
         old = load(before).tensors if before.exists() else self._tensors(current.number - 1)
         merged = load(self.home.checkpoint(current.number))
-        average = averaging.ema(old, merged.tensors, self.settings.ema)
+        average = forgetting.ema(old, merged.tensors, self.settings.ema)
         save(self.home.memory(EMA, current.number), average, merged.metadata)
 
     def _tensors(self, number: int) -> Tensors:
@@ -120,8 +119,8 @@ class ForgettingGate:
         seed = {organ: reading.loss for organ, reading in reader.seed.items()}
         after = {organ: reading.loss for organ, reading in readings.items()}
         limit = self.settings.budget
-        return forgetting_budget.decide(
-            seed, before, after, limit, shares, lambda share: reader.losses(averaging.interpolate(base, now, share))
+        return forgetting.decide(
+            seed, before, after, limit, shares, lambda share: reader.losses(forgetting.interpolate(base, now, share))
         )
 
     def _before(self, current: Round, base: Tensors) -> dict[str, float]:
@@ -159,7 +158,7 @@ class ForgettingGate:
         for site in sorted(sites):
             merge([other for other in sites if other != site])
             loss = self.reader.loss(self._tensors(current.number), organ)
-            costs[site] = forgetting_budget.excess({organ: self.reader.seed[organ].loss}, {organ: loss})[organ]
+            costs[site] = forgetting.excess({organ: self.reader.seed[organ].loss}, {organ: loss})[organ]
         return costs
 
     def _moved_back(self, current: Round, readings: dict[str, Reading]) -> tuple[dict[str, Reading], Decision]:
@@ -167,7 +166,7 @@ class ForgettingGate:
         assert self.reader is not None
         base, now = self._tensors(current.number - 1), self._tensors(current.number)
         decision = self._decide(current, readings, self.settings.steps_back)
-        moved = averaging.interpolate(base, now, decision.share)
+        moved = forgetting.interpolate(base, now, decision.share)
         self._store(current.number, moved, gate=decision.outcome, kept=str(decision.share))
         self._keep_momentum(current.number, decision.share)
         return self.reader.read(moved), decision

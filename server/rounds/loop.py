@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from usfmae.core import audit
 from usfmae.core.errors import PolicyError, ResourceError
 from usfmae.core.federated import codec
-from usfmae.core.federated.admission import Refusal, UnsignedRefusal, examine, identify
+from usfmae.core.federated.admission import Refusal, UnsignedRefusal, check_figures, examine, identify
 from usfmae.core.federated.enrolment import EnrolledSite, SiteState
 from usfmae.core.federated.messages import VERSION, DeclineReason, TrainRequest, VerdictCode, fingerprint, sign
 from usfmae.core.log import note, printable
@@ -281,9 +281,10 @@ class Loop:
             return
         if self.ledger.seen_content(site.site, reply.content, request.round):
             raise Refusal(VerdictCode.REPLAYED, "the same update was admitted in another round")
+        check_figures(reply, site, request, self.settings.gate)
         sizes = {n: codec.packed_size(math.prod(s), request.encoding) for n, s in base.shapes.items()}
         with spool.storing(self.home, request.round, site.site, sizes) as keep:
-            norm = examine(reply, answer.arrays, site, request, base, self.settings.gate, keep)
+            norm = examine(reply, answer.arrays, base, keep)
         if not site.has_decoder:
             self.ledger.note_decoder(site.site, True)
         verdict = Verdict(

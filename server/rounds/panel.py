@@ -20,14 +20,14 @@ import numpy as np
 from usfmae.core.bench.tasks import BENCHMARKS
 from usfmae.core.checkpoint import load
 from usfmae.core.config import TrainSettings
-from usfmae.core.config.continual import ContinualSettings
+from usfmae.core.config.coordinator import ContinualSettings
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.shard import FOLDER
 from usfmae.core.errors import ConfigError, PolicyError
-from usfmae.core.federated.averaging import Tensors
+from usfmae.core.federated.forgetting import Tensors
 from usfmae.core.federated.forgetting_panel import Floats, Organ, Reading, backward_transfer, read
+from usfmae.core.mae.evaluation import evaluate
 from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
-from usfmae.core.mae.train import evaluate
 from usfmae.core.types import content_id
 from usfmae.server.layout import Layout
 

@@ -13,16 +13,16 @@ from usfmae.client import key_rotation as mine
 from usfmae.client.site import Site
 from usfmae.core import keys
 from usfmae.core.errors import ConfigError, PolicyError
-from usfmae.core.federated import enrolment, key_rotation
+from usfmae.core.federated import enrolment
 
 
 def test_two_steps_and_the_old_keys_are_kept(make_site: Callable[..., Site]) -> None:
     site = make_site(images=0)
     old = site.fingerprint
-    asked = key_rotation.load(mine.ask(site))
-    again = key_rotation.load(mine.ask(site)).enrolment  # asking twice is the same question
+    asked = enrolment.load_rotation(mine.ask(site))
+    again = enrolment.load_rotation(mine.ask(site)).enrolment  # asking twice is the same question
     assert (again.node_key, again.signing_key) == (asked.enrolment.node_key, asked.enrolment.signing_key)
-    key_rotation.verify(asked, keys.public_pem(site.signing_key))
+    enrolment.verify_rotation(asked, keys.public_pem(site.signing_key))
     assert Site.open(site.root).fingerprint == old
     assert mine.take(site) == asked.enrolment.site != old
     fresh = Site.open(site.root)
@@ -36,7 +36,7 @@ def test_two_steps_and_the_old_keys_are_kept(make_site: Callable[..., Site]) -> 
 @pytest.mark.parametrize("change", ["name", "node_key", "signature", "other-signer"])
 def test_a_rotation_that_was_touched_is_refused(make_site: Callable[..., Site], change: str) -> None:
     site = make_site(images=0)
-    asked = key_rotation.load(mine.ask(site))
+    asked = enrolment.load_rotation(mine.ask(site))
     if change == "name":
         asked = dataclasses.replace(asked, enrolment=dataclasses.replace(asked.enrolment, name="other"))
     elif change == "node_key":
@@ -45,9 +45,9 @@ def test_a_rotation_that_was_touched_is_refused(make_site: Callable[..., Site], 
     elif change == "signature":
         asked = dataclasses.replace(asked, signature="AAAA")
     else:
-        asked = key_rotation.signed(asked, keys.new_signing_key())
+        asked = enrolment.signed_rotation(asked, keys.new_signing_key())
     with pytest.raises(PolicyError, match="not signed"):
-        key_rotation.verify(asked, keys.public_pem(site.signing_key))
+        enrolment.verify_rotation(asked, keys.public_pem(site.signing_key))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"replaces": 1, "enrolment": {}}'])
@@ -55,7 +55,7 @@ def test_rubbish_is_one_clear_error(tmp_path: Path, text: str) -> None:
     file = tmp_path / "rotation.json"
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"rotation\.json"):
-        key_rotation.load(file)
+        enrolment.load_rotation(file)
 
 
 def test_the_file_holds_nothing_secret(make_site: Callable[..., Site]) -> None:

@@ -20,8 +20,8 @@ from usfmae.client.site import Site, create, write_json
 from usfmae.core import keys, metrics
 from usfmae.core.checkpoint import recipe_text
 from usfmae.core.config import ModelSettings, TrainRecipe
-from usfmae.core.config.recipe import Recipe
 from usfmae.core.config.site import SiteSettings
+from usfmae.core.config.train import Recipe
 from usfmae.core.corpus.shard import FOLDER, read_index
 from usfmae.core.federated.messages import TrainRequest
 from usfmae.core.types import content_id

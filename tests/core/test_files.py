@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from usfmae.core.files import is_locked, locked, put
+from usfmae.core import files
+from usfmae.core.files import is_locked, locked, put, write_atomic
 
 ROOT = Path(__file__).parents[2]
 HOLDER = (
@@ -50,3 +51,29 @@ def test_a_file_takes_its_name_whole(tmp_path: Path) -> None:
 def test_locks_are_taken_in_one_place(room: str) -> None:
     found = [path for path in (ROOT / room).rglob("*.py") if "flock" in path.read_text()]
     assert found in ([], [ROOT / "core" / "files.py"])
+
+
+@pytest.mark.parametrize("way", ["write_atomic", "put"])
+def test_bytes_and_name_are_on_disk_before_anybody_may_rely_on_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The file is flushed before it takes its name, the folder after: a power cut leaves the old file or the new one."""
+    done: list[str] = []
+    flush, replace = files.flush, Path.replace
+
+    def flushed(path: Path) -> None:
+        done.append("folder" if path == tmp_path else "bytes")
+        flush(path)
+
+    def renamed(old: Path, new: Path) -> Path:
+        done.append("name")
+        return replace(old, new)
+
+    monkeypatch.setattr(files, "flush", flushed)
+    monkeypatch.setattr(Path, "replace", renamed)
+    if way == "put":
+        (tmp_path / "a.part").write_bytes(b"new")
+        put(tmp_path / "a.part", tmp_path / "a")
+    else:
+        write_atomic(tmp_path / "a", b"new")
+    assert done == ["bytes", "name", "folder"] and (tmp_path / "a").read_bytes() == b"new"

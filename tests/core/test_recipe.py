@@ -8,7 +8,7 @@ import pytest
 
 from usfmae.core.checkpoint import recipe_text
 from usfmae.core.config import ModelSettings, TrainRecipe
-from usfmae.core.config.recipe import DEEPEST, LONGEST, Recipe, read_recipe
+from usfmae.core.config.train import DEEPEST, LONGEST, Recipe, read_recipe
 from usfmae.core.errors import ConfigError
 
 SOUND = recipe_text(ModelSettings(), TrainRecipe())

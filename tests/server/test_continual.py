@@ -23,7 +23,7 @@ from usfmae.core.errors import PolicyError, UsfmaeError
 from usfmae.core.federated.local_round import Trained
 from usfmae.core.federated.messages import VerdictCode
 from usfmae.core.mae.model import fresh
-from usfmae.core.mae.train import train
+from usfmae.core.mae.train import TrainPlan, train
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
 from usfmae.server.releases.release import release
@@ -52,7 +52,7 @@ def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus, model = Corpus([root]), fresh(settings.model)
     plain = AugmentSettings(rotation=0, zoom_min=1, zoom_max=1)
     recipe = settings.train.model_copy(update={"lr": 1e-2, "batch_size": 16, "augment": plain})
-    train(model, corpus, recipe, positions=np.arange(len(corpus)), steps=150)
+    train(model, corpus, recipe, TrainPlan(np.arange(len(corpus)), 150))
     save(root / "seed.safetensors", model.state_dict(), describe(settings.model, settings.train))
     return root / "seed.safetensors"
 
@@ -90,7 +90,7 @@ def test_the_gate_refuses_rounds_that_forget_and_the_release_keeps_the_budget(
 
 
 def test_one_flipped_byte_in_any_file_of_a_release_is_found(ten_rounds: Layout, tmp_path: Path) -> None:
-    from usfmae.core.cli.verify import verify
+    from usfmae.core.cli.checkpoints import verify
 
     out, key = tmp_path / "out", str(ten_rounds.public_key)
     release(ten_rounds, ten_rounds.settings(), out)

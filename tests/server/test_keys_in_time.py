@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from usfmae.core import keys
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import ConfigError, PolicyError
-from usfmae.core.federated import key_rotation
+from usfmae.core.federated import enrolment
 from usfmae.core.federated.enrolment import Enrolment, proved
 from usfmae.server import certificates, renewal, sites
 from usfmae.server.layout import Layout
@@ -100,7 +100,9 @@ def enrolled(home: Layout, name: str, capacity: int = 50) -> tuple[Enrolment, ke
 
 def asked(home: Layout, tmp_path: Path, old: Enrolment, signing: keys.Ed25519PrivateKey, name: str = "kiel") -> Path:
     new = proved(name, 10**6, keys.new_node_key(), keys.new_signing_key())
-    key_rotation.save(key_rotation.signed(key_rotation.Rotation(old.site, new), signing), tmp_path / "rotation.json")
+    enrolment.save_rotation(
+        enrolment.signed_rotation(enrolment.Rotation(old.site, new), signing), tmp_path / "rotation.json"
+    )
     return tmp_path / "rotation.json"
 
 

@@ -13,9 +13,10 @@ from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.federated.local_round import Trained
+from usfmae.core.mae.evaluation import evaluate, fixed_noise
 from usfmae.core.mae.model import MaskedAutoencoder
 from usfmae.core.mae.optimizer_step import normalise
-from usfmae.core.mae.train import evaluate, fixed_noise, train
+from usfmae.core.mae.train import TrainContext, TrainPlan, train
 from usfmae.server.simulate import masked_autoencoder, tissue
 
 IMAGES = np.random.default_rng(3).integers(0, 255, (32, 16, 16), dtype=np.uint8)
@@ -42,10 +43,9 @@ def test_one_site_is_central_training_bit_for_bit(federation, tmp_path):
     settings: TrainSettings = made.home.settings().train
     model, data = model_of(made, 0), Corpus([place / "corpus"])
     mine, _ = data.split(settings.held_out, settings.seed)
-    central = settings.model_copy(update={"steps": 9, "origin": 0})
+    central = settings.model_copy(update={"steps": 9})
     for start in (0, 3, 6):
-        place_in_time = {"start_step": start, "total_steps": 9, "state": tmp_path / "central"}
-        train(model, data, central, positions=mine, steps=3, **place_in_time)
+        train(model, data, central, TrainPlan(mine, 3, start, 9), TrainContext(state=tmp_path / "central"))
     made.run(3)
     seed, final, decoder = made.encoder(0), made.encoder(3), load_file(place / "decoder.safetensors")
     assert any(not np.array_equal(seed[name], final[name]) for name in seed)

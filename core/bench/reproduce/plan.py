@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,17 +13,18 @@ import numpy as np
 import torch
 
 from usfmae.core.bench.encoders import BASELINES, missing
+from usfmae.core.bench.evaluate import safe_name, save_json
 from usfmae.core.bench.finetune import grid
 from usfmae.core.bench.reproduce.paper import shown
 from usfmae.core.bench.tasks import BENCHMARKS, base, load
 from usfmae.core.config import Settings
 from usfmae.core.errors import CheckpointError, SourceError
-from usfmae.core.mae.device import autocast
-from usfmae.core.mae.flops import training_flops
+from usfmae.core.mae.device import autocast, training_flops
 from usfmae.core.openus46.archive import Entry
 from usfmae.core.openus46.layout import USABLE, Found, check_all, locate
 from usfmae.core.openus46.leak import enforce, same_files
 from usfmae.core.openus46.registry import CorpusName, LicenceFilter, corpus, dataset
+from usfmae.core.types import recipe_id
 
 
 @dataclass(frozen=True)
@@ -35,58 +37,67 @@ class Absent:
 
 
 @dataclass(frozen=True)
+class CorpusChoice:
+    """Which data sets are trained on, and how much of each."""
+
+    name: CorpusName = "strict42"
+    licence: LicenceFilter = "any"
+    limit: int | None = None  # scans of each data set at most; None: all
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which models are compared. No baseline named means all whose weights are on disk."""
+
+    weights: Path | None = None  # folder of downloaded weights
+    baselines: Sequence[str] = ()
+    finetuning: bool = True
+
+
+@dataclass(frozen=True)
 class Plan:
     root: Path
     settings: Settings
-    corpus_name: CorpusName
-    licence: LicenceFilter
-    found: tuple[Found, ...]  # data sets of the corpus
+    corpus: CorpusChoice
+    checks: tuple[Found, ...]  # data sets of the corpus
     tasks: dict[str, base.BenchmarkTask]
     models: tuple[str, ...]  # "pretrained", "random", then names for `encoders.load`
     finetuned: tuple[str, ...]  # those of them that are also fine-tuned
     absent: tuple[Absent, ...]
     weights: Path | None = None
-    limit: int | None = None  # scans of each data set at most; None: all
 
     @property
     def usable(self) -> tuple[Found, ...]:
-        return tuple(f for f in self.found if f.status in USABLE)
+        return tuple(f for f in self.checks if f.status in USABLE)
 
     def scans_of(self, check: Found) -> list[Entry]:
         """The scans of a data set that are read: all, or `limit` of them spread evenly over its files."""
         listed = [entry for place in check.places for entry in place.chosen]
-        if self.limit is None or len(listed) <= self.limit:
+        limit = self.corpus.limit
+        if limit is None or len(listed) <= limit:
             return listed
-        return [listed[i] for i in np.linspace(0, len(listed) - 1, self.limit).round().astype(int)]
+        return [listed[i] for i in np.linspace(0, len(listed) - 1, limit).round().astype(int)]
 
 
-def make(  # noqa: PLR0913
-    root: Path,
-    settings: Settings,
-    corpus_name: CorpusName = "strict42",
-    licence: LicenceFilter = "any",
-    weights: Path | None = None,
-    finetuning: bool = True,
-    baselines: Sequence[str] = (),
-    limit: int | None = None,
+def make(
+    root: Path, settings: Settings, chosen: CorpusChoice = CorpusChoice(), compared: ModelChoice = ModelChoice()
 ) -> Plan:
     """Check every data set and every benchmark below `root`. Raises SourceError naming what is wrong.
 
-    `baselines`: models to compare with; none means all whose weights are on disk. Raises CheckpointError where the
-    weights of a named one are not. `limit`: scans of each data set at most.
+    Raises CheckpointError where the weights of a named baseline are not on disk.
     """
-    checks = tuple(check_all(corpus(corpus_name, licence), root, settings.bench.accept_layouts))
+    checks = tuple(check_all(corpus(chosen.name, chosen.licence), root, settings.bench.accept_layouts))
     _no_broken_set(checks, root)
     tasks, absent = _tasks(root, settings)
     if not any(f.status in USABLE for f in checks):
-        lacks = f"holds no data set of the corpus {corpus_name}"
+        lacks = f"holds no data set of the corpus {chosen.name}"
         raise SourceError(f"root {root}", lacks, "see 'usfmae datasets list'")
     lacking = (f.dataset for f in checks if f.status == "missing")
     absent += [Absent("data set", f"{d.name}, {d.images:,} images", d.link) for d in lacking]
-    models, without = _models(weights, baselines)
-    tuned = tuple(m for m in models if m != "pixels") if finetuning else ()
+    models, without = _models(compared.weights, compared.baselines)
+    tuned = tuple(m for m in models if m != "pixels") if compared.finetuning else ()
     missing_here = (*absent, *without)
-    plan = Plan(root, settings, corpus_name, licence, checks, tasks, models, tuned, missing_here, weights, limit)
+    plan = Plan(root, settings, chosen, checks, tasks, models, tuned, missing_here, compared.weights)
     _no_shared_files(plan)
     return plan
 
@@ -208,3 +219,37 @@ def _forward_rate(settings: Settings, where: torch.device) -> float:
         seconds.append(time.perf_counter() - began)
     masked, whole = (training_flops(settings.model, ratio) for ratio in (0.25, 1e-9))
     return 3 * count / min(seconds) * masked / whole
+
+
+Report = Callable[[str, str], None]  # step, what happened
+
+
+class Steps:
+    """The steps that are done, in a folder."""
+
+    def __init__(self, folder: Path, report: Report) -> None:
+        self.folder, self.report = folder, report
+        self.seconds: dict[str, float] = {}  # of the steps that this run asked for, in order
+
+    def do(self, name: str, recipe: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result of a step: read back where it was done for this recipe, else worked out and kept.
+
+        The time of a step that was cut and begun again is that of its last attempt.
+        """
+        path = self.folder / f"{safe_name(name)}.json"
+        key = recipe_id({"step": name, **recipe})
+        try:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError):
+            record = {}
+        if record.get("recipe") != key:
+            self.report(name, "begins")
+            began = time.perf_counter()
+            result = work()
+            record = {"recipe": key, "seconds": round(time.perf_counter() - began, 2), "result": result}
+            save_json(path, record)
+            self.report(name, f"done, {record['seconds']:.0f} s")
+        else:
+            self.report(name, f"done before, {record['seconds']:.0f} s")
+        self.seconds[name] = record["seconds"]
+        return dict(record["result"])

@@ -9,7 +9,7 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,7 @@ import torch
 from usfmae.core.bench import encoders
 from usfmae.core.bench.evaluate import described, finetuned, paired, probed, safe_name, save_json, save_predictions
 from usfmae.core.bench.features import images_id, squares
-from usfmae.core.bench.reproduce.plan import Plan
-from usfmae.core.bench.reproduce.steps import Steps, Told
+from usfmae.core.bench.reproduce.plan import Plan, Report, Steps
 from usfmae.core.bench.tasks.base import BenchmarkTask
 from usfmae.core.config import Settings
 from usfmae.core.corpus.batch import Corpus
@@ -35,11 +34,21 @@ from usfmae.core.types import recipe_id
 Watched = Callable[[], AbstractContextManager[Progress | None]]  # shows how the reading of scans goes on
 
 
-def reproduce(plan: Plan, out: Path, report: Told, workers: int = 1, watched: Watched = nullcontext) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Workplace:
+    """Where the results of a reproduction lie, and how its scans are read."""
+
+    out: Path
+    workers: int = 1
+    watched: Watched = nullcontext
+
+
+def reproduce(plan: Plan, workplace: Workplace, report: Report) -> dict[str, Any]:
     """Do every step of a plan that is not done, and return all results. Raises SourceError on a leak."""
-    out = out.absolute()
+    workplace = replace(workplace, out=workplace.out.absolute())
+    out = workplace.out
     steps = Steps(out / "steps", report)
-    sets = [_data_set(plan, data_set, steps, out, workers, watched) for data_set in plan.usable]
+    sets = [_data_set(plan, data_set, steps, workplace) for data_set in plan.usable]
     roots = [Path(data_set["root"]) for data_set in sets if data_set["images"]]
     fingerprint = Corpus(roots, verify=False).fingerprint
     benches = {name: images_id(task) for name, task in plan.tasks.items()}
@@ -64,7 +73,7 @@ def reproduce(plan: Plan, out: Path, report: Told, workers: int = 1, watched: Wa
         "finetune": _finetunings(plan, steps, out, pretrained, benches),
         "absent": [asdict(absent) for absent in plan.absent],
         "seconds": steps.seconds,
-        "hardware": hardware(workers),
+        "hardware": hardware(workplace.workers),
     }
     save_json(out / "report.json", result)
     return result
@@ -73,53 +82,45 @@ def reproduce(plan: Plan, out: Path, report: Told, workers: int = 1, watched: Wa
 def _choice(plan: Plan) -> dict[str, Any]:
     """What was chosen of OpenUS-46, for the report."""
     return {
-        "name": plan.corpus_name,
-        "licence": plan.licence,
+        "name": plan.corpus.name,
+        "licence": plan.corpus.licence,
         "profile": plan.settings.clean.profile,
-        "limit": plan.limit,
+        "limit": plan.corpus.limit,
     }
 
 
-def _data_set(plan: Plan, check: Found, steps: Steps, out: Path, workers: int, watched: Watched) -> dict[str, Any]:
+def _data_set(plan: Plan, check: Found, steps: Steps, workplace: Workplace) -> dict[str, Any]:
     """One data set as a corpus of its own; other files, a limit or other settings make another one beside it."""
     scans, settings = plan.scans_of(check), plan.settings
     if check.dataset.sampling == "one":  # of 840 frames of a case the paper took one
         settings = settings.model_copy(update={"read": settings.read.model_copy(update={"slices": 1})})
     recipe = {"files": [(entry.name, entry.size) for entry in scans], **recipe_settings(settings)}
-    root = out / "corpus" / f"{check.dataset.id}-{recipe_id(recipe)[:8]}"
-    return steps.do(
-        f"corpus {check.dataset.id}", recipe, lambda: build_corpus(settings, check, scans, root, out, workers, watched)
-    )
+    root = workplace.out / "corpus" / f"{check.dataset.id}-{recipe_id(recipe)[:8]}"
+    return steps.do(f"corpus {check.dataset.id}", recipe, lambda: build_corpus(settings, check, scans, root, workplace))
 
 
 def _model_recipe(settings: Settings) -> dict[str, Any]:
     return {"model": settings.model.model_dump(), "train": settings.train.model_dump()}
 
 
-def build_corpus(  # noqa: PLR0913
-    settings: Settings,
-    check: Found,
-    scans: Sequence[Entry],
-    root: Path,
-    out: Path,
-    workers: int,
-    watched: Watched = nullcontext,
+def build_corpus(
+    settings: Settings, check: Found, scans: Sequence[Entry], root: Path, workplace: Workplace
 ) -> dict[str, Any]:
     """Read, clean and pack these scans of one data set; called again it goes on where it was cut."""
     from usfmae.core.keys import new_secret, read_secret, write_secret
-    from usfmae.core.prepare import prepare
+    from usfmae.core.prepare import Parallel, Sources, prepare
 
-    secret = out / "secret"
+    secret = workplace.out / "secret"
     if not secret.exists():
         write_secret(secret, new_secret())
     only = {
         (entry.path.absolute(), entry.member): (check.dataset.id, group_of(check.dataset, entry.name))
         for entry in scans
     }
-    sources = [place.path for place in check.places]
-    with watched() as progress:
+    places = [place.path for place in check.places]
+    with workplace.watched() as progress:
         summary = prepare(
-            sources, root, settings, secret=read_secret(secret), workers=workers, only=only, progress=progress
+            Sources(places, only), root, settings, read_secret(secret), Parallel(workplace.workers), progress
         )
     return {
         **check.as_dict(),
@@ -179,7 +180,7 @@ def without(corpus: Corpus, rows_kept: np.ndarray, root: Path) -> Path:
     return root
 
 
-def pretrain(settings: Settings, corpus: Sequence[Path], out: Path, report: Told) -> dict[str, Any]:
+def pretrain(settings: Settings, corpus: Sequence[Path], out: Path, report: Report) -> dict[str, Any]:
     """Pretrain, or go on with the run in `out`."""
     from usfmae.core.mae.pretrain import free_device, resume
     from usfmae.core.mae.pretrain import pretrain as begin

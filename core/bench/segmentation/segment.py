@@ -22,9 +22,8 @@ from usfmae.core.bench.encoders.masked import MaskedEncoder
 from usfmae.core.bench.encoders.timm_models import TimmEncoder
 from usfmae.core.bench.features import Aspect, device
 from usfmae.core.bench.metrics import resampled
-from usfmae.core.bench.pictures import picture
 from usfmae.core.bench.segmentation.tasks import SegmentationTask, read_mask
-from usfmae.core.bench.tasks.base import Positions, Split
+from usfmae.core.bench.tasks.base import Positions, Split, picture
 from usfmae.core.config.bench import SegmentSettings
 from usfmae.core.corpus.shard import padded, square
 from usfmae.core.errors import UsageError
@@ -99,7 +98,7 @@ class Segmentation:
         self.encoder, self.pixels, self.masks, self.settings = encoder, pixels, masks, settings
         self.device = device()
         encoder.module.to(self.device)
-        self.kept = None if settings.finetune else self._all_features()
+        self.frozen_features = None if settings.finetune else self._all_features()
         self.width = encoder_width(encoder, self.device)
 
     @torch.no_grad()
@@ -157,8 +156,8 @@ class Segmentation:
             optimizer.step()
 
     def _batch(self, rows: Positions, flip: bool = False) -> Tensor:
-        if self.kept is not None:
-            return self.kept[torch.from_numpy(rows)].float().to(self.device)
+        if self.frozen_features is not None:
+            return self.frozen_features[torch.from_numpy(rows)].float().to(self.device)
         return self._features(rows, flip)
 
     @torch.no_grad()

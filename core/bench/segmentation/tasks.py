@@ -15,10 +15,9 @@ import numpy as np
 from usfmae.core.bench.segmentation import SEGMENTATIONS
 from usfmae.core.bench.tasks import load as load_classes
 from usfmae.core.bench.tasks.base import BenchmarkTask, Example, checked, grouped_folds, images_by_stem
-from usfmae.core.errors import SourceError, UsageError
+from usfmae.core.errors import SourceError, UsageError, needs
 from usfmae.core.openus46.archive import Entry, entries
 from usfmae.core.openus46.layout import RASTER
-from usfmae.core.optional import needs
 from usfmae.core.types import Mask
 
 FOLDS = 5

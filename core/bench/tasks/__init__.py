@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from usfmae.core.errors import SourceError, UsageError
-from usfmae.core.optional import needs
+from usfmae.core.errors import SourceError, UsageError, needs
 
 if TYPE_CHECKING:
     from usfmae.core.bench.tasks.base import BenchmarkTask

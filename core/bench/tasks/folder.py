@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from usfmae.core.bench.pictures import is_label_mask
 from usfmae.core.bench.tasks.base import (
     BenchmarkTask,
     Example,
@@ -23,6 +22,7 @@ from usfmae.core.bench.tasks.base import (
     find,
     grouped_folds,
     image_named,
+    is_label_mask,
     table,
     validation_of,
 )

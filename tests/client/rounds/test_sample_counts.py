@@ -14,7 +14,7 @@ from usfmae.client.rounds.sample_counts import SampleCounts, parted
 from usfmae.core.config import TrainRecipe
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard
-from usfmae.core.federated.mixing import with_replay
+from usfmae.core.federated.replay import with_replay
 
 
 def filled(root: Path, name: str, count: int, shade: int) -> Path:

@@ -14,8 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from usfmae.core.bench.reproduce.paper import bus_bra_row, table_2
-from usfmae.core.bench.reproduce.plan import make, steps_of
-from usfmae.core.bench.reproduce.steps import Steps
+from usfmae.core.bench.reproduce.plan import CorpusChoice, Steps, make, steps_of
 from usfmae.core.cli import group
 from usfmae.core.config import Settings
 from usfmae.core.errors import SourceError
@@ -136,7 +135,7 @@ def test_a_step_is_done_once_for_a_recipe_and_again_for_another(tmp_path: Path) 
 
 
 def test_a_limit_spreads_over_a_data_set_and_shrinks_the_plan(root: Path) -> None:
-    plan = make(root, settings(), limit=3)
+    plan = make(root, settings(), CorpusChoice(limit=3))
     (found,) = plan.usable
     assert [entry.name[-5] for entry in plan.scans_of(found)] == ["0", "4", "9"]
     assert (

@@ -257,7 +257,7 @@ def test_masks_beside_the_images_are_no_examples_and_a_zipped_folder_is_understo
 
 
 def test_sixteen_bits_are_scaled_not_cut(tmp_path: Path) -> None:
-    from usfmae.core.bench.pictures import picture
+    from usfmae.core.bench.tasks.base import picture
     from usfmae.core.openus46.archive import entries
 
     gray = np.random.default_rng(0).integers(0, 200, (40, 40))

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from usfmae.core.clean import clean, cut_to_scan
-from usfmae.core.clean.ocr import recognise
-from usfmae.core.clean.reading import resembles
+from usfmae.core.clean.ocr import recognise, resembles
 from usfmae.core.config import CleanSettings
 from usfmae.core.errors import SourceError
 from usfmae.core.types import CleanImage, Frame, Pixels, Quarantined, Region

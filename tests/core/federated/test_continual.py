@@ -13,10 +13,10 @@ import torch
 from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard
-from usfmae.core.federated import averaging, forgetting_budget, forgetting_panel, mixing
+from usfmae.core.federated import forgetting, forgetting_panel, replay
 from usfmae.core.mae.lr_schedule import learning_rate
 from usfmae.core.mae.model import fresh
-from usfmae.core.mae.train import train
+from usfmae.core.mae.train import TrainPlan, train
 
 
 def rates(settings: TrainRecipe, start: int, end: int) -> list[float]:
@@ -48,36 +48,36 @@ def test_cosine_is_the_one_of_a_single_run() -> None:
 @pytest.mark.parametrize("share", [0.05, 0.25, 0.5])
 def test_replay_is_the_stated_share_and_moves_on_through_the_public_images(share: float) -> None:
     own, public = np.arange(300), np.arange(1000, 1040)
-    mixed = mixing.with_replay(own, public, share, 3, 42)
+    mixed = replay.with_replay(own, public, share, 3, 42)
     assert set(own) <= set(mixed) and (mixed >= 1000).mean() == pytest.approx(share, abs=0.003)
-    assert (mixed == mixing.with_replay(own, public, share, 3, 42)).all()
-    seen = set(np.concatenate([mixing.with_replay(own, public, share, turn, 42) for turn in range(4)]))
+    assert (mixed == replay.with_replay(own, public, share, 3, 42)).all()
+    seen = set(np.concatenate([replay.with_replay(own, public, share, turn, 42) for turn in range(4)]))
     assert set(public) <= seen
 
 
 def test_no_replay_leaves_the_list_as_it_is() -> None:
     own = np.arange(10)
-    assert mixing.with_replay(own, np.arange(5), 0.0, 0, 1) is own
-    assert mixing.with_replay(own, np.arange(0), 0.5, 0, 1) is own
+    assert replay.with_replay(own, np.arange(5), 0.0, 0, 1) is own
+    assert replay.with_replay(own, np.arange(0), 0.5, 0, 1) is own
 
 
 def test_new_images_make_up_their_share_but_are_not_repeated_for_ever() -> None:
     positions, uses = np.arange(100), np.r_[np.zeros(20, int), np.ones(80, int)]
-    mixed = mixing.with_new(positions, uses, 0.5, repeats=10)
+    mixed = replay.with_new(positions, uses, 0.5, repeats=10)
     assert (mixed < 20).mean() == pytest.approx(0.5) and set(mixed) == set(positions)
-    few = mixing.with_new(positions, np.r_[0, np.ones(99, int)], 0.5, repeats=4)
+    few = replay.with_new(positions, np.r_[0, np.ones(99, int)], 0.5, repeats=4)
     assert (few == 0).sum() == 4
-    assert (mixing.with_new(positions, np.zeros(100, int), 0.5, 4) == positions).all()
+    assert (replay.with_new(positions, np.zeros(100, int), 0.5, 4) == positions).all()
 
 
 def test_interpolation_is_exact_at_both_ends() -> None:
     old, new = {"w": torch.arange(7.0)}, {"w": torch.linspace(3, -2, 7)}
-    assert torch.equal(averaging.interpolate(old, new, 0)["w"], old["w"])
-    assert torch.equal(averaging.interpolate(old, new, 1)["w"], new["w"])
-    assert torch.allclose(averaging.interpolate(old, new, 0.25)["w"], 0.75 * old["w"] + 0.25 * new["w"])
-    assert torch.equal(averaging.anchored(old, new, 3, 2, 0.5)["w"], new["w"])
-    assert not torch.equal(averaging.anchored(old, new, 4, 2, 0.5)["w"], new["w"])
-    assert torch.equal(averaging.pulled(old, new, 0)["w"], new["w"])
+    assert torch.equal(forgetting.interpolate(old, new, 0)["w"], old["w"])
+    assert torch.equal(forgetting.interpolate(old, new, 1)["w"], new["w"])
+    assert torch.allclose(forgetting.interpolate(old, new, 0.25)["w"], 0.75 * old["w"] + 0.25 * new["w"])
+    assert torch.equal(forgetting.anchored(old, new, 3, 2, 0.5)["w"], new["w"])
+    assert not torch.equal(forgetting.anchored(old, new, 4, 2, 0.5)["w"], new["w"])
+    assert torch.equal(forgetting.pulled(old, new, 0)["w"], new["w"])
 
 
 def test_probes_find_separable_classes_and_chance_where_there_is_nothing() -> None:
@@ -121,15 +121,15 @@ SEED = {"breast": 1.0, "lung": 2.0}
 def test_the_budget_accepts_moves_back_or_refuses(
     now: dict[str, float], at_half: dict[str, float], outcome: str, share: float
 ) -> None:
-    decision = forgetting_budget.decide(SEED, SEED, now, 0.1, (0.5,), lambda _: at_half)
+    decision = forgetting.decide(SEED, SEED, now, 0.1, (0.5,), lambda _: at_half)
     assert (decision.outcome, decision.share) == (outcome, share)
     assert ("breast" in decision.reason and "+10%" in decision.reason) == (outcome != "accepted")
 
 
 def test_an_organ_that_was_over_a_lowered_budget_must_only_not_get_worse() -> None:
     before = {"breast": 1.3, "lung": 2.0}
-    assert not forgetting_budget.over(SEED, before, {"breast": 1.25, "lung": 2.0}, 0.1)
-    assert forgetting_budget.over(SEED, before, {"breast": 1.31, "lung": 2.0}, 0.1) == ["breast"]
+    assert not forgetting.over(SEED, before, {"breast": 1.25, "lung": 2.0}, 0.1)
+    assert forgetting.over(SEED, before, {"breast": 1.31, "lung": 2.0}, 0.1) == ["breast"]
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_fedprox_keeps_the_encoder_near_where_the_round_began(corpus: Corpus, tm
     def moved(proximal: float) -> tuple[float, float]:
         model, start = fresh(tiny), fresh(tiny).state_dict()
         settings = TrainRecipe(proximal=proximal, lr=1e-2, warmup=0, batch_size=4, precision="fp32", clip=1e9)
-        train(model, corpus, settings, positions=np.arange(12), steps=8)
+        train(model, corpus, settings, TrainPlan(np.arange(12), 8))
         now = model.state_dict()
         return tuple(  # type: ignore[return-value]
             float(sum((now[n] - start[n]).square().sum() for n in now if n.startswith("decoder_") == decoder))

@@ -68,16 +68,8 @@ def merged_by(updates, rule, weights, memory=None, encoding="fp32", scales=None,
     files = [TensorFile(spool.path(home, 1, str(i))) for i in range(len(weights))]
     out = home.root / "out.safetensors"
     with TensorFile(target) as opened:
-        merge.merge(
-            opened,
-            files,
-            merge.blended(weights, scales, step),
-            encoding,
-            rule,
-            out,
-            {"content": "-"},
-            memory,
-        )
+        admitted = merge.Admitted(files, encoding, merge.blended(weights, scales, step))
+        merge.merge(opened, admitted, rule, merge.MergeFiles(out, {"content": "-"}, memory or {}))
     with TensorFile(out) as result:
         return {name: np.array(result.tensor(name)) for name in base}
 

@@ -7,8 +7,7 @@ import pytest
 
 from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.config.privacy import PrivacySettings
-from usfmae.core.config.recipe import Recipe
-from usfmae.core.config.train import AugmentSettings
+from usfmae.core.config.train import AugmentSettings, Recipe
 from usfmae.core.errors import PolicyError
 from usfmae.core.federated import privacy
 from usfmae.core.federated.messages import TrainRequest

@@ -15,7 +15,7 @@ from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.corpus.loader import Prepared
 from usfmae.core.errors import UsageError
 from usfmae.core.mae import device, distributed
-from usfmae.core.mae.flops import PEAKS, peak_flops
+from usfmae.core.mae.device import PEAKS, peak_flops
 from usfmae.core.mae.model import MaskedAutoencoder
 from usfmae.core.mae.optimizer_step import Stepper, backward
 from usfmae.core.mae.resume_state import moments_of, set_moments

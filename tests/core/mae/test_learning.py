@@ -20,10 +20,11 @@ from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.shard import square, write_shard
 from usfmae.core.mae.device import autocast, device_of
+from usfmae.core.mae.evaluation import fixed_noise, target_variance
 from usfmae.core.mae.model import MaskedAutoencoder, fresh
 from usfmae.core.mae.optimizer_step import normalise
 from usfmae.core.mae.presets import preset
-from usfmae.core.mae.train import fixed_noise, target_variance, train
+from usfmae.core.mae.train import TrainPlan, train
 from usfmae.core.types import CleanImage, Trail
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -53,7 +54,7 @@ def held(corpus: Corpus) -> Positions:
 def trained(corpus: Corpus, lr: float) -> MaskedAutoencoder:
     model = fresh(MODEL, TRAIN.mask_ratio, TRAIN.norm_pix, TRAIN.seed)
     settings = TRAIN.model_copy(update={"lr": lr})
-    train(model, corpus, settings, positions=corpus.split(TRAIN.held_out, TRAIN.seed)[0], steps=300 if lr else 2)
+    train(model, corpus, settings, TrainPlan(corpus.split(TRAIN.held_out, TRAIN.seed)[0], 300 if lr else 2))
     return model
 
 

@@ -12,7 +12,7 @@ from usfmae.core.config import ModelSettings
 from usfmae.core.errors import CheckpointError
 from usfmae.core.export.hf import renamed
 from usfmae.core.mae import device
-from usfmae.core.mae.flops import training_flops
+from usfmae.core.mae.device import training_flops
 from usfmae.core.mae.model import Attention, MaskedAutoencoder, fresh, load_tensors
 
 SMALL = ModelSettings(

@@ -11,8 +11,8 @@ from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.mae.model import fresh
-from usfmae.core.mae.optimizers import Muon, optimizer_of
-from usfmae.core.mae.train import train
+from usfmae.core.mae.optimizer_step import Muon, optimizer_of
+from usfmae.core.mae.train import TrainContext, TrainPlan, train
 
 MODEL = ModelSettings(
     image_size=32, patch_size=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2
@@ -42,9 +42,10 @@ def test_a_training_cut_in_two_ends_with_the_bits_of_one(tmp_path: Path) -> None
     data = corpus(tmp_path / "corpus")
     every = np.arange(16)
     whole = fresh(MODEL)
-    train(whole, data, SETTINGS, positions=every, steps=4)
+    train(whole, data, SETTINGS, TrainPlan(every, 4))
     cut = fresh(MODEL)
-    train(cut, data, SETTINGS, positions=every, steps=4, state=tmp_path / "s", on_step=lambda record: record.step == 2)
+    stopping = TrainContext(tmp_path / "s", on_step=lambda record: record.step == 2)
+    train(cut, data, SETTINGS, TrainPlan(every, 4), stopping)
     again = fresh(MODEL)
-    train(again, data, SETTINGS, positions=every, steps=4, state=tmp_path / "s")
+    train(again, data, SETTINGS, TrainPlan(every, 4), TrainContext(tmp_path / "s"))
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))

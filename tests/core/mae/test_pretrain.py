@@ -17,11 +17,11 @@ from usfmae.core.corpus.shard import FOLDER, PackedImage, write_shard
 from usfmae.core.errors import CheckpointError, CorpusError, ResourceError, UsageError
 from usfmae.core.export import export
 from usfmae.core.mae import train_log
-from usfmae.core.mae.cross_validation import combinations, select
+from usfmae.core.mae.cross_validation import CrossValidation, combinations
+from usfmae.core.mae.evaluation import evaluate
 from usfmae.core.mae.model import MaskedAutoencoder, fresh
 from usfmae.core.mae.presets import preset
-from usfmae.core.mae.pretrain import Hooks, Measured, new_run, open_run, pretrain, resume
-from usfmae.core.mae.train import evaluate
+from usfmae.core.mae.pretrain import Hooks, InitFile, Measured, new_run, open_run, pretrain, resume
 from usfmae.core.mae.weights.init_weights import build, read
 
 MODEL = ModelSettings(
@@ -58,7 +58,7 @@ def test_a_run_leaves_log_checkpoints_panels_and_weights_with_lineage(corpus: Pa
     }
     assert [e["step"] for e in entries if "held_out_loss" in e] == [2, 4]
     assert (out / "panels" / "step-000000004.png").read_bytes().startswith(b"\x89PNG")
-    child = pretrain([corpus], tmp_path / "child", SETTINGS, init=out / "checkpoint.safetensors")
+    child = pretrain([corpus], tmp_path / "child", SETTINGS, init=InitFile(out / "checkpoint.safetensors"))
     assert load(Path(child.checkpoint)).trail.parents == (summary.id,)
 
 
@@ -146,7 +146,7 @@ def test_images_smaller_than_the_model_and_positions_that_are_resampled_are_warn
 ) -> None:
     first = pretrain([corpus], tmp_path / "first", SETTINGS)
     larger = SETTINGS.model_copy(update={"model": MODEL.model_copy(update={"image_size": 64})})
-    pretrain([corpus], tmp_path / "larger", larger, init=Path(first.checkpoint))
+    pretrain([corpus], tmp_path / "larger", larger, init=InitFile(Path(first.checkpoint)))
     assert "are enlarged" in caplog.text and "resampled from 4 x 4 to 8 x 8" in caplog.text
 
 
@@ -190,7 +190,9 @@ def test_foreign_weights_need_their_heads_named_and_wrong_ones_are_found_by_loss
 
 def test_an_official_file_starts_a_run(corpus: Path, tmp_path: Path) -> None:
     torch.save({"model": teacher().state_dict()}, tmp_path / "official.pth")
-    summary = pretrain([corpus], tmp_path / "run", SETTINGS, init=tmp_path / "official.pth", heads_stated=True)
+    summary = pretrain(
+        [corpus], tmp_path / "run", SETTINGS, init=InitFile(tmp_path / "official.pth", heads_stated=True)
+    )
     assert len(load(Path(summary.checkpoint)).trail.parents) == 1
 
 
@@ -221,13 +223,13 @@ def test_our_own_weights_of_another_architecture_are_refused_by_name(corpus: Pat
 
 def test_selection_tries_every_combination_on_every_fold_and_takes_the_best(corpus: Path, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"train": SETTINGS.train.model_copy(update={"steps": 12, "warmup": 0.0})})
-    chosen = select([corpus], tmp_path, settings, 3, ["lr=0,1e-2", "weight_decay=0.01,0.05"])
+    chosen = CrossValidation([corpus], settings, 3, ["lr=0,1e-2", "weight_decay=0.01,0.05"]).select(tmp_path)
     stored = json.loads((tmp_path / "selection.json").read_text())
     assert len(stored["losses"]) == 4 * 3 and len(stored["means"]) == 4
     assert chosen.train.lr == 1e-2  # a rate of 0 learns nothing
     assert chosen.train.held_out == 0  # "refit on everything" is on everything
     stamp = (tmp_path / "selection.json").stat().st_size
-    again = select([corpus], tmp_path, settings, 3, ["lr=0,1e-2", "weight_decay=0.01,0.05"])
+    again = CrossValidation([corpus], settings, 3, ["lr=0,1e-2", "weight_decay=0.01,0.05"]).select(tmp_path)
     assert again == chosen and (tmp_path / "selection.json").stat().st_size == stamp
 
 
@@ -235,8 +237,8 @@ def test_every_fold_starts_from_the_weights_given(corpus: Path, tmp_path: Path) 
     first = pretrain([corpus], tmp_path / "first", SETTINGS)
     still = SETTINGS.model_copy(update={"train": SETTINGS.train.model_copy(update={"steps": 1, "init_required": True})})
     with pytest.raises(UsageError, match="--init"):
-        select([corpus], tmp_path / "none", still, 2, ["lr=0"])
-    select([corpus], tmp_path / "some", still, 2, ["lr=0"], init=Path(first.checkpoint))
+        CrossValidation([corpus], still, 2, ["lr=0"]).select(tmp_path / "none")
+    CrossValidation([corpus], still, 2, ["lr=0"], InitFile(Path(first.checkpoint))).select(tmp_path / "some")
     losses = json.loads((tmp_path / "some" / "selection.json").read_text())["losses"].values()
     model = build(read(Path(first.checkpoint)), MODEL, SETTINGS.train, lambda _: 1.0)
     opened = Corpus([corpus])

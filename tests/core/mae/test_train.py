@@ -18,9 +18,10 @@ from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import ConfigError, ResourceError, UsfmaeError
 from usfmae.core.mae import device, train_log
 from usfmae.core.mae.device import micro_batch
+from usfmae.core.mae.evaluation import Stopped, evaluate, target_variance
 from usfmae.core.mae.model import MaskedAutoencoder, fresh
 from usfmae.core.mae.optimizer_step import backward
-from usfmae.core.mae.train import StepRecord, Stopped, TrainResult, evaluate, learning_rate, target_variance, train
+from usfmae.core.mae.train import StepRecord, TrainContext, TrainPlan, TrainResult, learning_rate, train
 
 MODEL = ModelSettings(
     image_size=32, patch_size=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2
@@ -45,7 +46,8 @@ def weights(model: MaskedAutoencoder) -> str:
 
 
 def go(model: MaskedAutoencoder, corpus: Corpus, steps: int, settings: TrainSettings = SETTINGS, **more) -> TrainResult:  # type: ignore[no-untyped-def]
-    return train(model, corpus, settings, positions=np.arange(len(corpus)), steps=steps, **more)
+    placed = {name: more.pop(name) for name in ("start_step", "total_steps") if name in more}
+    return train(model, corpus, settings, TrainPlan(np.arange(len(corpus)), steps, **placed), TrainContext(**more))
 
 
 class Killed(BaseException):

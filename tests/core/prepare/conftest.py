@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from usfmae.core.config import Settings
-from usfmae.core.prepare import PrepareSummary, prepare
+from usfmae.core.prepare import Parallel, PrepareSummary, Sources, prepare
 
 SECRET = b"s" * 32
 PROCESS = """
@@ -100,7 +100,7 @@ def run(quick_process: None) -> Callable[..., PrepareSummary]:
 
     def go(source: Path, corpus: Path, workers: int = 1, **read: float) -> PrepareSummary:
         settings = Settings.model_validate({"read": read, "model": {"image_size": 32}})
-        return prepare([source], corpus, settings, secret=SECRET, workers=workers)
+        return prepare(Sources([source]), corpus, settings, SECRET, Parallel(workers))
 
     return go
 

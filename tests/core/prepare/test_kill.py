@@ -19,11 +19,11 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from usfmae.core.config import Settings
-from usfmae.core.prepare import prepare
+from usfmae.core.prepare import Parallel, Sources, prepare
 from usfmae.core.sandbox import worker
 worker.COMMAND = (sys.executable, sys.argv[3])
 settings = Settings.model_validate({"read": {"shard_images": 6}, "model": {"image_size": 32}})
-summary = prepare([Path(sys.argv[1])], Path(sys.argv[2]), settings, secret=b"s" * 32, workers=2)
+summary = prepare(Sources([Path(sys.argv[1])]), Path(sys.argv[2]), settings, b"s" * 32, Parallel(2))
 print(json.dumps(summary.as_dict()))
 """
 

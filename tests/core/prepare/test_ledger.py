@@ -84,14 +84,14 @@ def test_an_archive_that_has_not_changed_is_not_opened_again(
 
 def test_sources_that_overlap_or_change_count_each_file_once(tmp_path: Path, run: Run) -> None:
     from usfmae.core.config import Settings
-    from usfmae.core.prepare import prepare
+    from usfmae.core.prepare import Sources, prepare
 
     still(tmp_path / "a" / "b" / "0.png", 0)
     still(tmp_path / "a" / "1.png", 1)
     settings = Settings.model_validate({"model": {"image_size": 32}})
 
     def go(*sources: str) -> PrepareSummary:
-        return prepare([tmp_path / s for s in sources], tmp_path / "corpus", settings, secret=SECRET)
+        return prepare(Sources([tmp_path / s for s in sources]), tmp_path / "corpus", settings, secret=SECRET)
 
     assert [go(*s).scans for s in (("a/b", "a"), ("a",), ("a/b",), ("a", "a/b"))] == [2, 2, 1, 2]
 
@@ -297,7 +297,7 @@ def test_a_takeover_that_was_cut_is_done_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(takeover, "_plan" if moment == "before" else "remove", killed)
+        patched.setattr(takeover, "plans" if moment == "before" else "remove", killed)
         with pytest.raises(KeyboardInterrupt):
             CorpusLedger(corpus).counts()
     CorpusLedger(corpus).counts()

@@ -16,7 +16,7 @@ from pydicom.data import get_testdata_file
 
 from usfmae.core.config import Settings
 from usfmae.core.errors import ResourceError, SourceError, TryLaterError, UsageError
-from usfmae.core.prepare import PrepareSummary, prepare
+from usfmae.core.prepare import Parallel, PrepareSummary, Sources, prepare
 
 from .conftest import SECRET, clip, content, pixels, read_only, still, tables
 
@@ -67,7 +67,7 @@ def test_a_source_can_be_named_for_the_model_card(tmp_path: Path, quick_process:
         still(tmp_path / name / f"{number}.png", number)
     names = {tmp_path / "lung": "St Olav, lung"}
     settings = Settings.model_validate({"model": {"image_size": 32}})
-    prepare([tmp_path / "lung", tmp_path / "liver"], tmp_path / "corpus", settings, secret=SECRET, names=names)
+    prepare(Sources([tmp_path / "lung", tmp_path / "liver"], names=names), tmp_path / "corpus", settings, SECRET)
     assert sorted(Corpus([tmp_path / "corpus"]).datasets) == ["", "St Olav, lung", "St Olav, lung"]
 
 
@@ -197,7 +197,7 @@ def test_another_recipe_or_secret_does_not_mix(tmp_path: Path, run: Run) -> None
     with pytest.raises(UsageError, match="other settings or another secret"):
         run(tmp_path / "source", tmp_path / "corpus", fps=5)
     with pytest.raises(UsageError):
-        prepare([tmp_path / "source"], tmp_path / "corpus", Settings(), secret=b"other" * 8)
+        prepare(Sources([tmp_path / "source"]), tmp_path / "corpus", Settings(), secret=b"other" * 8)
     run(tmp_path / "source", tmp_path / "corpus", decode_seconds=29)  # a limit of the machine is no recipe
 
 
@@ -226,10 +226,16 @@ def test_parts_together_do_the_whole(tmp_path: Path, quick_process: None) -> Non
         still(tmp_path / "source" / f"{number}.png", number)
     settings = Settings.model_validate({"read": {"shard_images": 2}, "model": {"image_size": 32}})
     for index in (2, 0, 1):
-        prepare([tmp_path / "source"], tmp_path / "parts", settings, secret=SECRET, part=(index, 3))
-    last = prepare([tmp_path / "source"], tmp_path / "parts", settings, secret=SECRET)
+        prepare(
+            Sources([tmp_path / "source"]),
+            tmp_path / "parts",
+            settings,
+            secret=SECRET,
+            parallel=Parallel(part=(index, 3)),
+        )
+    last = prepare(Sources([tmp_path / "source"]), tmp_path / "parts", settings, secret=SECRET)
     assert last.kept == 9
-    prepare([tmp_path / "source"], tmp_path / "whole", settings, secret=SECRET)
+    prepare(Sources([tmp_path / "source"]), tmp_path / "whole", settings, secret=SECRET)
     assert content(tmp_path / "parts") == content(tmp_path / "whole")
 
 
@@ -260,6 +266,6 @@ def test_the_official_notebooks_resize_can_be_asked_for(tmp_path: Path, quick_pr
     Image.fromarray(picture).save(tmp_path / "source" / "board.png")
     for resize, filtered in (("nearest", False), ("bilinear", True)):
         settings = {"model": {"image_size": 32}, "train": {"augment": {"resize": resize}}}
-        prepare([tmp_path / "source"], tmp_path / resize, Settings.model_validate(settings), secret=SECRET)
+        prepare(Sources([tmp_path / "source"]), tmp_path / resize, Settings.model_validate(settings), secret=SECRET)
         got = pixels(tmp_path / resize)
         assert ((got > 20) & (got < 235)).any() == filtered

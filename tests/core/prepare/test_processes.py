@@ -89,7 +89,7 @@ def test_progress_counts_frames_also_of_a_clip_that_is_being_worked_on(
     tmp_path: Path, quick_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from usfmae.core.config import Settings
-    from usfmae.core.prepare import prepare
+    from usfmae.core.prepare import Sources, prepare
 
     from .conftest import SECRET
 
@@ -110,7 +110,7 @@ def test_progress_counts_frames_also_of_a_clip_that_is_being_worked_on(
         worker.Worker, "_attempt", lambda self, unit: (attempt(self, unit), inside.append(self.frames_read))[0]
     )
     settings = Settings.model_validate({"read": {"fps": 5}, "model": {"image_size": 32}})
-    prepare([tmp_path / "source"], tmp_path / "corpus", settings, secret=SECRET,
+    prepare(Sources([tmp_path / "source"]), tmp_path / "corpus", settings, secret=SECRET,
             progress=lambda summary: seen.append((summary.frames_done, summary.planned)))  # fmt: skip
     assert max(inside) > 10 and inside[1::2] == [0, 0], "what is in flight is not counted, or not forgotten"
     assert seen[-1] == (21, 21) and seen == sorted(seen)

@@ -55,7 +55,7 @@ FORGERIES: dict[str, list[tuple[Any, int]]] = {
     "nested deep": [("[" * 100_000, 0)],
     "no json": [("\\x00\\xff", 0)],
     "another event": [({"event": "shell"}, 0)],
-    "a file that was not handed over": [({"event": "open", "scan": 3, "beside": ""}, 0)],
+    "a file that was not handed over": [({"event": "open", "scan": 3, "data_file": ""}, 0)],
 }
 
 
@@ -148,7 +148,6 @@ BROKEN = """
 import numpy as np
 from usfmae.core import clean
 from usfmae.core.corpus import shard
-from usfmae.core.sandbox import duplicates
 from usfmae.core.sandbox import child, clean_unit
 from usfmae.core.types import CleanImage
 
@@ -178,6 +177,6 @@ original = clean_unit.read
 clean_unit.read = read
 clean.clean_clip = clip
 shard.square = broken("square", shard.square, 3)
-duplicates.Seen.is_duplicate = broken("seen", duplicates.Seen.is_duplicate, 3)
+clean_unit.Seen.is_duplicate = broken("seen", clean_unit.Seen.is_duplicate, 3)
 child.main()
 """

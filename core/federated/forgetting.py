@@ -3,6 +3,15 @@
 The rule, in this order: accept the round if every organ's loss stays within (1 + budget) x its seed loss; else try
 smaller shares of the round's change and take the first within the budget; else refuse, and the encoder stays as it was.
 An organ that was over the budget before the round (a budget lowered later) must at least not get worse.
+
+Averages of checkpoints undo forgetting without any old data:
+
+    interpolate   (1 - a) * old + a * new: the seed and a federated encoder at release (WiSE-FT, arXiv:2109.01903)
+    anchored      every so many rounds the encoder is averaged with an earlier one (SFA, arXiv:2501.05559)
+    pulled        each round the encoder moves back towards the seed: an L2 penalty, decoupled as in AdamW
+    ema           a running average beside the campaign, never sent to sites; a candidate at release
+
+The middle two act on the server: no site needs to hold the seed. Sums are float64, results float32.
 """
 
 from __future__ import annotations
@@ -11,6 +20,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from torch import Tensor
 
 Losses = Mapping[str, float]
 
@@ -63,3 +74,27 @@ def decide(
             return Decision(INTERPOLATED, share, f"{why}; kept {share:g} of the change", worst, costs[worst])
     tried = "; no smaller share keeps it" if shares else ""
     return Decision(REFUSED, 0.0, why + tried, worst, costs[worst])
+
+
+Tensors = Mapping[str, Tensor]
+
+
+def interpolate(old: Tensors, new: Tensors, alpha: float) -> dict[str, Tensor]:
+    """`alpha` 0 gives exactly `old`, 1 exactly `new`; names and shapes are those of both."""
+    if alpha in (0, 1):
+        return {name: tensor.clone() for name, tensor in (new if alpha else old).items()}
+    return {name: (tensor.double() * (1 - alpha) + new[name].double() * alpha).float() for name, tensor in old.items()}
+
+
+def anchored(earlier: Tensors, now: Tensors, number: int, every: int, share: float) -> dict[str, Tensor]:
+    """SFA: after each `every` rounds, `share` of the earlier encoder and the rest of this one; else this one."""
+    return interpolate(earlier, now, 1 - share) if every and number % every == 0 else dict(now)
+
+
+def pulled(seed: Tensors, now: Tensors, strength: float) -> dict[str, Tensor]:
+    """The step of a decoupled L2 penalty towards the seed: `strength` 0 changes nothing, 1 gives the seed."""
+    return interpolate(seed, now, 1 - strength) if strength else dict(now)
+
+
+def ema(average: Tensors, now: Tensors, decay: float) -> dict[str, Tensor]:
+    return interpolate(now, average, decay)
