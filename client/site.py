@@ -133,6 +133,9 @@ def create(root: Path, settings: SiteSettings, ca: Path | None, coordinator_key:
     """Make a new site's directory, keys and enrol.json. ConfigError where it exists or a given file is unusable."""
     if (root / "site.yaml").exists():
         raise ConfigError(f"site {root}", "exists already", "use another directory, or edit its site.yaml")
+    around = next((folder for folder in root.absolute().parents if (folder / "site.yaml").exists()), None)
+    if around:
+        raise ConfigError(f"site {root}", f"lies inside the site {around}", "give every study a folder of its own")
     coordinator = _text(coordinator_key, "coordinator key")
     keys.public_signing_key(coordinator, str(coordinator_key))
     root.mkdir(parents=True, exist_ok=True, mode=0o700)

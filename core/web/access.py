@@ -27,7 +27,7 @@ from usfmae.core.errors import ConfigError, UsfmaeError
 from usfmae.core.files import replacing
 from usfmae.core.keys import read_secret, write_secret
 
-COOKIE = "usfmae_session"
+COOKIE = "usfmae_session"  # and a mark of the page: browsers hand cookies to every port of a machine
 SESSION_HOURS = 12.0
 MOST_SESSIONS = 1000
 WRONG_TOKEN_SECONDS = 1.0  # wrong tokens are answered one after the other, each after this long
@@ -107,6 +107,7 @@ class Access(AuthenticationBackend):
     def __init__(self, people: People, note: Note, trusted_proxies: Sequence[str] = (), user_header: str = "") -> None:
         people.shared_token()  # made at the start, so that a person finds it
         self.people, self.note = people, note
+        self.cookie = f"{COOKIE}_{_digest(people.shared_token() + 'cookie')[:12]}"
         self.trusted_proxies, self.user_header = frozenset(trusted_proxies), user_header
         self.sessions: dict[str, Session] = {}
         self.guessing = asyncio.Lock()

@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.web import templating
-from usfmae.core.web.access import COOKIE, SESSION_HOURS, Access, local_path
+from usfmae.core.web.access import SESSION_HOURS, Access, local_path
 
 LOOPBACK = ("127.0.0.1", "localhost", "[")  # "[": an IPv6 address, which no name can be rebound to
 LARGEST_BODY = 64 * 1024  # bytes of a form; an enrol.json is under 2 KiB
@@ -149,7 +149,7 @@ def assemble(page: WebPage, routes: Sequence[BaseRoute], names: Sequence[str] = 
         Middleware(
             SessionMiddleware,
             secret_key=secrets.token_hex(32),
-            session_cookie=COOKIE,
+            session_cookie=page.access.cookie,
             max_age=int(SESSION_HOURS * 3600),
             same_site="strict",
         ),

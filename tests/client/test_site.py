@@ -141,3 +141,26 @@ def test_an_enrolment_with_the_wrong_kind_of_key_is_refused(site: Site, tmp_path
     ):
         with pytest.raises(ConfigError):
             enrolment.checked(swapped, "test")
+
+
+def test_a_study_does_not_lie_inside_another(make_site: Callable[..., Site], tmp_path: Path) -> None:
+    site = make_site()
+    with pytest.raises(ConfigError, match="lies inside the site"):
+        create(site.root / "second", site.settings, None, tmp_path / "coordinator.pub.pem")
+
+
+def test_one_scan_has_another_name_in_each_study_and_pages_share_no_login(make_site: Callable[..., Site]) -> None:
+    from starlette.testclient import TestClient
+
+    from usfmae.client.page.app import application
+    from usfmae.core.types import secret_id
+
+    first, second = make_site("breast"), make_site("lung")
+    assert secret_id(first.secret, "scan", "1.2.3") != secret_id(second.secret, "scan", "1.2.3")
+    pages = {site: TestClient(application(site), base_url="http://127.0.0.1") for site in (first, second)}
+    token = (first.root / "keys" / "page.token").read_text().strip()
+    assert pages[first].post("/login", data={"token": token}, follow_redirects=False).status_code == 303
+    (cookie,) = pages[first].cookies.jar
+    pages[second].cookies.set(cookie.name, str(cookie.value))  # as a browser does: it knows no ports
+    assert pages[second].get("/audit", follow_redirects=False).headers["location"].startswith("/login")
+    assert pages[first].get("/audit", follow_redirects=False).status_code == 200

@@ -46,6 +46,7 @@ class Pages:
             await page.access.own_form(request)
             return PlainTextResponse("changed")
 
+        self.access = page.access
         self.app = assemble(page, [Route("/", shown), Route("/change", changed, methods=["POST"])])
 
     def client(self, address: str = "10.0.0.9") -> TestClient:
@@ -66,9 +67,10 @@ def logged_in(client: TestClient, token: str) -> str:
 def test_a_cookie_is_worth_nothing_after_log_out(pages: Pages) -> None:
     client = pages.client()
     form_token = logged_in(client, pages.people.shared_token())
-    cookie = client.cookies[access.COOKIE]
+    name = pages.access.cookie
+    cookie = client.cookies[name]
     assert client.post("/logout", data={"form_token": form_token}, follow_redirects=False).status_code == 303
-    client.cookies.set(access.COOKIE, cookie)
+    client.cookies.set(name, cookie)
     assert client.get("/", follow_redirects=False).status_code == 303
     assert client.post("/change", data={"form_token": form_token}).status_code == 403
     assert [(e["event"], e.get("by")) for e in pages.entries] == [("page.login", SHARED), ("page.logout", SHARED)]
@@ -83,7 +85,7 @@ def test_a_forged_form_cannot_log_a_person_out(pages: Pages) -> None:
 
 @pytest.mark.parametrize("cookie", ["", "x", "eyJpZCI6ICJhIn0=.x.y", "\xff", "a" * 4000])
 def test_a_forged_cookie_opens_nothing(pages: Pages, cookie: str) -> None:
-    headers = {"cookie": f"{access.COOKIE}={cookie}".encode("latin-1")}
+    headers = {"cookie": f"{pages.access.cookie}={cookie}".encode("latin-1")}
     assert pages.client().get("/", headers=headers, follow_redirects=False).status_code == 303
 
 
