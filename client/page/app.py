@@ -18,12 +18,12 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from usfmae.client import outbox, site_policy
-from usfmae.client.page import view
+from usfmae.client.page import learning, view
 from usfmae.client.review import corpus_view, quarantine
 from usfmae.client.review.frame_preview import FramePreview
 from usfmae.client.review.preview_cache import PreviewCache
 from usfmae.client.review.quarantine import QuarantinedFrame
-from usfmae.client.rounds import campaigns
+from usfmae.client.rounds import campaigns, gallery
 from usfmae.client.site import Site
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.report.reasons import meaning
@@ -31,6 +31,7 @@ from usfmae.core.web.access import Access, People
 from usfmae.core.web.application import WebPage, assemble
 
 SHOWN = 24  # kept frames, or quarantined ones, on a page
+PANELS = 12  # reconstructions on a page
 AHEAD = 6  # pictures that are made before somebody asks for them
 
 
@@ -150,6 +151,20 @@ class SitePage(WebPage):
         shown = [(one, campaigns.in_words(one)) for one in listed[::-1]]
         return self.show(request, "campaigns.html", 400 if bad else 200, campaigns=shown, notice=notice, bad=bad)
 
+    async def learning(self, request: Request) -> Response:
+        entries = await asyncio.to_thread(self.shelf.entries)
+        charts = {
+            "losses": await asyncio.to_thread(learning.loss_chart, entries),
+            "intake": await asyncio.to_thread(learning.intake_chart, self.site),
+        }
+        return self.show(request, "learning.html", panels=gallery.panels(self.site)[:PANELS], **charts)
+
+    async def panel(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in {file for _, _, file in gallery.panels(self.site)}:
+            raise HTTPException(404, "there is no such panel")
+        return _picture((self.site.root / "gallery" / name).read_bytes())
+
     async def audit(self, request: Request) -> Response:
         log = await asyncio.to_thread(view.audited, self.site)
         return self.show(request, "audit.html", log=log)
@@ -238,6 +253,8 @@ def application(site: Site) -> Starlette:
         Route("/kept", page.kept_images),
         Route("/kept/{shard}/{row:int}", page.kept_frame),
         Route("/kept/{shard}/{row:int}/{which}.png", page.kept_picture),
+        Route("/learning", page.learning),
+        Route("/learning/{name}", page.panel),
         Route("/campaigns", page.campaigns),
         Route("/campaigns/{name}", page.agree, methods=["POST"]),
         Route("/outbox", page.left),

@@ -81,7 +81,7 @@ def audited(site: Site) -> dict[str, Any]:
         return {"entries": [], "count": 0, "broken": ""}
     stat = site.audit_log.stat()
     count, broken = _chain(site.audit_log, stat.st_size, stat.st_mtime_ns)
-    last = _tail(site.audit_log, SHOWN)[::-1]
+    last = tail(site.audit_log, SHOWN)[::-1]
     own = ("time", "actor", "event", "status", "previous", "hash")
     rows = [
         {**e, "fields": ", ".join(f"{k} {v}" for k, v in itertools.islice(e.items(), 30) if k not in own)} for e in last
@@ -98,7 +98,7 @@ def _chain(log: Path, size: int, changed: int) -> tuple[int, str]:
         return 0, str(error)
 
 
-def _tail(log: Path, count: int) -> list[dict[str, Any]]:
+def tail(log: Path, count: int) -> list[dict[str, Any]]:
     """The last entries; a damaged line is left out, the chain tells of it."""
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, 2) - count * 2000))

@@ -23,7 +23,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from usfmae.client import site_policy
-from usfmae.client.rounds import encoder_behaviour, replay_corpus, update_files
+from usfmae.client.rounds import encoder_behaviour, gallery, replay_corpus, update_files
 from usfmae.client.rounds.apply_step import LostError
 from usfmae.client.rounds.jobs import Job
 from usfmae.client.rounds.sample_counts import SampleCounts, parted
@@ -170,6 +170,11 @@ class TrainingJob:
         measured = self.held_out if len(self.held_out) else self.positions
         return TrainingData(self.corpus, self.positions, measured, len(self.own))
 
+    def draw(self, model: MaskedAutoencoder) -> None:
+        """A panel of reconstructions for the people of this site."""
+        if ranks()[0] == 0:
+            gallery.draw(self.site, self.request, model, self.corpus, self.data.measured, self.settings)
+
     @property
     def progress(self) -> Progress:
         """The loss of the base is noted, so that a resumed round does not measure it again."""
@@ -180,6 +185,7 @@ class TrainingJob:
             on_loss_before=lambda loss: self._note(loss_before=loss) if ranks()[0] == 0 else None,
             on_step=self.note,
             on_model=self.inspect,
+            on_trained=self.draw,
         )
 
 

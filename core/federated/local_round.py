@@ -50,6 +50,7 @@ class Progress:
     on_loss_before: Callable[[float], None] = lambda loss: None
     on_step: Callable[[StepRecord], bool | None] = lambda record: None  # True stops after this step
     on_model: Callable[[MaskedAutoencoder], None] = lambda model: None  # sees the incoming model, and may refuse it
+    on_trained: Callable[[MaskedAutoencoder], None] = lambda model: None  # sees the trained one
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ def train_autoencoder(
     if not result.finished:
         return None
     after = evaluate(model, data.corpus, data.measured, settings)
+    progress.on_trained(model)
 
     # The parts go separate ways: the encoder is encoded and leaves, the decoder stays.
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}

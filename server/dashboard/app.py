@@ -95,7 +95,9 @@ class Dashboard(WebPage):
         stored = {
             number for number in (0, *(r["number"] for r in paged["rounds"])) if self.home.checkpoint(number).exists()
         }
-        return self.show(request, "lineage.html", stored=stored, releases=releases(self.home), **paged)
+        with view.reading(self.home) as db:
+            merged = {one["number"]: view.merged(db, one["number"]) for one in paged["rounds"]}
+        return self.show(request, "lineage.html", merged=merged, stored=stored, releases=releases(self.home), **paged)
 
     @requires("authenticated", redirect="login")
     async def released(self, request: Request) -> Response:
