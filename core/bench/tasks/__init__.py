@@ -23,6 +23,7 @@ BENCHMARKS = {
     "bus-bra": Benchmark("usfmae.core.bench.tasks.bus_bra", "bus_bra"),
     "mmotu-2d": Benchmark("usfmae.core.bench.tasks.mmotu", "mmotu_2d"),
     "gist514": Benchmark("usfmae.core.bench.tasks.gist514", "gist514"),
+    "ultrabench": Benchmark("usfmae.core.bench.tasks.ultrabench"),
     "folder": Benchmark("usfmae.core.bench.tasks.folder"),
 }
 
