@@ -6,6 +6,7 @@ site's identity on each call of Flower's fleet API.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import stat
@@ -102,6 +103,13 @@ def read_node_key(path: Path) -> EllipticCurvePrivateKey:
 def grouped(fingerprint: str) -> str:
     """A fingerprint in groups of four, to be read aloud."""
     return " ".join(fingerprint[i : i + 4] for i in range(0, len(fingerprint), 4))
+
+
+def telephone(key: Ed25519PublicKey) -> str:
+    """A key as thirty digits in groups of five, to be compared aloud: 99 bits, so no other key is made to fit."""
+    number = int.from_bytes(hashlib.sha256(b"usfmae telephone" + key.public_bytes_raw()).digest()) % 10**30
+    digits = f"{number:030d}"
+    return " ".join(digits[i : i + 5] for i in range(0, 30, 5))
 
 
 def normal_pem(pem: str) -> str:

@@ -209,3 +209,22 @@ def test_install_refuses_a_folder_that_is_something_else(bundle: Path, tmp_path:
     (tmp_path / "home").mkdir()
     done = install(bundle, tmp_path / "home")
     assert done.returncode == 2 and "no earlier installation" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="ssh-keygen is not installed")
+def test_the_documented_command_verifies_a_signed_checksum_and_no_other(tmp_path: Path) -> None:
+    """The command of docs/air-gapped.md, against a signature as bundle.sh makes it."""
+    page = (ROOT / "docs" / "air-gapped.md").read_text()
+    verify = re.search(r"\$ (ssh-keygen -Y verify .*)", page)
+    sign = re.search(r"(ssh-keygen -q -Y sign .*)", (ROOT / "deploy" / "offline" / "bundle.sh").read_text())
+    assert verify and sign
+    file = tmp_path / "usfmae-0.2.0.tar.sha256"
+    file.write_text("00  usfmae-0.2.0.tar\n")
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
+    public = (tmp_path / "key.pub").read_text()
+    (tmp_path / "allowed_signers").write_text(f"release@usfmae {public}")
+    environment = {**os.environ, "SIGNING_KEY": str(tmp_path / "key"), "out": str(tmp_path), "version": "0.2.0"}
+    subprocess.run(["bash", "-c", sign[1]], check=True, env=environment)
+    assert subprocess.run(["bash", "-c", verify[1]], cwd=tmp_path).returncode == 0
+    file.write_text("11  usfmae-0.2.0.tar\n")
+    assert subprocess.run(["bash", "-c", verify[1]], cwd=tmp_path).returncode != 0

@@ -57,7 +57,7 @@ def init(
     from usfmae.core.config.load import from_overrides, put
     from usfmae.core.config.site import SiteSettings
     from usfmae.core.federated.messages import fingerprint
-    from usfmae.core.keys import grouped
+    from usfmae.core.keys import grouped, telephone
 
     values = {"name": name, "server": server, "sources": [str(path.resolve()) for path in sources]}
     for key, text in from_overrides(overrides).items():
@@ -70,7 +70,10 @@ def init(
         print_json({**shown, "coordinator_fingerprint": theirs})
         return
     click.echo(f"site {name} made in {directory}, fingerprint {grouped(site.fingerprint)}")
-    click.echo(f"it obeys the coordinator with the fingerprint {grouped(theirs)}: compare both by telephone")
+    click.echo(f"it obeys the coordinator with the fingerprint {grouped(theirs)}")
+    click.echo("compare both by telephone, digit by digit:")
+    click.echo(f"  this site    {telephone(site.signing_key.public_key())}")
+    click.echo(f"  coordinator  {telephone(site.coordinator)}")
     click.echo(f"next: send {enrolment} to the coordinator, then 'usfmae-client doctor {directory}'", err=True)
 
 

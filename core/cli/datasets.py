@@ -124,3 +124,10 @@ def _unknown(root: Path) -> list[str]:
 
     names = {name.lower() for d in registry().values() for name in d.folders}
     return sorted(p.name for p in root.iterdir() if p.is_dir() and p.name.lower() not in names)
+
+
+@datasets.command(help="The registry as Croissant metadata (JSON-LD), for catalogues of data sets.")
+def croissant() -> None:
+    from usfmae.core.openus46.croissant import metadata
+
+    print_json(metadata())

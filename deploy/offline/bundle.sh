@@ -2,6 +2,7 @@
 # Makes the offline bundle: wheels with hashes, SBOM, checksums, install script.
 #   deploy/offline/bundle.sh OUT [PYTHON]      (needs pip's index once; the result needs none)
 #   VARIANT=cpu takes torch from PyTorch's CPU index (or from INDEX_URL) and leaves NVIDIA's libraries out.
+#   SIGNING_KEY=FILE signs the checksum with this SSH key (ssh-keygen -Y sign).
 #   EXTRAS=cstore,onnx,bench adds what the exports and benchmarks need.
 set -euo pipefail
 
@@ -44,4 +45,7 @@ cp -R "$root/deploy/." "$folder/deploy/"
 (cd "$folder" && find . -type f ! -name SHA256SUMS -print0 | sort -z | xargs -0 sha256sum > SHA256SUMS)
 tar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 -C "$out" -cf "$out/usfmae-$version.tar" "usfmae-$version"
 (cd "$out" && sha256sum "usfmae-$version.tar" > "usfmae-$version.tar.sha256")
+if [ -n "${SIGNING_KEY:-}" ]; then # an SSH key of the maintainers; docs/air-gapped.md says how it is verified
+  ssh-keygen -q -Y sign -n usfmae -f "$SIGNING_KEY" "$out/usfmae-$version.tar.sha256"
+fi
 du -sh "$out/usfmae-$version.tar"

@@ -37,7 +37,7 @@ def init(
     \b
     usfmae-server init federation --name north --host fed.example.org
     """
-    from usfmae.core.keys import grouped
+    from usfmae.core.keys import grouped, public_signing_key, telephone
     from usfmae.server.bootstrap import NewFederation, create
 
     made = create(directory, NewFederation(name, host, port, seed=seed), overrides)
@@ -45,6 +45,8 @@ def init(
         print_json(made)
     else:
         click.echo(f"federation {name} in {directory}, fingerprint {grouped(made['fingerprint'])}")
+        key = public_signing_key(Path(made["coordinator_key"]).read_text(), made["coordinator_key"])
+        click.echo(f"to compare by telephone with what each hospital's init prints: {telephone(key)}")
         click.echo(f"give every hospital: {made['ca']} and {made['coordinator_key']}")
 
 

@@ -36,10 +36,14 @@ def add(directory: Path, file: Path, capacity: int | None, as_json: bool) -> Non
     """Enrol the hospital that made the enrol.json FILE (usfmae-client init).
 
     Without --capacity the hospital's own claim of images is not believed: it weighs at most the fair share."""
+    from usfmae.core.federated import enrolment
+    from usfmae.core.keys import public_signing_key, telephone
     from usfmae.server import sites
 
     text = "enrolled {name} ({site}), {capacity} images" + ("" if capacity else " by its own claim, not confirmed")
-    _say(sites.add(_home(directory), file, capacity=capacity), as_json, text)
+    done = sites.add(_home(directory), file, capacity=capacity)
+    spoken = telephone(public_signing_key(enrolment.load(file).signing_key, str(file)))
+    _say({**done, "telephone": spoken}, as_json, text + "\ncompare by telephone with its init: {telephone}")
 
 
 @site.command()

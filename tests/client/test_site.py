@@ -164,3 +164,10 @@ def test_one_scan_has_another_name_in_each_study_and_pages_share_no_login(make_s
     pages[second].cookies.set(cookie.name, str(cookie.value))  # as a browser does: it knows no ports
     assert pages[second].get("/audit", follow_redirects=False).headers["location"].startswith("/login")
     assert pages[first].get("/audit", follow_redirects=False).status_code == 200
+
+
+def test_a_key_is_read_aloud_as_thirty_digits() -> None:
+    first, second = (keys.new_signing_key().public_key() for _ in range(2))
+    assert keys.telephone(first) == keys.telephone(first) != keys.telephone(second)
+    assert [len(group) for group in keys.telephone(first).split()] == [5] * 6
+    assert keys.telephone(first).replace(" ", "").isdecimal()

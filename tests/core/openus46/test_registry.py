@@ -52,3 +52,23 @@ def test_every_data_set_says_licence_link_and_registration() -> None:
 def test_unknown_id_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="datasets list"):
         dataset("imagenet")
+
+
+def test_the_registry_as_croissant_has_every_data_set_and_field() -> None:
+    from usfmae.core.openus46.croissant import FIELDS, metadata
+
+    made = metadata()
+    (records,) = made["recordSet"]
+    assert len(records["data"]) == len(registry()) == 46
+    assert all(set(record) == {f"datasets/{name}" for name in FIELDS} for record in records["data"])
+
+
+def test_mlcroissant_accepts_it_and_reads_the_records() -> None:
+    mlcroissant = pytest.importorskip("mlcroissant")
+    from usfmae.core.openus46.croissant import metadata
+
+    read = mlcroissant.Dataset(jsonld=metadata())
+    assert not read.metadata.ctx.issues.errors
+    names = [record["datasets/id"] for record in read.records("datasets")]
+    first = next(iter(registry()))
+    assert len(names) == 46 and names[0] in (first, first.encode())
