@@ -116,10 +116,9 @@ def verify(path: Path, key: Path | None, as_json: bool) -> None:
 
 def verified(path: Path, key: Path | None) -> dict[str, Any]:
     """What was checked and held; raises a UsfmaeError naming what did not."""
-    from usfmae.core import audit, manifest
+    from usfmae.core import audit, lineage, manifest
     from usfmae.core.checkpoint import load
     from usfmae.core.errors import ConfigError, UsageError
-    from usfmae.core.federated import lineage
     from usfmae.core.keys import public_signing_key
 
     if path.is_dir():

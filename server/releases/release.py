@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from usfmae.core import audit, manifest
+from usfmae.core import audit, lineage, manifest
 from usfmae.core.checkpoint import describe, encoder_of, load, save, tensors_id
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError, UsageError
-from usfmae.core.federated import forgetting, lineage
+from usfmae.core.federated import forgetting
 from usfmae.core.files import write_atomic
 from usfmae.server import campaign
 from usfmae.server.layout import Federation, Layout
