@@ -22,6 +22,8 @@ CONTEXT: dict[str, Any] = {
     "extract": "cr:extract",
     "field": "cr:field",
     "fileProperty": "cr:fileProperty",
+    "equivalentProperty": "cr:equivalentProperty",
+    "samplingRate": "cr:samplingRate",
     "fileObject": "cr:fileObject",
     "fileSet": "cr:fileSet",
     "format": "cr:format",
