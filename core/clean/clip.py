@@ -17,7 +17,8 @@ from usfmae.core.clean.colour import FAINT_CHROMA
 from usfmae.core.clean.foreign import foreign
 from usfmae.core.clean.inpaint import Planes, brightest_plane, fill, picture_of, planes_of
 from usfmae.core.clean.morphology import bounds, changed, masked
-from usfmae.core.clean.ocr import text_probability
+from usfmae.core.clean.ocr import Probability, text_probability
+from usfmae.core.clean.overlay_net import overlay_probability
 from usfmae.core.clean.safe import crop_of, safe, scan_region, seen_in
 from usfmae.core.clean.verify import lit_of, suspected
 from usfmae.core.config.clean import CleanSettings
@@ -26,7 +27,7 @@ from usfmae.core.types import CleanImage, Frame, Pixels, Quarantined
 Beat = Callable[[], object]
 
 _SHORTEST = 4  # frames; fewer show too little motion
-_IN_ONE_PASS = 3  # frames; the channels of a picture
+_LARGE, _SMALLER = 320, 0.75  # pixels of the shorter side of a large frame; of its size at which it is looked at
 _MOTION = 2.0  # mean gray levels between the darkest and brightest value of the region's pixels
 
 
@@ -60,16 +61,28 @@ def extremes(frames: Sequence[Frame]) -> tuple[Pixels, Pixels]:
 def shows_text(crops: Sequence[Planes], settings: CleanSettings) -> bool:
     """Whether text stands in any of the cleaned crops, wherever and however short.
 
-    Every frame is looked at whole and at full size, three in a row as the three channels of one picture: a name that
-    moves stays whole in each channel. The largest value of several frames would smear one that moves slowly.
+    The overlay network looks at every frame whole: a name that moves, or stands in one frame alone, is as clear there as
+    in a still. What stands in a script or a size that it does not know was looked at by the general detector as well, in
+    the first, middle and last frame as the three channels of one picture.
     """
-    for first in range(0, len(crops), _IN_ONE_PASS):
-        details = [text.sharpened(brightest_plane(crop)) for crop in crops[first : first + _IN_ONE_PASS]]
-        details += details[-1:] * (_IN_ONE_PASS - len(details))
-        probability = text_probability(np.dstack(details), settings.precision)
-        if any(True for _ in text.boxes(probability, settings.text_threshold)):
+    for crop in crops:
+        lines, thick = text.drawn_lines(seen_smaller(brightest_plane(crop)))
+        if lines or thick:
             return True
-    return False
+    middle = (crops[0], crops[len(crops) // 2], crops[-1])
+    together = cv2.merge([text.sharpened(brightest_plane(crop)) for crop in middle]).astype(np.uint8)
+    probability = text_probability(together, settings.precision)
+    return any(True for _ in text.boxes(probability, settings.text_threshold))
+
+
+def seen_smaller(gray: Pixels) -> Probability:
+    """The overlay network's probability of text (H, W) in a frame seen at three quarters of its size, where the frame is
+    large: print of ten pixels is still print there, and a frame takes half the time."""
+    if min(gray.shape) < _LARGE:
+        return overlay_probability(gray)[0]
+    small = cv2.resize(gray, None, fx=_SMALLER, fy=_SMALLER, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    probability = cv2.resize(overlay_probability(small)[0], gray.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    return probability.astype(np.float32, copy=False)
 
 
 def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> list[CleanImage | Quarantined] | None:

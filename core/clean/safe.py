@@ -88,6 +88,12 @@ def cleaned_crop(original: Pixels, crop: Crop, cut: float, settings: CleanSettin
     return picture, Doubt(not free, finding.unread + unread, doubtful, share), len(rounds)
 
 
+def without_text(original: Pixels, crop: Crop, settings: CleanSettings) -> Pixels:
+    """An RGB crop of what is no ultrasound, for a person who may release it: text is filled, nothing else is touched."""
+    drawn = text.find(crop, settings).mask & crop.inside
+    return masked(inpainted(original, drawn, settings.inpaint_radius), crop.inside)
+
+
 def safe(frame: Frame, settings: CleanSettings) -> CleanImage | Quarantined:
     """One frame (H, W, 3) uint8 cleaned at native size, or kept back with the reason."""
     scan = scan_region(frame, settings)
@@ -98,10 +104,12 @@ def safe(frame: Frame, settings: CleanSettings) -> CleanImage | Quarantined:
     here = np.ascontiguousarray(inside[rows, columns])
     original = masked(np.ascontiguousarray(frame.pixels[rows, columns]), here)
     crop, ownly_coloured = crop_of(original, here, frame.words)
-    if (reason := foreign(original, here, ownly_coloured)) is not None:
-        return Quarantined(reason[0], frame.trail, reason[1])
-    picture, doubt, repairs = cleaned_crop(original, crop, cut, settings)
     pixels = np.zeros_like(frame.pixels)
+    if (reason := foreign(original, here, ownly_coloured)) is not None:
+        pixels[rows, columns] = without_text(original, crop, settings)
+        image = CleanImage(pixels, changed(pixels, frame.pixels), frame.trail)
+        return Quarantined(reason[0], frame.trail, reason[1], image)
+    picture, doubt, repairs = cleaned_crop(original, crop, cut, settings)
     pixels[rows, columns] = picture
     notes = {
         "region": round(float(inside.mean()), 4),
