@@ -30,7 +30,7 @@ _MANY, _LARGE = 20, 0.95  # bright grains from which ink must be told by its siz
 
 _TICK, _TICK_SPAN, _TICK_GAP, _FEWEST_TICKS = 40, 14, (7, 90), 5  # gray levels; pixels; pixels; ticks of a ruler
 
-_DRAWN, _WIDE, _STROKE_CONTRAST = 0.8, 11, 24  # the network's probability; pixels of a filled head; gray levels
+_DRAWN, _WIDE, _STROKE_CONTRAST = 0.95, 11, 24  # the network's probability; pixels of a filled head; gray levels
 
 _REACH = 4  # pixels around the centre of a cross
 _STRAIGHT = (

@@ -28,10 +28,13 @@ _ZOOM, _NEAR_FLOW, _LARGE_FLOW = (
 )  # flow is looked at so much larger; pixels around it; less where it is large
 _SECOND = 0.75  # of the size at which verification looks
 _SMALL, _SMALL_ZOOM = 320, 1.5  # pixels of the longer side of a small picture, whose print is looked at enlarged
-_DRAWN, _GOES_ON_DRAWN, _SMALLEST_DRAWN = 0.93, 0.4, 24  # the overlay network's probabilities and pixels of a line
+SURE_DRAWN, _DOUBTED_DRAWN, _GOES_ON_DRAWN = 0.968, 0.9, 0.4  # the overlay network's probabilities of a line
+_SMALLEST_DRAWN = 24  # pixels of which it is so sure
 _PAGE = 0.1  # share of a crop above which text is doubted: five lines over tissue take 0.03, a page of speckle 0.2
 _VESSEL = 0.15  # share of flow in a box; a name beside a vessel has less, a vessel taken for text more
 _INK = 0.1  # share of thin bright detail in a box that is print; in a dotted line's it is a tenth, in a name's a third
+
+_INK_OF_SURE, _BEYOND_DOUBT = 0.02, 0.98  # the same where the overlay network is sure: digits of a ruler
 
 _STROKE = 7  # pixels; a letter's strokes are thinner and stand out in the top-hat, tissue is not
 _AROUND = 31  # pixels over which the strength of that detail is evened
@@ -118,13 +121,12 @@ def _is_page(probability: Probability, settings: CleanSettings) -> bool:
     return bool(doubted.mean() > _PAGE) or any(is_blob(part) for _, part in components(doubted))
 
 
-def drawn_lines(probability: Probability) -> tuple[list[Box], int]:
+def drawn_lines(probability: Probability, sure: float = SURE_DRAWN) -> tuple[list[Box], int]:
     """Lines of text that the overlay network sees in a probability (H, W), each as far as it suspects it to go on; and
     how many places are thicker than any line though it is sure of them."""
     lines, thick = [], 0
-    sure = probability > _DRAWN
     for window, part in components(probability > _GOES_ON_DRAWN, pad=_PAD):
-        core = part & sure[window]
+        core = part & (probability[window] > sure)
         if core.sum() < _SMALLEST_DRAWN:
             continue
         if is_blob(core):
@@ -132,6 +134,16 @@ def drawn_lines(probability: Probability) -> tuple[list[Box], int]:
         else:
             lines.append((window, dilated(part, 2)))
     return lines, thick
+
+
+def doubted_lines(crop: Crop, probability: Probability, settings: CleanSettings) -> list[Box]:
+    """Lines that the overlay network doubts and in which an engine reads something: tissue that a codec has cut into
+    blocks looks like print now and then, and no engine reads it."""
+    sure = together(drawn_lines(probability)[0], probability.shape)
+    doubted = [
+        (window, box) for window, box in drawn_lines(probability, _DOUBTED_DRAWN)[0] if not sure[window][box].any()
+    ]
+    return [(window, box) for window, box in doubted if is_word(crop.pixels[window][bounds(box)], settings)]
 
 
 def grown(component: Mask, along: float = 0.0) -> Mask:
@@ -228,14 +240,21 @@ def _beyond(flow: Mask, candidates: Sequence[Box]) -> Mask:
 def find(crop: Crop, settings: CleanSettings) -> Finding:
     """Text over the tissue of a crop. Certain is what stands out as print does; the rest is where an engine reads it."""
     beside_flow, near = near_flow(crop, settings)
-    lines, unread = drawn_lines(np.where(near, np.float32(0), crop.overlay[0]))
+    drawn = np.where(near, np.float32(0), crop.overlay[0])
+    lines, unread = drawn_lines(drawn)
+    lines += doubted_lines(crop, drawn, settings)
     sure, faint = words(beside_flow, settings)
     for candidates in (sure, faint):
         apart, unread_here = apart_from_flow(crop, candidates, beside_flow, settings)
         lines, unread = lines + apart, unread + unread_here
     unread += _thick(beside_flow, settings)
     print_ = ridge(brightest_of(crop.pixels)) > CONTRAST
-    plain = [(window, box) for window, box in lines if (print_[window] & box).sum() > _INK * box.sum()]
+    plain = [
+        (window, box)
+        for window, box in lines
+        if (share := (print_[window] & box).sum() / box.sum()) > _INK
+        or (share > _INK_OF_SURE and crop.overlay[0][window][box].max() > _BEYOND_DOUBT)
+    ]
     certain = together(plain, crop.flow.shape)
     doubtful = [each for each in lines if not certain[each[0]][each[1]].all()]
     return Finding(together(lines, crop.flow.shape), certain, doubtful, unread)

@@ -69,7 +69,7 @@ def test_what_looks_like_text_in_a_filled_box_is_the_fill() -> None:
 def test_what_the_detector_is_sure_of_and_no_box_fits_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = tissue()
     probability = np.zeros(pixels.shape[:2], np.float32)
-    probability[100:180, 100:260] = 0.95  # thicker than any line of text
+    probability[100:180, 100:260] = 0.99  # thicker than any line of text
     monkeypatch.setattr(finding, "overlay_probability", lambda gray: (probability, 0 * probability))
     everywhere = np.ones(pixels.shape[:2], bool)
     assert text.find(Crop(pixels, everywhere, ~everywhere), CleanSettings()).unread == 1
