@@ -43,11 +43,17 @@ class CorpusView:
     """How many images each shard has."""
 
     shards: list[tuple[str, int]] = field(default_factory=list)  # newest first
+    listed: tuple[Path, int] | None = None  # the folder, and when a name in it last changed
 
     def refresh(self, corpus: Path) -> CorpusView:
-        counts, folder = CorpusLedger(corpus).image_counts(), corpus / FOLDER
-        newest = sorted((os.stat(f"{folder}/{name}").st_mtime_ns, name) for name in counts)[::-1]  # noqa: PTH116
-        self.shards = [(name.removesuffix(".json"), counts[name]) for _, name in newest]
+        """Lists the shards where one came or went since the last time: each is written beside and renamed."""
+        folder = corpus / FOLDER
+        state = (folder, folder.stat().st_mtime_ns) if folder.exists() else None
+        if state is None or state != self.listed:
+            counts = CorpusLedger(corpus).image_counts()
+            newest = sorted((os.stat(f"{folder}/{name}").st_mtime_ns, name) for name in counts)[::-1]  # noqa: PTH116
+            self.shards = [(name.removesuffix(".json"), counts[name]) for _, name in newest]
+            self.listed = state
         return self
 
     @property

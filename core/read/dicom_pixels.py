@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
@@ -51,9 +52,18 @@ class PixelData:
     syntax: UID
     vr: str
     frames: tuple[tuple[Piece, ...], ...]  # the pieces of each frame
+    words_from: int | None = None  # bytes lie swapped in words of 16 bits that are counted from this offset
 
     def bytes_of(self, frame: int) -> bytes:
+        if self.words_from is not None:
+            return self._unswapped(*self.frames[frame][0], self.words_from)
         return b"".join(self._piece(*piece) for piece in self.frames[frame])
+
+    def _unswapped(self, offset: int, length: int, origin: int) -> bytes:
+        """Bytes out of big endian words (PS3.5 annex D): a frame of odd length ends in the middle of one."""
+        before = (offset - origin) % 2
+        whole = -(-(before + length) // 2) * 2
+        return np.frombuffer(self._piece(offset - before, whole), ">u2").astype("<u2").tobytes()[before:][:length]
 
     def _piece(self, offset: int, length: int) -> bytes:
         self.file.seek(offset)
@@ -106,6 +116,8 @@ def locate(file: BinaryIO, ds: Dataset, stated: int | None) -> PixelData:
     size = frame_size(ds, end - start, stated)
     count = max(stated or 1, (end - start) // size)
     frames = tuple(((start + number * size, size),) for number in range(count))
+    if vr == "OW" and int(ds.get("BitsAllocated") or 8) == 8 and not ds.original_encoding[1]:
+        return PixelData(file, syntax, "OB", frames, words_from=start)
     return PixelData(file, syntax, vr, frames)
 
 
@@ -178,9 +190,10 @@ def _frames(
     """Fragments put together to frames: one each, else by where a code stream starts, else by the offset table."""
     if not pieces:
         raise Unreadable("no-pixels", "the object holds no picture")
-    if syntax == RLELossless or len(pieces) == stated:
+    if len(pieces) == stated:
         return tuple((piece,) for piece in pieces)
-    starts = [number for number, piece in enumerate(pieces) if _begins(file, piece)]
+    begins = _begins_rle if syntax == RLELossless else _begins
+    starts = [number for number, piece in enumerate(pieces) if begins(file, piece)]
     if starts and starts[0] == 0 and (stated is None or len(starts) >= stated):
         return _grouped(pieces, starts)
     by_table = _by_table(pieces, table or _extended(ds))
@@ -196,6 +209,14 @@ def _frames(
 def _begins(file: BinaryIO, piece: Piece) -> bool:
     file.seek(piece[0])
     return file.read(8).startswith(STARTS)
+
+
+def _begins_rle(file: BinaryIO, piece: Piece) -> bool:
+    """The head of an RLE frame: how many segments, at most 15, of which the first follows at byte 64 (PS3.5 G.5)."""
+    file.seek(piece[0])
+    head = file.read(8)
+    segments, first = struct.unpack("<II", head) if len(head) == 8 else (0, 0)
+    return 1 <= segments <= 15 and first == 64
 
 
 def _extended(ds: Dataset) -> list[int]:
@@ -243,6 +264,8 @@ class FrameDecoder:
         """(H, W[, 3]) samples of a frame, and its code stream ("" where there is none)."""
         data = self.pixels.bytes_of(frame)
         stream = data if self.pixels.syntax.is_encapsulated else b""
+        if self.pixels.syntax in JPEG and sample_precision(stream) == 12:
+            raise Unreadable("unsupported-jpeg-12-bit", "JPEG Extended with 12 bits a sample is not decoded")
         source = encapsulate([data], has_bot=False) if stream else data
         # GDCM hands out the stream's own samples; Pillow converts some to RGB, and nobody would know which.
         plugin = "gdcm" if self.pixels.syntax in JPEG and self.options.get("samples_per_pixel") == 3 else ""
@@ -252,21 +275,37 @@ class FrameDecoder:
         return array, stream
 
 
+def _segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
+    """(marker, body) of the segments of a JPEG stream before its samples (ITU T.81 B.1.1.4)."""
+    place = 2
+    while place + 4 <= len(stream) and stream[place] == 0xFF:
+        length = int.from_bytes(stream[place + 2 : place + 4], "big")
+        yield stream[place + 1], stream[place + 4 : place + 2 + length]
+        place += 2 + length
+
+
+def _is_frame(marker: int) -> bool:
+    """Whether it starts a frame: SOF0 to SOF15 without DHT, JPG and DAC."""
+    return 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
+
+
+def sample_precision(stream: bytes) -> int:
+    """Bits of a sample of a JPEG stream, 0 where it does not say."""
+    return next((body[0] for marker, body in _segments(stream) if _is_frame(marker) and body), 0)
+
+
 def jpeg_is_ybr(stream: bytes) -> bool | None:
     """Whether a JPEG stream of three components holds YCbCr, by its own markers; None where they do not say.
 
     Adobe's transform flag decides, then JFIF (always YCbCr), then components called R, G, B, then sub-sampled chroma.
     """
-    place, jfif = 2, False
-    while place + 4 <= len(stream) and stream[place] == 0xFF:
-        marker, length = stream[place + 1], int.from_bytes(stream[place + 2 : place + 4], "big")
-        body = stream[place + 4 : place + 2 + length]
+    jfif = False
+    for marker, body in _segments(stream):
         if marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
             return body[11] != 0
         jfif = jfif or (marker == 0xE0 and body[:4] == b"JFIF")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+        if _is_frame(marker):
             return _by_components(body, jfif, lossy=marker in (0xC0, 0xC1, 0xC2))
-        place += 2 + length
     return None
 
 

@@ -16,11 +16,11 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom import uid
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import convert_color_space
 
 from usfmae.core.config import ReadSettings
-from usfmae.core.read import identify, read
+from usfmae.core.read import Unreadable, identify, read
 from usfmae.core.read.discover import Candidate, Identified
 from usfmae.core.types import Frame
 
@@ -94,6 +94,41 @@ def test_implicit_vrs_in_a_file_that_declares_explicit_ones(make_dicom: MakeDico
 def test_samples_by_plane(make_dicom: MakeDicom) -> None:
     path = make_dicom(COLOUR[None], "planar", PlanarConfiguration=1, PixelData=COLOUR.transpose(2, 0, 1).tobytes())
     assert np.array_equal(frames(path)[0].pixels, COLOUR)
+
+
+def test_frames_of_an_odd_length_in_big_endian_words(make_dicom: MakeDicom) -> None:
+    pictures = np.stack([speckle(seed=n)[:47, :63] for n in range(3)])
+    whole = pictures.tobytes() + b"\0"
+    words = np.frombuffer(whole, "<u2").astype(">u2").tobytes()
+    path = make_dicom(pictures, "odd", uid.ExplicitVRBigEndian, PixelData=words)
+    ds = pydicom.dcmread(path)
+    ds["PixelData"].VR = "OW"
+    ds.save_as(path)
+    assert [np.array_equal(frame.pixels[..., 0], pictures[n]) for n, frame in enumerate(frames(path))] == [True] * 3
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_an_rle_frame_in_several_fragments_is_one_frame(make_dicom: MakeDicom, stated: bool) -> None:
+    pictures = np.stack([speckle(seed=n) for n in range(3)])
+    path = make_dicom(pictures, "rle")
+    ds = pydicom.dcmread(path)
+    ds.compress(uid.RLELossless, generate_instance_uid=False)
+    whole = list(generate_frames(ds.PixelData, number_of_frames=3))
+    ds.PixelData = encapsulate([frame[at : at + 500] for frame in whole for at in range(0, len(frame), 500)])
+    if not stated:
+        del ds.NumberOfFrames
+    ds.save_as(path)
+    assert [np.array_equal(frame.pixels[..., 0], pictures[n]) for n, frame in enumerate(frames(path))] == [True] * 3
+
+
+def test_jpeg_of_twelve_bits_is_refused_by_its_name(make_dicom: MakeDicom) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(speckle()).save(buffer, "JPEG")
+    stream = buffer.getvalue().replace(b"\xff\xc0\x00\x0b\x08", b"\xff\xc1\x00\x0b\x0c", 1)
+    path = encoded(make_dicom, DEEP, stream, uid.JPEGExtended12Bit, BitsStored=12, HighBit=11)
+    with pytest.raises(Unreadable) as error:
+        frames(path)
+    assert error.value.reason == "unsupported-jpeg-12-bit"
 
 
 def test_monochrome1_is_turned_round_and_a_window_is_applied(make_dicom: MakeDicom) -> None:
