@@ -28,7 +28,6 @@ from usfmae.core.config.read import ReadSettings
 from usfmae.core.read import RefusedScan, Unreadable, identify, read
 from usfmae.core.read.discover import Candidate, Identified
 
-
 # Judging ------------------------------------------------------------------------------------------------------
 
 
