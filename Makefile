@@ -6,7 +6,7 @@ ARGS   ?=
 # The tests without processes of their own share the cores; a file's tests stay together.
 UNIT   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not e2e and not faults and not attacks and not system and not slow"
 
-.PHONY: help demo test test-unit test-e2e test-slow test-faults test-attacks test-system test-all coverage docs bundle lint lock hashes venv tesseract packages clean
+.PHONY: help demo test test-unit test-e2e test-slow test-faults test-attacks test-system test-all gpu coverage docs bundle lint lock hashes venv tesseract packages clean
 
 help:                ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
@@ -41,6 +41,9 @@ test-system: packages ## against Debian's Orthanc, DCMTK, Prometheus, Chromium, 
 
 test-all: ## every suite one after the other, and one table of what each said
 	$(PYTHON) tests/suites.py
+
+gpu: venv            ## nine minutes on a GPU: right, fast, fed, resumed, learning; ARGS='--scans DIR' or --dry on a CPU
+	$(BIN)/python benchmarks/gpu.py --out gpu-out --json $(ARGS)
 
 coverage: packages   ## the ordinary tests under coverage, with a table of what is not covered
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered \

@@ -1,6 +1,7 @@
 """What a round costs beside training: bytes, seconds and memory; ViT-B/16, real processes over TLS on this machine.
 
     python benchmarks/round.py --json [--sites 2] [--many 32] [--no-plain] [--flare PYTHON]
+    python benchmarks/round.py --json --encoding sparse --line 4mbit      one site on a slow line, as root
 
 Ours: `usfmae-server run` and the site agent, int8 updates. Plain Flower: SuperLink, SuperNodes and FedAvg with fp32
 weights, TLS and node authentication, in the same run, turn and turn about. "Training" is one multiplication of every
@@ -12,6 +13,9 @@ weight on both sides, so a round's seconds are what is not training:
     flare    NVIDIA FLARE's FedAvg, with `--flare` (see round_flare.py): from one request's arrival to the next one's
 
 The first round of a turn is left out on both sides: it waits for processes to start, and ours sends the decoder once.
+
+With `--line RATE` all of it runs in a network namespace in which what goes to the aggregator, and what comes from it, has
+that rate from the second round on; one site, no measurement of memory. `encoding_cpu_seconds` is what a site packs for.
 
 Memory with many sites: uploaders share the sites (four processes), since thirty-two agents do not fit a small machine.
 They speak the same fleet API with signed int8 updates of their own; the aggregator is the real one and sees no
@@ -32,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import round_flare
+import round_line
 import round_ours
 import round_plain
 
@@ -46,11 +51,16 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2, help="turns of each side; medians are over all their rounds")
     parser.add_argument("--many", type=int, default=32, help="sites of the second memory measurement; 0 leaves it out")
     parser.add_argument("--long", type=int, default=20, help="rounds of the database's measurement; 0 leaves it out")
+    parser.add_argument("--encoding", default="int8", help="how our updates travel")
+    parser.add_argument("--line", metavar="RATE", help="rate of a site's line, as tc writes it: 4mbit")
     parser.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True, help="plain Flower as well")
     parser.add_argument("--flare", metavar="PYTHON", help="NVIDIA FLARE as well: the Python that has nvflare and torch")
     parser.add_argument("--small", action="store_true", help="a small model: does the benchmark itself work?")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
+    if asked.line:
+        round_line.enter()
+        asked.sites, asked.many, asked.long = 1, 0, 0
     root = Path(tempfile.mkdtemp(prefix="usfmae-round-"))
     try:
         report = measure(root, asked)
@@ -62,10 +72,14 @@ def main() -> None:
 def measure(root: Path, asked: argparse.Namespace) -> dict[str, Any]:
     ours, plain, flare = [], [], []
     for turn in range(asked.turns):
-        ours.append(_apart(root / f"ours-{turn}", round_ours.run, asked.sites, asked.rounds, asked.small))
+        ours.append(
+            _apart(root / f"ours-{turn}", round_ours.run, asked.sites, asked.rounds, asked.small, 0, _way(asked))
+        )
         if asked.plain:
             plain.append(
-                _apart(root / f"plain-{turn}", round_plain.run, _shapes(root, asked), asked.sites, asked.rounds)
+                _apart(
+                    root / f"plain-{turn}", round_plain.run, _shapes(root, asked), asked.sites, asked.rounds, asked.line
+                )
             )
         if asked.flare:
             shapes = _shapes(root, asked)
@@ -82,7 +96,12 @@ def measure(root: Path, asked: argparse.Namespace) -> dict[str, Any]:
         long = _apart(root / "long", round_ours.run, asked.sites, asked.long, True)
         report |= {"database_mb": round(long["database_mb"], 3), "database_mb_2_rounds": round(begun["database_mb"], 3)}
         report |= {"database_rounds": len(long["seconds"])}
+    report |= {"encoding": asked.encoding, "line": asked.line or "loopback"}
     return {**report, "load_average": round(os.getloadavg()[0], 1)}
+
+
+def _way(asked: argparse.Namespace) -> round_ours.Way:
+    return round_ours.Way(asked.encoding, asked.line or "")
 
 
 def _apart(place: Path, run: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
@@ -107,6 +126,7 @@ def _compared(ours: list[dict[str, Any]], plain: list[dict[str, Any]]) -> dict[s
     seconds = [second for turn in ours for second in turn["seconds"][1:]]
     report = {
         "bytes_up": ours[0]["bytes_up"],
+        "encoding_cpu_seconds": ours[0]["encoding_cpu_seconds"],
         "round_seconds": round(statistics.median(seconds), 2),
         "rounds_seconds": [round(second, 2) for second in seconds],
         "aggregator_rss_mb": round(max(turn["aggregator_rss_mb"] for turn in ours)),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import round_line
 from round_processes import Peaks, free_port, running, size
 
 from usfmae.client.site import create as create_site
@@ -24,10 +27,19 @@ HERE = Path(__file__).resolve().parent
 SMALL = ["model.width=64", "model.heads=4", "model.depth=2", "model.decoder_width=32", "model.decoder_depth=1"]
 
 
-def federation(root: Path, sites: int, small: bool) -> Layout:
+@dataclass(frozen=True)
+class Way:
+    """How updates travel: their encoding, and the rate of the line ("" for the machine's own)."""
+
+    encoding: str = "int8"
+    line: str = ""
+
+
+def federation(root: Path, sites: int, small: bool, encoding: str = "int8") -> Layout:
     """An aggregator's directory and `sites` enrolled sites beside it; ViT-B/16 unless `small`."""
     port = free_port()
     settings = [*(SMALL if small else ()), f"rounds.quorum={sites}", "rounds.steps=1", "min_free_gib=0"]
+    settings.append(f"rounds.encoding={encoding}")
     create(root / "coordinator", NewFederation("bench", port=port), ["network.host=127.0.0.1", *settings])
     home = Layout(root / "coordinator")
     ledger = Ledger(home.ledger)
@@ -44,9 +56,9 @@ def federation(root: Path, sites: int, small: bool) -> Layout:
     return home
 
 
-def run(root: Path, sites: int, rounds: int, small: bool, processes: int = 0) -> dict[str, Any]:
+def run(root: Path, sites: int, rounds: int, small: bool, processes: int = 0, way: Way = Way()) -> dict[str, Any]:
     """Serve `rounds` rounds. With `processes`, that many uploaders share the sites instead of an agent for each."""
-    home = federation(root, sites, small)
+    home = federation(root, sites, small, way.encoding)
     places = [str(root / f"site-{number}") for number in range(sites)]
     groups = [["upload", *places[i::processes]] for i in range(processes)] or [["agent", place] for place in places]
     commands = [[sys.executable, str(HERE / "round_site.py"), *group] for group in groups]
@@ -60,15 +72,45 @@ def run(root: Path, sites: int, rounds: int, small: bool, processes: int = 0) ->
         time.sleep(5)
         with running(server, log=root / "server") as [aggregator]:
             peaks.add(aggregator)
+            if way.line:
+                _first_round(home, aggregator)
+                round_line.shape(port_of(home), way.line)
             _served(aggregator, root)
     peaks.stop()
     return {
         **_figures(home),
+        "encoding_cpu_seconds": None if processes else round(_encoding_seconds(root, sites), 2),
         "aggregator_rss_mb": peaks.mb[aggregator.pid],
         "site_rss_mb": max(peaks.mb[client.pid] for client in clients),
         "transit_peak_mb": peaks.directories[home.transit] / 1e6,
         "database_mb": (size(home.transit) + sum(f.stat().st_size for f in home.root.glob("ledger.sqlite*"))) / 1e6,
     }
+
+
+def port_of(home: Layout) -> int:
+    return home.settings().network.port
+
+
+def _first_round(home: Layout, aggregator: subprocess.Popen[bytes]) -> None:
+    """Until the first round is committed: it brings the whole base once, which a line of a site takes minutes for."""
+    while aggregator.poll() is None and not any(r.committed for r in rounds_of(home)):
+        time.sleep(0.1)
+
+
+def rounds_of(home: Layout) -> list[Any]:
+    ledger = Ledger(home.ledger)
+    try:
+        return list(ledger.rounds())
+    finally:
+        ledger.close()
+
+
+def _encoding_seconds(root: Path, sites: int) -> float:
+    """CPU seconds of packing, the median of every round of every site."""
+    taken = [
+        float(line) for n in range(sites) for line in (root / f"site-{n}" / "encoding-seconds").read_text().split()
+    ]
+    return statistics.median(taken)
 
 
 def _served(aggregator: subprocess.Popen[bytes], root: Path) -> None:

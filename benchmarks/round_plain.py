@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import round_line
 from round_processes import ENVIRONMENT, Peaks, free_port, peak_mb, running
 
 APP = """
@@ -71,7 +72,9 @@ clientapp = "plain.app:client"
 """
 
 
-def run(root: Path, shapes: list[tuple[int, ...]], sites: int, rounds: int, seconds: float = 1500) -> dict[str, Any]:
+def run(
+    root: Path, shapes: list[tuple[int, ...]], sites: int, rounds: int, line: str | None = None, seconds: float = 5400
+) -> dict[str, Any]:
     """The same rounds with Flower's own SuperLink, SuperNodes and FedAvg, fp32, TLS and node authentication."""
     app, home, out = root / "app", root / "flwr", root / "rounds.txt"
     (app / "plain").mkdir(parents=True)
@@ -106,6 +109,9 @@ def run(root: Path, shapes: list[tuple[int, ...]], sites: int, rounds: int, seco
             _flwr("run", str(app), "bench")
             peak, end = 0.0, time.monotonic() + seconds
             while time.monotonic() < end and not (out.exists() and "done" in out.read_text()):
+                if line and out.exists() and out.read_text():  # after the first round, as on our side
+                    round_line.shape(port, line)
+                    line = None
                 peak = max([peak, *(peak_mb(pid) for pid in _pids("flwr-serverapp", root))])
                 time.sleep(0.5)
     peaks.stop()

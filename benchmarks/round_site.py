@@ -50,7 +50,10 @@ def packed(work: jobs.Job, before: jobs.Job | None, request: TrainRequest) -> di
     """Pack and keep the residual as the real worker does."""
     with TensorFile(work.base) as file, update_files.residual_of(before, file, request.encoding) as residual:
         trained = TrainedEncoder(file, factor(work.site, request.round))
+        began = time.process_time()
         payload = codec.encode(TensorMapping(file), trained, request.encoding, residual, request.bound)
+        with (work.site.root / "encoding-seconds").open("a") as seconds:
+            seconds.write(f"{time.process_time() - began}\n")
         return update_files.write(work, before, file, payload, request.encoding)
 
 

@@ -6,7 +6,7 @@ Two comparisons, because the memory allocator alone moves both programs by tens 
   ratio_vs_hf           both in one process under the same allocator, steps alternated, medians
   ratio_vs_hf_default   each alone in its own process, processes alternated; Hugging Face as a user runs it (default
                         allocator), this program as `usfmae pretrain` starts itself (jemalloc, where installed)
-Both are asked for bf16; where the CPU is faster in fp32 this program computes that (`precision` says so), and
+Both are asked for bf16; this program computes what it measures to be faster (`number_type` says what and why), and
 `--also ours-bf16 ours-bf16-widened hf-fp32` sets equal types side by side (`widened`: bf16 numbers multiplied by fp32
 instructions), `--also hf-eager` the attention written out on either side.
 Peak memory is that of a process in which only one of them has run. On a GPU: SDPA, with and without torch.compile.
@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--preset", default="paper")
     parser.add_argument("--parts", nargs="+", choices=["together", "alone"], default=["together", "alone"])
     parser.add_argument("--also", nargs="+", choices=list(PROGRAMS), default=[], help="more programs, alternated")
+    parser.add_argument("--type", choices=["bf16", "fp32"], help="what this program computes in; measured without")
     parser.add_argument("--only", nargs="+", choices=list(PROGRAMS), help="measure these in this process")
     options = parser.parse_args()
     result = measure(options) if options.only else compared(options)
@@ -55,16 +57,21 @@ def main() -> None:
 
 def compared(options: argparse.Namespace) -> dict[str, Any]:
     """Run every measurement in a process of its own."""
-    from usfmae.core.mae.device import computed
+    from usfmae.core.mae.number_type import number_type
+    from usfmae.core.mae.presets import preset
 
     gpu = _gpu()
+    model, train = preset(options.preset)
+    chosen = number_type(model, train, "cuda" if gpu else "cpu")
+    options.type = options.type or (None if gpu else chosen.chosen)
     os.environ.pop("LD_PRELOAD", None)  # each program gets the allocator named here
     tuned = {} if gpu else allocator.environment()
     result: dict[str, Any] = {
         "device": torch_device(),
         "batch": options.batch,
         "micro_batch": options.micro_batch,
-        "precision": {"ours": computed("bf16", "cuda" if gpu else "cpu"), "hf": "bf16"},
+        "precision": {"ours": options.type or chosen.chosen, "hf": "bf16"},
+        "number_type": asdict(chosen),
     }
     if "together" in options.parts:
         result |= together(options, tuned)
@@ -125,6 +132,7 @@ def worker(options: argparse.Namespace, only: list[str], variables: dict[str, st
     """Measure in a new process, under these variables."""
     environment = {**os.environ, **variables}
     command = [sys.executable, __file__, "--only", *only, "--batch", str(options.batch), "--steps", str(steps)]
+    command += ["--type", options.type] if options.type else []
     command += ["--micro-batch", str(options.micro_batch), "--preset", options.preset]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -135,11 +143,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """In this process: one step each to warm up, then alternated steps."""
     import torch
 
+    from usfmae.core.mae import device as device_facts
     from usfmae.core.mae.device import peak_flops, training_flops
     from usfmae.core.mae.presets import preset
 
     device = "cuda" if _gpu() else "cpu"
     model, train = preset(options.preset)
+    if options.type:
+        device_facts.settled["cpu"] = options.type == "bf16"
     train = train.model_copy(update={"batch_size": options.batch, "micro_batch": options.micro_batch})
     peak = peak_flops(device, train.precision)
     steps: dict[str, Step] = {name: PROGRAMS[name](model, train, device) for name in options.only}

@@ -75,7 +75,7 @@ def bf16(make: Callable[..., Step]) -> Callable[..., Step]:
         step = make(*arguments)
 
         def forced() -> None:
-            with patch("usfmae.core.mae.device.multiplies_bf16", lambda _: True):
+            with patch.dict("usfmae.core.mae.device.settled", {"cpu": True}):
                 step()
 
         return forced

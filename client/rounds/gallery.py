@@ -45,7 +45,7 @@ def draw(
     recipe: TrainRecipe,
 ) -> None:
     """Write the panel of a round. Whatever goes wrong is logged and costs the panel, never the round."""
-    from usfmae.core.mae.reconstructions import panel
+    from usfmae.core.mae.evaluation import panel
     from usfmae.core.read.raster import encode_png
 
     rows = np.sort(held_out)[:: max(1, len(held_out) // ROWS)][:ROWS]

@@ -50,8 +50,9 @@ from usfmae.core.federated.replay import with_replay
 from usfmae.core.files import hold, replacing
 from usfmae.core.mae.device import device_of
 from usfmae.core.mae.distributed import anyone, joined, ranks
+from usfmae.core.mae.images import normalise
 from usfmae.core.mae.model import MaskedAutoencoder
-from usfmae.core.mae.optimizer_step import normalise
+from usfmae.core.mae.number_type import computing_in, number_type
 from usfmae.core.mae.train import StepRecord
 from usfmae.core.tensors import TensorFile, TensorMapping
 
@@ -189,13 +190,25 @@ class TrainingJob:
         )
 
 
+def number_type_of(this: TrainingJob, device: str) -> contextlib.AbstractContextManager[None]:
+    """What a CPU computes in: measured in the site's first round, and kept, so that a round done again has its bits."""
+    if device != "cpu" or ranks()[1] > 1:
+        return contextlib.nullcontext()
+    file = this.site.root / "number-type.json"
+    return computing_in(number_type(this.model_settings, this.settings, device, file).chosen)
+
+
 def work_on(this: TrainingJob, device: str) -> bool:
     """Train, measure, pack. True when the result is written, False where the worker was asked to stop.
 
     PolicyError where the update would draw on too little, or the incoming model is unfit.
     """
     check_drawn(this.drawn, this.site.settings.privacy)
-    with TensorFile(this.work.base) as file, update_files.residual_of(this.before, file, this.request.encoding) as left:
+    with (
+        number_type_of(this, device),
+        TensorFile(this.work.base) as file,
+        update_files.residual_of(this.before, file, this.request.encoding) as left,
+    ):
         base = TensorMapping(file)
         learn = partial(
             train_autoencoder,

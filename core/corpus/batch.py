@@ -57,6 +57,21 @@ class Corpus:
         """Hash of everything that training reads: pixels, order, groups and data sets; not of where it lies."""
         return content_id(*(index.sha256 for index in self.shards), *self.groups, *self.datasets)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pixels."""
+        return sum(block.nbytes for block in self._pixels)
+
+    def blocks(self) -> Sequence[Pixels]:
+        """All pixels in the order of positions, a shard at a time: (N, S, S) where it is gray, else (N, S, S, 3)."""
+        return self._pixels
+
+    def images(self, positions: Sequence[int] | Positions) -> list[Pixels]:
+        """Images by position, each in its own channels: (S, S) or (S, S, 3), views into the shards."""
+        wanted = np.asarray(positions, dtype=np.int64)
+        shards = np.searchsorted(self._starts, wanted, side="right") - 1
+        return [self._pixels[s][p - self._starts[s]] for s, p in zip(shards, wanted, strict=True)]
+
     def fetch(self, positions: Sequence[int] | Positions) -> Batch:
         """Images by position: (B, S, S, 1), or (B, S, S, 3) as soon as one of them has colour."""
         rows = np.asarray(positions, dtype=np.int64)

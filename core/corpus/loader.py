@@ -5,19 +5,31 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from usfmae.core.config import ModelSettings, TrainSettings
-from usfmae.core.corpus.augment import augment, draws
+from usfmae.core.corpus.augment import Draw, augment, draws
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.sampling import Sampler, generator
 from usfmae.core.types import Pixels
 
 AHEAD = 2  # batches made before they are asked for
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one process's rows of an optimizer step are drawn to be, before a pixel is read."""
+
+    step: int
+    positions: Positions  # (B,) in the corpus
+    draws: tuple[Draw, ...]  # of the augmentation, B of them
+    noise: NDArray[np.float32]  # (B, L) mask noise
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,10 @@ class Prepared:
     pixels: Pixels  # (B, S, S, C) uint8, augmented
     noise: NDArray[np.float32]  # (B, L) mask noise
     ids: tuple[str, ...]  # of the B images
+    drawn: Drawn | None = None  # set where the pixels are as they lie in the corpus, still to be augmented
+
+    def __len__(self) -> int:
+        return len(self.pixels)
 
 
 class Loader:
@@ -47,21 +63,34 @@ class Loader:
         rows = train.batch_size
         self.rows = slice(rows * rank // world, rows * (rank + 1) // world)
 
-    def prepare(self, step: int) -> Prepared:
-        """Draws for the whole global batch, work for this process's rows: any number of processes sees the same."""
+    def drawn(self, step: int) -> Drawn:
+        """Draws for the whole global batch, cut to this process's rows: any number of processes sees the same."""
         settings, size = self.train, self.model.image_size
         chosen = draws(settings.batch_size, self.corpus.size, settings.augment, settings.seed, step)[self.rows]
         patches = (size // self.model.patch_size) ** 2
         noise = generator(settings.seed, 4, step).random((settings.batch_size, patches), dtype=np.float32)[self.rows]
-        positions = self.sampler.batch(step)[self.rows]
-        pixels = augment(self.corpus.fetch(positions).pixels, chosen, size, settings.augment)
-        return Prepared(step, pixels, noise, tuple(self.corpus.ids[p] for p in positions))
+        return Drawn(step, self.sampler.batch(step)[self.rows], tuple(chosen), noise)
 
-    def batches(self, start: int, stop: int) -> Iterator[tuple[Prepared, float]]:
-        """Batches of steps start..stop - 1, each with the seconds that the caller had to wait for it."""
-        ready: queue.Queue[Prepared | BaseException] = queue.Queue(AHEAD)
-        closed = threading.Event()
-        thread = threading.Thread(target=self._fill, args=(ready, closed, start, stop), daemon=True)
+    def prepare(self, step: int) -> Prepared:
+        """The augmented batch. Each image is warped in its own channels; gray ones among colour are widened last."""
+        drawn = self.drawn(step)
+        images = self.corpus.images(drawn.positions)
+        pixels = augment(images, drawn.draws, self.model.image_size, self.train.augment)
+        return Prepared(step, pixels, drawn.noise, self._ids(drawn))
+
+    def unchanged(self, step: int) -> Prepared:
+        """The batch as it lies in the corpus, to be augmented where it is trained on."""
+        drawn = self.drawn(step)
+        return Prepared(step, self.corpus.fetch(drawn.positions).pixels, drawn.noise, self._ids(drawn), drawn)
+
+    def _ids(self, drawn: Drawn) -> tuple[str, ...]:
+        return tuple(self.corpus.ids[p] for p in drawn.positions)
+
+    def batches(self, start: int, stop: int, make: Callable[[int], Made] | None = None) -> Iterator[tuple[Made, float]]:
+        """What `make` (else `prepare`) gives for steps start..stop - 1, each with the seconds the caller had to wait."""
+        ready: queue.Queue[Made | BaseException] = queue.Queue(AHEAD)
+        closed, made = threading.Event(), make or cast(Callable[[int], Made], self.prepare)
+        thread = threading.Thread(target=_fill, args=(ready, closed, range(start, stop), made), daemon=True)
         thread.start()
         try:
             for _ in range(start, stop):
@@ -74,19 +103,20 @@ class Loader:
             closed.set()
             thread.join()
 
-    def _fill(
-        self, ready: queue.Queue[Prepared | BaseException], closed: threading.Event, start: int, stop: int
-    ) -> None:
-        for step in range(start, stop):
+
+def _fill(
+    ready: queue.Queue[Made | BaseException], closed: threading.Event, steps: range, make: Callable[[int], Made]
+) -> None:
+    for step in steps:
+        try:
+            item: Made | BaseException = make(step)
+        except BaseException as error:  # handed to the caller, which raises it
+            item = error
+        while not closed.is_set():
             try:
-                item: Prepared | BaseException = self.prepare(step)
-            except BaseException as error:  # handed to the caller, which raises it
-                item = error
-            while not closed.is_set():
-                try:
-                    ready.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if closed.is_set() or isinstance(item, BaseException):
-                return
+                ready.put(item, timeout=0.1)
+                break
+            except queue.Full:
+                continue
+        if closed.is_set() or isinstance(item, BaseException):
+            return

@@ -19,8 +19,8 @@ from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.mae.device import autocast, device_of, micro_batch
 from usfmae.core.mae.evaluation import chunks, evaluate
+from usfmae.core.mae.images import normalise
 from usfmae.core.mae.model import MaskedAutoencoder
-from usfmae.core.mae.optimizer_step import normalise
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import time
 from functools import lru_cache
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from usfmae.core.config import ModelSettings, TrainSettings
 
+UNREAD = 20  # steps on a GPU between two looks at losses
 MICRO_BATCH = {"cpu": 12, "gpu": 256}  # where the settings say nothing
 
 
@@ -30,9 +32,13 @@ def multiplies_bf16(kind: str) -> bool:
     return facts.exists() and "amx_bf16" in facts.read_text()
 
 
+settled: dict[str, bool] = {}  # kind of device -> whether bf16 is computed, where it was measured
+
+
 def computed(precision: str, kind: str) -> str:
-    """The type that products are really computed in where `precision` is asked for."""
-    return "bf16" if precision == "bf16" and multiplies_bf16(kind) else "fp32"
+    """The type that products are really computed in where `precision` is asked for: as measured, else by flags."""
+    fast = settled[kind] if kind in settled else multiplies_bf16(kind)
+    return "bf16" if precision == "bf16" and fast else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -43,6 +49,21 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def micro_batch(settings: TrainSettings, device: torch.device) -> int:
     """Images per pass: as the settings say, else few on a CPU, whose caches they should fit, and many on a GPU."""
     return settings.micro_batch or (MICRO_BATCH["cpu"] if device.type == "cpu" else MICRO_BATCH["gpu"])
+
+
+def augments(settings: TrainSettings, device: torch.device) -> bool:
+    """Whether images are augmented on the device: on a GPU, unless torchvision's own steps are asked for bit by bit."""
+    return device.type == "cuda" and settings.augment.crop == "zoom"
+
+
+def steps_unread(settings: TrainSettings, device: torch.device) -> int:
+    """How many steps may pass before losses are read back: reading one makes the host wait for the device."""
+    return UNREAD if device.type == "cuda" and settings.optimizer == "adamw" else 1
+
+
+def compiles(settings: TrainSettings, device: torch.device) -> bool:
+    """Whether the model is compiled: where it is asked for, and on a GPU where Triton is there to do it."""
+    return settings.compile or (device.type == "cuda" and importlib.util.find_spec("triton") is not None)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -18,10 +17,11 @@ from usfmae.core.checkpoint import DECODER
 from usfmae.core.config import TrainRecipe, TrainSettings
 from usfmae.core.corpus.loader import Prepared
 from usfmae.core.errors import ResourceError, UsfmaeError
-from usfmae.core.mae.device import autocast, device_of, micro_batch, out_of_memory
+from usfmae.core.mae.device import autocast, compiles, device_of, micro_batch, out_of_memory
+from usfmae.core.mae.device_batches import DeviceBatch
 from usfmae.core.mae.distributed import ranks
+from usfmae.core.mae.images import normalise
 from usfmae.core.mae.model import MaskedAutoencoder
-from usfmae.core.types import Pixels
 
 
 def optimizer_of(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -112,16 +112,24 @@ class Stepper:
     @cached_property
     def runner(self) -> nn.Module:
         """What computes the loss. Made at the first step, when a checkpoint's weights are in their place."""
-        module: nn.Module = torch.compile(self.model) if self.settings.compile else self.model  # type: ignore[assignment]
+        module: nn.Module = torch.compile(self.model) if compiles(self.settings, device_of(self.model)) else self.model  # type: ignore[assignment]
         return DistributedDataParallel(module, gradient_as_bucket_view=True) if ranks()[1] > 1 else module
 
-    def step(self, batch: Prepared, rate: float, stop: Stop = never) -> tuple[float, float] | None:
+    def step(self, batch: Prepared | DeviceBatch, rate: float, stop: Stop = never) -> tuple[float, float] | None:
         """One update; returns the global batch's loss and gradient norm. The weights stay untouched on an error.
 
         None, and no update, where `stop` is true between two micro-batches.
 
         Raises UsfmaeError where the loss is not finite, ResourceError where memory is full.
         """
+        values = self.update(batch, rate, stop)
+        return None if values is None else checked(batch, values)
+
+    def update(
+        self, batch: Prepared | DeviceBatch, rate: float, stop: Stop = never, wait: bool = True
+    ) -> Tensor | None:
+        """`step` whose loss and norm, (2,), stay on the device. Without `wait` nothing waits for it: an update of
+        values that are not finite is left out there, and `checked` says so when they are read."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         try:
@@ -131,18 +139,34 @@ class Stepper:
                 return None
             pull(self.anchor, self.settings.proximal)
             norm = nn.utils.clip_grad_norm_(self.trained, self.settings.clip)
-            values = torch.stack([loss, norm]).tolist()
-            _check_finite(batch, *values)
+            values = torch.stack([loss, norm])
+            if wait:
+                checked(batch, values)
+            else:
+                leave_out(self.optimizer, ~values.isfinite().all())
             self.optimizer.step()
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            raise _memory_full(min(micro_batch(self.settings, device_of(self.model)), len(batch.pixels))) from None
+            raise _memory_full(min(micro_batch(self.settings, device_of(self.model)), len(batch))) from None
         self.optimizer.zero_grad(set_to_none=True)
-        return values[0], values[1]
+        return values
 
 
-def _check_finite(batch: Prepared, loss: float, norm: float) -> None:
+def leave_out(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
+    """Let a fused AdamW skip its next update where `bad`, (), is true, without telling the host."""
+    optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # what torch's own GradScaler sets
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+
+
+def checked(batch: Prepared | DeviceBatch, values: Tensor) -> tuple[float, float]:
+    """Loss and gradient norm, read from the device. Raises UsfmaeError where one is not finite."""
+    loss, norm = values.tolist()
+    check_finite(batch, loss, norm)
+    return loss, norm
+
+
+def check_finite(batch: Prepared | DeviceBatch, loss: float, norm: float) -> None:
     if not (math.isfinite(loss) and math.isfinite(norm)):
         images = ", ".join(id_[:12] for id_ in batch.ids[:4])
         raise UsfmaeError(
@@ -160,20 +184,19 @@ def _memory_full(size: int) -> ResourceError:
 
 
 def backward(
-    runner: nn.Module, batch: Prepared, settings: TrainSettings, device: torch.device, stop: Stop = never
+    runner: nn.Module, batch: Prepared | DeviceBatch, settings: TrainSettings, device: torch.device, stop: Stop = never
 ) -> Tensor | None:
     """Gradients of the global batch's mean loss, a micro-batch at a time; that loss, or None where `stop` came."""
     world, size = ranks()[1], micro_batch(settings, device)
     total = torch.zeros((), device=device)
-    starts = range(0, len(batch.pixels), size)
+    starts = range(0, len(batch), size)
     # One autocast region for the whole step: each weight is cast to bf16 once, not once a micro-batch.
     with autocast(device, settings.precision):
         for start in starts:
             if world == 1 and stop():  # several processes stop together, after a step
                 return None
             rows = slice(start, start + size)
-            images = normalise(batch.pixels[rows], settings, device)
-            noise = torch.from_numpy(batch.noise[rows]).to(device)
+            images, noise = rows_of(batch, rows, settings, device)
             last = start == starts[-1]
             with contextlib.nullcontext() if last or world == 1 else runner.no_sync():  # type: ignore[operator]
                 loss = runner(images, noise, full=False)[0] * (len(images) * world / settings.batch_size)
@@ -183,6 +206,15 @@ def backward(
     if world > 1:
         dist.all_reduce(total)
     return total / world
+
+
+def rows_of(
+    batch: Prepared | DeviceBatch, rows: slice, settings: TrainSettings, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, S, S) and mask noise (B, L) of some rows of a batch, on the device."""
+    if isinstance(batch, DeviceBatch):
+        return batch.images(rows, settings), batch.noise[rows]
+    return normalise(batch.pixels[rows], settings, device), torch.from_numpy(batch.noise[rows]).to(device)
 
 
 def anchored(model: MaskedAutoencoder) -> list[tuple[Tensor, Tensor]]:
@@ -197,15 +229,3 @@ def pull(anchor: Sequence[tuple[Tensor, Tensor]], proximal: float) -> None:
     for parameter, start in anchor:
         assert parameter.grad is not None
         parameter.grad.add_(parameter - start, alpha=proximal)
-
-
-def normalise(pixels: Pixels, settings: TrainSettings, device: torch.device) -> Tensor:
-    """(B, S, S, C) uint8 -> (B, 3, S, S) float on the device; gray becomes three equal channels first."""
-    images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
-    images = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).float()
-    return images.div_(255).sub_(_channels(settings.mean, device)).div_(_channels(settings.std, device))
-
-
-@lru_cache(maxsize=8)  # a copy to a GPU waits for it
-def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    return torch.tensor(values, device=device).view(3, 1, 1)

@@ -15,6 +15,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,11 @@ from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.errors import CorpusError, UsageError
 from usfmae.core.files import replacing, write_atomic
 from usfmae.core.mae import train_log
+from usfmae.core.mae.device import computed
 from usfmae.core.mae.distributed import ranks
 from usfmae.core.mae.evaluation import Stopped, evaluate, panel, target_variance
 from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
+from usfmae.core.mae.number_type import NumberType, computing_in, number_type
 from usfmae.core.mae.optimizer_step import Stop, never
 from usfmae.core.mae.train import StepRecord, TrainContext, TrainPlan, TrainResult, train
 from usfmae.core.mae.weights.init_weights import InitWeights, architecture, build, read
@@ -56,6 +59,7 @@ class RunFolder:
     heads_stated: bool = False
     ends: tuple[int, ...] = ()  # global steps at which it ends: several where it was extended, none before it began
     logs: tuple[str, ...] = ()  # loggers beside log.jsonl
+    number_type: dict[str, Any] = dataclasses.field(default_factory=dict)  # what a CPU computes in, and why
 
 
 @dataclass(frozen=True)
@@ -251,6 +255,10 @@ class Run:
         """Train from the last checkpoint, or from the start, to the end."""
         self.model.to(device)
         self.hooks = hooks
+        with self._number_type(torch.device(device).type):
+            return self._finish(self._trained())
+
+    def _trained(self) -> TrainResult:
         result = None
         # A run that was extended is trained as it was before, then on from there with a schedule of its own.
         for begin, end in zip((0, *self.ends), self.ends, strict=False):
@@ -262,7 +270,18 @@ class Run:
             if not result.finished:
                 break
         assert result is not None
-        return self._finish(result)
+        return result
+
+    def _number_type(self, kind: str) -> AbstractContextManager[None]:
+        """What a CPU computes in is measured when a run begins, and stays so to its end on whatever machine."""
+        if kind != "cpu" or ranks()[1] > 1:
+            return nullcontext()
+        if not self.facts.number_type:
+            by_flags = NumberType(computed(self.settings.precision, kind), "the run was begun by the processor's flags")
+            chosen = by_flags if self.reached else number_type(self.model.settings, self.settings, kind)
+            self.facts = dataclasses.replace(self.facts, number_type=dataclasses.asdict(chosen))
+            self.write()
+        return computing_in(self.facts.number_type["chosen"])
 
     @property
     def reached(self) -> int:

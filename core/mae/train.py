@@ -7,20 +7,24 @@ call again. That is what resuming, and a federation's rounds, rest on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from usfmae.core.checkpoint import tensors_id
 from usfmae.core.config import TrainRecipe, TrainSettings
 from usfmae.core.corpus.batch import Corpus, Positions
-from usfmae.core.corpus.loader import Loader
+from usfmae.core.corpus.loader import Loader, Prepared
 from usfmae.core.errors import UsageError
-from usfmae.core.mae.device import device_of, peak_flops, training_flops
+from usfmae.core.mae.device import augments, device_of, peak_flops, steps_unread, training_flops
+from usfmae.core.mae.device_batches import DeviceBatch, DeviceLoader, ResidentCorpus, fits
 from usfmae.core.mae.distributed import ranks, same_everywhere, strongest
 from usfmae.core.mae.lr_schedule import learning_rate
 from usfmae.core.mae.model import MaskedAutoencoder
-from usfmae.core.mae.optimizer_step import Stepper, Stop, never
+from usfmae.core.mae.optimizer_step import Stepper, Stop, check_finite, never
 from usfmae.core.mae.resume_state import ResumeState
 from usfmae.core.mae.train_log import Journal
 from usfmae.core.types import content_id
@@ -104,25 +108,34 @@ def train(
     step = same_everywhere(state.restore(model, stepper.optimizer), device_of(model))
     journal = Journal(context.log if rank == 0 else None, step)
     pace = Pace(model, recipe, context.log is not None)
+    unread = Unread(pace, steps_unread(recipe, device_of(model)))
     loss, finished = journal.last_loss, True
     model.train()
     with state:
-        loader = Loader(corpus, plan.positions, model.settings, recipe, rank, world)
-        for batch, waited in loader.batches(step, plan.end):
+        for batch, waited in batches_of(model, corpus, recipe, plan, step):
             # One update, unless the training is to stop within it.
             began = time.perf_counter()
             rate = learning_rate(batch.step, plan.total, recipe)
-            updated = stepper.step(batch, rate, context.stop)
-            if updated is None:
+            values = stepper.update(batch, rate, context.stop, wait=unread.limit == 1)
+            if values is not None:
+                step = batch.step + 1
+                unread.add(batch, values, rate, (time.perf_counter() - began, waited))
+                if not (unread.full or step == plan.end or at_checkpoint(step, recipe)):
+                    continue
+            is_over = values is None
+            for record in unread.read():
+                journal.write(record)
+                loss = record.loss
+                is_over = bool(context.on_step and context.on_step(record)) or is_over
+            if values is None:
                 state.save(model, stepper.optimizer, step, corpus.fingerprint)
                 finished = False
                 break
-            (loss, norm), step = updated, batch.step + 1
-            record = pace.record(step, loss, rate, norm, (time.perf_counter() - began, waited))
-            journal.write(record)
 
             # All processes stop, or write a checkpoint, after the same step.
-            wish = strongest(_wish(context, record, state.due(step) or step == plan.end), device_of(model))
+            due = state.due(step) or step == plan.end
+            wish = STOP if is_over or context.stop() else CHECKPOINT if due else GO_ON
+            wish = strongest(wish, device_of(model))
             if wish:
                 state.save(model, stepper.optimizer, step, corpus.fingerprint)
             if wish == CHECKPOINT and context.on_checkpoint:
@@ -138,10 +151,52 @@ def train(
 GO_ON, CHECKPOINT, STOP = 0, 1, 2  # what a process wishes after a step; the strongest wish of all holds
 
 
-def _wish(context: TrainContext, record: StepRecord, due: bool) -> int:
-    if (context.on_step and context.on_step(record)) or context.stop():
-        return STOP
-    return CHECKPOINT if due else GO_ON
+def batches_of(
+    model: MaskedAutoencoder, corpus: Corpus, settings: TrainSettings, plan: TrainPlan, step: int
+) -> Iterator[tuple[Prepared | DeviceBatch, float]]:
+    """This process's batches from `step` to the plan's end, augmented on the host or, on a GPU, there."""
+    device, (rank, world) = device_of(model), ranks()
+    loader = Loader(corpus, plan.positions, model.settings, settings, rank, world)
+    if not augments(settings, device):
+        yield from loader.batches(step, plan.end)
+        return
+    drawn = (plan.end - step) * settings.batch_size // world
+    resident = ResidentCorpus(corpus, device) if fits(corpus, device, drawn) else None
+    yield from DeviceLoader(loader, device, resident).batches(step, plan.end)
+
+
+def at_checkpoint(step: int, settings: TrainSettings) -> bool:
+    """Whether a checkpoint belongs after this step by its number; those by the clock wait for the next look."""
+    return bool(settings.checkpoint_steps) and step % (settings.checkpoint_steps or 1) == 0
+
+
+class Unread:
+    """Steps whose losses are still on the device: read together, so that the host does not wait after each."""
+
+    def __init__(self, pace: Pace, limit: int) -> None:
+        self.pace, self.limit = pace, limit
+        self.steps: list[tuple[Prepared | DeviceBatch, Tensor, float, tuple[float, float]]] = []
+        self.since = time.perf_counter()
+
+    @property
+    def full(self) -> bool:
+        return len(self.steps) >= self.limit
+
+    def add(self, batch: Prepared | DeviceBatch, values: Tensor, rate: float, spent: tuple[float, float]) -> None:
+        """`spent`: seconds of work, and of waiting for data."""
+        self.steps.append((batch, values, rate, spent))
+
+    def read(self) -> Iterator[StepRecord]:
+        """The records of these steps. Raises UsfmaeError at the first that was not finite."""
+        steps, self.steps = self.steps, []
+        read = torch.stack([step[1] for step in steps]).tolist() if steps else []
+        now = time.perf_counter()
+        # One step is timed by itself; of several, whose work the device does in its own time, each gets its share.
+        share, self.since = (now - self.since) / max(1, len(steps)), now
+        for (batch, _, rate, (worked, waited)), (loss, norm) in zip(steps, read, strict=True):
+            check_finite(batch, loss, norm)
+            spent = worked if self.limit == 1 else max(0.0, share - waited)
+            yield self.pace.record(batch.step + 1, loss, rate, norm, (spent, waited))
 
 
 class Pace:

@@ -215,8 +215,7 @@ def _begins_rle(file: BinaryIO, piece: Piece) -> bool:
     """The head of an RLE frame: how many segments, at most 15, of which the first follows at byte 64 (PS3.5 G.5)."""
     file.seek(piece[0])
     head = file.read(8)
-    segments, first = struct.unpack("<II", head) if len(head) == 8 else (0, 0)
-    return 1 <= segments <= 15 and first == 64
+    return len(head) == 8 and 1 <= int.from_bytes(head[:4], "little") <= 15 and head[4:] == b"\x40\0\0\0"
 
 
 def _extended(ds: Dataset) -> list[int]:

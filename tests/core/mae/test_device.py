@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.corpus.loader import Prepared
 from usfmae.core.errors import UsageError
-from usfmae.core.mae import device, distributed
+from usfmae.core.mae import device, distributed, optimizer_step
 from usfmae.core.mae.device import PEAKS, peak_flops
 from usfmae.core.mae.model import MaskedAutoencoder
 from usfmae.core.mae.optimizer_step import Stepper, backward
@@ -31,6 +31,7 @@ TRAIN = TrainRecipe(batch_size=6, micro_batch=4)
 def stepper(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stepper]:
     """A model on a GPU that only pretends."""
     monkeypatch.setattr(device, "multiplies_bf16", lambda kind: kind == "cuda")
+    monkeypatch.setattr(optimizer_step, "compiles", lambda settings, place: False)  # a pretended GPU has no compiler
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = MaskedAutoencoder(MODEL)
         for module in model.modules():  # `.to` cannot, with fake tensors

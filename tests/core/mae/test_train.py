@@ -269,7 +269,7 @@ def test_an_error_while_reading_images_reaches_the_caller(corpus: Corpus, monkey
     def broken(*_: object) -> None:
         raise OSError("disk gone")
 
-    monkeypatch.setattr(corpus, "fetch", broken)
+    monkeypatch.setattr(corpus, "images", broken)
     with pytest.raises(OSError, match="disk gone"):
         go(new(), corpus, 2)
 

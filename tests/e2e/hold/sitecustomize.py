@@ -26,7 +26,7 @@ POINTS = {
         5,
     ),
     "half way to the base": (AGENT, "usfmae.core.federated.codec:stepped", "before", None, 5),
-    "training": (WORKER, "usfmae.core.mae.optimizer_step:Stepper.step", "before", None, 6),
+    "training": (WORKER, "usfmae.core.mae.optimizer_step:Stepper.update", "before", None, 6),
     "training checkpoint": (WORKER, "usfmae.core.mae.resume_state:ResumeState.save", "before", None, 0),
     "packed, result not written": (
         WORKER,
