@@ -75,12 +75,12 @@ def _about(content: BackupContent, out: Path, listed: dict[str, list[Any]]) -> d
 
 def _stamps(content: BackupContent) -> dict[Path, tuple[int, int]]:
     """Size and time of each file that must not change during the copy; logs and databases may."""
-    found = {}
+    stamps = {}
     for path in content.files():
         if path.suffix not in (".sqlite", ".jsonl", ".head"):
-            about = path.stat()
-            found[path] = (about.st_size, about.st_mtime_ns)
-    return found
+            status = path.stat()
+            stamps[path] = (status.st_size, status.st_mtime_ns)
+    return stamps
 
 
 def _written(content: BackupContent, partial: Path) -> dict[str, list[Any]]:
@@ -92,7 +92,7 @@ def _written(content: BackupContent, partial: Path) -> dict[str, list[Any]]:
             for member, file in _copies(path, name, partial.parent):
                 with file:
                     listed[member] = _add(tar, member, file)
-        about = {
+        contents = {
             "format": FORMAT,
             "kind": content.kind,
             "name": content.name,
@@ -100,7 +100,7 @@ def _written(content: BackupContent, partial: Path) -> dict[str, list[Any]]:
             "time": time.time(),
             "files": listed,
         }
-        _add(tar, LIST, io.BytesIO(json.dumps(about, indent=1, sort_keys=True).encode()))
+        _add(tar, LIST, io.BytesIO(json.dumps(contents, indent=1, sort_keys=True).encode()))
     return listed
 
 
@@ -138,12 +138,12 @@ class _Hashed:
 
 
 def _add(tar: tarfile.TarFile, name: str, file: Any) -> list[Any]:
-    about = tarfile.TarInfo(name)
-    about.size, about.mode, about.mtime = file.seek(0, os.SEEK_END), 0o600, int(time.time())
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode, entry.mtime = file.seek(0, os.SEEK_END), 0o600, int(time.time())
     file.seek(0)
     hashed = _Hashed(file)
-    tar.addfile(about, hashed)
-    return [about.size, hashed.sum.hexdigest()]
+    tar.addfile(entry, hashed)
+    return [entry.size, hashed.sum.hexdigest()]
 
 
 def restore(file: Path, kind: str, root: Path) -> dict[str, Any]:

@@ -165,8 +165,8 @@ def _post(settings: NotifySettings, notice: Notice) -> None:
 
 def local_address(host: str, port: int) -> str:
     """An address of the host that is on this machine or the local network; ConfigError where it is elsewhere."""
-    for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        address = str(found[4][0])
+    for resolved in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        address = str(resolved[4][0])
         if ipaddress.ip_address(address.partition("%")[0]).is_private:
             return address
     raise ConfigError(f"webhook {host}", "is not on the local network", "name one that is: nothing else may leave here")
