@@ -157,7 +157,8 @@ class SitePage(WebPage):
             "losses": await asyncio.to_thread(learning.loss_chart, entries),
             "intake": await asyncio.to_thread(learning.intake_chart, self.site),
         }
-        return self.show(request, "learning.html", panels=gallery.panels(self.site)[:PANELS], **charts)
+        values: dict[str, Any] = {"panels": gallery.panels(self.site)[:PANELS], **charts}
+        return self.show(request, "learning.html", **values)
 
     async def panel(self, request: Request) -> Response:
         name = request.path_params["name"]

@@ -35,7 +35,8 @@ def features(gray: Pixels) -> NDArray[np.float32]:
     (2, H, W) float32."""
     level = gray.astype(np.float32)
     mean = cv2.blur(level, (_AROUND, _AROUND))
-    spread = cv2.sqrt(cv2.max(cv2.blur(cv2.multiply(level, level), (_AROUND, _AROUND)) - cv2.multiply(mean, mean), 0))
+    variance = cv2.blur(cv2.multiply(level, level), (_AROUND, _AROUND)) - cv2.multiply(mean, mean)
+    spread = cv2.sqrt(np.maximum(variance, 0))
     evened = np.clip((level - mean) / (spread + _LEAST), -_MOST, _MOST) / 2
     return np.stack([cv2.sqrt(level / 255), evened]).astype(np.float32)
 

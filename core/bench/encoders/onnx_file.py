@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from usfmae.core.bench.encoders.base import Encoder
-from usfmae.core.errors import CheckpointError
-from usfmae.core.optional import needs
+from usfmae.core.errors import CheckpointError, needs
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 224  # where the file leaves it open
