@@ -20,7 +20,7 @@ from enum import StrEnum
 
 from usfmae.client import outbox, site_policy
 from usfmae.client.daemon import stopped_by_signals, write_status
-from usfmae.client.flower import download, messages, transport_errors
+from usfmae.client.flower import messages, transport_errors
 from usfmae.client.flower.connection import Connection, ConnectionStopped, KeyRefusedError
 from usfmae.client.flower.request_queue import PendingRequest
 from usfmae.client.flower.upload import Uploader
@@ -256,7 +256,7 @@ class Agent:
         self.state = AgentState.DOWNLOADING
         self._write_status()
         self.workers.warm_up()
-        seen = download.model(self.site, request, work, pending.ids, self.connection.fetcher(pending.request.run))
+        seen = participation.fetch(self.site, work, request, pending.ids, self.connection.fetcher(pending.request.run))
         participation.accept(self.site, work, request, seen)
         with contextlib.suppress(NetworkError):  # it frees the aggregator's memory, no more
             self.connection.fleet.confirm(pending.request)

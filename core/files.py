@@ -6,7 +6,9 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -44,6 +46,12 @@ def rewriting(path: Path, spent: Path | None) -> Iterator[BinaryIO]:
             spent.replace(partial)
         with partial.open("r+b" if partial.exists() else "wb") as file:
             yield file
+
+
+def copy_atomic(source: Path, path: Path) -> None:
+    """Replace `path` by a copy of `source`, whatever its size: the system copies, nothing of it comes into memory."""
+    with replacing(path) as partial:
+        shutil.copyfile(source, partial)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -115,6 +123,15 @@ def is_locked(path: Path) -> bool:
             return not hold(file)
     except OSError:
         return False
+
+
+@functools.cache
+def this_boot() -> str:
+    """A name for the time since the machine was started: what was only written, not flushed, is trusted within it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # trusted within this process alone
+        return f"process-{os.getpid()}"
 
 
 def flush(path: Path) -> None:

@@ -18,7 +18,7 @@ from usfmae.core import audit
 from usfmae.core.config import TrainRecipe
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError
-from usfmae.core.files import is_locked, write_atomic
+from usfmae.core.files import copy_atomic, is_locked
 from usfmae.core.log import note
 from usfmae.core.mae.lr_schedule import learning_rate
 from usfmae.core.tensors import TensorFile
@@ -171,7 +171,7 @@ def _go_back(home: Layout, ledger: Ledger, seed: int, number: int) -> int:
     with TensorFile(home.checkpoint(seed)) as chosen, TensorFile(home.checkpoint(last.number)) as before:
         result = chosen.metadata["content"]
         opened = ledger.open_round(number, before.metadata["content"], last.global_step + last.steps, 0)
-    write_atomic(home.checkpoint(number), home.checkpoint(seed).read_bytes())
+    copy_atomic(home.checkpoint(seed), home.checkpoint(number))
     summary = {"sites": 0, "images": 0, "bytes": 0, "back_to": seed, **_panel_of(ledger, seed)}
     ledger.commit_round(opened.number, result, summary, [])
     return number

@@ -67,6 +67,17 @@ def test_names_that_flower_does_not_publish_stand_in_one_module_a_side() -> None
     assert private == {"client/flower/pinned.py", "server/flower/pinned.py"}
 
 
+def test_no_python_runs_between_fork_and_exec() -> None:
+    """Agent and aggregator have threads: a lock that one of them holds at the fork stays locked in the child."""
+    users = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            by_keyword = isinstance(node, ast.keyword) and node.arg == "preexec_fn"
+            if by_keyword or (isinstance(node, ast.Attribute) and node.attr in ("fork", "forkpty")):
+                users.add(str(path.relative_to(ROOT)))
+    assert users == set()
+
+
 @pytest.mark.parametrize("program", ["core", "client", "server"])
 def test_help_imports_nothing_heavy(program: str) -> None:
     code = (

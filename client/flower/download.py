@@ -1,64 +1,21 @@
-"""A model that comes in: straight from the wire into a safetensors file, one chunk in memory, resumable."""
+"""What comes in goes straight from the wire into a file: one chunk in memory, there only when it is whole, resumable.
+
+Tensors become a safetensors file, arrays of bytes (a step, a replay corpus) a file each. An attempt that was cut short
+goes on after what it had written, unless the machine was started anew since: a power cut loses what was not flushed.
+"""
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from usfmae.client import site_policy
-from usfmae.client.rounds import apply_step, replay_corpus
-from usfmae.client.rounds.jobs import Job
-from usfmae.client.rounds.model_inspection import Inspection
-from usfmae.client.rounds.participation import recipe_of
-from usfmae.client.site import Site
-from usfmae.core.errors import CheckpointError, PolicyError, ResourceError
+from usfmae.core import flower_objects
+from usfmae.core.errors import PolicyError, ResourceError
 from usfmae.core.federated import messages
-from usfmae.core.federated.messages import TrainRequest
-from usfmae.core.files import put
+from usfmae.core.files import put, this_boot
 from usfmae.core.flower_objects import Fetch, Tensor, expect, references, tensor
-from usfmae.core.log import note
-from usfmae.core.tensors import TensorFile
-
-logger = logging.getLogger(__name__)
-
-
-def model(site: Site, request: TrainRequest, work: Job, ids: Mapping[str, str], fetch: Fetch) -> Inspection | None:
-    """Fetch what a request brings: the base, the seed's decoder and the replay corpus where they come along.
-
-    `ids`: the request's records by name. Returns what was seen of a base that was made here. PolicyError where a record
-    is missing or unfit; ResourceError where the disk is too full.
-    """
-    work.place.mkdir(parents=True, exist_ok=True)
-    wanted = {} if request.delta_from else {messages.ENCODER: work.base}
-    if request.with_decoder:
-        wanted[messages.DECODER] = work.decoder
-    others = [(messages.STEP, request.delta_from), (messages.REPLAY, request.with_replay)]
-    names = [*wanted, *(name for name, comes in others if comes)]
-    absent = [name for name in names if name not in ids]
-    if absent:
-        raise PolicyError("request", f"has no record {absent[0]!r}", "refused")
-    room = lambda size: site_policy.check_disk(site, size)  # noqa: E731
-    for name, target in wanted.items():
-        if not _whole(target):
-            size = receive(ids[name], fetch, target, site.settings.max_model_gb * 1e9, room)
-            note(logger, "downloaded", record=name, bytes=size)
-    if request.with_replay:
-        replay_corpus.receive(site, recipe_of(request).train, ids[messages.REPLAY], fetch, room)
-    if not request.delta_from or work.base.exists():
-        return None
-    return apply_step.receive(request, work, ids[messages.STEP], fetch, room)
-
-
-def _whole(target: Path) -> bool:
-    """Whether an earlier call has left this file; one that a power cut damaged is fetched again."""
-    try:
-        TensorFile(target).close()
-    except CheckpointError:
-        return False
-    return True
 
 
 def receive(
@@ -66,26 +23,27 @@ def receive(
     fetch: Fetch,
     target: Path,
     most_bytes: float,
-    room: Callable[[int], None] = lambda size: None,
+    check_room: Callable[[int], None] = lambda size: None,
 ) -> int:
     """Write the fp32 tensors of the ArrayRecord `record` to a safetensors file; returns the file's size in bytes.
 
     Holds one chunk at a time. An interrupted call leaves `target.part` and goes on after the last whole tensor.
-    `room` is request before anything is written, and raises where that many bytes do not fit. PolicyError for anything
+    `check_room` is called before anything is written, and raises where that many bytes do not fit. PolicyError for anything
     but float32 arrays or for more than `most_bytes`; ResourceError where the disk is full.
     """
     tensors = {name: tensor(fetch(id_)) for name, id_ in references(fetch(record), "ArrayRecord").items()}
     header, offsets, total = _layout(tensors)
     if total > most_bytes:
         raise PolicyError(f"model of {total} bytes", f"the site allows {most_bytes:.0f}", "raise max_model_gb")
-    room(total)
+    check_room(total)
     part, journal = target.with_suffix(".part"), target.with_suffix(".journal")
-    done = _journal(journal, record) if part.exists() else set()
+    attempt = f"{record} {this_boot()}"
+    done = _journal(journal, attempt) if part.exists() else set()
     try:
         with part.open("r+b" if done else "w+b") as file, journal.open("a" if done else "w") as marks:
             file.write(header)
             file.truncate(len(header) + total)
-            marks.write("" if done else record + "\n")
+            marks.write("" if done else attempt + "\n")
             for name, described in tensors.items():
                 if name not in done:
                     _receive_tensor(name, described, fetch, file, len(header) + offsets[name])
@@ -154,12 +112,59 @@ def _npy_header(name: str, body: memoryview, shape: tuple[int, ...]) -> int:
     return stream.tell()
 
 
-def _journal(journal: Path, record: str) -> set[str]:
-    """Names of tensors an interrupted download of the same record has written whole."""
+def _journal(journal: Path, attempt: str) -> set[str]:
+    """Names of tensors an interrupted download of the same record has written whole since the machine started."""
     try:
         first, *names = journal.read_text().split("\n")
     except OSError:
         return set()
-    if first != record:
+    if first != attempt:
         return set()
     return {json.loads(name) for name in names if name.startswith('"') and name.endswith('"')}
+
+
+def byte_length(name: str, array: Tensor) -> int:
+    """Bytes of an array of bytes; PolicyError where it is none."""
+    if array.encoding != messages.RAW or len(array.shape) != 1:
+        raise PolicyError(f"file {name!r:.80}", "is not an array of bytes", "refused")
+    return array.shape[0]
+
+
+def receive_bytes(target: Path, array: Tensor, fetch: Fetch) -> None:
+    """Fetch an array of bytes into a file; an interrupted call goes on after the last whole chunk."""
+    part = _part(target)
+    done = part.stat().st_size // flower_objects.CHUNK if part.exists() else 0
+    bodies = (expect(fetch(id_), "ArrayChunk").body for id_ in array.chunks[done:])
+    write_bytes(target, byte_length(target.name, array), bodies, done * flower_objects.CHUNK)
+
+
+def write_bytes(target: Path, size: int, bodies: Iterable[memoryview | bytes], done: int = 0) -> None:
+    """A file of `size` bytes; the first `done` bytes of an earlier attempt stay.
+
+    PolicyError where it becomes another size; ResourceError where the disk is full.
+    """
+    if target.exists() and target.stat().st_size == size:
+        return
+    part, written = _part(target), done
+    for earlier in target.parent.glob(f"{target.name}.*.part"):
+        if earlier != part:
+            earlier.unlink()
+    try:
+        with part.open("r+b" if done else "wb") as file:
+            file.truncate(done)
+            file.seek(done)
+            for body in bodies:
+                written += len(body)
+                if written > size:
+                    break
+                file.write(body)
+        if written != size:
+            part.unlink()
+            raise PolicyError(f"file {target.name}", f"has other than its {size} bytes", "refused")
+        put(part, target)
+    except OSError as error:
+        raise ResourceError(f"writing {target}", error.strerror or str(error), "free space on the disk") from None
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(f"{target.name}.{this_boot()[:8]}.part")

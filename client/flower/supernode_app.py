@@ -20,7 +20,7 @@ from flwr.clientapp import ClientApp
 from safetensors.numpy import save_file
 
 from usfmae.client import outbox, site_policy
-from usfmae.client.flower import byte_stream, pinned
+from usfmae.client.flower import download, pinned
 from usfmae.client.rounds import apply_step, jobs, participation, replay_corpus
 from usfmae.client.rounds.model_inspection import Inspection
 from usfmae.client.rounds.workers import Workers
@@ -97,7 +97,7 @@ def _base(
     step = work.place / "step.bin"
     data = content.array_records[messages.STEP][messages.STEP].data
     work.place.mkdir(parents=True, exist_ok=True)
-    byte_stream.write(step, len(data), [data])
+    download.write_bytes(step, len(data), [data])
     return apply_step.apply_step(request, work, step, room)
 
 

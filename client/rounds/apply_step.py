@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from usfmae.client.flower import byte_stream
+from usfmae.client.flower import download
 from usfmae.client.rounds import jobs
 from usfmae.client.rounds.jobs import Job
 from usfmae.client.rounds.model_inspection import Inspection
@@ -64,11 +64,11 @@ def receive(
     if list(arrays) != [messages.STEP]:
         raise PolicyError("request", f"has no array {messages.STEP!r}", "refused")
     array = flower_objects.tensor(fetch(arrays[messages.STEP]))
-    size, file = byte_stream.length(messages.STEP, array), work.place / "step.bin"
+    size, file = download.byte_length(messages.STEP, array), work.place / "step.bin"
     if size > work.site.settings.max_model_gb * 1e9:
         raise PolicyError(f"step of {size} bytes", "is more than the site allows", "raise max_model_gb")
     check_room(size)
-    byte_stream.receive(file, array, fetch)
+    download.receive_bytes(file, array, fetch)
     return apply_step(request, work, file, check_room)
 
 

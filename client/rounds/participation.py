@@ -1,25 +1,33 @@
 """A site's part in a round, whatever brought the request: is it sound, do we take part, what goes back.
 
-The agent (agent.py) and the app for a stock SuperNode (app.py) differ in the transport alone; both call this.
+The agent (agent.py) and the app for a stock SuperNode (supernode_app.py) differ in the transport alone; both call this.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from usfmae.client import outbox, site_policy
+from usfmae.client.flower import download
 from usfmae.client.rounds import apply_step, campaigns, jobs, model_inspection, replay_corpus
 from usfmae.client.rounds.campaigns import CampaignState
 from usfmae.client.site import Site, read_json
+from usfmae.core import flower_objects
 from usfmae.core.config.train import Recipe, read_recipe
-from usfmae.core.errors import ConfigError, PolicyError, TryLaterError
+from usfmae.core.errors import CheckpointError, ConfigError, PolicyError, TryLaterError
 from usfmae.core.federated import messages, privacy
 from usfmae.core.federated.enrolment import NAME
 from usfmae.core.federated.messages import DeclineReason, TrainReply, TrainRequest
+from usfmae.core.log import note
+from usfmae.core.tensors import TensorFile
+
+logger = logging.getLogger(__name__)
 
 
 class Wait(StrEnum):
@@ -80,6 +88,47 @@ def recipe_of(request: TrainRequest) -> Recipe:
         return read_recipe(request.recipe)
     except ConfigError as error:
         raise PolicyError(error.what, error.why, error.do) from None
+
+
+def fetch(
+    site: Site, work: jobs.Job, request: TrainRequest, ids: Mapping[str, str], pull: flower_objects.Fetch
+) -> model_inspection.Inspection | None:
+    """Download what a request brings: the base, the seed's decoder and the replay corpus where they come along.
+
+    `ids`: the request's records by name, which `pull` fetches. Returns what was seen of a base that was made here.
+    PolicyError where a record is missing or unfit; ResourceError where the disk is too full.
+    """
+    work.place.mkdir(parents=True, exist_ok=True)
+    wanted = {} if request.delta_from else {messages.ENCODER: work.base}
+    if request.with_decoder:
+        wanted[messages.DECODER] = work.decoder
+    others = [(messages.STEP, request.delta_from), (messages.REPLAY, request.with_replay)]
+    names = [*wanted, *(name for name, comes in others if comes)]
+    absent = [name for name in names if name not in ids]
+    if absent:
+        raise PolicyError("request", f"has no record {absent[0]!r}", "refused")
+
+    def check_room(size: int) -> None:
+        site_policy.check_disk(site, size)
+
+    for name, target in wanted.items():
+        if not _whole(target):
+            size = download.receive(ids[name], pull, target, site.settings.max_model_gb * 1e9, check_room)
+            note(logger, "downloaded", record=name, bytes=size)
+    if request.with_replay:
+        replay_corpus.receive(site, recipe_of(request).train, ids[messages.REPLAY], pull, check_room)
+    if not request.delta_from or work.base.exists():
+        return None
+    return apply_step.receive(request, work, ids[messages.STEP], pull, check_room)
+
+
+def _whole(target: Path) -> bool:
+    """Whether an earlier call has left this file; one that a power cut damaged is fetched again."""
+    try:
+        TensorFile(target).close()
+    except CheckpointError:
+        return False
+    return True
 
 
 def accept(site: Site, work: jobs.Job, request: TrainRequest, seen: model_inspection.Inspection | None = None) -> None:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from usfmae.client.flower import byte_stream
+from usfmae.client.flower import download
 from usfmae.client.site import Site
 from usfmae.core import flower_objects
 from usfmae.core.config import TrainRecipe
@@ -68,9 +68,9 @@ def receive(site: Site, recipe: TrainRecipe, record: str, fetch: flower_objects.
         n: flower_objects.tensor(fetch(id_))
         for n, id_ in flower_objects.references(fetch(record), "ArrayRecord").items()
     }
-    begun = _begin(site, arrays, sum(byte_stream.length(name, array) for name, array in arrays.items()), room)
+    begun = _begin(site, arrays, sum(download.byte_length(name, array) for name, array in arrays.items()), room)
     for name, array in arrays.items():
-        byte_stream.receive(begun / name, array, fetch)
+        download.receive_bytes(begun / name, array, fetch)
     _install(site, recipe, begun)
 
 
@@ -79,7 +79,7 @@ def put(site: Site, recipe: TrainRecipe, files: Mapping[str, bytes], room: Room)
     if lacking(site, recipe):
         begun = _begin(site, files, sum(map(len, files.values())), room)
         for name, content in files.items():
-            byte_stream.write(begun / name, len(content), [content])
+            download.write_bytes(begun / name, len(content), [content])
         _install(site, recipe, begun)
 
 

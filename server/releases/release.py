@@ -22,7 +22,7 @@ from usfmae.core.checkpoint import describe, encoder_of, load, save, tensors_id
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError, UsageError
 from usfmae.core.federated import forgetting
-from usfmae.core.files import write_atomic
+from usfmae.core.files import put, write_atomic
 from usfmae.server import campaign
 from usfmae.server.layout import Federation, Layout
 from usfmae.server.ledger import Ledger, Round, RoundState
@@ -67,7 +67,7 @@ def release(
     try:
         facts = _write(federation, choice, benchmarks, partial)
         manifest.write(partial, federation.signing_key(), {"release": facts})
-        partial.rename(out)
+        put(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     audit.append(home.audit, "coordinator", "release", content=facts["content"], round=choice.round, alpha=choice.alpha)

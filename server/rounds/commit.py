@@ -22,7 +22,7 @@ from usfmae.core.federated.admission import Prior, compare, expected_length
 from usfmae.core.federated.enrolment import SiteState
 from usfmae.core.federated.messages import VerdictCode
 from usfmae.core.federated.rules import rule_for
-from usfmae.core.files import write_atomic
+from usfmae.core.files import copy_atomic
 from usfmae.core.log import note
 from usfmae.core.tensors import TensorFile, square_sum
 from usfmae.server import campaign
@@ -111,9 +111,9 @@ def void(this: OpenRound, why: str) -> str:
     """
     home, number, base = this.home, this.number, this.record.base
     for file in home.checkpoints.glob(f"memory-*-{number - 1:05d}.*"):
-        write_atomic(file.with_name(file.name.replace(f"{number - 1:05d}", f"{number:05d}")), file.read_bytes())
+        copy_atomic(file, file.with_name(file.name.replace(f"{number - 1:05d}", f"{number:05d}")))
     home.step(number).unlink(missing_ok=True)
-    write_atomic(home.checkpoint(number), home.checkpoint(number - 1).read_bytes())
+    copy_atomic(home.checkpoint(number - 1), home.checkpoint(number))
     this.ledger.commit_round(number, base, {"sites": 0, "images": 0, "bytes": 0, "void": why}, [], steps=0)
     audit.append(home.audit, "aggregator", "round", "refused", round=number, base=base, void=why)
     note(logger, "round void", level=logging.ERROR, round=number, reason=why)

@@ -21,7 +21,7 @@ from usfmae.core.federated.forgetting import ACCEPTED, Decision, Tensors
 from usfmae.core.federated.forgetting_panel import Reading
 from usfmae.core.federated.merge import mix_memory
 from usfmae.core.federated.rules import rule_for
-from usfmae.core.files import write_atomic
+from usfmae.core.files import copy_atomic
 from usfmae.core.log import note
 from usfmae.server import campaign
 from usfmae.server.layout import Layout
@@ -178,7 +178,7 @@ class ForgettingGate:
             if share:
                 mix_memory(before if before.exists() else None, after, share, self.rule.start(name))
             elif before.exists():
-                write_atomic(after, before.read_bytes())
+                copy_atomic(before, after)
             else:
                 after.unlink(missing_ok=True)
 

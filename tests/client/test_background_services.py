@@ -202,6 +202,17 @@ def test_an_instance_whose_identification_took_too_much_memory_waits_for_a_perso
         assert len(spool_of(site).files()) == 1, "deleted, though nobody has seen it"
 
 
+def test_new_scans_are_cleaned_at_the_lowest_priority(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nsleep 0.3; nice > {tmp_path}/nice\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(background_services.sys, "executable", str(program))
+    background_services._take_in(make_site(), threading.Event())
+    assert (tmp_path / "nice").read_text() == "19\n"
+
+
 def test_an_unforeseen_error_of_a_service_is_said_once_and_it_goes_on(
     make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

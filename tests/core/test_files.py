@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from usfmae.core import files
-from usfmae.core.files import is_locked, locked, put, write_atomic
+from usfmae.core.files import copy_atomic, is_locked, locked, put, write_atomic
 
 ROOT = Path(__file__).parents[2]
 HOLDER = (
@@ -45,6 +46,17 @@ def test_a_file_takes_its_name_whole(tmp_path: Path) -> None:
     (tmp_path / "a.part").write_text("new")
     put(tmp_path / "a.part", tmp_path / "a")
     assert (tmp_path / "a").read_text() == "new" and not (tmp_path / "a.part").exists()
+
+
+def test_a_copy_of_a_large_file_never_stands_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\1" * 2**24)
+    (tmp_path / "b").write_text("old")
+    tracemalloc.start()
+    copy_atomic(tmp_path / "a", tmp_path / "b")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+    assert (tmp_path / "b").stat().st_size == 2**24 and len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("room", ["core", "client", "server"])

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from safetensors.numpy import load_file
 
 from tests.e2e import tables
-from usfmae.client.flower import byte_stream, download, fleet_client, messages, transport_errors
+from usfmae.client.flower import download, fleet_client, messages, transport_errors
 from usfmae.client.rounds import apply_step
 from usfmae.core import audit, flower_objects, keys
 from usfmae.core.config.coordinator import CoordinatorSettings
@@ -117,7 +117,7 @@ class Hospital:
         """The base from that of the round before and the step that leads on."""
         packed = file.with_suffix(".step")
         about = flower_objects.tensor(fetch(flower_objects.references(fetch(record), "ArrayRecord")[protocol.STEP]))
-        byte_stream.receive(packed, about, fetch)
+        download.receive_bytes(packed, about, fetch)
         before = file.with_name(f"{asked.round - 1}.safetensors")
         with TensorFile(before) as old, packed.open("rb") as step, file.open("wb") as out:
             assert apply_step.write(old, step, asked.encoding, out).id() == asked.base

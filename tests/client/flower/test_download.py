@@ -100,6 +100,33 @@ def test_an_interrupted_download_goes_on_after_the_last_whole_tensor(tmp_path: P
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
+def test_what_an_attempt_before_a_power_cut_wrote_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, record = tmp_path / "x.safetensors", six()
+    wire = Wire(record, limit=12)
+    with pytest.raises(NetworkError):
+        download.receive(record.object_id, wire, target, 1e9)
+    part = target.with_suffix(".part")
+    part.write_bytes(b"\0" * part.stat().st_size)  # the journal reached the disk, the tensors did not
+    monkeypatch.setattr(download, "this_boot", lambda: "the next one")
+    wire.calls, wire.limit = 0, 10**9
+    download.receive(record.object_id, wire, target, 1e9)
+    assert {k: v[0] for k, v in load_file(target).items()} == {f"t{k}": k for k in range(6)}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_bytes_from_before_a_power_cut_are_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flower_objects, "CHUNK", 100)
+    chunks = {str(n): flower_objects.join("ArrayChunk", (), bytes([n]) * 100) for n in range(3)}
+    array = download.Tensor("uint8", (300,), download.messages.RAW, tuple(chunks))
+    (tmp_path / f"x.{download.this_boot()[:8]}.part").write_bytes(b"\0" * 200)
+    monkeypatch.setattr(download, "this_boot", lambda: "the next one")
+    download.receive_bytes(tmp_path / "x", array, chunks.__getitem__)
+    assert (tmp_path / "x").read_bytes() == b"".join(bytes([n]) * 100 for n in range(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
 def test_leftovers_of_another_model_are_not_mixed_in(tmp_path: Path) -> None:
     target, old, new = tmp_path / "x.safetensors", six(), six(0.5)
     with pytest.raises(NetworkError):

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from tests.client.at_work import connected, events, replies, turns
 from tests.client.conftest import MODEL, Aggregator
 from usfmae.client.agent import Agent
-from usfmae.client.flower import byte_stream
+from usfmae.client.flower import download
 from usfmae.client.rounds import jobs
 from usfmae.client.site import Site
 from usfmae.core import flower_objects
@@ -157,8 +157,8 @@ def test_an_array_of_bytes_that_was_cut_off_goes_on_after_the_last_chunk(
         return chunks[int(id_)]
 
     with pytest.raises(NetworkError):
-        byte_stream.receive(tmp_path / "x", about, fetch)
+        download.receive_bytes(tmp_path / "x", about, fetch)
     assert not (tmp_path / "x").exists()
-    byte_stream.receive(tmp_path / "x", about, fetch)
+    download.receive_bytes(tmp_path / "x", about, fetch)
     assert (tmp_path / "x").read_bytes() == data
     assert len(fetched) <= len(chunks) + 2, "chunks on disk are not fetched again"
