@@ -20,7 +20,8 @@ from torch import Tensor
 
 from usfmae.client import site as client_site
 from usfmae.core import audit, keys
-from usfmae.core.checkpoint import decoder_of, encoder_of, recipe_text, tensors_id, write_tensors
+from usfmae.core.checkpoint import decoder_of, encoder_of, tensors_id, write_tensors
+from usfmae.core.checkpoint_header import recipe_text
 from usfmae.core.config import ModelSettings, TrainRecipe, validated
 from usfmae.core.config.site import SiteSettings
 from usfmae.core.corpus.shard import PackedImage, write_shard

@@ -22,7 +22,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from usfmae.core.checkpoint import describe, save
+from usfmae.core.checkpoint import save
+from usfmae.core.checkpoint_header import describe
 from usfmae.core.cli.checkpoints import verified
 from usfmae.core.config import load as load_settings
 from usfmae.core.config.coordinator import CoordinatorSettings

@@ -28,7 +28,8 @@ from usfmae.core.bench.features import features
 from usfmae.core.bench.metrics import measures
 from usfmae.core.bench.probe import probe
 from usfmae.core.bench.tasks import load as load_task
-from usfmae.core.checkpoint import describe, encoder_of, load, save
+from usfmae.core.checkpoint import encoder_of, load, save
+from usfmae.core.checkpoint_header import describe
 from usfmae.core.config import TrainSettings
 from usfmae.core.config.bench import BenchSettings
 from usfmae.core.corpus.batch import Corpus

@@ -25,7 +25,8 @@ from usfmae.core.bench.metrics import Predictions, measures, resampled, score
 from usfmae.core.bench.probe import HEADS, probe
 from usfmae.core.bench.tasks import load as load_task
 from usfmae.core.bench.tasks.base import BenchmarkTask
-from usfmae.core.checkpoint import describe, save
+from usfmae.core.checkpoint import save
+from usfmae.core.checkpoint_header import describe
 from usfmae.core.config import ReadSettings
 from usfmae.core.config.bench import BenchSettings
 from usfmae.core.corpus.batch import Corpus

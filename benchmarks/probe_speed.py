@@ -26,7 +26,8 @@ import torch
 from PIL import Image
 
 from usfmae.core.bench.tasks.bus_bra import CLASSES, FOLDS, OFFICIAL
-from usfmae.core.checkpoint import describe, save
+from usfmae.core.checkpoint import save
+from usfmae.core.checkpoint_header import describe
 from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.mae.model import fresh
 

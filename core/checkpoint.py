@@ -1,9 +1,4 @@
-"""Weights on disk: one safetensors file that says what it is.
-
-The metadata (strings, JSON where structured) carry: `model` and `train` settings (architecture, heads, mask ratio,
-norm_pix, mean, std), `recipe` (hash of both), `content` (hash of the weights), `trail`, and whatever the caller adds,
-such as `corpus` and `step`. Heads and mask ratio are stated, never guessed: weights for 16 heads fit 8 without error.
-"""
+"""Weights on disk: one safetensors file that says what it is (checkpoint_header.py)."""
 
 from __future__ import annotations
 
@@ -13,20 +8,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from usfmae.core.config import ModelSettings, TrainRecipe, TrainSettings
-from usfmae.core.config.train import read_recipe
+from usfmae.core.checkpoint_header import FORMAT, trail_of
+from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.errors import CheckpointError
 from usfmae.core.files import replacing
-from usfmae.core.types import Checkpoint, Trail, recipe_id
+from usfmae.core.types import Checkpoint, Trail
 
-FORMAT = "usfmae-1"
 DECODER = ("decoder_", "mask_token")  # prefixes of every tensor that is not the encoder's
 
 
@@ -39,20 +32,6 @@ class Loaded:
     train: TrainRecipe
     metadata: dict[str, str]
     trail: Trail
-
-
-def describe(
-    model: ModelSettings, train: TrainSettings, *, parents: tuple[str, ...] = (), **more: str | int | float
-) -> dict[str, str]:
-    """Metadata for `save`. `parents`: content ids of the checkpoints these weights were made from."""
-    settings = {"model": model.model_dump(mode="json"), "train": TrainRecipe.of(train).model_dump(mode="json")}
-    recipe = recipe_id(settings)
-    return {
-        **{name: json.dumps(values, sort_keys=True) for name, values in settings.items()},
-        "recipe": recipe,
-        "trail": json.dumps(dataclasses.asdict(Trail("", parents, recipe))),
-        **{name: str(value) for name, value in more.items()},
-    }
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Checkpoint:
@@ -136,23 +115,3 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         mode = partial.stat().st_mode  # what a new file has here; the library's own would be for its owner alone
         save_file(dict(tensors), partial, dict(metadata))
         partial.chmod(mode & 0o777)
-
-
-def trail_of(metadata: Mapping[str, str]) -> Trail:
-    try:
-        values: dict[str, Any] = json.loads(metadata.get("trail", "{}"))
-        return Trail(**{**values, "parents": tuple(values.get("parents", ()))})
-    except (ValueError, TypeError):
-        raise CheckpointError("checkpoint metadata 'trail'", "is unreadable", "fetch the file again") from None
-
-
-def recipe_of(text: str) -> tuple[ModelSettings, TrainRecipe]:
-    """The settings in a recipe, the canonical JSON `{"model": ..., "train": ...}`. Raises ConfigError."""
-    recipe = read_recipe(text)
-    return recipe.model, recipe.train
-
-
-def recipe_text(model: ModelSettings, train: TrainSettings) -> str:
-    """Both settings as canonical JSON: the `recipe` of a TrainRequest."""
-    values = {"model": model.model_dump(mode="json"), "train": TrainRecipe.of(train).model_dump(mode="json")}
-    return json.dumps(values, sort_keys=True, separators=(",", ":"))

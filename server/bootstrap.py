@@ -14,6 +14,7 @@ import yaml
 
 from usfmae.core import audit, checkpoint, keys
 from usfmae.core.checkpoint import Loaded
+from usfmae.core.checkpoint_header import describe
 from usfmae.core.config import load, template, validated
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import ConfigError
@@ -112,7 +113,7 @@ def _write_seed(home: Layout, settings: CoordinatorSettings, loaded: Loaded | No
         torch.manual_seed(settings.train.seed)
         model = MaskedAutoencoder(settings.model, settings.train.mask_ratio, settings.train.norm_pix)
         tensors, parents = dict(model.state_dict()), []
-    metadata = checkpoint.describe(settings.model, settings.train, parents=tuple(parents), round=0, step=0)
+    metadata = describe(settings.model, settings.train, parents=tuple(parents), round=0, step=0)
     encoder, decoder = checkpoint.encoder_of(tensors), checkpoint.decoder_of(tensors)
     checkpoint.save(home.decoder, decoder, metadata)
     checkpoint.save(home.checkpoint(0), encoder, metadata)

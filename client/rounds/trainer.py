@@ -28,7 +28,7 @@ from usfmae.client.rounds.apply_step import LostError
 from usfmae.client.rounds.jobs import Job
 from usfmae.client.rounds.sample_counts import SampleCounts, parted
 from usfmae.client.site import Site, read_json, write_json
-from usfmae.core.checkpoint import recipe_of
+from usfmae.core.checkpoint_header import recipe_of
 from usfmae.core.config import TrainRecipe
 from usfmae.core.config.train import Recipe
 from usfmae.core.corpus.augment import plain

@@ -30,7 +30,8 @@ def inspect(path: Path, as_json: bool) -> None:
 
 def facts_of(path: Path) -> dict[str, Any]:
     """Of our checkpoints all the metadata; of other files what their tensors show. Raises CheckpointError."""
-    from usfmae.core.checkpoint import FORMAT, encoder_of, read_metadata
+    from usfmae.core.checkpoint import encoder_of, read_metadata
+    from usfmae.core.checkpoint_header import FORMAT
     from usfmae.core.mae.weights.init_weights import read
 
     metadata = read_metadata(path) if path.suffix == ".safetensors" and path.is_file() else {}
@@ -154,7 +155,8 @@ def verified(path: Path, key: Path | None) -> dict[str, Any]:
 
 def _content(path: Path) -> None:
     """A checkpoint of ours inside a release holds what its own metadata says."""
-    from usfmae.core.checkpoint import FORMAT, load, read_metadata
+    from usfmae.core.checkpoint import load, read_metadata
+    from usfmae.core.checkpoint_header import FORMAT
 
     if read_metadata(path).get("format") == FORMAT:
         load(path)

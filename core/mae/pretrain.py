@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from usfmae.core.checkpoint import describe, load, save
+from usfmae.core.checkpoint import load, save
+from usfmae.core.checkpoint_header import describe
 from usfmae.core.config import ModelSettings, Settings, TrainRecipe, TrainSettings
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.errors import CorpusError, UsageError

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from usfmae.core.checkpoint import describe, load, read_metadata, read_tensors, save, write_tensors
+from usfmae.core.checkpoint import load, read_metadata, read_tensors, save, write_tensors
+from usfmae.core.checkpoint_header import describe
 from usfmae.core.config import TrainSettings
 from usfmae.core.errors import CheckpointError
 from usfmae.core.mae.distributed import ranks

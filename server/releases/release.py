@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from usfmae.core import audit, lineage, manifest
-from usfmae.core.checkpoint import describe, encoder_of, load, save, tensors_id
+from usfmae.core.checkpoint import encoder_of, load, save, tensors_id
+from usfmae.core.checkpoint_header import describe
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError, UsageError
 from usfmae.core.federated import forgetting

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usfmae.core import audit
+from usfmae.core.checkpoint_header import describe
 from usfmae.core.config import TrainRecipe
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.federated import merge
@@ -30,7 +31,6 @@ from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger, Round, Verdict
 from usfmae.server.rounds import spool
 from usfmae.server.rounds.quorum import announce
-from usfmae.server.weights import describe
 
 if TYPE_CHECKING:
     from usfmae.server.rounds.forgetting_gate import ForgettingGate
@@ -204,7 +204,7 @@ def _merge(this: OpenRound, admitted: Sequence[Verdict], reference: float) -> tu
     metadata = describe(
         settings.model,
         settings.train,
-        tuple(sorted([record.base, *(verdict.content for verdict in admitted)])),
+        parents=tuple(sorted([record.base, *(verdict.content for verdict in admitted)])),
         campaign=this.ledger.fact("campaign"),
         round=record.number,
         step=record.global_step + record.steps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from usfmae.core.checkpoint_header import recipe_text
 from usfmae.core.config import TrainRecipe
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import ConfigError
@@ -12,7 +13,6 @@ from usfmae.core.federated.messages import TrainRequest
 from usfmae.core.federated.rules import rule_for
 from usfmae.server.campaign import Campaign
 from usfmae.server.ledger import Round
-from usfmae.server.weights import recipe_text
 
 
 def train_request(settings: CoordinatorSettings, current: Round, running: Campaign, decoder: str) -> TrainRequest:

@@ -23,7 +23,8 @@ from usfmae.client.agent import Agent
 from usfmae.client.flower import fleet_client
 from usfmae.client.site import Site, create
 from usfmae.core import keys
-from usfmae.core.checkpoint import decoder_of, encoder_of, recipe_text, tensors_id
+from usfmae.core.checkpoint import decoder_of, encoder_of, tensors_id
+from usfmae.core.checkpoint_header import recipe_text
 from usfmae.core.config import ModelSettings, TrainRecipe, validated
 from usfmae.core.config.site import SiteSettings
 from usfmae.core.corpus.shard import PackedImage, write_shard

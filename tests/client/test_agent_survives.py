@@ -20,7 +20,7 @@ from usfmae.client.agent import Agent
 from usfmae.client.flower.request_queue import PendingRequest
 from usfmae.client.rounds import jobs, trainer
 from usfmae.client.site import Site
-from usfmae.core.checkpoint import recipe_text
+from usfmae.core.checkpoint_header import recipe_text
 
 ONE_REQUEST = [
     "usfmae.client.agent.flower_objects.records",

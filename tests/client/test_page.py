@@ -18,7 +18,7 @@ from usfmae.client.review.frame_preview import FramePreview
 from usfmae.client.rounds import campaigns
 from usfmae.client.site import Site, create, write_json
 from usfmae.core import keys, metrics
-from usfmae.core.checkpoint import recipe_text
+from usfmae.core.checkpoint_header import recipe_text
 from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.config.site import SiteSettings
 from usfmae.core.config.train import Recipe

@@ -8,18 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from usfmae.core.checkpoint import (
-    Loaded,
-    decoder_of,
-    describe,
-    encoder_of,
-    load,
-    recipe_of,
-    recipe_text,
-    save,
-    tensors_id,
-    write_tensors,
-)
+from usfmae.core.checkpoint import Loaded, decoder_of, encoder_of, load, save, tensors_id, write_tensors
+from usfmae.core.checkpoint_header import describe, recipe_of, recipe_text
 from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.errors import CheckpointError, ConfigError, ResourceError
 from usfmae.core.export import mae

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from usfmae.core.checkpoint import recipe_text
+from usfmae.core.checkpoint_header import recipe_text
 from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.config.train import DEEPEST, LONGEST, Recipe, read_recipe
 from usfmae.core.errors import ConfigError

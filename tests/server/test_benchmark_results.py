@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from usfmae.core.bench.encoders.masked import checkpoint as encoder_for_probe
-from usfmae.core.checkpoint import describe, encoder_of, load, save
+from usfmae.core.checkpoint import encoder_of, load, save
+from usfmae.core.checkpoint_header import describe
 from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.errors import PolicyError, SourceError
 from usfmae.core.mae.model import MaskedAutoencoder

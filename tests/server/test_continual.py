@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from tests.server.virtual import TINY, forgetful, home_with, honest, loop_of
-from usfmae.core.checkpoint import describe, load, save, tensors_id
+from usfmae.core.checkpoint import load, save, tensors_id
+from usfmae.core.checkpoint_header import describe
 from usfmae.core.config import AugmentSettings
 from usfmae.core.config import load as load_settings
 from usfmae.core.config.coordinator import CoordinatorSettings

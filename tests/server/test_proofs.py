@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from usfmae.core.checkpoint import decoder_of, encoder_of, recipe_of
+from usfmae.core.checkpoint import decoder_of, encoder_of
+from usfmae.core.checkpoint_header import recipe_of
 from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from usfmae.core import checkpoint
-from usfmae.core.checkpoint import FORMAT, Loaded, decoder_of, load, read_metadata, tensors_id
+from usfmae.core.checkpoint import Loaded, decoder_of, load, read_metadata, tensors_id
+from usfmae.core.checkpoint_header import FORMAT, describe, trail_of
 from usfmae.core.config import ModelSettings, TrainRecipe, TrainSettings, validated
 from usfmae.core.errors import CheckpointError, UsageError
 from usfmae.core.mae.model import MaskedAutoencoder, fresh, load_tensors
@@ -84,8 +85,8 @@ def load_any(path: Path, heads: int | None = None, decoder_heads: int | None = N
     model = validated(ModelSettings, {**start.model.model_dump(), **given}, "heads")
     train = TrainRecipe.model_validate(start.stated)
     content = tensors_id(tensors)
-    metadata = checkpoint.describe(model, train, parents=(start.id,), imported=path.name, content=content)
-    trail = replace(checkpoint.trail_of(metadata), id=content)
+    metadata = describe(model, train, parents=(start.id,), imported=path.name, content=content)
+    trail = replace(trail_of(metadata), id=content)
     return Loaded(tensors, model, train, metadata, trail)
 
 

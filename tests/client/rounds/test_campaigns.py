@@ -15,7 +15,8 @@ from usfmae.client.cli import group
 from usfmae.client.rounds import campaigns, jobs, trainer
 from usfmae.client.rounds.campaigns import CampaignState
 from usfmae.client.site import Site
-from usfmae.core.checkpoint import encoder_of, recipe_text
+from usfmae.core.checkpoint import encoder_of
+from usfmae.core.checkpoint_header import recipe_text
 from usfmae.core.mae.model import fresh
 
 

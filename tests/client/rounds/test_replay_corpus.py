@@ -16,7 +16,7 @@ from tests.client.conftest import MODEL, TRAIN, Aggregator
 from usfmae.client.agent import Agent
 from usfmae.client.rounds import jobs
 from usfmae.client.site import Site
-from usfmae.core.checkpoint import recipe_text
+from usfmae.core.checkpoint_header import recipe_text
 from usfmae.core.config import TrainRecipe
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard

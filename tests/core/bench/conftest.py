@@ -108,7 +108,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with random weights, 32 x 32 pixels, width 16."""
     import torch
 
-    from usfmae.core.checkpoint import describe, save
+    from usfmae.core.checkpoint import save
+    from usfmae.core.checkpoint_header import describe
     from usfmae.core.config import ModelSettings, TrainSettings
     from usfmae.core.mae.model import MaskedAutoencoder
 

@@ -11,7 +11,8 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from usfmae.core import audit, manifest
-from usfmae.core.checkpoint import describe, load, save
+from usfmae.core.checkpoint import load, save
+from usfmae.core.checkpoint_header import describe
 from usfmae.core.cli import group
 from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.corpus.shard import PackedImage, write_shard

@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from usfmae.core.checkpoint import Loaded, describe, encoder_of, load, read_tensors, save
+from usfmae.core.checkpoint import Loaded, encoder_of, load, read_tensors, save
+from usfmae.core.checkpoint_header import describe
 from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.errors import CheckpointError, UsageError
 from usfmae.core.export import export, hf_mae

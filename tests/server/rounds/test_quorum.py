@@ -94,7 +94,7 @@ def test_a_federation_that_goes_on_after_its_planned_rounds_learns_on_and_says_s
 
     seen = []
     from tests.server.conftest import nudge
-    from usfmae.core.checkpoint import recipe_of
+    from usfmae.core.checkpoint_header import recipe_of
     from usfmae.core.mae.lr_schedule import learning_rate
 
     def watching(place, request, encoder, decoder):
