@@ -34,12 +34,12 @@ from usfmae.core.federated.local_round import Trained
 from usfmae.core.mae.model import fresh
 from usfmae.core.mae.train import TrainPlan, train
 from usfmae.server import bootstrap
-from usfmae.server.history import history, table
 from usfmae.server.layout import Federation, Layout
 from usfmae.server.ledger import Ledger
 from usfmae.server.releases.release import release
 from usfmae.server.rounds.loop import Clock, Loop
 from usfmae.server.simulate import TENSORS, Hospital, InProcess, Trainer, masked_autoencoder, tissue
+from usfmae.server.status import history, table
 
 SIZE = 32
 STEEPER = 5

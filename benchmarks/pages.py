@@ -25,7 +25,7 @@ import numpy as np
 
 from usfmae.client.outbox import Outbox
 from usfmae.client.page.app import application as site_page
-from usfmae.client.page.serve import serving
+from usfmae.client.page.app import serving
 from usfmae.client.page.view import figures as site_figures
 from usfmae.client.review.quarantine import Intake
 from usfmae.client.site import Site, create, write_json

@@ -165,7 +165,7 @@ def run_pass(corpus: Path, entries: int, new: int) -> dict[str, Any]:
 
 def ask(corpus: Path) -> dict[str, Any]:
     """Milliseconds of what pages and `status` ask, medians of 5 after the first."""
-    from usfmae.client import report
+    from usfmae.client import status
     from usfmae.client.review import corpus_view, quarantine
     from usfmae.client.site import create
     from usfmae.core import keys
@@ -189,7 +189,7 @@ def ask(corpus: Path) -> dict[str, Any]:
         "entry": lambda: quarantine.find(intake, entry.id),
         "way_to_scan": lambda: ledger.way_to(entry.scan),
         "origin_of_image": lambda: ledger.origin("0001-000007.gray.npy", 300),
-        "images_for_status": lambda: report.summary(site),
+        "images_for_status": lambda: status.summary(site),
         "kept_list": lambda: view.refresh(corpus).slice(0, 24),
     }
     began = time.perf_counter()

@@ -19,7 +19,6 @@ import time
 from enum import StrEnum
 
 from usfmae.client import outbox, site_policy
-from usfmae.client.daemon import stopped_by_signals, write_status
 from usfmae.client.flower import messages, transport_errors
 from usfmae.client.flower.connection import Connection, ConnectionStopped, KeyRefusedError
 from usfmae.client.flower.request_queue import PendingRequest
@@ -27,6 +26,7 @@ from usfmae.client.flower.upload import Uploader
 from usfmae.client.rounds import jobs, participation
 from usfmae.client.rounds.workers import Workers
 from usfmae.client.site import Site, read_json
+from usfmae.client.status import stopped_by_signals, write_status
 from usfmae.core import flower_objects
 from usfmae.core.errors import NetworkError, PolicyError, ResourceError, TryLaterError, UsfmaeError
 from usfmae.core.federated import messages as protocol

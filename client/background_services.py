@@ -73,8 +73,7 @@ def _metrics(site: Site) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _page(site: Site) -> Iterator[int]:
-    from usfmae.client.page.app import application
-    from usfmae.client.page.serve import serving
+    from usfmae.client.page.app import application, serving
 
     settings = site.settings.page
     with serving(application(site), settings.host, settings.port) as port:

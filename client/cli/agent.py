@@ -85,8 +85,8 @@ def status(directory: Path, as_json: bool) -> None:
     usfmae-client status st-olav
     usfmae-client status st-olav --json
     """
-    from usfmae.client.report import summary
     from usfmae.client.site import Site
+    from usfmae.client.status import summary
 
     reported = summary(Site.open(directory))
     if as_json:

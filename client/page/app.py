@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from usfmae.client import outbox, site_policy
 from usfmae.client.page import learning, view
@@ -27,6 +30,7 @@ from usfmae.client.rounds import campaigns, gallery
 from usfmae.client.site import Site
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.report.reasons import meaning
+from usfmae.core.web import server_thread
 from usfmae.core.web.access import Access, People
 from usfmae.core.web.application import WebPage, assemble
 
@@ -264,3 +268,9 @@ def application(site: Site) -> Starlette:
         Route("/pause", page.pause, methods=["POST"]),
     ]
     return assemble(page, routes, site.settings.page.names)
+
+
+def serving(app: Any, host: str, port: int) -> AbstractContextManager[int]:
+    """An ASGI application in a thread; the port it listens on. ResourceError where the port is taken."""
+    config = uvicorn.Config(app, http=server_thread.page_protocol(H11Protocol), **server_thread.OPTIONS)
+    return server_thread.serving(uvicorn.Server(config), host, port)

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from usfmae.client import outbox, report, site_policy
+from usfmae.client import outbox, site_policy, status
 from usfmae.client.intake.spool import SPOOL
 from usfmae.client.review import quarantine
 from usfmae.client.rounds import campaigns
@@ -37,7 +37,7 @@ def overview(site: Site, intake: quarantine.Intake, shelf: outbox.Outbox | None 
     intake.refresh(site.corpus)
     agent_status = read_json(site.root / "status.json") or {}
     return {
-        **report.summary(site, shelf),
+        **status.summary(site, shelf),
         "said": float(agent_status.get("time", 0.0)),
         "counts": intake.counts,
         "reasons": intake.reasons.most_common(),

@@ -30,10 +30,10 @@ def run_(directory: Path, rounds: int, overrides: tuple[str, ...]) -> None:
     usfmae-server run federation --rounds 20
     """
     from usfmae.server.aggregator import serve
+    from usfmae.server.certificates import warning
     from usfmae.server.dashboard.serve import watched
     from usfmae.server.layout import Layout
     from usfmae.server.notices import notified
-    from usfmae.server.renewal import warning
 
     home = Layout(directory)
     settings = home.settings(overrides)  # a mistake is told at once
@@ -119,9 +119,9 @@ def list_(directory: Path, as_json: bool) -> None:
 @as_json
 def rounds(directory: Path, as_json: bool) -> None:
     """What each round gained or forgot: sites merged, what the forgetting gate did and why, each organ's panel loss."""
-    from usfmae.server.history import history, table
     from usfmae.server.layout import Layout
     from usfmae.server.ledger import Ledger
+    from usfmae.server.status import history, table
 
     lines = history(Ledger(Layout(directory).ledger))
     print_json(lines) if as_json else click.echo(table(lines))

@@ -68,16 +68,16 @@ def certificate(directory: Path, renew: bool, certificate: Path | None, key: Pat
     usfmae-server certificate federation --certificate chain.pem --key key.pem
     """
     from usfmae.core.errors import UsageError
-    from usfmae.server import renewal
+    from usfmae.server import certificates
     from usfmae.server.layout import Layout
 
     home = Layout(directory)
     if bool(certificate) != bool(key) or (renew and certificate):
         raise UsageError("certificate", "--certificate and --key go together, --renew goes alone", "see --help")
     if certificate and key:
-        summary = renewal.bring(home, certificate, key)
+        summary = certificates.bring(home, certificate, key)
     else:
-        summary = renewal.renew(home) if renew else renewal.summary(home)
+        summary = certificates.renew(home) if renew else certificates.summary(home)
     if as_json:
         print_json(summary)
         return

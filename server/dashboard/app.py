@@ -22,7 +22,7 @@ from usfmae.core.errors import UsfmaeError
 from usfmae.core.web.access import Access, People
 from usfmae.core.web.application import WebPage, assemble
 from usfmae.core.web.chart import Axis, line_chart
-from usfmae.server import renewal
+from usfmae.server import certificates
 from usfmae.server import sites as enrolled
 from usfmae.server.dashboard import view
 from usfmae.server.dashboard.lineage import ancestry, releases
@@ -68,7 +68,7 @@ class Dashboard(WebPage):
             federation=federation,
             charts=charts,
             latest=view.LATEST,
-            warning=renewal.warning(self.home),
+            warning=certificates.warning(self.home),
         )
 
     async def rounds(self, request: Request) -> Response:

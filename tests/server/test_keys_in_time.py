@@ -14,7 +14,7 @@ from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import ConfigError, PolicyError
 from usfmae.core.federated import enrolment
 from usfmae.core.federated.enrolment import Enrolment, proved
-from usfmae.server import certificates, renewal, sites
+from usfmae.server import certificates, sites
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
 
@@ -37,33 +37,33 @@ def home(tmp_path: Path) -> Layout:
 
 
 def expiring(home: Layout, monkeypatch: pytest.MonkeyPatch, days: float) -> None:
-    end = renewal.read(home.certificate).not_valid_after_utc
+    end = certificates.read(home.certificate).not_valid_after_utc
     monkeypatch.setattr("time.time", lambda: (end - timedelta(days=days)).timestamp())
 
 
 def test_a_sound_certificate_says_nothing_one_that_ends_says_what_to_do(
     home: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert renewal.warning(home) == ""
+    assert certificates.warning(home) == ""
     expiring(home, monkeypatch, 12)
-    assert "ends in 12 days" in renewal.warning(home) and "--renew" in renewal.warning(home)
+    assert "ends in 12 days" in certificates.warning(home) and "--renew" in certificates.warning(home)
     expiring(home, monkeypatch, -1)
-    assert "has ended" in renewal.warning(home)
+    assert "has ended" in certificates.warning(home)
 
 
 def test_renewal_keeps_key_and_names_and_the_ca_vouches_for_it(home: Layout) -> None:
-    before = renewal.read(home.certificate)
-    about = renewal.renew(home)
-    after = renewal.read(home.certificate)
+    before = certificates.read(home.certificate)
+    about = certificates.renew(home)
+    after = certificates.read(home.certificate)
     assert after.serial_number != before.serial_number and after.public_key() == before.public_key()
     assert about["names"] == list(NAMES) and about["days_left"] > 700
-    after.verify_directly_issued_by(renewal.read(home.ca))
+    after.verify_directly_issued_by(certificates.read(home.ca))
 
 
 def test_renewal_without_the_cas_key_says_where_to_do_it(home: Layout) -> None:
     home.ca_key.unlink()
     with pytest.raises(ConfigError, match="renew where it is kept"):
-        renewal.renew(home)
+        certificates.renew(home)
 
 
 def test_bringing_a_pair_along(home: Layout, tmp_path: Path) -> None:
@@ -73,12 +73,12 @@ def test_bringing_a_pair_along(home: Layout, tmp_path: Path) -> None:
     ca = certificates.authority("own", key)
     (tmp_path / "c.pem").write_bytes(ca)
     with pytest.raises(ConfigError, match="does not belong to the key"):
-        renewal.bring(home, tmp_path / "c.pem", tmp_path / "other.pem")
-    renewal.bring(home, tmp_path / "c.pem", tmp_path / "k.pem")
+        certificates.bring(home, tmp_path / "c.pem", tmp_path / "other.pem")
+    certificates.bring(home, tmp_path / "c.pem", tmp_path / "k.pem")
     assert home.certificate.read_bytes() == ca and home.tls_key.stat().st_mode & 0o077 == 0
     (tmp_path / "c.pem").write_bytes(_ended(tmp_path, key))
     with pytest.raises(ConfigError, match="ended"):
-        renewal.bring(home, tmp_path / "c.pem", tmp_path / "k.pem")
+        certificates.bring(home, tmp_path / "c.pem", tmp_path / "k.pem")
 
 
 def _ended(folder: Path, key: keys.EllipticCurvePrivateKey) -> bytes:

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from usfmae.client import site_policy
-from usfmae.client.daemon import write_status
 from usfmae.client.intake import inventory
 from usfmae.client.page.app import application as site_page
-from usfmae.client.page.serve import serving
+from usfmae.client.page.app import serving
 from usfmae.client.review import quarantine
 from usfmae.client.review.corpus_view import CorpusView
 from usfmae.client.site import Site, create
+from usfmae.client.status import write_status
 from usfmae.core import keys
 from usfmae.core.config import CleanSettings
 from usfmae.core.config.site import SiteSettings
