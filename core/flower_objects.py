@@ -7,7 +7,7 @@ A message is a tree of content-addressed objects, and travels object by object.
 
 Reading and writing it here, one chunk at a time, keeps memory small on both sides: Flower's own inflate holds a whole
 model several times. Objects of a message that is sent are made when they are asked for, from the file they lie in.
-tests/client/test_flower_contract.py checks every function against the pinned Flower.
+tests/client/flower/test_flower_contract.py checks every function against the pinned Flower.
 """
 
 from __future__ import annotations

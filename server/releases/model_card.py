@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
@@ -13,8 +15,17 @@ from usfmae.server.campaign import Campaign
 from usfmae.server.layout import Federation
 from usfmae.server.ledger import RoundState
 
-if TYPE_CHECKING:
-    from usfmae.server.releases.release import ReleaseChoice
+
+@dataclass(frozen=True)
+class ReleaseChoice:
+    """What is released, and why."""
+
+    round: int
+    alpha: float  # share of the change since the seed: 1 is the round's encoder as it is
+    why: str
+    panel: dict[str, Any] | None  # the reading of exactly this encoder, None without a panel
+    path: Path  # the checkpoint that is mixed with the seed: the round's, or the running average's
+
 
 TEXT = """\
 ---

@@ -13,7 +13,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from usfmae.server import campaign
 from usfmae.server.layout import Federation, Layout
 from usfmae.server.ledger import Ledger, Round, RoundState
 from usfmae.server.releases import benchmark_results
-from usfmae.server.releases.model_card import card
+from usfmae.server.releases.model_card import ReleaseChoice, card
 from usfmae.server.rounds.forgetting_gate import EMA, ForgettingGate
 from usfmae.server.rounds.panel import PanelReader
 
@@ -37,17 +37,6 @@ _UNMEASURED = "the last round that holds what the sites learned; no panel is set
 _RANDOM_SEED = (
     "the last round that holds what the sites learned; the seed is random, so the panel's decoder knows nothing"
 )
-
-
-@dataclass(frozen=True)
-class ReleaseChoice:
-    """What is released, and why."""
-
-    round: int
-    alpha: float  # share of the change since the seed: 1 is the round's encoder as it is
-    why: str
-    panel: dict[str, Any] | None  # the reading of exactly this encoder, None without a panel
-    path: Path  # the checkpoint that is mixed with the seed: the round's, or the running average's
 
 
 def release(
