@@ -141,7 +141,7 @@ class Agent:
         return wait
 
     def _unforeseen(self, event: str, error: Exception, **fields: str) -> UsfmaeError:
-        """An exception that nobody foresaw, logged with its place and noted in the audit log: the agent goes on."""
+        """An unforeseen exception: logged with its place, noted in the audit log, and the agent continues."""
         logger.error("%s: %r", event, error, exc_info=error)
         with contextlib.suppress(UsfmaeError, OSError):
             self.site.note(event, "failed", why=f"{type(error).__name__}: {error}"[:300], **fields)
@@ -155,7 +155,7 @@ class Agent:
     def _see_to_requests(self) -> bool:
         """Move every request on. True where the wait for the next has been spent at the aggregator already.
 
-        A site with nothing to do lets the aggregator hold its call, and so hears of a round the moment it opens.
+        A site with nothing to do lets the aggregator hold its call, so it is answered the moment a round opens.
         """
         self.connection.connect()
         paused = site_policy.paused(self.site)
@@ -327,7 +327,7 @@ class Agent:
         return self.until_idle is not None and time.monotonic() - self.busy_at > self.until_idle
 
     def _end(self) -> None:
-        """Worker checkpointed, node signed off, last word written."""
+        """Worker checkpointed, node signed off, last status written."""
         self.stopping = True
         self.workers.stop(self.current, self.site.settings.stop_wait)
         self.connection.close()

@@ -1,4 +1,4 @@
-"""What runs in threads beside the agent: the page, the metrics, the network sources, the cleaning of new scans.
+"""What runs in threads of the agent's process: the page, the metrics, the network sources, the cleaning of new scans.
 
 None of it may stop the agent: a PACS that is away or a full disk is logged, audited once, and tried again.
 """
@@ -170,7 +170,7 @@ def _take_in(site: Site, stop: threading.Event) -> None:
 
 
 def _repeat(name: str, site: Site, stop: threading.Event, seconds: float, act: Callable[[], object]) -> None:
-    """`act` now and then every so many seconds, in a thread, whatever it raises; a new trouble is told once."""
+    """`act` now and then every so many seconds, in a thread, whatever it raises; a new error is logged once."""
 
     def loop() -> None:
         problem = ""

@@ -51,7 +51,7 @@ class Skip(Exception):  # noqa: N818 - a verdict, not an error
 
 @dataclass(frozen=True)
 class Greeting:
-    """What one call of the server told, or why there was no answer."""
+    """What one call of the server showed, or why there was no answer."""
 
     error: httpx.HTTPError | None
     version: str = ""  # of TLS
@@ -120,7 +120,7 @@ class Doctor:
         return f"private keys closed to others; this site is {self.site.fingerprint}"
 
     def proxy(self) -> str:
-        """What stands between: the agent's own choice of a proxy, and whether it lets this site through."""
+        """The proxy that the agent would use, and whether it lets this site through."""
         choice = proxy_for(self.site.settings.server, self.site.settings.proxy)
         if not choice.url:
             raise Skip(f"direct connection: {choice.source}")
@@ -150,7 +150,7 @@ class Doctor:
         return f"{self.host} is {addresses[0][4][0]}"
 
     def tls(self) -> str:
-        """The server's certificate stands up against this site's CA."""
+        """The server's certificate is signed by this site's CA."""
         error, where = self.greeting.error, f"{self.host}:{self.port}"
         if error is None:
             return f"{self.greeting.version}, certificate good for {self.greeting.days} days"

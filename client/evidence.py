@@ -43,7 +43,7 @@ LINKED = re.compile(r'<a href="([\w.]+\.json)#([^"]+)">([^<]*)</a>|\[([^\]]*)\]\
 
 
 def write(site: Site, folder: Path) -> dict[str, Any]:
-    """Make the folder; what stands in it, in a few figures. UsageError where it exists."""
+    """Make the folder; returns a few figures of what it holds. UsageError where it exists."""
     if folder.exists():
         raise UsageError(f"folder {folder}", "exists already", "give a new one: evidence is never changed")
     folder.mkdir(parents=True)
@@ -233,7 +233,7 @@ def intake(site: Site) -> dict[str, Any]:
 
 
 def settings(site: Site) -> dict[str, Any]:
-    """As they are in force; of a proxy's address the user and password are left out, of sources their number is told."""
+    """As they are in force; a proxy's user and password are left out, and of the sources only their number is given."""
     values: dict[str, Any] = site.settings.model_dump(mode="json")
     values["sources"] = len(site.settings.sources)
     if values.get("proxy"):

@@ -36,7 +36,7 @@ def ask(site: Site) -> Path:
 
 
 def take(site: Site) -> str:
-    """Put the next keys in place and return their fingerprint; the old ones stay beside them.
+    """Put the next keys in place and return their fingerprint; the old ones stay in a folder next to them.
 
     ConfigError where none were made; UsageError while the agent runs.
     """

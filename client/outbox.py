@@ -32,7 +32,7 @@ from usfmae.core.types import content_id
 
 
 class EntryState(StrEnum):
-    """Where an entry of the outbox stands."""
+    """The state of an entry of the outbox."""
 
     WAITING = "waiting"  # for a person
     RELEASED = "released"  # it may leave
@@ -113,7 +113,7 @@ def _drawn(entry: Mapping[str, Any]) -> str:
 
 
 def state(place: Path) -> EntryState:
-    """Where an entry stands."""
+    """The state of an entry."""
     if (place / "sent.json").exists():
         return EntryState.SENT
     decision = read_json(place / "decision.json")

@@ -5,7 +5,7 @@ DIR/ca.pem             the coordinator's CA           DIR/jobs/KEY/         one 
 DIR/coordinator.pem    its signing key (public)       DIR/outbox/ID/        what leaves, with its sheet
 DIR/keys/              private keys, mode 0600        DIR/pending/          requests that have no answer yet
 DIR/enrol.json         what goes to the coordinator   DIR/audit.jsonl       hash-chained log
-DIR/corpus/            cleaned images                 DIR/status.json       the agent's last word
+DIR/corpus/            cleaned images                 DIR/status.json       the agent's last report
 """
 
 from __future__ import annotations

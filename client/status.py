@@ -16,7 +16,7 @@ from usfmae.core.prepare.ledger import CorpusLedger
 
 
 def summary(site: Site, shelf: outbox.Outbox | None = None) -> dict[str, Any]:
-    """The agent's last word, the corpus, the outbox and the last round that left."""
+    """The agent's last status, the corpus, the outbox and the last round that left."""
     agent_status = read_json(site.root / "status.json") or {}
     running = agent_runs(site)
     staged = (shelf or outbox.Outbox(site)).entries()

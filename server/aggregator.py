@@ -112,7 +112,7 @@ class Refusals:
             self.write()
 
     def _add(self, kind: tuple[int, str, str], times: int) -> None:
-        """A caller may choose some of what stands here, so kinds are few: each costs a flush to disk."""
+        """A caller may choose part of these texts, so the number of kinds is limited: each costs a flush to disk."""
         if kind not in self.counts and len(self.counts) >= MOST_KINDS:
             kind = (kind[0], "and others", "several")
         self.counts[kind] = self.counts.get(kind, 0) + times

@@ -69,7 +69,7 @@ def create(root: Path, new: NewFederation, overrides: Sequence[str] = ()) -> dic
 def _write_settings(home: Layout, settings: CoordinatorSettings) -> None:
     """The commented template with this federation's values in it."""
     chosen = settings.model_dump(mode="json", exclude_defaults=True)
-    head = "# Settings of usfmae-server. Only what differs from the defaults stands here; every key with its\n"
+    head = "# Settings of usfmae-server. Only what differs from the defaults is set here; every key with its\n"
     head += "# meaning and default follows below as a comment.\n"
     every = "\n".join(f"# {line}" for line in template(CoordinatorSettings).split("\n"))
     write_atomic(home.settings_file, (head + yaml.safe_dump(chosen, sort_keys=False) + "\n" + every + "\n").encode())

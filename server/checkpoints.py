@@ -1,4 +1,4 @@
-"""A checkpoint is what the ledger says it is, or nothing is built on it: disks lose and change bytes too."""
+"""A checkpoint must be what the ledger says it is before anything is built on it: disks lose and change bytes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CheckedFiles:
 
 
 def _state(file: Path) -> tuple[int, int, int]:
-    """What changes when somebody writes to a file."""
+    """What changes when a file is written to."""
     try:
         facts = file.stat()
     except OSError as error:

@@ -360,7 +360,7 @@ class Ledger:
             db.execute("DELETE FROM replies WHERE round = ? AND site = ?", (number, site))
 
     def refuse(self, number: int, site: str, verdict: str, detail: str) -> None:
-        """A reply that takes nobody's place in a round: unknown site, other round, second reply."""
+        """A reply that is refused and does not count as its site's answer: unknown site, other round, second reply."""
         with self._write() as db:
             db.execute(
                 "INSERT INTO refusals (round, site, verdict, detail, received) VALUES (?, ?, ?, ?, ?)",

@@ -57,7 +57,7 @@ def campaign(directory: Path, action: str, name: str | None, reason: str, as_jso
         print_json(asdict(one)) if as_json else click.echo(campaigns.in_words(one), nl=False)
     elif action == "restart":
         campaigns.restart(site, name, reason)
-        click.echo(f"{name}: the next request is taken, whatever round it is of", err=True)
+        click.echo(f"{name}: the next request is taken, of any round", err=True)
     else:
         campaigns.decide(site, name, action == "approve", reason)
         click.echo(f"{name} {'agreed' if action == 'approve' else 'refused'}", err=True)

@@ -216,7 +216,7 @@ class FleetClient:
             raise explained(error, self.server, self.proxy.source) from None
 
     def _note_clock(self, date: str | None) -> None:
-        with contextlib.suppress(ValueError, TypeError, OverflowError):  # whatever stands there, also a proxy's
+        with contextlib.suppress(ValueError, TypeError, OverflowError):  # a proxy may have written anything there
             self.clock_offset = parsedate_to_datetime(date or "").timestamp() - time.time()
 
 

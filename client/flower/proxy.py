@@ -1,4 +1,4 @@
-"""Which proxy stands between this site and its aggregator: one answer, for the agent and for `doctor`."""
+"""Which proxy this site's calls to its aggregator go through; the agent and `doctor` ask the same function."""
 
 from __future__ import annotations
 

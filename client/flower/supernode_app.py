@@ -138,7 +138,7 @@ def judge(site: Site, fab: bytes) -> None:
 
 
 def guarded(site: Site) -> tuple[Callable[..., None], Callable[..., Callable[..., ClientApp]]]:
-    """What stands in for Flower's `install_from_fab` and `get_load_client_app_fn`: judge, then the installed app."""
+    """Replaces Flower's `install_from_fab` and `get_load_client_app_fn`: check the FAB, then run the installed app."""
 
     def install(fab: bytes, *_: object, **__: object) -> None:
         judge(site, fab)

@@ -2,7 +2,7 @@
 
 Incremental: studies from a little before the newest one already pulled; a study whose instance count has not changed
 is not opened again, an instance that was fetched is never fetched again. What was fetched is remembered as HMACs, in
-the site's directory, so an interrupted pull goes on where it was. Instances go from the network to the spool and are
+the site's directory, so an interrupted pull continues where it was. Instances go from the network to the spool and are
 not opened here: a hostile one costs the decoding process that reads it later, not the agent.
 """
 

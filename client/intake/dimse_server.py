@@ -197,7 +197,7 @@ class Entity(AE):
 
 @dataclass(eq=False)
 class DimseConnection:
-    """One TCP connection; a stranger's until its association request has come."""
+    """One TCP connection; it counts as unknown until its association request has come."""
 
     socket: socket.socket
     address: str
@@ -244,7 +244,7 @@ class _Handler(RequestHandler):
 
 
 class LimitedServer(ThreadedAssociationServer):
-    """Counts connections: the longest waiting stranger goes where there are too many, in all or from one address."""
+    """Counts connections: where there are too many, in all or from one address, the one that has waited longest without a request is closed."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -280,7 +280,7 @@ class LimitedServer(ThreadedAssociationServer):
         return connection, address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """A connection may come in, though an older stranger may have to go for it."""
+        """Whether a connection may come in; an older one without a request may be closed for it."""
         self.sweep()
         with self.lock:
             waiting = [c for c in self.connections if c.waits and not c.closed]

@@ -1,8 +1,8 @@
-"""The round's encoder out of one that this site has, and the packed step that leads on from there.
+"""The round's encoder, made from an earlier one that this site has and a packed step (the difference).
 
-What comes out is inspected like an encoder that came whole, and must have the hash the coordinator signed. Where the
-way does not lead there (no such encoder any more, a damaged file, an aggregator restored from a backup), the site asks
-for the whole.
+The result is inspected like an encoder that came whole, and must have the hash the coordinator signed. Where it cannot
+be made (no such encoder any more, a damaged file, an aggregator restored from a backup), the site asks for the whole
+encoder.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class LostError(PolicyError):
 
 
 def missing_base(site: Site, request: TrainRequest) -> str:
-    """What to answer where the step's start is not here; "" where nothing is missing."""
+    """What to answer where the encoder that the step is applied to is not here; "" where nothing is missing."""
     return DeclineReason.NEED_BASE if request.delta_from and _start(site, request) is None else ""
 
 
 def _start(site: Site, request: TrainRequest) -> Path | None:
-    """The encoder from which the step leads on, of any round that was asked here."""
+    """The encoder that the step is applied to, from any round this site took part in."""
     for request_file in (site.root / "jobs").glob("*/request.json"):
         work = Job(site, request_file.parent)
         if work.request.get("base") == request.delta_from and _is_readable(work.base):
@@ -77,7 +77,7 @@ def apply_step(request: TrainRequest, work: Job, step: Path, check_room: Callabl
     start, part = _start(work.site, request), work.base.with_suffix(".part")
     try:
         if start is None:
-            raise ValueError("the encoder it starts from is not here")
+            raise ValueError("the encoder it is applied to is not here")
         check_room(start.stat().st_size)
         spent = jobs.spent(work.site, request.campaign, start.name, start)
         if spent:
@@ -99,7 +99,7 @@ def apply_step(request: TrainRequest, work: Job, step: Path, check_room: Callabl
 
 
 def write(old: TensorFile, packed: BinaryIO, encoding: str, file: BinaryIO) -> Inspection:
-    """The tensors one step on, in the order of names. ValueError where the step is too short."""
+    """Write the tensors after the step, in the order of names. ValueError where the step is too short."""
     seen, writer = Inspection(), Writer(file, old.shapes, {}, "F32", hashed=False)
     for name, shape in old.shapes.items():
         data = packed.read(codec.packed_size(math.prod(shape), encoding))

@@ -29,7 +29,7 @@ from usfmae.core.federated.messages import TrainRequest
 
 DAY = 86400.0  # seconds
 BY_SETTINGS = "site.yaml"  # who agreed where privacy.new_campaigns is auto
-# What may differ between two requests of a campaign: where the learning rate stands, and how a step is computed.
+# What may differ between two requests of a campaign: the position of the learning rate, and how a step is computed.
 FREE = {"steps", "origin", "micro_batch", "keep", "checkpoint_steps", "compile"}
 
 
@@ -139,7 +139,7 @@ def _changed(agreed: Agreement, request: TrainRequest, recipe: Recipe) -> Iterat
 
 
 def check_turn(site: Site, request: TrainRequest) -> None:
-    """PolicyError where a round comes out of its turn: an earlier one, one again with another encoder, or too many."""
+    """PolicyError where a round is not the next: an earlier one, the same one with another encoder, or one too many."""
     agreed, taken = agreement(site, request.campaign), _taken(site, request.campaign)
     mine = (request.round, request.base)
     if mine == (taken.get("round"), taken.get("base")):
@@ -202,7 +202,7 @@ def parent(site: Site, request: TrainRequest, model: ModelSettings) -> AcceptedE
 
 
 def last_encoder(site: Site) -> AcceptedEncoder | None:
-    """The last encoder that was trained on here, in whatever campaign."""
+    """The last encoder that was trained on here, in any campaign."""
     encoders = [encoder for place in (site.root / "campaigns").glob("*") if (encoder := _encoder(place))]
     return max(encoders, key=lambda encoder: encoder.time, default=None)
 

@@ -90,7 +90,7 @@ def _size(values: Tensor) -> float:
 
 
 def constant(units: Tensor) -> str:
-    """Whether units (T, H) stay the same whatever they see: dead, or with a bias far beyond their input."""
+    """Whether units (T, H) stay the same for every input: dead, or with a bias far beyond their input."""
     spread, size = units.std(0), units.square().mean(0).sqrt()
     share = float((spread <= CONSTANT * size).float().mean())
     allowed = f"at most {MOST_CONSTANT:.0%}"

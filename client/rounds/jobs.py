@@ -125,7 +125,7 @@ class CorpusSize:
     """What there is to draw on."""
 
     images: int
-    patients: int  # groups; an image without one stands for itself
+    patients: int  # groups; an image without one is a group of its own
 
 
 def corpus_size(site: Site) -> CorpusSize:
@@ -172,14 +172,14 @@ def finished(site: Site, campaign: str) -> list[tuple[int, Job]]:
 def spent(site: Site, campaign: str, name: str, latest: Path) -> Path | None:
     """The file of this name in the oldest round of a campaign that was trained here, where it is not `latest`.
 
-    Two rounds on nobody reads an encoder or a residual again: a repeated request is answered from the outbox.
+    Two rounds later an encoder or a residual is not read again: a repeated request is answered from the outbox.
     """
     files = [work.place / name for _, work in finished(site, campaign) if (work.place / name).exists()]
     return files[0] if files and files[0] != latest else None
 
 
 def unfinished(site: Site) -> Job | None:
-    """The job a former agent left: it goes on although its request may have died with the server."""
+    """The job that an earlier agent left unfinished; it is continued even where the server has lost the request."""
     places = [p.parent for p in (site.root / "jobs").glob("*/request.json")]
     works = [Job(site, place) for place in sorted(places, key=lambda p: p.stat().st_mtime)]
     open_ = [work for work in works if not work.ended]

@@ -32,7 +32,7 @@ MOST_ALIKE = 0.01  # share of rows that may be dead or copies of others; one row
 SAMPLED = 256  # rows of a tensor whose common direction is measured
 PASSES = 8  # of the power iteration that finds it
 ALIGNED = 0.9  # cosine with the common direction: copies under noise of 48 % of their length still reach it
-FREE_ROWS = ("decoder_", "pos_embed")  # pixels beside each other are alike; positions are a fixed table
+FREE_ROWS = ("decoder_", "pos_embed")  # neighbouring pixels are alike; positions are a fixed table
 MOST_ALIGNED = 0.1  # share of rows that may; of encoders trained here none did, their largest cosine was 0.46
 
 
@@ -116,7 +116,7 @@ def tensors(file: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
                 start, stop = header[name]["data_offsets"]
                 stream.seek(8 + length + start)
                 yield name, np.fromfile(stream, "<f4", (stop - start) // 4).reshape(header[name]["shape"])
-    except OSError as error:  # our own disk's fault, and its path is nobody else's business
+    except OSError as error:  # our own disk's fault; the path does not go to the coordinator
         raise ResourceError(f"reading {file}", error.strerror or str(error), "look at the disk") from None
     except (ValueError, KeyError, TypeError) as error:
         raise PolicyError("incoming encoder", f"is unreadable: {error}", "refused") from None

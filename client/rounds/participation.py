@@ -1,4 +1,4 @@
-"""A site's part in a round, whatever brought the request: is it sound, do we take part, what goes back.
+"""A site's part in a round, over any transport: is the request valid, does the site take part, what is sent back.
 
 The agent (agent.py) and the app for a stock SuperNode (supernode_app.py) differ in the transport alone; both call this.
 """
@@ -50,8 +50,8 @@ def checked(site: Site, record: Mapping[str, Any]) -> TrainRequest:
 def unwilling(site: Site, request: TrainRequest) -> str:
     """Why this site does not train for a request: a DeclineReason that goes out, a Wait, or nothing.
 
-    PolicyError where the request is outside the site's floor, not as agreed for its campaign, or out of its turn: all
-    of it is known before anything is downloaded.
+    PolicyError where the request is outside the site's floor, not as agreed for its campaign, or not of the next round.
+    All of it is known before anything is downloaded.
     """
     recipe, settings = recipe_of(request), site.settings
     privacy.check(request, recipe, settings.privacy, settings.max_model_gb * 1e9)
@@ -191,14 +191,14 @@ def signed_update(site: Site, request: TrainRequest) -> TrainReply:
 
 
 def refusal(error: PolicyError) -> str:
-    """What goes out where a request came to nothing here."""
+    """What the coordinator is told where a request failed here."""
     if isinstance(error, apply_step.LostError):
         return error.needed
     return f"{DeclineReason.REFUSED}: {error.what} {error.why}"[:200]
 
 
 def declined(site: Site, record: Mapping[str, Any], why: str) -> TrainReply:
-    """A signed no to whatever was asked; `record` is as it came, unchecked."""
+    """A signed refusal of a request; `record` is as it came, unchecked."""
     text = {key: value for key in ("campaign", "base") if isinstance(value := record.get(key), str)}
     number, version = record.get("round"), record.get("version")
     reply = TrainReply(

@@ -73,7 +73,7 @@ class TrainingJob:
         self.corpus = Corpus(roots, only=[*prepared["shards"], *public])
         self.positions, self.held_out = self._divided(public)
         batch = max(min(self.settings.batch_size, len(self.positions)), ranks()[1])
-        # From here on the site's own seed decides: the order of images, masks and augmentation is nobody else's choice.
+        # From here on the site's own seed decides: no other party chooses the order of images, masks or augmentation.
         self.settings = self.settings.model_copy(update={"batch_size": batch, "seed": int(prepared["order"])})
         self.before = Job(site, work.place.parent / prepared["previous"]) if prepared["previous"] else None
         self.noted = 0.0

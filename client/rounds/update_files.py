@@ -44,7 +44,7 @@ def write(
 ) -> dict[str, Any]:
     """Write the update of `work` and what it could not express; returns what the result says of them.
 
-    `payload` comes in the order of names; the residual is written over that of a round which nobody reads any more,
+    `payload` comes in the order of names; the residual is written over that of a round whose residual is not read any more,
     never over that of `before`. ResourceError where the disk is full.
     """
     sizes = _sizes(base, encoding)
@@ -71,7 +71,7 @@ def write(
 
 
 def seal(path: Path) -> None:
-    """Write a checksum beside a file that a later round goes on from. ResourceError where the disk is full."""
+    """Write a checksum next to a file that a later round starts from. ResourceError where the disk is full."""
     write_atomic(_seal(path), str(_checksum(path)).encode())
 
 

@@ -36,7 +36,7 @@ def run_(directory: Path, rounds: int, overrides: tuple[str, ...]) -> None:
     from usfmae.server.notices import notified
 
     home = Layout(directory)
-    settings = home.settings(overrides)  # a mistake is told at once
+    settings = home.settings(overrides)  # a mistake is reported at once
     if soon := warning(home):
         logging.getLogger(__name__).warning(soon)
     with notified(home, settings), watched(home, settings.page, settings.metrics):

@@ -1,4 +1,4 @@
-"""Runs the coordinator's page and its metrics in threads beside whatever else the process does."""
+"""Runs the coordinator's page and its metrics in threads of the process that serves or shows a federation."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def _rounds(db: sqlite3.Connection, after: int) -> list[dict[str, Any]]:
     )
     for one in rounds:
         one["summary"] = json.loads(one["summary"]) if one["summary"] else {}
-        one["void"] = one["summary"].get("void")  # why the round came to nothing
+        one["void"] = one["summary"].get("void")  # why the round has no result
         one["panel"] = panel_of(one["summary"])
         one["seconds"] = one["committed"] - one["opened"] if one["committed"] else None
     return rounds
@@ -157,7 +157,7 @@ def round_(db: sqlite3.Connection, number: int) -> dict[str, Any] | None:
 
 
 def verdicts(db: sqlite3.Connection, number: int) -> list[dict[str, Any]]:
-    """The gate's verdicts in one round, and refusals of replies that belonged to nobody's place in it."""
+    """The gate's verdicts in one round, and refused replies that did not count as a site's answer."""
     return rows(
         db,
         "SELECT r.*, COALESCE(s.name, r.site) AS name FROM replies r LEFT JOIN sites s ON s.site = r.site"

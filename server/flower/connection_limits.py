@@ -25,7 +25,7 @@ FULL_OF_ONE = "too many connections with one key"
 logger = logging.getLogger(__name__)
 
 Peer = tuple[str, int]  # address and port of the caller: the name of a connection
-Refuse = Callable[[int, str, str], None]  # told of what is turned away: HTTP status, why, the caller's address
+Refuse = Callable[[int, str, str], None]  # called for each refusal: HTTP status, why, the caller's address
 
 
 class ConnectionLimits:
@@ -47,7 +47,7 @@ class ConnectionLimits:
         self.strangers[peer] = connection
 
     def prove(self, peer: Peer, key: bytes) -> bool:
-        """A call on this connection has proved a key. False where it was closed: nobody would hear the answer."""
+        """A call on this connection has proved a key. False where it was closed: the answer would not arrive."""
         connection = self.strangers.pop(peer, None)
         if connection is not None:
             same = [other for other, (proved, _) in self.proved.items() if proved == key]

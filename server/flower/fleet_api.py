@@ -83,7 +83,7 @@ class FleetApi:
         with self.lock:
             self.held[key].append(waiter)
         try:
-            if not self.waits(key):  # asked once: whatever comes later wakes
+            if not self.waits(key):  # asked once: a later message wakes the call
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(waiter[1].wait(), seconds)
         finally:
@@ -120,7 +120,7 @@ class FleetApi:
             raise CallRefused(500, f"{call}: {type(error).__name__}") from None
 
     def _is_stale(self, request: Any) -> bool:
-        """Whether the node id is nobody's: after our restart each site calls once under its old one."""
+        """Whether no node has this id: after our restart each site calls once under its old one."""
         node = request.node.node_id if hasattr(request, "node") else getattr(request, "node_id", None)
         return node is not None and node not in self.state.nodes
 

@@ -81,7 +81,7 @@ class Gateway:
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,  # the caller is who holds the connection, whatever it says
+            proxy_headers=False,  # the caller is who holds the connection, not what a header says
             timeout_keep_alive=75,
             limit_concurrency=2 * settings.connections,  # as many hospitals as strangers
             ssl_certfile=str(certificate),

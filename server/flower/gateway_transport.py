@@ -1,6 +1,6 @@
 """Transport over the gateway: a request is offered from the files it is made of, a reply is read from transit.
 
-Neither ever stands in memory whole: sites fetch the encoder chunk by chunk from the checkpoint, and a reply is judged
+Neither is ever in memory whole: sites fetch the encoder chunk by chunk from the checkpoint, and a reply is judged
 and spooled tensor by tensor.
 """
 

@@ -106,7 +106,9 @@ class LinkState:
         self.store = DiskObjectStore(transit, reply_limit)
         self.state = State(NoOpFederationManager(), self.store)
         self.run_id = self._start_run()
-        self.on_request: Callable[[bytes], None] = lambda key: None  # hears whose node a new request is for
+        self.on_request: Callable[[bytes], None] = lambda key: (
+            None
+        )  # called with the key of the node a new request is for
 
     def _start_run(self) -> int:
         """One run for the life of this process; a run without a FAB: sites bring their own code."""

@@ -1,4 +1,4 @@
-"""Node authentication on the public port: whose call goes on, how large and how slow it may be.
+"""Node authentication on the public port: whose calls are served, how large and how slow they may be.
 
 Answered here, before a byte of Flower's code runs: paths other than the fleet API's nine (404), keys that are not
 enrolled or do not prove themselves (401), bodies that are too large (413) or too slow (408). Everything else is read
@@ -55,7 +55,7 @@ class BodyLimits:
 class NodeAuth:
     """An ASGI application around another, which may raise Refused as well, before it answers.
 
-    `enrolled` says whether a public key (PEM) belongs to an active site; `on_proved` hears of each connection on which
+    `enrolled` says whether a public key (PEM) belongs to an active site; `on_proved` is called for each connection on which
     a call has proved one, and says whether it is still there.
     """
 

@@ -90,7 +90,7 @@ class DiskObjectStore(InMemoryObjectStore):
         root = object_tree.object_id
         with self.lock_store:
             self.touched[root] = time.monotonic()
-            if root not in self.replies:  # an upload that goes on names what it named before, whatever it says now
+            if root not in self.replies:  # a continued upload keeps the list of objects it began with
                 names = self._names(object_tree)
                 if names is None:
                     self.refused[root] = f"more than {OBJECTS_LIMIT} objects"

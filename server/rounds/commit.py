@@ -57,9 +57,9 @@ class OpenRound:
 
 
 def finish(this: OpenRound, gate: ForgettingGate | None = None) -> str:
-    """Judge the round's updates beside each other, merge the admitted ones, hold them to the budget, and commit.
+    """Compare the round's updates with each other, merge the admitted ones, hold them to the budget, and commit.
 
-    Returns the encoder's hash, or "" where the comparison left fewer than the quorum: the round goes on then, until
+    Returns the encoder's hash, or "" where the comparison left fewer than the quorum: the round stays open then, until
     another site answers or its deadline has passed.
     """
     ledger, record = this.ledger, this.record
@@ -105,7 +105,7 @@ def finish(this: OpenRound, gate: ForgettingGate | None = None) -> str:
 
 
 def void(this: OpenRound, why: str) -> str:
-    """End a round that came to nothing: its encoder is the base, its steps do not count, and the next can open.
+    """End a round without a result: its encoder is the base, its steps do not count, and the next can open.
 
     What the merging rule remembers, and what the steps left out, stays what it was. Returns the encoder's hash.
     """

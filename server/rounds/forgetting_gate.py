@@ -30,7 +30,7 @@ from usfmae.server.rounds.panel import PanelReader, check_apart, opened
 
 logger = logging.getLogger(__name__)
 
-EMA = "ema"  # name under which the running average lies beside what the merging rule remembers
+EMA = "ema"  # name of the running average among the files of the merging rule's memory
 
 Merge = Callable[[Collection[str]], str]  # merges all admitted sites but these to the round's place; gives the hash
 

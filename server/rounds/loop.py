@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TICK = 0.05  # seconds between two looks for replies
+TICK = 0.05  # seconds between two polls for replies
 SEEN_EVERY = 10.0  # seconds between two notes of who is connected
 MOST_UNSIGNED = 3  # replies without a site's signature in one round; it may answer on, but is not waited for
 ASK_AGAIN = 5.0  # seconds before a site whose reply was lost is asked again
@@ -206,7 +206,7 @@ class Loop:
             note(logger, "asked", round=request.round, site=site.name)
 
     def _holds(self, site: str, number: int) -> str:
-        """Hash of the encoder before the round's, where the site has it and a step leads on; else ""."""
+        """Hash of the encoder before the round's, where the site has it and the step can be applied to it; else ""."""
         last = self.ledger.last_round()
         if last is None or site in self.without_base or not self.home.step(number - 1).exists():
             return ""
@@ -249,12 +249,12 @@ class Loop:
         except ResourceError as error:
             note(logger, "reply not stored, asking again", site=site.name, reason=str(error))
             self.not_before[site_id] = self.clock() + ASK_AGAIN
-        except Exception as error:  # whatever a reply provokes costs its own site this round, never the loop
+        except Exception as error:  # any exception that a reply causes costs its own site this round, never the loop
             logger.exception("a reply could not be judged")
             self._verdict(Verdict(request.round, site_id, VerdictCode.BAD_MESSAGE, cause(error)), site)
 
     def _drop(self, number: int, site: EnrolledSite, refusal: UnsignedRefusal) -> None:
-        """A reply that its site did not sign takes nobody's place: whoever stole a node key alone can send one."""
+        """A reply that its site did not sign does not count as its answer: a stolen node key is enough to send one."""
         self.unsigned[site.site] += 1
         self.not_before[site.site] = self.clock() + min(ASK_AGAIN * 2 ** (self.unsigned[site.site] - 1), 60.0)
         self.ledger.refuse(number, site.site, refusal.code, printable(refusal.detail))
@@ -314,7 +314,7 @@ class Loop:
                 self.ledger.withdraw_verdict(current.number, site)
 
     def _let_go(self) -> None:
-        """The round is closed: nobody new gets its request; who trains on it may still answer, and is told late."""
+        """The round is closed: no further site gets its request; one that still trains may answer, and its reply counts as late."""
         unread = [message for message, (site, _) in self.outstanding.items() if site not in self.transport.connected()]
         self.transport.withdraw(unread)
         self.late.update({message: sent for message, sent in self.outstanding.items() if message not in unread})

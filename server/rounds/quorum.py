@@ -1,4 +1,4 @@
-"""What a round's verdicts mean: who hears of them, and whether the round may end."""
+"""What a round's verdicts mean: how they are announced, and whether the round may end."""
 
 from __future__ import annotations
 
