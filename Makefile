@@ -39,8 +39,8 @@ test-system: packages ## against Debian's Orthanc, DCMTK, Prometheus, Chromium, 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/system/requirements.txt
 	$(BIN)/python -m pytest -m system -rs $(ARGS)
 
-test-all: ## every suite one after the other, and one table of what each said
-	$(PYTHON) tests/suites.py
+test-all: ## every suite one after the other, and one table of what each said; SUITES='test-unit docs' for some
+	$(PYTHON) tests/suites.py $(SUITES)
 
 gpu: venv            ## nine minutes on a GPU: right, fast, fed, resumed, learning; ARGS='--scans DIR' or --dry on a CPU
 	$(BIN)/python benchmarks/gpu.py --out gpu-out --json $(ARGS)

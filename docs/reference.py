@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ ROOTS = {
     "A site": ("usfmae.core.config.site:SiteSettings", "`SITE/site.yaml`"),
     "The aggregator": ("usfmae.core.config.coordinator:CoordinatorSettings", "`DIR/coordinator.yaml`"),
 }
+CALLS = re.compile(r"\x08\n(.*?)(?=\n\n|\Z)", re.DOTALL)  # a paragraph that click does not wrap: calls, as typed
 # What each exit code means and what to do; the classes below it are found in core/errors.py.
 EXIT_CODES = {
     0: ("done", "Nothing."),
@@ -75,7 +77,7 @@ def commands() -> Iterator[str]:
     for name, command, text in every_command():
         depth = "##" if name.count(" ") == 1 else "###"
         yield f"\n{depth} {name}\n"
-        yield inspect.cleandoc(command.help or text).replace("\b\n", "").replace("\f", "")
+        yield CALLS.sub(r"```bash\n\1\n```", inspect.cleandoc(command.help or text).replace("\f", ""))
         if isinstance(command, click.Group):
             continue
         yield f"\n```text\n{name} {' '.join(command.collect_usage_pieces(click.Context(command)))}\n```"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import re
 import shlex
@@ -97,7 +98,35 @@ def _typed() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "line"), _typed(), ids=lambda x: x[:60])
-def test_every_command_line_in_the_docs_can_be_typed(page: str, line: str, tmp_path: Path) -> None:
+def test_every_command_line_in_the_docs_can_be_typed(page: str, line: str) -> None:
+    typed(page, line)
+
+
+def _called() -> list[tuple[str, str]]:
+    """(command, call) of every call that a help text shows: paragraphs that click does not wrap, two columns at most."""
+    calls = []
+    for name, (command, _) in COMMANDS.items():
+        for block in REFERENCE.CALLS.findall(inspect.cleandoc(command.help or "")):
+            lines = re.sub(r"\\\n\s*", "", block).splitlines()
+            calls += [
+                (name, re.sub(r" > .*", "", call)) for line in lines for call in re.split(r"\s{3,}", line.strip())
+            ]
+    return calls
+
+
+@pytest.mark.parametrize(("name", "line"), _called(), ids=lambda x: x[:60])
+def test_every_call_that_help_shows_can_be_typed(name: str, line: str) -> None:
+    assert line.startswith("usfmae")
+    typed(f"{name} --help", line)
+
+
+def test_every_command_shows_a_call_in_its_help_or_in_its_groups() -> None:
+    texts = {name: command.help or "" for name, (command, _) in COMMANDS.items()}
+    silent = [name for name, text in texts.items() if name not in text + texts[" ".join(name.split()[:2])]]
+    assert silent == []
+
+
+def typed(page: str, line: str) -> None:
     """Parsed by the command itself: a wrong command, option or choice fails, existing paths are not asked for."""
     program, *words = shlex.split(line.removeprefix("/opt/usfmae/bin/"), comments=True)
     if words == ["--version"]:

@@ -11,7 +11,13 @@ import click
 from usfmae.core.cli.shell import NewFile, print_json
 
 
-@click.command(help="Show what a checkpoint is: architecture, heads, recipe, lineage, size.")
+@click.command(
+    help="""Show what a checkpoint is: architecture, heads, recipe, lineage, size.
+
+    \b
+    usfmae inspect run/checkpoint.safetensors
+    """
+)
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def inspect(path: Path, as_json: bool) -> None:
@@ -100,8 +106,13 @@ OWN_KEY = "coordinator.pub.pem"  # inside a release
 
 
 @click.command(
-    help="Check the weights of a checkpoint against their hash, a release folder against its manifest and signature, "
-    "or an audit log (.jsonl) against its hash chain. No network is used."
+    help="""Check the weights of a checkpoint against their hash, a release folder against its manifest and signature,
+    or an audit log (.jsonl) against its hash chain. No network is used.
+
+    \b
+    usfmae verify run/checkpoint.safetensors
+    usfmae verify release --key coordinator.pub.pem
+    """
 )
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--key", type=click.Path(path_type=Path, dir_okay=False), help="Public key (PEM) of the coordinator.")

@@ -12,7 +12,15 @@ from usfmae.core.config import template as template_of
 from usfmae.core.config.base import Options
 
 
-@click.group(help="Settings: what holds now and where from, their JSON Schema, a commented template.")
+@click.group(
+    help="""Settings: what holds now and where from, their JSON Schema, a commented template.
+
+    \b
+    usfmae config show --set train.lr=1e-4
+    usfmae config template > settings.yaml
+    usfmae config schema > settings.schema.json
+    """
+)
 def config() -> None:
     pass
 
@@ -44,7 +52,13 @@ def settings_group(options: type[Options], file_name: str) -> click.Group:
 
     @click.group("config")
     def group() -> None:
-        """Settings: every key with its default and meaning, or as they are in a directory."""
+        """Settings: every key with its default and meaning, or as they are in a directory.
+
+        \b
+        usfmae-client config show SITE        usfmae-server config show DIRECTORY
+        usfmae-client config template         usfmae-server config template
+        usfmae-client config schema           usfmae-server config schema
+        """
 
     @group.command()
     def template() -> None:

@@ -27,7 +27,15 @@ licence_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 
 
-@click.group(help="OpenUS-46: the 46 public data sets of the paper, what they are and what lies on disk.")
+@click.group(
+    help="""OpenUS-46: the 46 public data sets of the paper, what they are and what lies on disk.
+
+    \b
+    usfmae datasets list
+    usfmae datasets check --root DATASETS --missing
+    usfmae datasets unpack --root DATASETS
+    """
+)
 def datasets() -> None:
     pass
 

@@ -8,8 +8,13 @@ import click
 
 
 @click.command(
-    help="Two hospitals and an aggregator on this machine: cleaning, a seed, federated rounds over TLS, a checked "
-    "export, report.html and summary.json. Uses simulated scans and the real ones in pydicom's wheel; no download."
+    help="""Two hospitals and an aggregator on this machine: cleaning, a seed, federated rounds over TLS, a checked
+    export, report.html and summary.json. Uses simulated scans and the real ones in pydicom's wheel; no download.
+
+    \b
+    usfmae demo
+    usfmae demo --data /path/to/site-a /path/to/site-b
+    """
 )
 @click.option(
     "--out",

@@ -23,6 +23,9 @@ def notify_command(chosen: Chosen) -> click.Command:
 
         The channels of the section 'notify' in the settings: a command, a webhook on the local network, mail through
         this machine's mail program. Notices hold names of sites and counts, nothing of a patient.
+
+        \b
+        usfmae-client notify SITE --test        usfmae-server notify DIRECTORY --test
         """
         from usfmae.core.config.sources import NoticeKind
         from usfmae.core.web.notify import Notice, send

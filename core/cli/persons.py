@@ -18,7 +18,13 @@ def person_group(keys_of: Callable[[Path], tuple[Path, Note]]) -> click.Group:
 
     @click.group("person")
     def person() -> None:
-        """Tokens of named persons for the page, so that the audit log says who."""
+        """Tokens of named persons for the page, so that the audit log says who.
+
+        \b
+        usfmae-client person add SITE "Dr. Berg"        usfmae-server person add DIRECTORY "Dr. Berg"
+        usfmae-client person list SITE                  usfmae-server person list DIRECTORY
+        usfmae-client person remove SITE "Dr. Berg"     usfmae-server person remove DIRECTORY "Dr. Berg"
+        """
 
     @person.command()
     @directory

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     help="""Read, clean and pack scans into a corpus.
 
     SOURCE is a file, folder, zip archive or DICOMDIR, and is only ever read. Run the same command again after an
-    interruption or when scans were added: what is done is not done again."""
+    interruption or when scans were added: what is done is not done again.
+
+    \b
+    usfmae prepare /data/ultrasound --corpus corpus --report report.html
+    usfmae prepare /data/ultrasound --corpus corpus --set read.max_frames=500
+    """
 )
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...", type=click.Path(path_type=Path))
 @click.option("--corpus", required=True, type=NewFolder(), help="Folder to write into.")

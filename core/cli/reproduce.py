@@ -24,7 +24,11 @@ TINY_LIMIT = 20  # scans of each data set: the whole path in minutes
     help="""OpenUS-46 on disk to corpus, leak audit, pretraining, probes, fine-tuning and one report.
 
     ROOT holds a folder or zip for each data set; see 'usfmae datasets check --root ROOT'. What is missing is named in
-    the report. Run the same command again after an interruption: a step that is done is not done again."""
+    the report. Run the same command again after an interruption: a step that is done is not done again.
+
+    \b
+    usfmae reproduce --root DATASETS --out paper --dry-run
+    """
 )
 @click.option("--root", required=True, type=click.Path(path_type=Path), help="Folder with a folder or zip a data set.")
 @click.option("--out", required=True, type=NewFolder(), help="Folder of results.")

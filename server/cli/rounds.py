@@ -48,6 +48,12 @@ def campaign() -> None:
     """Begin, end and list campaigns: rounds with one recipe.
 
     Settings may change between campaigns, never within one.
+
+    \b
+    usfmae-server campaign start federation --rounds 20
+    usfmae-server campaign list federation
+    usfmae-server campaign rounds federation
+    usfmae-server campaign end federation
     """
 
 
@@ -129,7 +135,11 @@ def rounds(directory: Path, as_json: bool) -> None:
 
 @click.group("round")
 def round_() -> None:
-    """Close the open round now."""
+    """Close the open round now.
+
+    \b
+    usfmae-server round close federation
+    """
 
 
 @round_.command()

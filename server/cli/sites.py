@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 def site() -> None:
     """Enrol, list, revoke hospitals; take their new keys.
 
-    Enrol, list and revoke hospitals. A running aggregator follows within a second.
+    A running aggregator follows within a second.
+
+    \b
+    usfmae-server site add federation enrol.json --capacity 12000
+    usfmae-server site list federation
+    usfmae-server site capacity federation st-olav 15000
+    usfmae-server site rotate federation rotation.json
+    usfmae-server site revoke federation st-olav
     """
 
 
