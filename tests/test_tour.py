@@ -39,6 +39,11 @@ def test_each_station_names_files_and_functions_that_exist(step: str) -> None:
         assert set(NAME.findall(text)) <= defined(ROOT / file), file
 
 
+def test_every_file_named_is_a_link_to_it() -> None:
+    linked = re.findall(r"\[`([\w/]+\.py)`\]\(\.\./([\w/]+\.py)\)", TOUR)
+    assert [name for name, _ in linked] == [target for _, target in linked] == FILE.findall(TOUR)
+
+
 @pytest.mark.parametrize("path", sorted(set(FILE.findall(TOUR))))
 def test_every_file_named_exists(path: str) -> None:
     assert (ROOT / path).is_file()
