@@ -32,12 +32,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import numpy as np
 import torch
 from curious import CuriousCoordinator, Reply
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.floors import LOWERED
 from usfmae.core.config import AugmentSettings, ModelSettings, TrainSettings
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage
@@ -48,21 +51,12 @@ GRID = SIDE // PATCH
 PIXELS = PATCH**2
 FORMS = [(1, 1), (2, 1), (8, 1), (1, 16), (4, 4), (8, 16)]  # images in a step, visible patches of each
 OFF: dict[str, Any] = {
-    "new_campaigns": "auto",
-    "min_batch": 1,
-    "min_steps": 1,
-    "min_images": 1,
-    "min_patients": 1,
-    "max_patient_share": 1.0,
-    "min_masked": 0.0,
-    "min_visible": 0.0,
-    "min_visible_patches": 1,
+    **LOWERED,
+    "encodings": list(LOWERED["encodings"]),
     "max_lr": 1e9,
     "min_clip": 0.0,
     "augmentation": False,
     "inspection": False,
-    "encodings": ["int8", "bf16", "fp32"],
-    "campaigns_a_day": 1000,
 }
 ON = {"new_campaigns": "auto", "campaigns_a_day": 1000}
 QUIET = AugmentSettings(rotation=0, flips=False, zoom_min=1, zoom_max=1)

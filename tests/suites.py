@@ -20,7 +20,8 @@ def run(suite: str) -> tuple[int, str, float]:
     assert process.stdout is not None
     for line in process.stdout:
         print(line, end="", flush=True)
-        last = line.strip() or last
+        if line.strip() and not re.match(r"make\[\d+\]: (Entering|Leaving)", line):
+            last = line.strip()
         if re.search(r"\d+ (passed|failed|error)", line):
             summary = line.strip(" =\n")
     code = process.wait()
