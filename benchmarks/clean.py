@@ -137,17 +137,17 @@ def annotated(root: Path, half: str, seed: int) -> Iterator[overlays.Painted]:
 
 
 def score_annotated(
-    score: Score, picture: overlays.Painted, result: CleanImage | Quarantined, known: list[bool]
+    score: Score, picture: overlays.Painted, result: CleanImage | Quarantined, were_readable: list[bool]
 ) -> None:
-    """Book one annotated picture; `known` says which of its strings the reader could read before."""
+    """Book one annotated picture; `were_readable` says which of its strings the reader could read before."""
     score.frames += 1
     score.quarantined["annotated"].append(isinstance(result, Quarantined))
-    for string, was_readable in zip(picture.strings, known, strict=True):
+    for string, was_readable in zip(picture.strings, were_readable, strict=True):
         score.strings[string.kind] += was_readable
     if isinstance(result, Quarantined):
         score.reasons[result.reason] += 1
         return
-    for string, was_readable in zip(picture.strings, known, strict=True):
+    for string, was_readable in zip(picture.strings, were_readable, strict=True):
         score.readable[string.kind] += was_readable and readable(result.pixels, string)
     for kind, ink in picture.ink.items():
         score.ink[kind] += int(ink.sum())
@@ -181,8 +181,8 @@ def quality(root: Path, half: str, size: Size, options: CleanSettings, seed: int
     """Annotated pictures until there are enough strings, then clean stills, then clean clips."""
     score = Score()
     for picture in annotated(root, half, seed):
-        known = [readable(picture.pixels, s) for s in picture.strings]
-        score_annotated(score, picture, clean(picture.pixels, options), known)
+        were_readable = [readable(picture.pixels, s) for s in picture.strings]
+        score_annotated(score, picture, clean(picture.pixels, options), were_readable)
         if score.strings["outside"] >= size.strings_outside and score.strings["tissue"] >= size.strings_tissue:
             break
     sources = scans.sources(root, half)

@@ -50,8 +50,8 @@ class Presidio:
         from presidio_analyzer import PatternRecognizer
 
         words = sorted({word for string in picture.strings for word in (string.text, *string.text.split())})
-        told = PatternRecognizer(supported_entity="PERSON", deny_list=words)
-        redacted = self.engine.redact(Image.fromarray(picture.pixels), fill=(0, 0, 0), ad_hoc_recognizers=[told])
+        recognizer = PatternRecognizer(supported_entity="PERSON", deny_list=words)
+        redacted = self.engine.redact(Image.fromarray(picture.pixels), fill=(0, 0, 0), ad_hoc_recognizers=[recognizer])
         pixels: Pixels = np.asarray(redacted, np.uint8)
         return CleanImage(pixels, (pixels != picture.pixels).any(2))
 
@@ -67,24 +67,24 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="en_core_web_lg", help="spaCy model for Presidio's analyzer")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     cv2.setNumThreads(1)
-    report = measure(asked)
-    print(json.dumps(report, indent=2) if asked.json else "\n".join(f"{k:10s} {v}" for k, v in report.items()))
+    report = measure(options)
+    print(json.dumps(report, indent=2) if options.json else "\n".join(f"{k:10s} {v}" for k, v in report.items()))
 
 
-def measure(asked: argparse.Namespace) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Both on each picture, in turn."""
-    programs = {"presidio": Presidio(asked.model), "safe": safe}
+    programs = {"presidio": Presidio(options.model), "safe": safe}
     scores = {name: Score() for name in programs}
     seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for picture in islice(annotated(asked.data, "scoring", asked.seed), asked.pictures):
-        known = [readable(picture.pixels, string) for string in picture.strings]
+    for picture in islice(annotated(options.data, "scoring", options.seed), options.pictures):
+        were_readable = [readable(picture.pixels, string) for string in picture.strings]
         for name, program in programs.items():
             began = time.perf_counter()
             result = program(picture)
             seconds[name].append(time.perf_counter() - began)
-            _count(scores[name], picture, result, known)
+            _count(scores[name], picture, result, were_readable)
     return {
         name: {
             **{f"strings_{kind}": score.strings[kind] for kind in KINDS},
@@ -96,10 +96,12 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _count(score: Score, picture: overlays.Painted, result: CleanImage | Quarantined, known: list[bool]) -> None:
+def _count(
+    score: Score, picture: overlays.Painted, result: CleanImage | Quarantined, were_readable: list[bool]
+) -> None:
     """Book the strings; those of a picture that is kept back do not leak."""
     score.quarantined["annotated"].append(isinstance(result, Quarantined))
-    for string, was_readable in zip(picture.strings, known, strict=True):
+    for string, was_readable in zip(picture.strings, were_readable, strict=True):
         score.strings[string.kind] += was_readable
         if isinstance(result, CleanImage):
             score.readable[string.kind] += was_readable and readable(result.pixels, string)

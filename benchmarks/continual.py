@@ -39,39 +39,42 @@ def main() -> None:
     wanted = [(name, seed) for name in names for seed in seeds]
     given.cache.mkdir(parents=True, exist_ok=True)
     root = continual_data.prepare(given.data, given.cache)
-    kept = given.cache / f"results-{recipe_id({'size': asdict(size), 'model': arms.MODEL.model_dump()})[:12]}"
-    kept.mkdir(exist_ok=True)
+    results_file = given.cache / f"results-{recipe_id({'size': asdict(size), 'model': arms.MODEL.model_dump()})[:12]}"
+    results_file.mkdir(exist_ok=True)
     if not given.report:
-        _run(wanted, size, root, given.cache, kept, given.workers)
-    results = [json.loads(place.read_text()) for one in wanted if (place := _place(kept, *one)).exists()]
+        _run(wanted, size, root, given.cache, results_file, given.workers)
+    results = [json.loads(place.read_text()) for one in wanted if (place := _place(results_file, *one)).exists()]
     report = table.report(results, size, arms.MODEL, given.quick)
     if given.out:
         table.write(report, given.out)
     print(json.dumps(report, indent=2) if given.json else table.text(report))
 
 
-def _place(kept: Path, name: str, seed: int) -> Path:
+def _place(results_file: Path, name: str, seed: int) -> Path:
     """Where a finished run lies; an arm that was changed is run anew."""
     arm = next(a for a in arms.ARMS if a.name == name)
     plain = "".join(c if c.isalnum() else "-" for c in name)
-    return kept / f"{seed}-{plain}-{recipe_id(asdict(arm))[:8]}.json"
+    return results_file / f"{seed}-{plain}-{recipe_id(asdict(arm))[:8]}.json"
 
 
-def _run(wanted: list[tuple[str, int]], size: arms.Size, root: Path, cache: Path, kept: Path, workers: int) -> None:
+def _run(
+    wanted: list[tuple[str, int]], size: arms.Size, root: Path, cache: Path, results_file: Path, workers: int
+) -> None:
     """Every arm and seed that is not on disk; seeds first, since all arms of a repetition start from one."""
-    missing = [one for one in wanted if not _place(kept, *one).exists()]
+    missing = [one for one in wanted if not _place(results_file, *one).exists()]
     with ProcessPoolExecutor(workers) as pool:
         for done in [pool.submit(arms.seed_model, root, size, seed, cache) for seed in sorted({s for _, s in missing})]:
             done.result()
         jobs = {}
         for name, seed in missing:
-            jobs[pool.submit(arms.run, name, size, seed, root, cache)] = _place(kept, name, seed)
+            jobs[pool.submit(arms.run, name, size, seed, root, cache)] = _place(results_file, name, seed)
         for count, job in enumerate(as_completed(jobs), 1):
-            found = job.result()
+            result = job.result()
             with replacing(jobs[job]) as partial:
-                partial.write_text(json.dumps(found))
+                partial.write_text(json.dumps(result))
             print(
-                f"{count}/{len(jobs)} {found['arm']}, seed {found['seed']}: {found['seconds']:.0f} s", file=sys.stderr
+                f"{count}/{len(jobs)} {result['arm']}, seed {result['seed']}: {result['seconds']:.0f} s",
+                file=sys.stderr,
             )
 
 

@@ -115,13 +115,13 @@ def settings(size: Size, seed: int, **changes: Any) -> TrainRecipe:
 
 def seed_model(root: Path, size: Size, seed: int, cache: Path) -> Tensors:
     """The weights every arm of one repetition starts from: trained on the old organ alone; kept in the cache."""
-    kept = cache / f"seed-{seed}-{size.seed_steps}x{size.seed_batch}-{MODEL.width}x{MODEL.depth}.pt"
-    if kept.exists():
-        return torch.load(kept)  # type: ignore[no-any-return]
+    file = cache / f"seed-{seed}-{size.seed_steps}x{size.seed_batch}-{MODEL.width}x{MODEL.depth}.pt"
+    if file.exists():
+        return torch.load(file)  # type: ignore[no-any-return]
     model, data = fresh(MODEL, seed=seed), scans(root, seed, "organ")
     recipe = settings(size, seed, lr=2e-3, batch_size=size.seed_batch, schedule="cosine")
     train(model, data.corpus, recipe, TrainPlan(data.old, size.seed_steps))
-    with replacing(kept) as partial:
+    with replacing(file) as partial:
         torch.save(model.state_dict(), partial)
     return model.state_dict()
 
@@ -213,11 +213,11 @@ class Run:
 
     def within_budget(self, before: Tensors) -> Tensors:
         """The forgetting gate's rule, on images of the old organ that a server has."""
-        known = spread(self.data.old, PANEL)
+        panel = spread(self.data.old, PANEL)
 
         def loss(encoder: Tensors) -> dict[str, float]:
             load_tensors(self.model, {**encoder, **decoder_of(self.start)})
-            return {OLD: evaluate(self.model, self.data.corpus, known, self.recipe)}
+            return {OLD: evaluate(self.model, self.data.corpus, panel, self.recipe)}
 
         def at(share: float) -> Tensors:
             return forgetting.interpolate(before, self.encoder, share)

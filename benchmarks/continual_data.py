@@ -88,16 +88,16 @@ def scans(root: Path, seed: int, split: str) -> Scans:
     train, held = corpus.split(HELD_OUT, seed)
     organ = np.array(corpus.datasets)
     labels = _labels(corpus)
-    known = {name: train[organ[train] == name] for name in (OLD, *NEW)}
+    by_organ = {name: train[organ[train] == name] for name in (OLD, *NEW)}
     panel = {
-        name: Organ(name, corpus, held[organ[held] == name], spread(known[name], FITTED), labels.get(name))
+        name: Organ(name, corpus, held[organ[held] == name], spread(by_organ[name], FITTED), labels.get(name))
         for name in (OLD, *NEW)
     }
-    sites = {name: known[name] for name in NEW}
+    sites = {name: by_organ[name] for name in NEW}
     if split == "iid":
         pool = np.random.default_rng(seed).permutation(np.concatenate(list(sites.values())))
         sites = {f"site-{i}": np.sort(part) for i, part in enumerate(np.array_split(pool, len(NEW)))}
-    return Scans(corpus, known[OLD], sites, panel)
+    return Scans(corpus, by_organ[OLD], sites, panel)
 
 
 def spread(positions: Positions, count: int) -> Positions:
@@ -107,12 +107,12 @@ def spread(positions: Positions, count: int) -> Positions:
 
 def _labels(corpus: Corpus) -> dict[str, NDArray[np.int64]]:
     """Classes by organ, -1 where an image has none; organs without classes are absent."""
-    found = {}
+    labels = {}
     names = np.array([id_.split("|")[0] for id_ in corpus.ids])
     organ = np.array(corpus.datasets)
     for name in (OLD, *NEW):
         classes = sorted(set(names[organ == name]) - {""})
         if classes:
             number = {label: k for k, label in enumerate(classes)}
-            found[name] = np.array([number.get(n, -1) if o == name else -1 for n, o in zip(names, organ, strict=True)])
-    return found
+            labels[name] = np.array([number.get(n, -1) if o == name else -1 for n, o in zip(names, organ, strict=True)])
+    return labels

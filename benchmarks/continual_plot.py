@@ -19,9 +19,9 @@ def kind_of(name: str) -> str:
     return next((kind for kind in ("centralised", "alone") if name.startswith(kind)), "federated")
 
 
-def plot(found: dict[str, Any]) -> str:
+def plot(results: dict[str, Any]) -> str:
     """An SVG: a row an arm, new organs on the left, the old organ on the right, both against the seed."""
-    arms = {name: arm["change"] for name, arm in found["arms"].items() if arm.get("change") and name != "seed only"}
+    arms = {name: arm["change"] for name, arm in results["arms"].items() if arm.get("change") and name != "seed only"}
     width, height = LEFT + 2 * PANEL + GAP + 20, TOP + ROW * len(arms) + BOTTOM
     out = [
         f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' font-size='12'"

@@ -58,7 +58,7 @@ def _arm(by_arm: Runs, name: str) -> dict[str, Any]:
         **{m: interval([runs[s][m] for s in seeds]) for m in MEASURES},
         "seeds": seeds,
         "difference": {m: _difference([runs[s][m] - reference[s][m] for s in shared]) for m in COMPARED if shared},
-        "change": {m: interval(found) for m in ("old_loss", "new_loss") if (found := ratios(by_arm, name, SEED, m))},
+        "change": {m: interval(values) for m in ("old_loss", "new_loss") if (values := ratios(by_arm, name, SEED, m))},
         **{
             losses: {o: interval([runs[s][losses][o] for s in seeds]) for o in runs[seeds[0]][losses]}
             for losses in ("losses", "seed_decoder_losses")
@@ -73,25 +73,25 @@ def ratios(by_arm: Runs, top: str, bottom: str, measure: str) -> list[float]:
 
 
 def _difference(values: list[float]) -> dict[str, Any]:
-    found = interval(values)
-    half = found["half"]
-    noise = half is None or abs(found["mean"] or 0.0) <= half
-    return {**found, "noise": noise}
+    bounds = interval(values)
+    half = bounds["half"]
+    noise = half is None or abs(bounds["mean"] or 0.0) <= half
+    return {**bounds, "noise": noise}
 
 
 def targets(by_arm: Runs) -> dict[str, Any]:
     """What was asked for, as ratios; one value a seed."""
-    found: dict[str, list[float]] = {}
+    rows: dict[str, list[float]] = {}
     for arm in LEARNERS:
         other = "centralised, twice the steps" if arm.endswith(TWICE) else "centralised"
         limit = "+5 %" if "IID" in arm else "+15 %"
-        found[f"{arm}: new-organ loss over centralised (at most {limit})"] = ratios(by_arm, arm, other, "new_loss")
+        rows[f"{arm}: new-organ loss over centralised (at most {limit})"] = ratios(by_arm, arm, other, "new_loss")
     for arm in (name for name in by_arm if not name.startswith(("alone", "seed only"))):
-        found[f"{arm}: old-organ loss over the seed's (at most +10 %)"] = ratios(by_arm, arm, SEED, "old_loss")
+        rows[f"{arm}: old-organ loss over the seed's (at most +10 %)"] = ratios(by_arm, arm, SEED, "old_loss")
     for arm in (name for name in LEARNERS if "IID" not in name):
         for organ in NEW:
-            found[f"{arm}: {organ} over the best single site (below 0)"] = _over_alone(by_arm, arm, organ)
-    return {name: interval(values) for name, values in found.items() if values}
+            rows[f"{arm}: {organ} over the best single site (below 0)"] = _over_alone(by_arm, arm, organ)
+    return {name: interval(values) for name, values in rows.items() if values}
 
 
 def _over_alone(by_arm: Runs, arm: str, organ: str) -> list[float]:
@@ -102,20 +102,20 @@ def _over_alone(by_arm: Runs, arm: str, organ: str) -> list[float]:
     return [by_arm[arm][s]["losses"][organ] / min(runs[s]["losses"][organ] for runs in alone) - 1 for s in seeds]
 
 
-def text(found: dict[str, Any]) -> str:
+def text(results: dict[str, Any]) -> str:
     """The table in Markdown; a star marks a paired difference to the reference that is more than noise."""
     lines = [
         "| arm | seeds | " + " | ".join(m.replace("_", " ") for m in MEASURES) + " |",
         "|---" * (len(MEASURES) + 2) + "|",
     ]
-    for name, arm in found["arms"].items():
+    for name, arm in results["arms"].items():
         lines.append(f"| {name} | {len(arm['seeds'])} | " + " | ".join(_cell(m, arm) for m in MEASURES) + " |")
     lines += [
         "",
         f"A star: the paired difference to '{REFERENCE}' over the seeds is more than noise (95 % t interval).",
     ]
     lines += ["", "| target | measured |", "|---|---|"]
-    lines += [f"| {name} | {_percent(value)} |" for name, value in found["targets"].items()]
+    lines += [f"| {name} | {_percent(value)} |" for name, value in results["targets"].items()]
     return "\n".join(lines)
 
 
@@ -134,8 +134,8 @@ def _percent(value: dict[str, Any]) -> str:
     return f"{value['mean']:+.1%}" + (f" ± {value['half']:.1%}" if value["half"] is not None else "")
 
 
-def write(found: dict[str, Any], out: Path) -> None:
+def write(results: dict[str, Any], out: Path) -> None:
     """continual-table.md and continual.svg."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "continual-table.md").write_text(text(found) + "\n")
-    (out / "continual.svg").write_text(plot(found))
+    (out / "continual-table.md").write_text(text(results) + "\n")
+    (out / "continual.svg").write_text(plot(results))

@@ -129,9 +129,9 @@ class CuriousCoordinator:
         self, model: ModelSettings, train: TrainRecipe, weights: Weights, campaign: str, **fields: Any
     ) -> TrainRequest:
         """Any request, signed. `fields`: of TrainRequest; round 1, step 0 and one optimizer step by default."""
-        known = {"round": 1, "global_step": 0, "steps": 1, "recipe": recipe_text(model, train)}
-        known |= {"base": weights.encoder_id, "decoder": weights.decoder_id, "with_decoder": True}
-        return sign(TrainRequest(**{**known, "campaign": campaign, **fields}), self.key)
+        defaults = {"round": 1, "global_step": 0, "steps": 1, "recipe": recipe_text(model, train)}
+        defaults |= {"base": weights.encoder_id, "decoder": weights.decoder_id, "with_decoder": True}
+        return sign(TrainRequest(**{**defaults, "campaign": campaign, **fields}), self.key)
 
     def ask(self, request: TrainRequest, weights: Weights, seconds: float = 180) -> Reply | None:
         """Send it; what the hospital answers, or None where it says nothing in time."""

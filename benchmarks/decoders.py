@@ -34,12 +34,12 @@ from usfmae.core.read.discover import Candidate, Identified
 def ours(path: Path) -> tuple[Array, dict[int, str]] | str:
     """Frames and failed ones, or the reason why the file is refused."""
     settings = ReadSettings(fps=1000)
-    found = identify(Candidate(path), b"k" * 32, settings)
-    if not isinstance(found, Identified):
-        return str(getattr(found, "reason", "no scan"))
+    scan = identify(Candidate(path), b"k" * 32, settings)
+    if not isinstance(scan, Identified):
+        return str(getattr(scan, "reason", "no scan"))
     failed: dict[int, str] = {}
     try:
-        return np.stack([frame.pixels for frame in read(found.scan, settings, None, failed)]), failed
+        return np.stack([frame.pixels for frame in read(scan.scan, settings, None, failed)]), failed
     except (Unreadable, RefusedScan) as error:
         return error.reason
 

@@ -125,18 +125,18 @@ def turning_bad(number: int, since: int) -> Trainer:
 
 def flipped(folder: Path, key: Path) -> dict[str, str]:
     """What verify says when one bit of a file is turned, file by file; each is put back."""
-    found = {}
+    detected = {}
     for path in sorted(folder.iterdir()):
         sound = path.read_bytes()
         place = len(sound) // 2
         path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
         try:
             verified(folder, key)
-            found[path.name] = "passed"
+            detected[path.name] = "passed"
         except UsfmaeError as error:
-            found[path.name] = f"{error.what} {error.why}".replace(f"{folder}/", "")
+            detected[path.name] = f"{error.what} {error.why}".replace(f"{folder}/", "")
         path.write_bytes(sound)
-    return found
+    return detected
 
 
 def text(report: dict[str, Any]) -> str:

@@ -105,8 +105,8 @@ class Sender:
         """Learn from what the senders said which instances were acknowledged."""
         sending = None
         for line in "\n".join(self.said).splitlines():
-            if found := re.search(r"Sending file: (.+)", line):
-                sending = Path(found[1])
+            if match := re.search(r"Sending file: (.+)", line):
+                sending = Path(match[1])
             elif "Received Store Response (Success)" in line and sending:
                 self.acknowledged.add(sending)
 

@@ -126,9 +126,9 @@ def attacked(coordinator: CuriousCoordinator, attack: str, batch: int = 0, visib
     if reply is None or reply.declined:
         said = reply.declined if reply else "no answer in time"
         return {**row, "refused": said.startswith("refused"), "said": said, "psnr_db": 0.0}
-    found = list(crafted_patches(reply) if crafted else plain_patches(reply, model.patch_size))
+    patches = list(crafted_patches(reply) if crafted else plain_patches(reply, model.patch_size))
     true = patches_of(coordinator, model.patch_size)
-    return {**row, "refused": False, "psnr_db": round(best_psnr(found, true), 1)}
+    return {**row, "refused": False, "psnr_db": round(best_psnr(patches, true), 1)}
 
 
 def greedy(batch: int, visible: int, crafted: bool) -> TrainSettings:
@@ -238,9 +238,9 @@ def as_gray(values: Patch, side: int) -> Patch:
     return np.clip((values.reshape(side, side) * STD + MEAN) * 255, 0, 255)
 
 
-def best_psnr(found: list[Patch], true: Patch) -> float:
-    """PSNR in dB of the best among `found` (side, side) against the patch of `true` (N, side, side) it is most like."""
-    given = np.array([patch.reshape(-1) for patch in found if np.isfinite(patch).all()])
+def best_psnr(patches: list[Patch], true: Patch) -> float:
+    """PSNR in dB of the best among `patches` (side, side) against the patch of `true` (N, side, side) it is most like."""
+    given = np.array([patch.reshape(-1) for patch in patches if np.isfinite(patch).all()])
     if not len(given):
         return 0.0
     # Squared distances by inner products: (found, true).
@@ -265,14 +265,14 @@ def patches_of(coordinator: CuriousCoordinator, side: int = PATCH) -> Patch:
 
 def pictures(clips: int) -> list[PackedImage]:
     """Four frames of each of so many simulated patients."""
-    found = []
+    images = []
     for clip in range(clips):
         frames, _ = simulate(Tissue(seed=clip, geometry="linear"), frames=4, size=(200, 200))
         for index, frame in enumerate(frames):
             plain = np.asarray(Image.fromarray(frame).convert("L").resize((SIDE, SIDE)), np.float32)
             gray = np.clip((plain - plain.mean()) * 2.5 + 110, 0, 255).astype(np.uint8)  # tells patches apart
-            found.append(PackedImage(gray, f"{clip:060d}-{index:03d}", f"patient-{clip}"))
-    return found
+            images.append(PackedImage(gray, f"{clip:060d}-{index:03d}", f"patient-{clip}"))
+    return images
 
 
 def free_port() -> int:

@@ -173,7 +173,7 @@ def main() -> None:
             if time.monotonic() < end:
                 paths.setdefault(arm, {})[seed] = run(arm, seed, corpus, options.out, options.seconds)
     scores = {
-        arm: {s: scored(str(p), options.root, options.out) for s, p in found.items()} for arm, found in paths.items()
+        arm: {s: scored(str(p), options.root, options.out) for s, p in runs.items()} for arm, runs in paths.items()
     }
     scores["random weights"] = {
         seed: scored(f"random:{path}@{seed}", options.root, options.out)

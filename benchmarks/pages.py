@@ -54,7 +54,7 @@ def coordinator(root: Path, sites: int, rounds: int) -> Layout:
     for number in range(sites):
         public = keys.public_pem(keys.new_node_key()), keys.public_pem(keys.new_signing_key())
         ledger.add_site(Enrolment(f"hospital-{number:02d}", *public, 100_000))
-    known, start = sorted(ledger.sites()), time.time() - rounds * 3600.0
+    enrolled, start = sorted(ledger.sites()), time.time() - rounds * 3600.0
     with ledger._write() as db:
         for number in range(1, rounds + 1):
             begun, last = start + number * 3600.0, number == rounds
@@ -73,7 +73,7 @@ def coordinator(root: Path, sites: int, rounds: int) -> Layout:
                 state[2],
             )
             db.execute("INSERT INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-            replies = [vars(_reply(number, site, begun)) for site in known[: sites // 2 if last else sites]]
+            replies = [vars(_reply(number, site, begun)) for site in enrolled[: sites // 2 if last else sites]]
             names = ", ".join(replies[0])
             marks = ", ".join(f":{name}" for name in replies[0])
             db.executemany(f"INSERT INTO replies ({names}) VALUES ({marks})", replies)
@@ -106,9 +106,9 @@ def hospital(root: Path, rounds: int) -> Site:
     for number in range(1, rounds + 1):
         place = site.root / "outbox" / f"r{number:05d}-{number:012x}"
         place.mkdir(parents=True)
-        about = {"id": place.name, "campaign": "consortium", "round": number, "base": "b" * 64, "tensors": 150}
-        about |= {"recipient": site.settings.server, "created": number * 3600.0, "release": "auto", "norm": 0.9}
-        write_json(place / "entry.json", {**about, "bytes": 86_400_000, "record": record})
+        entry = {"id": place.name, "campaign": "consortium", "round": number, "base": "b" * 64, "tensors": 150}
+        entry |= {"recipient": site.settings.server, "created": number * 3600.0, "release": "auto", "norm": 0.9}
+        write_json(place / "entry.json", {**entry, "bytes": 86_400_000, "record": record})
         write_json(place / "sent.json", {"time": number * 3600.0 + 60, "bytes": 86_400_000})
         for event in ("request.accepted", "outbox.staged", "outbox.sent"):
             audit.append(site.audit_log, "site", event, round=number)
@@ -196,8 +196,8 @@ def main() -> None:
             "metrics": {"server": scraped(server, given.calls), "site": scraped(local, given.calls)},
         }
         megabytes_ = idle(root / "idle", 20)
-    about = {"sites": given.sites, "rounds": given.rounds}
-    print(json.dumps({**about, "milliseconds": milliseconds, "idle_aggregator_megabytes": megabytes_}, indent=2))
+    sizes = {"sites": given.sites, "rounds": given.rounds}
+    print(json.dumps({**sizes, "milliseconds": milliseconds, "idle_aggregator_megabytes": megabytes_}, indent=2))
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ CLASSES, GROUPS, STEPS = 2, 68, 4  # classes an organ; groups a class, of two im
 def main() -> None:
     given = _arguments()
     with TemporaryDirectory() as scratch:
-        found = measure(Path(scratch), given.organs, given.steps, given.repeats)
-    print(json.dumps(found, indent=2) if given.json else _text(found))
+        results = measure(Path(scratch), given.organs, given.steps, given.repeats)
+    print(json.dumps(results, indent=2) if given.json else _text(results))
 
 
 def measure(root: Path, organs: int, steps: int, repeats: int) -> dict[str, Any]:
@@ -96,9 +96,9 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
-def _text(found: dict[str, Any]) -> str:
-    took = f"{found['panel_cpu_seconds']:.2f} s, {found['share']:.1%} of a round of {found['round_cpu_seconds']:.0f} s"
-    return f"panel of {found['organs']} organs, {found['images']} images: {took}"
+def _text(results: dict[str, Any]) -> str:
+    took = f"{results['panel_cpu_seconds']:.2f} s, {results['share']:.1%} of a round of {results['round_cpu_seconds']:.0f} s"
+    return f"panel of {results['organs']} organs, {results['images']} images: {took}"
 
 
 def _arguments() -> argparse.Namespace:

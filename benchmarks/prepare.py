@@ -32,8 +32,8 @@ def chosen(root: Path, stills: int, clips: int) -> list[Path]:
         paths = sorted(path for path in root.rglob("*") if path.is_file())
     picked = []
     for suffixes, count in ((STILLS, stills), (CLIPS, clips)):
-        found = [path for path in sorted(paths) if path.suffix.lower() in suffixes]
-        picked += [found[i * len(found) // count] for i in range(min(count, len(found)))]
+        files = [path for path in sorted(paths) if path.suffix.lower() in suffixes]
+        picked += [files[i * len(files) // count] for i in range(min(count, len(files)))]
     return picked
 
 

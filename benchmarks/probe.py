@@ -55,9 +55,9 @@ SECRET = b"public data sets need no secret."
 def corpus(root: Path, out: Path) -> Corpus:
     """Everything of strict42 below `root` as a corpus at `out`, made once."""
     if not (out / "shards").is_dir():
-        for found in check_all(data_sets("strict42"), root):
+        for check in check_all(data_sets("strict42"), root):
             items = []
-            for scan in scans(found, SECRET) if found.scans else ():
+            for scan in scans(check, SECRET) if check.scans else ():
                 for frame in read(scan, ReadSettings()):
                     image = CleanImage(frame.pixels, np.zeros(frame.pixels.shape[:2], bool), scan.trail)
                     packed = square(image, SIDE, scan.group, scan.dataset)
@@ -67,7 +67,7 @@ def corpus(root: Path, out: Path) -> Corpus:
                         )
                     )
             if items:
-                write_shard(out, found.dataset.id, items)
+                write_shard(out, check.dataset.id, items)
     return Corpus([out])
 
 
@@ -93,10 +93,10 @@ def pretrained(
     if not train(model, images, settings, TrainPlan(train_on, steps), TrainContext(state, log, over)).finished:
         raise SystemExit(f"{name}: to be continued")
     seconds = sum(line["seconds"] for line in train_log.read(log))
-    known = {"before": before, "after": evaluate(model, images, held, settings), "seconds": round(seconds, 1)}
+    losses = {"before": before, "after": evaluate(model, images, held, settings), "seconds": round(seconds, 1)}
     save(path, model.state_dict(), describe(TINY.model, settings))
-    facts.write_text(json.dumps(known))
-    return path, known
+    facts.write_text(json.dumps(losses))
+    return path, losses
 
 
 def arms(checkpoints: dict[str, list[Path]], pooling: Pooling) -> dict[str, list[tuple[str, Pooling]]]:
@@ -120,20 +120,22 @@ def main() -> None:
     parser.add_argument("--recipe", choices=RECIPES, action="append", help="only this one")
     parser.add_argument("--pooling", choices=("mean", "cls"), default="mean")
     parser.add_argument("--task", choices=FOLDERS, action="append", help="only this benchmark")
-    asked = parser.parse_args()
-    settings, images = BenchSettings(), corpus(asked.root, asked.out / "corpus")
-    recipes, seeds, end = asked.recipe or list(RECIPES), range(asked.seeds), time.monotonic() + 60 * asked.minutes
-    made = {recipe: [pretrained(images, asked.out, recipe, s, asked.steps, end) for s in seeds] for recipe in recipes}
-    compared = arms({recipe: [path for path, _ in runs] for recipe, runs in made.items()}, asked.pooling)
+    options = parser.parse_args()
+    settings, images = BenchSettings(), corpus(options.root, options.out / "corpus")
+    recipes, seeds, end = options.recipe or list(RECIPES), range(options.seeds), time.monotonic() + 60 * options.minutes
+    made = {
+        recipe: [pretrained(images, options.out, recipe, s, options.steps, end) for s in seeds] for recipe in recipes
+    }
+    compared = arms({recipe: [path for path, _ in runs] for recipe, runs in made.items()}, options.pooling)
     names, counts = np.unique(images.datasets, return_counts=True)
     result: dict[str, Any] = {
         "corpus": dict(zip(names.tolist(), counts.tolist(), strict=True)),
-        "steps": asked.steps,
+        "steps": options.steps,
         "losses": {recipe: [facts for _, facts in runs] for recipe, runs in made.items()},
         "tasks": {},
     }
-    for name in asked.task or FOLDERS:
-        result["tasks"][name] = task_report(name, asked.root / FOLDERS[name], asked.out, images, compared, settings)
+    for name in options.task or FOLDERS:
+        result["tasks"][name] = task_report(name, options.root / FOLDERS[name], options.out, images, compared, settings)
     print(json.dumps(result, indent=1))
 
 
@@ -152,11 +154,11 @@ def task_report(
     report: dict[str, Any] = {"task": described(task), "leaks": [leak.as_dict() for leak in leaks], "scores": {}}
     said: dict[str, list[Predictions]] = {}
     for label, models in compared.items():
-        found = [kept_features(spec, pool, task, out, settings) for spec, pool in models]
-        runs = [probe(task, values, settings, curve=False) for values in found]
+        feature_sets = [kept_features(spec, pool, task, out, settings) for spec, pool in models]
+        runs = [probe(task, values, settings, curve=False) for values in feature_sets]
         said[label] = [run.predictions["logistic"] for run in runs]
         report["scores"][label] = {head: score([run.predictions[head] for run in runs]) for head in HEADS}
-        report["scores"][label]["effective_rank"] = float(np.mean([effective_rank(values) for values in found]))
+        report["scores"][label]["effective_rank"] = float(np.mean([effective_rank(values) for values in feature_sets]))
     report["tests"] = {
         recipe: {label: versus(said[recipe], other) for label, other in said.items() if label != recipe}
         for recipe in RECIPES
@@ -181,13 +183,13 @@ def effective_rank(values: Features) -> float:
 def versus(first: list[Predictions], second: list[Predictions], resamples: int = 1000) -> dict[str, dict[str, float]]:
     """Difference of the means over seeds, patients resampled once for both."""
     weights = resampled(first[0].groups, resamples, 42)
-    found = {}
+    compared = {}
     for measure in ("balanced_accuracy", "auroc"):
         drawn = [np.mean([measures(r, weights)[measure] for r in runs], axis=0) for runs in (first, second)]
         points = [np.mean([float(measures(r)[measure]) for r in runs]) for runs in (first, second)]
         low, high = np.percentile(drawn[0] - drawn[1], [2.5, 97.5])
-        found[measure] = {"difference": float(points[0] - points[1]), "low": float(low), "high": float(high)}
-    return found
+        compared[measure] = {"difference": float(points[0] - points[1]), "low": float(low), "high": float(high)}
+    return compared
 
 
 if __name__ == "__main__":

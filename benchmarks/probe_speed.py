@@ -88,16 +88,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--flat", action="store_true")
-    asked = parser.parse_args()
-    images = write_task(asked.out / "BUSBRA", asked.flat)
-    first, other = (write_encoder(asked.out / f"{seed}.safetensors", seed) for seed in (0, 1))
-    calls = {"new weights": timed(asked.out / "BUSBRA", first, asked.out)}
-    again = [timed(asked.out / "BUSBRA", first, asked.out) for _ in range(asked.repeats)]
-    calls["other weights"] = timed(asked.out / "BUSBRA", other, asked.out)
+    options = parser.parse_args()
+    images = write_task(options.out / "BUSBRA", options.flat)
+    first, other = (write_encoder(options.out / f"{seed}.safetensors", seed) for seed in (0, 1))
+    calls = {"new weights": timed(options.out / "BUSBRA", first, options.out)}
+    again = [timed(options.out / "BUSBRA", first, options.out) for _ in range(options.repeats)]
+    calls["other weights"] = timed(options.out / "BUSBRA", other, options.out)
     result = {
         "images": images,
         "features": 768,
-        "flat": asked.flat,
+        "flat": options.flat,
         "folds": len(OFFICIAL),
         "cores": len(os.sched_getaffinity(0)),
         "torch": torch.__version__,

@@ -23,10 +23,10 @@ ENVIRONMENT = {
 def peak_mb(pid: int | str) -> float:
     """Largest resident memory of a process so far (VmHWM), MB of 10^6 bytes; 0 where it has ended."""
     try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     except OSError:
         return 0.0
-    return int(found[1]) * 1024 / 1e6 if found else 0.0
+    return int(match[1]) * 1024 / 1e6 if match else 0.0
 
 
 class Peaks:

@@ -114,18 +114,26 @@ def _come_online(fleet: fleet_client.FleetClient) -> None:
 def _answer(site: Site, fleet: fleet_client.FleetClient, request: messages.RequestMessage, base: Path) -> None:
     fetch = lambda id_: fleet.fetch(request.run, id_)  # noqa: E731
     ids = flower_objects.records(request.id, fetch)
-    asked = protocol.from_record(TrainRequest, messages.config_record(fetch(ids[protocol.RECORD])))
+    train_request = protocol.from_record(TrainRequest, messages.config_record(fetch(ids[protocol.RECORD])))
     if not base.exists():
         download.receive(ids[protocol.ENCODER], fetch, base, 4e9)
     fleet.confirm(request)
-    work = jobs.Job(site, site.root / "jobs" / outbox.key(asked))
+    work = jobs.Job(site, site.root / "jobs" / outbox.key(train_request))
     work.place.mkdir(parents=True)
     work.base.symlink_to(base)
-    content = packed(work, None, asked)["content"]
-    reply = TrainReply(asked.campaign, asked.round, asked.base, content, 1000, asked.steps, asked.encoding)
+    content = packed(work, None, train_request)["content"]
+    reply = TrainReply(
+        train_request.campaign,
+        train_request.round,
+        train_request.base,
+        content,
+        1000,
+        train_request.steps,
+        train_request.encoding,
+    )
     signed = protocol.to_record(protocol.sign(replace(reply, site=site.fingerprint), site.signing_key))
     with TensorFile(work.place / outbox.UPDATE) as file:
-        arrays = {protocol.UPDATE: flower_objects.array_record(outbox.parts(file, asked.encoding))}
+        arrays = {protocol.UPDATE: flower_objects.array_record(outbox.parts(file, train_request.encoding))}
         fleet.push(messages.reply(messages.reply_metadata(request, time.time()), {protocol.RECORD: signed}, arrays))
     for left in work.place.iterdir():
         left.unlink()

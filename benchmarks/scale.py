@@ -153,13 +153,13 @@ def run_pass(corpus: Path, entries: int, new: int) -> dict[str, Any]:
     began = time.perf_counter()
     with ledger.working(), ledger.writing():
         ledger.open("recipe", {})
-        found = identify.identified(identify.Sources([Path("/scans")]), ledger, MadePool())  # type: ignore[arg-type]
+        scans = identify.identified(identify.Sources([Path("/scans")]), ledger, MadePool())  # type: ignore[arg-type]
         ledger.add_plan(planned(ledger.unplanned(), PER_TASK))
         ledger.save()
         tasks = ledger.open_tasks()
         counts = ledger.counts(present=True)
     seconds = time.perf_counter() - began
-    assert counts["scans"] == entries + new and len(found.files) == new and bool(tasks) == bool(new)
+    assert counts["scans"] == entries + new and len(scans.files) == new and bool(tasks) == bool(new)
     return {"walk": walk, "beyond_the_walk": seconds - walk}
 
 
@@ -223,12 +223,12 @@ def old_lines(corpus: Path, entries: int) -> dict[str, Any]:
 
 def read_old_lines(corpus: Path) -> dict[str, Any]:
     """Read whole into a dictionary, as each of five callers of version 0.1 did."""
-    known = {}
+    lines = {}
     with (corpus / "ledger" / "places.jsonl").open("rb") as file:
         for line in file:
             entry = json.loads(line)
-            known[entry.pop("place")] = entry
-    return {"entries": len(known)}
+            lines[entry.pop("place")] = entry
+    return {"entries": len(lines)}
 
 
 def take_over(corpus: Path) -> dict[str, Any]:
@@ -278,8 +278,8 @@ def check_data_sets(root: Path) -> dict[str, Any]:
     from usfmae.core.openus46.layout import check_all
     from usfmae.core.openus46.registry import registry
 
-    found = check_all(registry().values(), root)
-    return {"scans": sum(one.scans for one in found), "data_sets": sum(one.scans > 0 for one in found)}
+    checks = check_all(registry().values(), root)
+    return {"scans": sum(one.scans for one in checks), "data_sets": sum(one.scans > 0 for one in checks)}
 
 
 def identify_files(root: Path, corpus: Path) -> dict[str, Any]:
@@ -293,11 +293,11 @@ def identify_files(root: Path, corpus: Path) -> dict[str, Any]:
     with ledger.working(), Pool(2, settings, SECRET) as pool, ledger.writing():
         ledger.open("recipe", {})
         began = time.perf_counter()
-        found = identified(Sources([root]), ledger, pool)
+        scans = identified(Sources([root]), ledger, pool)
         identification, began = time.perf_counter() - began, time.perf_counter()
         ledger.add_plan(planned(ledger.unplanned(), PER_TASK))
         ledger.save()
-        return {"scans": len(found.files), "identification": identification, "plan": time.perf_counter() - began}
+        return {"scans": len(scans.files), "identification": identification, "plan": time.perf_counter() - began}
 
 
 def know_files(root: Path, corpus: Path) -> dict[str, Any]:
@@ -343,8 +343,8 @@ def audit_leaks(corpus: Path, benchmark: int) -> dict[str, Any]:
 
     opened = Corpus([corpus], verify=False)
     squares = opened.fetch(np.arange(benchmark)).pixels.copy()
-    found = same_pictures("made", [str(n) for n in range(benchmark)], squares, opened, np.arange(len(opened)), 10)
-    return {"benchmark_images": benchmark, "found": len(found)}
+    pairs = same_pictures("made", [str(n) for n in range(benchmark)], squares, opened, np.arange(len(opened)), 10)
+    return {"benchmark_images": benchmark, "found": len(pairs)}
 
 
 # Each in a process of its own -----------------------------------------------------------------------------------------

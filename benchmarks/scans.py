@@ -61,13 +61,13 @@ def _is_in(row: dict[str, str], half: str) -> bool:
 
 def sources(root: Path, half: str) -> list[Source]:
     """Every clean still and clip of one half ("tuning" or "scoring") or of the fresh part, in a fixed order."""
-    found = []
+    files = []
     with (root / "index.csv").open(newline="") as stream:
         for row in csv.DictReader(stream):
             if _is_in(row, half):
                 clip = row["dataset"] in _CLIPS or row["path"].startswith(_FRESH_CLIPS)
-                found.append(Source(root / row["path"], row["dataset"], patient_of(row), clip))
-    return sorted(found, key=lambda s: hashlib.sha256(s.path.name.encode()).digest())
+                files.append(Source(root / row["path"], row["dataset"], patient_of(row), clip))
+    return sorted(files, key=lambda s: hashlib.sha256(s.path.name.encode()).digest())
 
 
 def still(source: Source, position: float = 0.5) -> Pixels:

@@ -140,8 +140,8 @@ class Aggregator:
             files = {name: Array("uint8", (len(data),), messages.RAW, data) for name, data in public.items()}
             content[messages.REPLAY] = ArrayRecord(files)
         for id_ in self.nodes.values():
-            about = Metadata(self.run, "", 1, id_, "", str(number), time.time(), 3600.0, "train")
-            self._put(make_message(about, content))
+            metadata = Metadata(self.run, "", 1, id_, "", str(number), time.time(), 3600.0, "train")
+            self._put(make_message(metadata, content))
         return request
 
     def _put(self, message: object) -> None:
@@ -212,10 +212,10 @@ class Aggregator:
 
     def _pull_object(self, body: bytes, id_: int) -> httpx.Response:
         content = self.objects.get(fleet_client.wire.PullObjectRequest.FromString(body).object_id)
-        found = content is not None
+        is_there = content is not None
         return _ok(
             fleet_client.wire.PullObjectResponse(
-                object_found=found, object_available=found, object_content=content or b""
+                object_found=is_there, object_available=is_there, object_content=content or b""
             )
         )
 
@@ -225,17 +225,17 @@ class Aggregator:
     def _push_messages(self, body: bytes, id_: int) -> httpx.Response:
         from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 
-        asked = fleet_client.fleet.PushMessagesRequest.FromString(body)
-        order = [t.object_id for t in iterate_object_tree(asked.message_object_trees[0])]
-        root = asked.messages_list[0].metadata.message_id
-        about = asked.messages_list[0].metadata.SerializeToString()
-        known = self.uploads.setdefault(root, (about, {}, order))[1]
-        missing = [o for o in dict.fromkeys(order) if o not in known]
+        request = fleet_client.fleet.PushMessagesRequest.FromString(body)
+        order = [t.object_id for t in iterate_object_tree(request.message_object_trees[0])]
+        root = request.messages_list[0].metadata.message_id
+        metadata = request.messages_list[0].metadata.SerializeToString()
+        upload = self.uploads.setdefault(root, (metadata, {}, order))[1]
+        missing = [o for o in dict.fromkeys(order) if o not in upload]
         return _ok(fleet_client.fleet.PushMessagesResponse(session_id=root, objects_to_push=missing))
 
     def _push_object(self, body: bytes, id_: int) -> httpx.Response:
-        asked = fleet_client.wire.PushObjectRequest.FromString(body)
-        self.uploads[asked.session_id][1][asked.object_id] = asked.object_content
+        request = fleet_client.wire.PushObjectRequest.FromString(body)
+        self.uploads[request.session_id][1][request.object_id] = request.object_content
         return _ok(fleet_client.wire.PushObjectResponse(stored=True))
 
 

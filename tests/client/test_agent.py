@@ -23,11 +23,11 @@ from .conftest import MODEL, Aggregator
 def test_a_round_is_trained_signed_and_sent_and_the_delta_is_what_training_did(
     agent: Agent, aggregator: Aggregator, site: Site
 ) -> None:
-    asked = aggregator.ask()
+    request = aggregator.ask()
     turns(agent)
     (reply,) = replies(aggregator)
     messages.verify(reply, site.signing_key.public_key())
-    assert (reply.campaign, reply.round, reply.base, reply.declined) == ("demo", 1, asked.base, "")
+    assert (reply.campaign, reply.round, reply.base, reply.declined) == ("demo", 1, request.base, "")
     assert reply.images > 0 and reply.steps == 3 and reply.loss_before > 0 < reply.loss_after
     arrays = aggregator.replies()[0].content[messages.UPDATE]  # type: ignore[attr-defined]
     payload = {name: array.data for name, array in arrays.items()}

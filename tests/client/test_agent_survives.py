@@ -64,8 +64,8 @@ def test_an_unforeseen_exception_of_one_request_refuses_it_and_the_next_is_serve
         patched.setattr(boundary, unforeseen)
         aggregator.ask(1)
         turns(agent, 6)
-    told = [entry for entry in events(site) if entry in ("request.failed", "agent.failed")]
-    assert told, "it stands in the audit log"
+    noted = [entry for entry in events(site) if entry in ("request.failed", "agent.failed")]
+    assert noted, "it stands in the audit log"
     aggregator.ask(2, seed=3)
     turns(agent, 8)
     answered = {reply.round: reply.declined for reply in replies(aggregator)}
@@ -193,9 +193,9 @@ def test_a_training_past_its_end_is_given_up_and_goes_on_when_it_is_asked_for_ag
     aggregator.ask(1, expires=time.time() + 3600)
     agent._see_to_requests()
     assert agent.current is not None
-    about = json.loads((agent.current.place / "request.json").read_text())
-    about["request"]["expires"] = time.time() - 1
-    (agent.current.place / "request.json").write_text(json.dumps(about))
+    prepared = json.loads((agent.current.place / "request.json").read_text())
+    prepared["request"]["expires"] = time.time() - 1
+    (agent.current.place / "request.json").write_text(json.dumps(prepared))
     agent._tend()
     assert agent.current is None and "training.given-up" in events(site)
     turns(agent)

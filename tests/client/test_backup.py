@@ -66,9 +66,9 @@ def test_nothing_comes_to_be_from_a_damaged_or_foreign_file(make_site: Callable[
     with pytest.raises(SourceError):
         backup.restore(file, tmp_path / "n")
     with tarfile.open(file, "w") as tar:
-        about = tarfile.TarInfo("../out")
-        about.size = 1
-        tar.addfile(about, BytesIO(b"x"))
+        member = tarfile.TarInfo("../out")
+        member.size = 1
+        tar.addfile(member, BytesIO(b"x"))
     with pytest.raises(PolicyError, match="out of the folder"):
         backup.restore(file, tmp_path / "n")
     assert not (tmp_path / "n").exists() and not (tmp_path / "out").exists()
@@ -94,8 +94,8 @@ def test_a_backup_beside_a_writing_agent_holds_a_sound_log(make_site: Callable[.
 def test_doctor_says_that_the_coordinators_key_is_missing(make_site: Callable[..., Site]) -> None:
     site = make_site()
     (site.root / "coordinator.pem").unlink()
-    found = json.loads(call("doctor", site.root, "--json").stdout)["checks"][0]
-    assert found["status"] == "FAIL" and "coordinator.pem" in found["detail"] and "restore" in found["fix"]
+    finding = json.loads(call("doctor", site.root, "--json").stdout)["checks"][0]
+    assert finding["status"] == "FAIL" and "coordinator.pem" in finding["detail"] and "restore" in finding["fix"]
 
 
 def test_who_leaves_sends_nothing_more_and_can_still_show_what_left(make_site: Callable[..., Site]) -> None:

@@ -61,8 +61,8 @@ def test_init_makes_a_site_that_status_can_read(tmp_path: Path, coordinator: Ed2
     made = call(*init(tmp_path), "--source", tmp_path, "--set", "release=approve", "--set", "read.fps=1", "--json")
     assert made.exception is None
     assert Path(json.loads(made.stdout)["enrolment"]).exists()
-    found = json.loads(call("status", tmp_path / "s", "--json").stdout)
-    assert (found["state"], found["running"], found["images"]) == ("stopped", False, 0)
+    status = json.loads(call("status", tmp_path / "s", "--json").stdout)
+    assert (status["state"], status["running"], status["images"]) == ("stopped", False, 0)
     settings = Site.open(tmp_path / "s").settings
     assert (settings.release, settings.read.fps, settings.sources) == ("approve", 1.0, (tmp_path.resolve(),))
 

@@ -51,11 +51,11 @@ def test_one_command_makes_a_folder_whose_figures_are_those_of_its_files(site: S
     began = time.monotonic()
     done = CliRunner().invoke(command, [str(site.root), "--out", str(tmp_path / "review"), "--json"])
     assert done.exit_code == 0, done.output
-    told = json.loads(done.output)
-    assert (told["audit"], told["updates_left"]) == ("sound", 2) and told["figures"] > 60
+    printed = json.loads(done.output)
+    assert (printed["audit"], printed["updates_left"]) == ("sound", 2) and printed["figures"] > 60
     assert time.monotonic() - began < 60
     again = CliRunner().invoke(command, [str(site.root), "--out", str(tmp_path / "review"), "--check", "--json"])
-    assert json.loads(again.output)["figures"] == told["figures"]
+    assert json.loads(again.output)["figures"] == printed["figures"]
     left = json.loads((tmp_path / "review" / "left.json").read_text())
     assert (left["count"], left["bytes"], left["waiting"]) == (2, 3000, 1)
     assert left["updates"][0]["approved_by"] == "dr-k"
@@ -111,5 +111,5 @@ def test_evidence_is_never_changed(site: Site, tmp_path: Path) -> None:
 def test_the_bill_of_materials_names_what_is_installed(site: Site, tmp_path: Path) -> None:
     from importlib.metadata import version
 
-    found = {one["name"].lower(): one["version"] for one in evidence.bill_of_materials()["components"]}
-    assert found["pydicom"] == version("pydicom") and found["torch"] == version("torch")
+    versions = {one["name"].lower(): one["version"] for one in evidence.bill_of_materials()["components"]}
+    assert versions["pydicom"] == version("pydicom") and versions["torch"] == version("torch")

@@ -19,14 +19,14 @@ from usfmae.core.federated import enrolment
 def test_two_steps_and_the_old_keys_are_kept(make_site: Callable[..., Site]) -> None:
     site = make_site(images=0)
     old = site.fingerprint
-    asked = enrolment.load_rotation(mine.ask(site))
+    rotation = enrolment.load_rotation(mine.ask(site))
     again = enrolment.load_rotation(mine.ask(site)).enrolment  # asking twice is the same question
-    assert (again.node_key, again.signing_key) == (asked.enrolment.node_key, asked.enrolment.signing_key)
-    enrolment.verify_rotation(asked, keys.public_pem(site.signing_key))
+    assert (again.node_key, again.signing_key) == (rotation.enrolment.node_key, rotation.enrolment.signing_key)
+    enrolment.verify_rotation(rotation, keys.public_pem(site.signing_key))
     assert Site.open(site.root).fingerprint == old
-    assert mine.take(site) == asked.enrolment.site != old
+    assert mine.take(site) == rotation.enrolment.site != old
     fresh = Site.open(site.root)
-    assert fresh.fingerprint == asked.enrolment.site == enrolment.load(site.root / "enrol.json").site
+    assert fresh.fingerprint == rotation.enrolment.site == enrolment.load(site.root / "enrol.json").site
     assert len(list((site.root / "keys").glob("old-*/signing.pem"))) == 1
     assert fresh.secret == site.secret  # scans keep their names
     with pytest.raises(ConfigError, match="hold no new keys"):
@@ -36,18 +36,18 @@ def test_two_steps_and_the_old_keys_are_kept(make_site: Callable[..., Site]) -> 
 @pytest.mark.parametrize("change", ["name", "node_key", "signature", "other-signer"])
 def test_a_rotation_that_was_touched_is_refused(make_site: Callable[..., Site], change: str) -> None:
     site = make_site(images=0)
-    asked = enrolment.load_rotation(mine.ask(site))
+    rotation = enrolment.load_rotation(mine.ask(site))
     if change == "name":
-        asked = dataclasses.replace(asked, enrolment=dataclasses.replace(asked.enrolment, name="other"))
+        rotation = dataclasses.replace(rotation, enrolment=dataclasses.replace(rotation.enrolment, name="other"))
     elif change == "node_key":
-        new = dataclasses.replace(asked.enrolment, node_key=keys.public_pem(keys.new_node_key()))
-        asked = dataclasses.replace(asked, enrolment=new)
+        new = dataclasses.replace(rotation.enrolment, node_key=keys.public_pem(keys.new_node_key()))
+        rotation = dataclasses.replace(rotation, enrolment=new)
     elif change == "signature":
-        asked = dataclasses.replace(asked, signature="AAAA")
+        rotation = dataclasses.replace(rotation, signature="AAAA")
     else:
-        asked = enrolment.signed_rotation(asked, keys.new_signing_key())
+        rotation = enrolment.signed_rotation(rotation, keys.new_signing_key())
     with pytest.raises(PolicyError, match="not signed"):
-        enrolment.verify_rotation(asked, keys.public_pem(site.signing_key))
+        enrolment.verify_rotation(rotation, keys.public_pem(site.signing_key))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"replaces": 1, "enrolment": {}}'])

@@ -13,26 +13,26 @@ from usfmae.core.config.sources import NoticeKind
 
 def test_an_update_that_waits_and_a_failure_are_told_and_nothing_else(make_site: Callable[..., Site]) -> None:
     site = make_site(release="approve")
-    told = notifier(site)
-    told.look()
+    notices = notifier(site)
+    notices.look()
     staged(site)
     site.note("connected")
     site.note("worker.crashed", "failed", code=-9)
     site.note("corpus.prepared", quarantined=0)
-    assert {notice.kind for notice in told.look()} == {NoticeKind.APPROVAL, NoticeKind.FAILED}
+    assert {notice.kind for notice in notices.look()} == {NoticeKind.APPROVAL, NoticeKind.FAILED}
 
 
 def test_an_update_that_leaves_by_itself_is_no_notice(make_site: Callable[..., Site]) -> None:
     site = make_site()
-    told = notifier(site)
-    told.look()
+    notices = notifier(site)
+    notices.look()
     staged(site)
-    assert told.look() == []
+    assert notices.look() == []
 
 
 def test_notify_shows_the_channels_and_sends_a_test(make_site: Callable[..., Site], tmp_path: Path) -> None:
-    kept = tmp_path / "kept"
-    site = make_site(notify={"command": ["tee", str(kept)]})
-    assert "not set" in call("notify", site.root).stdout and not kept.exists()
+    written = tmp_path / "kept"
+    site = make_site(notify={"command": ["tee", str(written)]})
+    assert "not set" in call("notify", site.root).stdout and not written.exists()
     assert call("notify", site.root, "--test").exception is None
-    assert "this is a test" in kept.read_text()
+    assert "this is a test" in written.read_text()

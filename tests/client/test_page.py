@@ -152,14 +152,14 @@ def test_a_campaign_is_read_in_words_and_agreed_to(page: TestClient, site: Site)
 def test_approval_of_what_waits_to_leave(page: TestClient, site: Site) -> None:
     mark = log_in(page, site)
     record = {"images": 9, "steps": 5, "seconds": 1.0, "loss_before": 0.5, "loss_after": 0.4, "content": "c" * 64}
-    about = {"campaign": "<b>c</b>", "round": 1, "recipient": "https://fl", "tensors": 3, "bytes": 99, "norm": 1.0}
-    about |= {"drawn": {"images": 300, "patients": 60, "largest_share": 0.021}}
-    about |= {"floor": {"min_images": 256, "min_patients": 50, "max_patient_share": 0.1}}
+    entry = {"campaign": "<b>c</b>", "round": 1, "recipient": "https://fl", "tensors": 3, "bytes": 99, "norm": 1.0}
+    entry |= {"drawn": {"images": 300, "patients": 60, "largest_share": 0.021}}
+    entry |= {"floor": {"min_images": 256, "min_patients": 50, "max_patient_share": 0.1}}
     place = site.root / "outbox" / "r00001-abc"
     place.mkdir(parents=True)
     write_json(
         place / "entry.json",
-        {"id": place.name, "created": 1e9, "release": "approve", "record": {**record, "encoding": "int8"}, **about},
+        {"id": place.name, "created": 1e9, "release": "approve", "record": {**record, "encoding": "int8"}, **entry},
     )
     shown = page.get("/outbox").text
     assert "drawn on     300 images of 60 patients, largest share of one patient 2.1%, floor kept" in shown
@@ -191,10 +191,10 @@ def test_a_broken_audit_log_is_said_loudly(page: TestClient, site: Site) -> None
 
 
 def test_figures_name_only_known_metrics(site: Site) -> None:
-    found = figures(site, quarantine.Intake())
-    assert set(found) <= set(metrics.ALL)
-    assert found["usfmae_site_scans_total"] == 2 and found["usfmae_site_frames_kept_total"] == 1
-    assert found["usfmae_site_quarantined_total"] == {"text-left": 2, "unreadable": 1}
+    values = figures(site, quarantine.Intake())
+    assert set(values) <= set(metrics.ALL)
+    assert values["usfmae_site_scans_total"] == 2 and values["usfmae_site_frames_kept_total"] == 1
+    assert values["usfmae_site_quarantined_total"] == {"text-left": 2, "unreadable": 1}
     jobs = site.root / "jobs" / "r1"
     jobs.mkdir(parents=True)
     (jobs / "log.jsonl").write_text(
@@ -225,6 +225,6 @@ def test_gpu_figures_come_from_nvidias_own_tool(site: Site, tmp_path: Path, monk
     tool.write_text("#!/bin/sh\necho '0, 1024, 50'\necho '1, 0, 0'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tool.parent), prepend=":")
-    found = figures(site, quarantine.Intake())
-    assert found["usfmae_site_gpu_memory_bytes"] == {"gpu0": 2**30, "gpu1": 0}
-    assert found["usfmae_site_gpu_utilization_ratio"] == {"gpu0": 0.5, "gpu1": 0}
+    values = figures(site, quarantine.Intake())
+    assert values["usfmae_site_gpu_memory_bytes"] == {"gpu0": 2**30, "gpu1": 0}
+    assert values["usfmae_site_gpu_utilization_ratio"] == {"gpu0": 0.5, "gpu1": 0}

@@ -25,8 +25,8 @@ def test_private_files_are_closed_and_nothing_private_is_in_the_enrolment(site: 
     assert {stat.S_IMODE(p.stat().st_mode) for p in private} == {0o600}
     sent = (site.root / "enrol.json").read_text()
     assert "PRIVATE" not in sent and site.secret.hex() not in sent
-    found = enrolment.load(site.root / "enrol.json")
-    assert found.site == site.fingerprint and found.capacity == site.settings.capacity
+    enrolled = enrolment.load(site.root / "enrol.json")
+    assert enrolled.site == site.fingerprint and enrolled.capacity == site.settings.capacity
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
@@ -48,8 +48,8 @@ def test_init_never_overwrites_a_site(site: Site, tmp_path: Path) -> None:
 
 def test_what_was_chosen_at_init_is_read_back_and_every_other_key_is_shown(make_site: Callable[..., Site]) -> None:
     made = make_site(quiet=["07:00-19:00"], sources=["/scans"], read={"fps": 1.0})
-    found = Site.open(made.root)
-    assert found.settings == made.settings
+    reopened = Site.open(made.root)
+    assert reopened.settings == made.settings
     text = (made.root / "site.yaml").read_text()
     assert "release: auto" in text and "# auto: a finished update leaves at once" in text
 

@@ -30,8 +30,8 @@ def at(clock: str) -> datetime:
     ],
 )
 def test_quiet_windows_may_pass_midnight_and_overlap(windows: tuple[str, ...], now: str, until: str | None) -> None:
-    found = site_policy.quiet_until(windows, at(now))
-    assert (f"{found:%Y-%m-%d %H:%M}" if found else None) == until
+    end = site_policy.quiet_until(windows, at(now))
+    assert (f"{end:%Y-%m-%d %H:%M}" if end else None) == until
 
 
 def test_pause_and_quiet_hours_say_try_later(site: Site) -> None:

@@ -84,22 +84,22 @@ class Federation:
 
     def verdicts(self, number: int = 1) -> list[str]:
         """Verdicts in the order the hospitals were made in."""
-        found = self.ledger.verdicts(number)
-        return [found[h.site].verdict if h.site in found else "-" for h in self.hospitals]
+        recorded = self.ledger.verdicts(number)
+        return [recorded[h.site].verdict if h.site in recorded else "-" for h in self.hospitals]
 
     def declining(self, reason: str, when: Callable[[TrainRequest], bool]) -> list[bool]:
         """The first hospital declines the requests that `when` picks; the list grows by its answer to each request."""
-        real, asked = self.hospitals[0].answer, []
+        real, requests = self.hospitals[0].answer, []
 
         def answer(request: TrainRequest, encoder: Any, decoder: Any) -> Any:
-            asked.append(when(request))
-            if not asked[-1]:
+            requests.append(when(request))
+            if not requests[-1]:
                 return real(request, encoder, decoder)
             reply = TrainReply(request.campaign, request.round, request.base, declined=reason)
             return to_record(sign(reply, self.hospitals[0].key)), {}
 
         self.hospitals[0].answer = answer  # type: ignore[method-assign]
-        return asked
+        return requests
 
 
 @pytest.fixture

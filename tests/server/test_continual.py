@@ -101,8 +101,8 @@ def test_one_flipped_byte_in_any_file_of_a_release_is_found(ten_rounds: Layout, 
         sound = path.read_bytes()
         place = len(sound) // 2
         path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
-        found = CliRunner().invoke(verify, [str(out), "--key", key])
-        assert isinstance(found.exception, UsfmaeError), f"{path.name} passed"
+        done = CliRunner().invoke(verify, [str(out), "--key", key])
+        assert isinstance(done.exception, UsfmaeError), f"{path.name} passed"
         path.write_bytes(sound)
     assert CliRunner().invoke(verify, [str(out), "--key", key]).exit_code == 0
 
@@ -167,18 +167,18 @@ def test_averaging_with_the_seed(tmp_path: Path, more: tuple[str, ...], expected
 def test_a_panel_of_training_or_benchmark_data_is_refused(tmp_path: Path, dataset: str) -> None:
     items = [dataclasses.replace(item, dataset=dataset) for item in tissue(5, 8, 32)]
     write_shard(tmp_path / "breast", "all", items)
-    found = opened(tmp_path, 8, CoordinatorSettings().train)
+    panel = opened(tmp_path, 8, CoordinatorSettings().train)
     with pytest.raises(PolicyError, match=dataset):
-        check_apart(found, ["public set"])
+        check_apart(panel, ["public set"])
 
 
 def test_a_panel_that_shares_an_image_with_the_replay_corpus_is_refused(tmp_path: Path) -> None:
     items = list(tissue(5, 8, 32))
     write_shard(tmp_path / "panel" / "breast", "all", items[:4])
     write_shard(tmp_path / "replay", "all", [PackedImage(i.pixels, f"other-{i.id}", i.group) for i in items[3:]])
-    found = opened(tmp_path / "panel", 8, CoordinatorSettings().train)
+    panel = opened(tmp_path / "panel", 8, CoordinatorSettings().train)
     with pytest.raises(PolicyError, match="replay"):
-        check_apart(found, [], Corpus([tmp_path / "replay"]))
+        check_apart(panel, [], Corpus([tmp_path / "replay"]))
 
 
 def test_the_running_average_is_a_candidate_at_release(tmp_path: Path, panel: Path, seed: Path) -> None:
@@ -215,15 +215,15 @@ def test_the_ledger_of_a_campaign_can_be_read_round_by_round(ten_rounds: Layout,
     from usfmae.server.cli.rounds import campaign as command
 
     text = CliRunner().invoke(command, ["rounds", str(ten_rounds.root)]).output.splitlines()
-    found = json.loads(CliRunner().invoke(command, ["rounds", str(ten_rounds.root), "--json"]).output)
-    assert len(text) == 2 + len(found) == 12 and "linear" in text[0] and "sector" in text[0]
-    for line, row in zip(text[2:], found, strict=True):
+    lines = json.loads(CliRunner().invoke(command, ["rounds", str(ten_rounds.root), "--json"]).output)
+    assert len(text) == 2 + len(lines) == 12 and "linear" in text[0] and "sector" in text[0]
+    for line, row in zip(text[2:], lines, strict=True):
         assert line.startswith(f"| {row['round']} | 2 |") and f"| {row['gate']} | {row['kept']:.0%} |" in line
         assert (row["gate"] == "accepted") == (row["round"] < 6) == (row["reason"] == "")
     page = tmp_path / "campaign.html"
     assert CliRunner().invoke(report, [str(ten_rounds.root), "--out", str(page)]).exit_code == 0
     shown = page.read_text()
-    assert shown.count("refused</td>") == sum(row["gate"] == "refused" for row in found) > 0
+    assert shown.count("refused</td>") == sum(row["gate"] == "refused" for row in lines) > 0
     for what in ("above 0 is worse", "linear probe", "CKA", "backward transfer", "lowest cosine"):
         assert what in shown
 

@@ -177,10 +177,10 @@ def test_login_leads_back_to_this_page_only(page: TestClient, home: Layout) -> N
 
 def test_figures_name_only_known_metrics_and_follow_new_rounds(home: Layout) -> None:
     history = History()
-    found = figures(home, history)
-    assert set(found) <= set(metrics.ALL)
-    assert found["usfmae_server_round"] == 2 and found["usfmae_server_verdicts_total"] == {"admitted": 6}
-    assert found["usfmae_server_panel_forgetting_ratio"] == {"breast": pytest.approx(0.1)}
+    values = figures(home, history)
+    assert set(values) <= set(metrics.ALL)
+    assert values["usfmae_server_round"] == 2 and values["usfmae_server_verdicts_total"] == {"admitted": 6}
+    assert values["usfmae_server_panel_forgetting_ratio"] == {"breast": pytest.approx(0.1)}
     with Ledger(home.ledger)._write() as db:
         db.execute("UPDATE rounds SET state = 'committed' WHERE number = 3")
         db.execute("INSERT INTO rounds VALUES (4, 'open', '', 0, 5, 400.0, NULL, NULL, NULL)")
@@ -206,10 +206,10 @@ def test_the_open_round_tells_who_is_where_trouble_first(home: Layout, page: Tes
     ledger = Ledger(home.ledger)
     for name in ("working", "silent"):
         ledger.add_site(enrolment(name))
-    known = {site.name: key for key, site in ledger.sites().items()}
-    ledger.saw([known["working"]])
+    keys = {site.name: key for key, site in ledger.sites().items()}
+    ledger.saw([keys["working"]])
     with ledger._write() as db:
-        db.execute("UPDATE replies SET verdict = 'norm' WHERE round = 3 AND site = ?", (known["site-00"],))
+        db.execute("UPDATE replies SET verdict = 'norm' WHERE round = 3 AND site = ?", (keys["site-00"],))
     groups = overview(home, History()).open_sites()
     assert {group: [s["name"] for s in members] for group, members in groups.items()} == {
         "not admitted": ["site-00"], "away": ["silent"], "declined": [], "connected": ["working"],
@@ -228,8 +228,8 @@ def test_page_and_status_say_who_is_missing_and_when_the_round_closes(home: Layo
     with ledger._write() as db:
         db.execute("UPDATE rounds SET opened = ? WHERE number = 3", (time.time() - 3600,))
     home.settings_file.write_text("name: trial\nrounds:\n  quorum: 2\n  grace: 7200\n  patience: 7200\n")
-    found = status(home)
-    assert found["waiting_for"] == ["kiel", "ulm"] and found["closes_at"] == pytest.approx(time.time() + 3600, abs=5)
+    shown = status(home)
+    assert shown["waiting_for"] == ["kiel", "ulm"] and shown["closes_at"] == pytest.approx(time.time() + 3600, abs=5)
     assert "Closes when kiel, ulm answer or in 60 min" in page.get("/").text.replace("1.0 h", "60 min")
     done = CliRunner().invoke(group, ["status", str(home.root)])
     assert "kiel" in done.output and "no answer yet" in done.output and "waits       The quorum of 2" in done.output
@@ -250,8 +250,8 @@ def test_revoking_asks_for_the_name_and_a_script_says_yes(home: Layout, monkeypa
 def test_a_decline_is_no_fault(home: Layout, page: TestClient) -> None:
     with Ledger(home.ledger)._write() as db:
         db.execute("UPDATE replies SET verdict = 'declined', detail = 'paused' WHERE round = 3")
-    found = overview(home, History())
-    assert found.not_admitted == [] and [one["detail"] for one in found.declined] == ["paused", "paused"]
+    shown = overview(home, History())
+    assert shown.not_admitted == [] and [one["detail"] for one in shown.declined] == ["paused", "paused"]
     text = page.get("/").text
     assert "2 declined" in text and "site-00: paused" in text and 'class="pill bad">declined' not in text
 

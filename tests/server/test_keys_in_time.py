@@ -53,10 +53,10 @@ def test_a_sound_certificate_says_nothing_one_that_ends_says_what_to_do(
 
 def test_renewal_keeps_key_and_names_and_the_ca_vouches_for_it(home: Layout) -> None:
     before = certificates.read(home.certificate)
-    about = certificates.renew(home)
+    summary = certificates.renew(home)
     after = certificates.read(home.certificate)
     assert after.serial_number != before.serial_number and after.public_key() == before.public_key()
-    assert about["names"] == list(NAMES) and about["days_left"] > 700
+    assert summary["names"] == list(NAMES) and summary["days_left"] > 700
     after.verify_directly_issued_by(certificates.read(home.ca))
 
 
@@ -93,9 +93,9 @@ def _ended(folder: Path, key: keys.EllipticCurvePrivateKey) -> bytes:
 
 def enrolled(home: Layout, name: str, capacity: int = 50) -> tuple[Enrolment, keys.Ed25519PrivateKey]:
     signing = keys.new_signing_key()
-    found = Enrolment(name, keys.public_pem(keys.new_node_key()), keys.public_pem(signing), capacity)
-    Ledger(home.ledger).add_site(found)
-    return found, signing
+    enrolment = Enrolment(name, keys.public_pem(keys.new_node_key()), keys.public_pem(signing), capacity)
+    Ledger(home.ledger).add_site(enrolment)
+    return enrolment, signing
 
 
 def asked(home: Layout, tmp_path: Path, old: Enrolment, signing: keys.Ed25519PrivateKey, name: str = "kiel") -> Path:
@@ -110,10 +110,10 @@ def test_rotation_replaces_one_key_and_touches_nobody_else(home: Layout, tmp_pat
     old, signing = enrolled(home, "kiel")
     other, _ = enrolled(home, "other")
     done = sites.rotate(home, asked(home, tmp_path, old, signing))
-    known = Ledger(home.ledger).sites()
-    assert known[old.site].state == "revoked" and known[done["site"]].state == "active"
-    assert known[done["site"]].capacity == 50, "a rotation must not raise the capacity"
-    assert known[other.site].state == "active"
+    after = Ledger(home.ledger).sites()
+    assert after[old.site].state == "revoked" and after[done["site"]].state == "active"
+    assert after[done["site"]].capacity == 50, "a rotation must not raise the capacity"
+    assert after[other.site].state == "active"
     with pytest.raises(PolicyError, match="old key is not active"):
         sites.rotate(home, tmp_path / "rotation.json")
 

@@ -52,15 +52,15 @@ def test_arrays_that_are_not_what_they_say_are_refused(tmp_path: Path, array: Ar
 def test_a_model_larger_than_the_site_allows_is_refused_before_its_chunks_are_fetched(tmp_path: Path) -> None:
     record = ArrayRecord({"w": Array(np.zeros(3_000_000, "<f4"))})
     store = store_of(record)
-    asked = []
+    fetched = []
     with pytest.raises(PolicyError, match="max_model_gb"):
         download.receive(
             record.object_id,
-            lambda id_: asked.append(id_) or store[id_],
+            lambda id_: fetched.append(id_) or store[id_],
             tmp_path / "x.safetensors",
             1e6,  # type: ignore[func-returns-value]
         )
-    assert len(asked) == 2  # the record and the array's description
+    assert len(fetched) == 2  # the record and the array's description
 
 
 def test_names_never_become_paths(tmp_path: Path) -> None:

@@ -33,10 +33,10 @@ def test_the_pin_is_the_version_these_names_were_read_in() -> None:
 
 def test_paths_are_those_of_flowers_own_client_and_served_by_its_router() -> None:
     source = Path(str(__import__("inspect").getsourcefile(FleetHttpClient))).read_text()
-    known = set(re.findall(r'"(/v1/fleet/[a-z-]+)"', source))
+    paths = set(re.findall(r'"(/v1/fleet/[a-z-]+)"', source))
     served = {getattr(route, "path", "") for route in router.routes}
     for path in (call.path for call in flower_objects.FleetCall if call != "get-run"):
-        assert path in known
+        assert path in paths
         assert any(path.endswith(route) for route in served if route)
 
 
@@ -71,8 +71,8 @@ def message(seed: int = 0) -> Message:
             "encoder": ArrayRecord({name: Array(value) for name, value in arrays.items()}),
         }
     )
-    about = Metadata(2**63 + 5, "", 1, 2**63 + 9, "", "4", 1000.5, 60.0, MessageType.TRAIN, 11, None)
-    return make_message(about, content)
+    metadata = Metadata(2**63 + 5, "", 1, 2**63 + 9, "", "4", 1000.5, 60.0, MessageType.TRAIN, 11, None)
+    return make_message(metadata, content)
 
 
 def stored(sent: Message) -> dict[str, bytes]:
@@ -88,16 +88,16 @@ def test_a_message_made_by_flower_is_read_whole(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
     download.receive(ids["encoder"], store.__getitem__, tmp_path / "e.safetensors", 1e9)
-    found = load_file(tmp_path / "e.safetensors")
+    tensors = load_file(tmp_path / "e.safetensors")
     for name, array in sent.content["encoder"].items():  # type: ignore[union-attr]
-        assert np.array_equal(found[name], array.numpy()) and found[name].shape == array.shape
+        assert np.array_equal(tensors[name], array.numpy()) and tensors[name].shape == array.shape
 
 
 def test_a_reply_made_here_has_the_ids_flower_gives_it_and_inflates_to_the_same() -> None:
-    asked = message()
-    asked.metadata.__dict__["_message_id"] = asked.object_id
+    sent = message()
+    sent.metadata.__dict__["_message_id"] = sent.object_id
     request = messages.RequestMessage(
-        message_to_proto(asked).metadata.SerializeToString(deterministic=True), asked.object_id
+        message_to_proto(sent).metadata.SerializeToString(deterministic=True), sent.object_id
     )
     data = {"w": bytes(range(256)) * 30000, "b": b"\0" * (2 * flower_objects.CHUNK), "empty": b""}
     parts = {
@@ -105,12 +105,12 @@ def test_a_reply_made_here_has_the_ids_flower_gives_it_and_inflates_to_the_same(
         for name, raw in data.items()
     }
     record = {"campaign": "demo", "round": 4, "loss": 0.25, "ok": True}
-    about = messages.reply_metadata(request, 1001.0)
-    made = messages.reply(about, {"usfmae": record}, {"update": flower_objects.array_record(parts)})
+    metadata = messages.reply_metadata(request, 1001.0)
+    made = messages.reply(metadata, {"usfmae": record}, {"update": flower_objects.array_record(parts)})
 
     arrays = {name: Array("int8", (len(raw),), "usfmae.raw", raw) for name, raw in data.items()}
     content = RecordDict({"usfmae": ConfigRecord(record), "update": ArrayRecord(arrays)})
-    theirs = Message(content, reply_to=asked)
+    theirs = Message(content, reply_to=sent)
     theirs.metadata.created_at = 1001.0
     theirs.metadata.ttl = made.metadata.ttl
     assert made.parcel.tree.id == theirs.object_id
@@ -122,14 +122,14 @@ def test_a_reply_made_here_has_the_ids_flower_gives_it_and_inflates_to_the_same(
 
 
 def test_reply_metadata_is_what_flower_expects_of_a_reply() -> None:
-    asked = message()
-    asked.metadata.__dict__["_message_id"] = asked.object_id
-    request = messages.RequestMessage(message_to_proto(asked).metadata.SerializeToString(), asked.object_id)
+    received = message()
+    received.metadata.__dict__["_message_id"] = received.object_id
+    request = messages.RequestMessage(message_to_proto(received).metadata.SerializeToString(), received.object_id)
     sent = messages.reply(messages.reply_metadata(request, 1010.5), {"usfmae": {"round": 1}}, {})
     bare = fleet_client.wire.Message(metadata=sent.metadata, content=messages.records.RecordDict())
     read = message_from_proto(bare)
     assert remove_content_from_message(read).metadata == read.metadata
-    assert read.metadata.reply_to_message_id == asked.object_id
+    assert read.metadata.reply_to_message_id == received.object_id
     assert (read.metadata.src_node_id, read.metadata.dst_node_id) == (2**63 + 9, 1)
     assert (read.metadata.dst_task_id, read.metadata.src_task_id) == (11, None)
     assert read.metadata.created_at + read.metadata.ttl == pytest.approx(1060.5)

@@ -67,8 +67,8 @@ def test_a_request_is_answered_like_the_agent_does(
     monkeypatch.setattr(Workers, "tend", lambda self, work: trainer.run(work, lambda: False))
     aggregator.enrol(site)
     aggregator.ask()
-    (asked,) = aggregator.queue
-    message = inflate_object_from_contents(asked.object_id, dict(aggregator.objects))
+    (queued,) = aggregator.queue
+    message = inflate_object_from_contents(queued.object_id, dict(aggregator.objects))
     assert isinstance(message, Message)
     reply = fallback.app(message, Context(1, 2, {}, RecordDict(), {}))
     record = from_record(TrainReply, dict(reply.content[messages.RECORD]))  # type: ignore[arg-type]

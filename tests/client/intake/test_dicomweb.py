@@ -69,8 +69,8 @@ class _Answer(BaseHTTPRequestHandler):
             return self._send(self.server.status, b"", "text/plain")
         if len(path) == 6:
             return self._instance(path[5])
-        found = self._search(path, parse_qs(parts.query))
-        return self._send(200, json.dumps(found).encode(), "application/dicom+json")
+        results = self._search(path, parse_qs(parts.query))
+        return self._send(200, json.dumps(results).encode(), "application/dicom+json")
 
     def _search(self, path: list[str], query: dict[str, list[str]]) -> list[dict[str, object]]:
         studies = self.server.studies
@@ -219,8 +219,8 @@ def test_a_missing_password_file_is_named(pacs: Pacs, spool: Spool, tmp_path: Pa
 
 def test_what_is_remembered_holds_no_uid(pacs: Pacs, spool: Spool, tmp_path: Path) -> None:
     pull(settings(pacs), spool, tmp_path / "pull.db")
-    kept = b"".join(f.read_bytes() for f in tmp_path.glob("pull.db*"))
-    assert b"1.2.3.1" not in kept
+    stored = b"".join(f.read_bytes() for f in tmp_path.glob("pull.db*"))
+    assert b"1.2.3.1" not in stored
 
 
 @pytest.mark.parametrize("cap", [1, 3, 60])

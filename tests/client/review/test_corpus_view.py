@@ -99,17 +99,17 @@ def test_a_kept_frame_is_shown_as_recorded_as_changed_and_as_cleaned(tmp_path: P
         write_still(tmp_path / "scans" / f"{number}.dcm", Tissue(63 + number, "sector"))
     inventory.take_in(site)
     page = opened(site)
-    found = places(page, "/kept")
-    assert len(found) == 2
-    before, mask, after = (_pixels(page, f"{found[0]}/{which}.png") for which in ("before", "mask", "after"))
+    links = places(page, "/kept")
+    assert len(links) == 2
+    before, mask, after = (_pixels(page, f"{links[0]}/{which}.png") for which in ("before", "mask", "after"))
     assert before.shape == mask.shape == after.shape and (before != after).any()
     red = (mask.astype(int)[..., 0] - mask[..., 1]) > 90
     assert red.any() and (before[~red] == after[~red]).mean() > 0.95, "something changed that is not marked"
     (tmp_path / "scans" / "0.dcm").unlink()
     (tmp_path / "scans" / "1.dcm").unlink()
     gone = opened(site)
-    assert "not in the sources any more" in gone.get(found[0]).text
-    assert gone.get(f"{found[0]}/before.png").status_code == 503 and gone.get(f"{found[0]}/image.png").is_success
+    assert "not in the sources any more" in gone.get(links[0]).text
+    assert gone.get(f"{links[0]}/before.png").status_code == 503 and gone.get(f"{links[0]}/image.png").is_success
 
 
 def _pixels(page: TestClient, path: str) -> np.ndarray:
@@ -126,8 +126,8 @@ def test_the_frame_of_an_image_is_found_by_its_name(tmp_path: Path) -> None:
     scans = [{"id": letter * 64, "kept": 3} for letter in "abc"]
     (ledger / "tasks" / "0001-000000.json").write_text(json.dumps({"scans": scans}))
     group = {"a": "patient", "b": "patient", "c": "other"}
-    known = [{"place": x * 64, "outcome": "scan", "id": x * 64, "kind": "raster", "group": group[x]} for x in "abc"]
-    (ledger / "places.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in known))
+    rows = [{"place": x * 64, "outcome": "scan", "id": x * 64, "kind": "raster", "group": group[x]} for x in "abc"]
+    (ledger / "places.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in rows))
     for row, frame in enumerate((0, 10, 20)):
         assert corpus_view._frame(site, corpus_view.KeptImage("0001-000000.gray", row)) == ("b" * 64, frame)
 

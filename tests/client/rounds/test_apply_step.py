@@ -30,9 +30,9 @@ def agent(site: Site, aggregator: Aggregator) -> Agent:
 
 
 def first_round(agent: Agent, aggregator: Aggregator, encoding: str = "int8") -> TrainRequest:
-    asked = aggregator.ask(1, encoding=encoding)
+    request = aggregator.ask(1, encoding=encoding)
     turns(agent)
-    return asked
+    return request
 
 
 def step_from(seed: int, encoding: str = "int8") -> tuple[dict[str, np.ndarray], bytes]:
@@ -55,14 +55,14 @@ def ask_second(aggregator: Aggregator, start: str, after: dict[str, np.ndarray],
 def test_the_second_round_is_made_from_the_first_and_a_step(
     agent: Agent, aggregator: Aggregator, site: Site, encoding: str
 ) -> None:
-    asked = first_round(agent, aggregator, encoding)
+    request = first_round(agent, aggregator, encoding)
     after, packed = step_from(0, encoding)
     pulled = aggregator.calls.count("pull-object")
-    ask_second(aggregator, asked.base, after, packed, encoding=encoding)
+    ask_second(aggregator, request.base, after, packed, encoding=encoding)
     turns(agent)
     assert [r.declined for r in replies(aggregator)] == ["", ""]
-    found = load_file(jobs.finished(site, "demo")[1][1].base)
-    assert tensors_id({n: torch.from_numpy(v) for n, v in found.items()}) == replies(aggregator)[1].base
+    base = load_file(jobs.finished(site, "demo")[1][1].base)
+    assert tensors_id({n: torch.from_numpy(v) for n, v in base.items()}) == replies(aggregator)[1].base
     assert aggregator.calls.count("pull-object") - pulled == 6, "message, names, record, arrays, array, one chunk"
     assert not list((site.root / "jobs").glob("*/step.bin*"))
 
@@ -78,7 +78,7 @@ def test_without_the_start_the_whole_is_asked_for(agent: Agent, aggregator: Aggr
 def test_a_step_that_leads_elsewhere_is_not_trained_on_and_the_whole_is_asked_for(
     agent: Agent, aggregator: Aggregator, site: Site, broken: str
 ) -> None:
-    asked = first_round(agent, aggregator)
+    request = first_round(agent, aggregator)
     after, packed = step_from(0)
     if broken == "start":
         base = jobs.finished(site, "demo")[0][1].base
@@ -89,7 +89,7 @@ def test_a_step_that_leads_elsewhere_is_not_trained_on_and_the_whole_is_asked_fo
         packed = packed[:-1] + bytes([packed[-1] ^ 1])
     else:
         packed = packed[:-1]
-    ask_second(aggregator, asked.base, after, packed)
+    ask_second(aggregator, request.base, after, packed)
     turns(agent)
     assert [r.declined for r in replies(aggregator)] == ["", "need-base"]
     assert "request.refused" in events(site)
@@ -105,13 +105,13 @@ def test_what_comes_out_is_inspected_like_an_encoder_that_came_whole(
     agent: Agent, aggregator: Aggregator, site: Site
 ) -> None:
     """A signed hash is not enough: the coordinator itself may be hostile, or broken."""
-    asked = first_round(agent, aggregator, "bf16")
+    request = first_round(agent, aggregator, "bf16")
     after, packed = step_from(0, "bf16")
     nan = np.full(after["norm.weight"].size, 0x7FC0, "<u2").tobytes()
     at = 2 * sum(values.size for name, values in after.items() if name < "norm.weight")
     packed = packed[:at] + nan + packed[at + len(nan) :]
     after["norm.weight"] = np.full_like(after["norm.weight"], np.nan)
-    ask_second(aggregator, asked.base, after, packed, encoding="bf16")
+    ask_second(aggregator, request.base, after, packed, encoding="bf16")
     turns(agent)
     assert "holds NaN" in replies(aggregator)[1].declined
     assert not [f for f in (site.root / "jobs").glob("r00002*/*") if f.suffix in (".safetensors", ".part")]
@@ -147,7 +147,7 @@ def test_an_array_of_bytes_that_was_cut_off_goes_on_after_the_last_chunk(
     monkeypatch.setattr(flower_objects, "CHUNK", 100)
     data = np.random.default_rng(3).bytes(1030)
     chunks = [flower_objects.join("ArrayChunk", (), data[start : start + 100]) for start in range(0, 1030, 100)]
-    about = flower_objects.Tensor("uint8", (1030,), messages.RAW, tuple(map(str, range(11))))
+    array = flower_objects.Tensor("uint8", (1030,), messages.RAW, tuple(map(str, range(11))))
     fetched: list[int] = []
 
     def fetch(id_: str) -> bytes:
@@ -157,8 +157,8 @@ def test_an_array_of_bytes_that_was_cut_off_goes_on_after_the_last_chunk(
         return chunks[int(id_)]
 
     with pytest.raises(NetworkError):
-        download.receive_bytes(tmp_path / "x", about, fetch)
+        download.receive_bytes(tmp_path / "x", array, fetch)
     assert not (tmp_path / "x").exists()
-    download.receive_bytes(tmp_path / "x", about, fetch)
+    download.receive_bytes(tmp_path / "x", array, fetch)
     assert (tmp_path / "x").read_bytes() == data
     assert len(fetched) <= len(chunks) + 2, "chunks on disk are not fetched again"

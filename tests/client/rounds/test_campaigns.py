@@ -103,8 +103,8 @@ def test_an_earlier_round_step_or_another_encoder_is_out_of_turn(
     aggregator.ask(number, seed=1, global_step=step)
     turns(agent)
     assert declined(aggregator)[2] == ""
-    known = campaigns.agreement(site, "demo")
-    assert known is not None and not known.restarted, "a restart holds for one request"
+    agreed = campaigns.agreement(site, "demo")
+    assert agreed is not None and not agreed.restarted, "a restart holds for one request"
 
 
 def test_a_new_campaigns_name_resets_nothing(agent: Agent, aggregator: Aggregator, site: Site) -> None:
@@ -125,8 +125,8 @@ def test_another_model_waits_for_a_person_where_campaigns_are_agreed_by_settings
     other = MODEL.model_copy(update={"decoder_depth": 2})
     aggregator.ask(1, campaign="another", recipe=recipe_text(other, TRAIN))
     turns(agent)
-    known = campaigns.agreement(site, "another")
-    assert known is not None and known.state is CampaignState.WAITING and len(replies(aggregator)) == 1
+    agreed = campaigns.agreement(site, "another")
+    assert agreed is not None and agreed.state is CampaignState.WAITING and len(replies(aggregator)) == 1
 
 
 @pytest.mark.parametrize(

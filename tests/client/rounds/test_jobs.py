@@ -37,20 +37,20 @@ def workers(site: Site, monkeypatch: pytest.MonkeyPatch, program: str) -> Worker
     return Workers(site)
 
 
-def look(found: Workers, work: jobs.Job) -> None:
+def look(pool: Workers, work: jobs.Job) -> None:
     """One look, once the process has ended, and without waiting for the back-off."""
-    if found.process is not None:
-        found.process.wait(30)
-    found.not_before = 0.0
-    found.tend(work)
+    if pool.process is not None:
+        pool.process.wait(30)
+    pool.not_before = 0.0
+    pool.tend(work)
 
 
 def test_a_worker_that_keeps_crashing_at_the_same_step_is_given_up(
     site: Site, work: jobs.Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = workers(site, monkeypatch, "open(ROOT + '/starts', 'a').write('x'); sys.exit(139)")
+    pool = workers(site, monkeypatch, "open(ROOT + '/starts', 'a').write('x'); sys.exit(139)")
     for _ in range(4 * MOST_CRASHES):  # a look finds the end, the next one starts again
-        look(found, work)
+        look(pool, work)
     assert work.error is not None and "139" in work.error["what"]
     assert len((site.root / "starts").read_text()) == MOST_CRASHES
 
@@ -58,31 +58,31 @@ def test_a_worker_that_keeps_crashing_at_the_same_step_is_given_up(
 def test_crashes_with_progress_between_them_are_not_counted_together(
     site: Site, work: jobs.Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = workers(site, monkeypatch, "sys.exit(1)")
+    pool = workers(site, monkeypatch, "sys.exit(1)")
     for step in range(3 * MOST_CRASHES):
         write_json(work.place / "progress.json", {"step": step})
-        look(found, work)
+        look(pool, work)
     assert work.error is None
 
 
 def test_after_a_crash_the_next_start_waits(site: Site, work: jobs.Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = workers(site, monkeypatch, "sys.exit(1)")
-    found.tend(work)
-    assert found.process is not None
-    found.process.wait(30)
-    found.tend(work)
-    assert found.process is None and found.not_before > time.time()
+    pool = workers(site, monkeypatch, "sys.exit(1)")
+    pool.tend(work)
+    assert pool.process is not None
+    pool.process.wait(30)
+    pool.tend(work)
+    assert pool.process is None and pool.not_before > time.time()
 
 
 def test_a_full_disk_is_said_in_the_workers_words_and_never_given_up(
     site: Site, work: jobs.Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = workers(site, monkeypatch, "print('error: disk of /d - is full', file=sys.stderr); sys.exit(7)")
-    look(found, work)
+    pool = workers(site, monkeypatch, "print('error: disk of /d - is full', file=sys.stderr); sys.exit(7)")
+    look(pool, work)
     for _ in range(MOST_CRASHES + 1):
         with pytest.raises(ResourceError, match="disk of /d - is full"):
-            look(found, work)
-        look(found, work)
+            look(pool, work)
+        look(pool, work)
     assert work.error is None
 
 
@@ -90,37 +90,37 @@ def test_a_crash_on_a_full_disk_is_no_crash_of_the_training(
     site: Site, work: jobs.Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the code: on a full disk a worker cannot even say why it ends."""
-    found = workers(site, monkeypatch, "sys.exit(120)")
+    pool = workers(site, monkeypatch, "sys.exit(120)")
     floor = site.settings.model_copy(update={"disk_floor_gb": 1e9})
-    found.site = Site(site.root, floor)
-    look(found, work)
+    pool.site = Site(site.root, floor)
+    look(pool, work)
     for _ in range(MOST_CRASHES + 1):
         with pytest.raises(ResourceError, match="GB free"):
-            look(found, work)
-        look(found, work)
-    assert work.error is None and found.crashes == 0
+            look(pool, work)
+        look(pool, work)
+    assert work.error is None and pool.crashes == 0
 
 
 def test_a_warm_worker_gets_the_next_round_on_its_standard_input(
     site: Site, work: jobs.Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = "open(ROOT + '/given', 'w').write(JOB + '|' + sys.stdin.readline())"
-    found = workers(site, monkeypatch, program)
-    found.warm_up()
-    found.tend(work)
-    assert found.process is not None
-    found.process.wait(30)
+    pool = workers(site, monkeypatch, program)
+    pool.warm_up()
+    pool.tend(work)
+    assert pool.process is not None
+    pool.process.wait(30)
     assert (site.root / "given").read_text() == "|r00001-x\n"
 
 
 def test_stop_forces_a_worker_that_does_not_listen(site: Site, work: jobs.Job, monkeypatch: pytest.MonkeyPatch) -> None:
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); open(ROOT + '/up', 'w'); time.sleep(60)"
-    found = workers(site, monkeypatch, deaf)
-    found.tend(work)
-    process = found.process
+    pool = workers(site, monkeypatch, deaf)
+    pool.tend(work)
+    process = pool.process
     while not (site.root / "up").exists():
         time.sleep(0.02)
-    found.stop(work, 0.3)
+    pool.stop(work, 0.3)
     assert process is not None and process.wait(5) == -9
 
 

@@ -7,7 +7,7 @@ from usfmae.server.flower.connection_limits import FULL, FULL_OF_ONE, MOST_OF_ON
 
 def test_the_longest_waiting_stranger_goes_and_whoever_proved_a_key_stays():
     refused: list[tuple[int, str, str]] = []
-    limits = ConnectionLimits(4, 2, lambda *told: refused.append(told))
+    limits = ConnectionLimits(4, 2, lambda *refusal: refused.append(refusal))
     ends = [socket.socketpair() for _ in range(8)]
     peers = [("10.0.0.1", n) for n in range(4)] + [(f"10.0.1.{n}", 9) for n in range(4)]
     limits.enter(peers[0], ends[0][0])
@@ -28,7 +28,7 @@ def test_the_longest_waiting_stranger_goes_and_whoever_proved_a_key_stays():
 
 def test_a_hospital_holds_few_connections_however_many_it_opens():
     refused: list[tuple[int, str, str]] = []
-    limits = ConnectionLimits(4, 4, lambda *told: refused.append(told))
+    limits = ConnectionLimits(4, 4, lambda *refusal: refused.append(refusal))
     ends = [socket.socketpair() for _ in range(MOST_OF_ONE_KEY + 3)]
     limits.enter(("10.0.0.9", 1), ends[0][0])
     assert limits.prove(("10.0.0.9", 1), b"other")

@@ -61,8 +61,8 @@ def test_a_call_is_held_only_where_the_caller_says_so_and_no_longer(link):
 
 
 def test_500_held_calls_ask_once_each_and_wake_at_their_own_message_alone(link):
-    asked: list[bytes] = []
-    app = FleetApi(link.state, lambda key: bool(asked.append(key)))
+    keys: list[bytes] = []
+    app = FleetApi(link.state, lambda key: bool(keys.append(key)))
 
     async def held(number: int) -> float:
         started = time.monotonic()
@@ -76,7 +76,7 @@ def test_500_held_calls_ask_once_each_and_wake_at_their_own_message_alone(link):
         return list(await asyncio.gather(*calls))
 
     waited = asyncio.run(run())
-    assert len(asked) == 500
+    assert len(keys) == 500
     assert [number for number, seconds in enumerate(waited) if seconds < 0.9] == [7]
 
 

@@ -59,8 +59,8 @@ def test_flower_is_the_pinned_one():
     ],
 )
 def test_link_state_has_the_calls_the_gateway_makes(name, arguments):
-    found = list(inspect.signature(getattr(InMemoryLinkState, name)).parameters)[1:]
-    assert found[: len(arguments)] == arguments
+    parameters = list(inspect.signature(getattr(InMemoryLinkState, name)).parameters)[1:]
+    assert parameters[: len(arguments)] == arguments
 
 
 def test_link_state_keeps_its_books_where_the_gateway_looks(tmp_path):
@@ -80,10 +80,10 @@ def test_object_store_has_the_parts_that_our_store_replaces():
 def test_the_fleet_api_has_the_calls_node_auth_lets_through():
     from flwr.superlink.routers.fleet.router import router
 
-    known = {getattr(route, "path", "") for route in router.routes}
-    assert known >= node_auth.CALLS
+    paths = {getattr(route, "path", "") for route in router.routes}
+    assert paths >= node_auth.CALLS
     # A new call of the fleet API must be looked at before it is let in.
-    assert known - node_auth.CALLS == {"/v1/fleet/register-node", "/v1/fleet/unregister-node", "/v1/fleet/get-fab"}
+    assert paths - node_auth.CALLS == {"/v1/fleet/register-node", "/v1/fleet/unregister-node", "/v1/fleet/get-fab"}
 
 
 def test_node_authentication_uses_the_headers_and_window_node_auth_expects():
@@ -103,8 +103,8 @@ def test_every_call_node_auth_lets_through_has_flowers_own_handler():
     assert {call.path for call in fleet_api.CALLS} == node_auth.CALLS
     for call, (request, _) in fleet_api.CALLS.items():
         assert PROTOBUF_REQUEST_TYPES["POST", call.path] is request
-        known = list(inspect.signature(getattr(fleet_handlers, call.replace("-", "_"))).parameters)
-        assert known in (["request", "state"], ["request", "state", "store"])
+        parameters = list(inspect.signature(getattr(fleet_handlers, call.replace("-", "_"))).parameters)
+        assert parameters in (["request", "state"], ["request", "state", "store"])
 
 
 def test_a_request_goes_through_the_link_and_its_reply_comes_back(tmp_path):

@@ -63,8 +63,8 @@ class Desk:
     def announce(self, tree: ObjectTree, name: str = "", node: int = 0) -> tuple[bool, list[str], str]:
         """A site's `push-messages`; returns what Flower's route would work with."""
         state = self.link.state
-        asked = state.message_ins_store[self.request]
-        reply = Message(RecordDict(), reply_to=asked)
+        sent = state.message_ins_store[self.request]
+        reply = Message(RecordDict(), reply_to=sent)
         reply.metadata.__dict__["_message_id"] = name or tree.object_id
         session = state.start_session(self.link.run_id)
         return (*state.store_message_and_object_tree(remove_content_from_message(reply), tree, session), session)
@@ -98,8 +98,8 @@ def test_a_tree_that_doubles_at_each_level_is_looked_at_once(desk):
 def test_an_array_that_names_one_chunk_many_times_is_not_unfolded(desk, times, error):
     """60 MB, 6 GB: of the first no more is read than an update holds, the second is not even looked through."""
     chunk, chunk_content = obj("ArrayChunk", [], b"\1" * CHUNK)
-    about = {"dtype": "int8", "shape": [1], "stype": "usfmae.raw", "arraychunk_ids": [0] * times}
-    array, array_content = obj("Array", [chunk], json.dumps(about).encode())
+    description = {"dtype": "int8", "shape": [1], "stype": "usfmae.raw", "arraychunk_ids": [0] * times}
+    array, array_content = obj("Array", [chunk], json.dumps(description).encode())
     record, record_content = obj("ArrayRecord", [array], json.dumps({"w": array}).encode())
     config, config_content = obj("ConfigRecord", [], b"")
     content, content_content = obj(
@@ -160,8 +160,8 @@ def test_objects_of_a_request_announced_with_false_children_do_no_harm(desk):
     false = [ObjectTree(object_id=name, children=[never]) for name in desk.arrays.make]
     root, _ = obj("Message", [], b"poison")
     assert desk.announce(ObjectTree(object_id=root, children=false))[0]
-    asked = desk.ask(desk.nodes[1])
-    wanted = set(_names(desk.link.store.get_object_tree(asked)))
+    request = desk.ask(desk.nodes[1])
+    wanted = set(_names(desk.link.store.get_object_tree(request)))
     assert wanted >= set(desk.arrays.make)
     assert all(get_object_id(desk.link.store.get(name)) == name for name in wanted)
 
@@ -240,8 +240,8 @@ def test_half_an_upload_is_gone_when_its_request_has_expired(desk):
 
 
 def test_why_a_site_failed_is_short_and_cannot_forge_lines(desk):
-    about = ProtoMessage(error=ProtoError(code=ErrorCode.NODE_UNAVAILABLE, reason="\x1b[2J\nforged " + "x" * 10**6))
-    root, content = obj("Message", [], about.SerializeToString())
+    message = ProtoMessage(error=ProtoError(code=ErrorCode.NODE_UNAVAILABLE, reason="\x1b[2J\nforged " + "x" * 10**6))
+    root, content = obj("Message", [], message.SerializeToString())
     _, _, session = desk.announce(ObjectTree(object_id=root))
     assert desk.send(session, {root: content}) == [True]
     [answer] = desk.link.replies([desk.request])

@@ -14,9 +14,9 @@ from usfmae.server.rounds.transport import Answer
 def test_a_site_that_lost_its_decoder_gets_it_again(federation):
     made = federation(1)
     made.run(1)
-    asked = made.declining("need-decoder", lambda request: not request.with_decoder)
+    requests = made.declining("need-decoder", lambda request: not request.with_decoder)
     made.run(2)
-    assert asked == [True, False]
+    assert requests == [True, False]
 
 
 def test_a_lost_upload_is_asked_for_again(federation):
@@ -44,11 +44,11 @@ def test_the_replay_corpus_goes_to_sites_that_have_none_and_to_nobody_twice(fede
     write_shard(tmp_path / "public", "all", list(tissue(7, 4, 16)))
     chosen = {"continual.replay": str(tmp_path / "public"), "continual.replay_share": 0.25}
     made = federation(3, **chosen)
-    holders, asked = {made.hospitals[0].site}, []
+    holders, tasks = {made.hospitals[0].site}, []
     ask, answers = made.wire.ask, made.wire.answers
 
     def noting(task):
-        asked.append((task.request.round, task.site, task.replay))
+        tasks.append((task.request.round, task.site, task.replay))
         assert task.request.with_replay == bool(task.replay)
         if task.replay:
             holders.add(task.site)
@@ -68,7 +68,7 @@ def test_the_replay_corpus_goes_to_sites_that_have_none_and_to_nobody_twice(fede
     running = made.loop()
     running.run(2)
     assert made.verdicts(1) == made.verdicts(2) == ["admitted"] * 3
-    sent = [(number, site) for number, site, replay in asked if replay]
+    sent = [(number, site) for number, site, replay in tasks if replay]
     assert sorted(sent) == sorted((1, h.site) for h in made.hospitals[1:])
 
 
@@ -189,9 +189,9 @@ def test_every_request_names_its_site_and_is_signed_as_a_whole(federation):
     from usfmae.core.federated.messages import verify
 
     made = federation(2)
-    asked, real = [], made.wire.ask
-    made.wire.ask = lambda task: asked.append(task) or real(task)
+    tasks, real = [], made.wire.ask
+    made.wire.ask = lambda task: tasks.append(task) or real(task)
     made.run(1)
-    for task in asked:
+    for task in tasks:
         assert task.request.recipient == task.site and task.request.expires > task.request.deadline - 1
         verify(task.request, made.loop().key.public_key())

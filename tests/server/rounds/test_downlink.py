@@ -12,13 +12,13 @@ from usfmae.core.federated.local_round import Trained
 
 def taken(made, number, encoding):
     """The encoder of a round as a site makes it: the one before, and the step's bytes."""
-    data, at, found = made.home.step(number).read_bytes(), 0, {}
+    data, at, tensors = made.home.step(number).read_bytes(), 0, {}
     for name, before in sorted(made.encoder(number - 1).items()):
         size = codec.packed_size(math.prod(before.shape), encoding)
-        found[name] = codec.stepped(data[at : at + size], before, encoding).reshape(before.shape)
+        tensors[name] = codec.stepped(data[at : at + size], before, encoding).reshape(before.shape)
         at += size
     assert at == len(data)
-    return found
+    return tensors
 
 
 @pytest.mark.parametrize("rule", ["fedavg", "fedadam", "median"])
@@ -57,17 +57,17 @@ def test_lossless_updates_are_merged_as_they_are(federation):
 
 def test_the_step_goes_to_who_answered_the_round_before_and_the_whole_to_the_others(federation):
     made = federation(3, **{"rounds.quorum": 2, "rounds.deadline": 0.001})
-    asked, slow, real = [], made.hospitals[2].site, made.wire.ask
+    tasks, slow, real = [], made.hospitals[2].site, made.wire.ask
     made.wire.ask = lambda task: (
-        asked.append((task.request.round, task.site == slow, task.step, task.request.delta_from)) or real(task)
+        tasks.append((task.request.round, task.site == slow, task.step, task.request.delta_from)) or real(task)
     )
     made.wire.order = lambda messages: [m for m in messages if made.wire.waiting[m].site != slow]
     made.run(1)
     made.wire.order = list
     made.run(2)
-    assert {(number, step, name) for number, _, step, name in asked if number == 1} == {(1, None, "")}
+    assert {(number, step, name) for number, _, step, name in tasks if number == 1} == {(1, None, "")}
     before = made.ledger.rounds()[0].base
-    assert {entry for entry in asked if entry[0] == 2} == {
+    assert {entry for entry in tasks if entry[0] == 2} == {
         (2, False, made.home.step(1), before),
         (2, True, None, ""),
     }
@@ -76,9 +76,9 @@ def test_the_step_goes_to_who_answered_the_round_before_and_the_whole_to_the_oth
 def test_a_site_without_the_start_gets_the_whole_encoder(federation):
     made = federation(1)
     made.run(1)
-    asked = made.declining("need-base", lambda request: bool(request.delta_from))
+    requests = made.declining("need-base", lambda request: bool(request.delta_from))
     made.run(2)
-    assert asked == [True, False]
+    assert requests == [True, False]
     assert made.verdicts(2) == ["admitted"]
 
 
@@ -88,7 +88,7 @@ def test_an_encoder_put_in_place_of_the_merge_has_no_step(federation):
     made = federation(1)
     made.run(1)
     made.home.forget_step(1)
-    asked, real = [], made.wire.ask
-    made.wire.ask = lambda task: asked.append(task.request.delta_from) or real(task)
+    tasks, real = [], made.wire.ask
+    made.wire.ask = lambda task: tasks.append(task.request.delta_from) or real(task)
     made.run(2)
-    assert asked == [""]
+    assert tasks == [""]

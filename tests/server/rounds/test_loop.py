@@ -152,8 +152,8 @@ def test_a_round_whose_quorum_the_gate_refused_is_void_after_its_deadline_and_th
     start = made.ledger.last_round().committed
 
     def lying(place, request, encoder, decoder):
-        told = real(place, request, encoder, decoder)
-        return dataclasses.replace(told, images=10**9) if request.round == 2 else told
+        trained = real(place, request, encoder, decoder)
+        return dataclasses.replace(trained, images=10**9) if request.round == 2 else trained
 
     liar.trainer = lying
     velocity = made.home.memory("velocity", 1).read_bytes()
@@ -229,10 +229,10 @@ def test_the_audit_log_and_status_tell_what_happened(federation):
     made = federation(2)
     result = made.run(2)
     assert audit.verify(made.home.audit) > 4
-    found = status(made.home)
-    assert (found["round"], found["hash"]) == (2, result)
-    assert {v["verdict"] for r in found["rounds"] for v in r["verdicts"]} == {"admitted"}
-    assert np.isclose(sum(v["weight"] for v in found["rounds"][0]["verdicts"]), 1)
+    shown = status(made.home)
+    assert (shown["round"], shown["hash"]) == (2, result)
+    assert {v["verdict"] for r in shown["rounds"] for v in r["verdicts"]} == {"admitted"}
+    assert np.isclose(sum(v["weight"] for v in shown["rounds"][0]["verdicts"]), 1)
 
 
 def test_old_checkpoints_go_where_keep_says_so(federation):
