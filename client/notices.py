@@ -17,11 +17,11 @@ FAILURES = frozenset(
 
 def notifier(site: Site) -> Notifier:
     """What tells the persons of this site."""
-    asked = site.settings.release == "approve"
+    needs_approval = site.settings.release == "approve"
 
     def kind(entry: Mapping[str, Any]) -> NoticeKind | None:
         event = entry.get("event")
-        if event == "outbox.staged" and asked:
+        if event == "outbox.staged" and needs_approval:
             return NoticeKind.APPROVAL
         if event == "campaign.waiting":
             return NoticeKind.CAMPAIGN

@@ -358,7 +358,8 @@ def _closing(
     }
     connected = [site for site, one in active.items() if one["connected"]]
     rules = settings.rounds if settings else RoundSettings()
-    end = quorum.closing(verdicts, active, connected, opened["opened"], rules, _silent(db, opened["number"]))
+    attendance = quorum.Attendance(active, connected, _silent(db, opened["number"]))
+    end = quorum.closing(verdicts, attendance, opened["opened"], rules)
     waits, silent = (sorted(active[s]["name"] for s in sites) for sites in (end.waits_for, end.not_waited_for))
     return Closing(waits, silent, max(rules.quorum, 1), end.admitted, end.closes if settings else None)
 

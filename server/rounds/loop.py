@@ -30,7 +30,7 @@ from usfmae.server.campaign import Campaign
 from usfmae.server.layout import Federation, check_disk
 from usfmae.server.ledger import CLOSE, Round, Verdict
 from usfmae.server.rounds import commit, spool
-from usfmae.server.rounds.quorum import announce, closing, hopeless
+from usfmae.server.rounds.quorum import Attendance, announce, closing, hopeless
 from usfmae.server.rounds.request import replayed, train_request
 from usfmae.server.rounds.transport import Answer, RoundTask, Transport
 
@@ -154,7 +154,8 @@ class Loop:
             self._take_late()
             now, age = self.ledger.verdicts(current.number), self.clock() - current.opened
             waited = [site for site in sites if site in now or self.unsigned[site] < MOST_UNSIGNED]
-            end = closing(now, waited, connected, current.opened, self.settings.rounds, silent)
+            attendance = Attendance(waited, connected, silent)
+            end = closing(now, attendance, current.opened, self.settings.rounds)
             if end.due(self.clock()) or (end.closes is not None and self._told_to_close(current.number)):
                 return ""
             if hopeless(now, sites, age, self.settings.rounds):

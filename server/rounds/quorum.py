@@ -41,29 +41,31 @@ class RoundEnd:
         return self.closes is not None and (not self.waits_for or now >= self.closes)
 
 
-def closing(
-    verdicts: Mapping[str, Verdict],
-    active: Collection[str],
-    connected: Collection[str],
-    opened: float,
-    rules: RoundSettings,
-    silent: Collection[str] = (),
-) -> RoundEnd:
+@dataclass(frozen=True)
+class Attendance:
+    """Which sites a round may expect."""
+
+    active: Collection[str]  # enrolled
+    connected: Collection[str]
+    silent: Collection[str] = ()  # have answered in none of the last rounds
+
+
+def closing(verdicts: Mapping[str, Verdict], sites: Attendance, opened: float, rules: RoundSettings) -> RoundEnd:
     """At once when everyone has answered; with a quorum, when the others have had their time; else not yet.
 
-    `active`: sites that are enrolled, `connected`: those that are connected, `silent`: those that have answered in none of
-    the last rounds. Their time is the longer of `grace` and `grace_factor` times the median answer of this round, but
+    Their time is the longer of `grace` and `grace_factor` times the median answer of this round, but
     `deadline` at most, and `patience` where none of them is connected.
     """
+    active, silent = sites.active, set(sites.silent)
     admitted = [verdicts[s] for s in active if s in verdicts and verdicts[s].verdict == VerdictCode.ADMITTED]
     missing = set(active) - set(verdicts)
-    waited = tuple(sorted(missing - set(silent)))
-    passed_over = tuple(sorted(missing & set(silent)))
+    waited = tuple(sorted(missing - silent))
+    passed_over = tuple(sorted(missing & silent))
     if len(admitted) < max(rules.quorum, 1):
         return RoundEnd(None, len(admitted), waited, passed_over)
     usual = statistics.median(max(0.0, verdict.received - opened) for verdict in admitted)
     limit = min(rules.deadline, max(rules.grace, rules.grace_factor * usual))
-    if not set(waited) & set(connected):
+    if not set(waited) & set(sites.connected):
         limit = min(limit, rules.patience)
     return RoundEnd(opened + (limit if waited else 0.0), len(admitted), waited, passed_over)
 

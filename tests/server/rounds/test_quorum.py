@@ -11,7 +11,7 @@ from usfmae.core.config.coordinator import RoundSettings
 from usfmae.core.errors import PolicyError
 from usfmae.core.federated.messages import VerdictCode
 from usfmae.server.ledger import Verdict
-from usfmae.server.rounds.quorum import closing
+from usfmae.server.rounds.quorum import Attendance, closing
 
 
 def answered(**seconds):
@@ -19,7 +19,7 @@ def answered(**seconds):
 
 
 def closes(verdicts, here="abc", silent=(), active="abc", **rules):
-    return closing(verdicts, set(active), set(here), 1000.0, RoundSettings(**rules), silent)
+    return closing(verdicts, Attendance(set(active), set(here), silent), 1000.0, RoundSettings(**rules))
 
 
 def test_a_round_closes_at_once_when_everyone_has_answered():
