@@ -156,6 +156,7 @@ class Ledger:
         if not create and not path.exists():
             raise ConfigError(f"ledger {path}", "does not exist", "run 'usfmae-server init' first")
         self.path = path
+        self._sites: tuple[tuple[int, int], dict[str, EnrolledSite]] | None = None  # as of a version of the database
         with _damage_said(path):
             self._db = connected(path, create=create)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -287,10 +288,16 @@ class Ledger:
             )
 
     def sites(self) -> dict[str, EnrolledSite]:
-        """Every site by fingerprint, active and revoked, in the order of fingerprints."""
-        columns = "site, name, node_key, signing_key, capacity, state, has_decoder, seen, confirmed"
-        rows = self._db.execute(f"SELECT {columns} FROM sites ORDER BY site").fetchall()  # noqa: S608
-        return {row["site"]: _site(row) for row in rows}
+        """Every site by fingerprint, active and revoked, in the order of fingerprints.
+
+        The round loop asks many times a second: the table is read again only where anybody has written to the ledger.
+        """
+        version = self._db.execute("PRAGMA data_version").fetchone()[0], self._db.total_changes
+        if self._sites is None or self._sites[0] != version:
+            columns = "site, name, node_key, signing_key, capacity, state, has_decoder, seen, confirmed"
+            rows = self._db.execute(f"SELECT {columns} FROM sites ORDER BY site").fetchall()  # noqa: S608
+            self._sites = version, {row["site"]: _site(row) for row in rows}
+        return dict(self._sites[1])
 
     def saw(self, sites: Iterator[str] | list[str] | set[str]) -> None:
         now = time.time()

@@ -85,3 +85,18 @@ def test_a_replay_is_known_by_its_content_in_another_round_only(ledger):
 def test_a_directory_without_a_federation_is_told_so(tmp_path):
     with pytest.raises(ConfigError, match="init"):
         Ledger(tmp_path / "none.sqlite")
+
+
+def test_the_sites_are_read_again_only_after_a_change_whoever_made_it(ledger):
+    read = []
+    ledger._db.set_trace_callback(lambda statement: read.append(statement) if "FROM sites ORDER" in statement else None)
+    assert ledger.sites() == {} and ledger.sites() == {} and len(read) == 1
+    ledger.add_site(enrolment())
+    assert [site.name for site in ledger.sites().values()] == ["clinic"] and len(read) == 2
+    other = Ledger(ledger.path)  # as the commands of a coordinator beside a running aggregator
+    other.add_site(enrolment("second"))
+    assert len(ledger.sites()) == 2 and len(read) == 3
+    other.revoke_site("second")
+    assert {site.name: site.state for site in ledger.sites().values()} == {"clinic": "active", "second": "revoked"}
+    ledger.sites().clear()
+    assert len(ledger.sites()) == 2 and len(read) == 4
