@@ -114,6 +114,7 @@ def _line(f: Found) -> str:
     text = f"{f.dataset.id:<19} {f.status:<10} {f.scans:>6,}{of} files; Table 1: {f.dataset.images:,}"
     text += f"; {f.dataset.licence_class} ({f.dataset.licence})"
     text += f"; overlaps {', '.join(f.overlaps)}" if f.overlaps else ""
+    text += f"; get it at {f.dataset.link}" if f.status != "present" else ""
     return text + (f"; {f.detail}" if f.detail else "")
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
+from usfmae.core.cli.datasets import datasets
 from usfmae.core.errors import UsageError
 from usfmae.core.openus46.registry import BENCHMARKS, TABLE_1_TOTAL, corpus, dataset, registry
 
@@ -72,3 +76,9 @@ def test_mlcroissant_accepts_it_and_reads_the_records() -> None:
     names = [record["datasets/id"] for record in read.records("datasets")]
     first = next(iter(registry()))
     assert len(names) == 46 and names[0] in (first, first.encode())
+
+
+def test_a_missing_data_set_is_listed_with_where_to_get_it(tmp_path: Path) -> None:
+    listed = CliRunner().invoke(datasets, ["check", "--root", str(tmp_path), "--missing"]).stdout.splitlines()
+    assert all(f"get it at {registry()[line.split()[0]].link}" in line for line in listed if " missing " in line)
+    assert len(listed) >= 46
