@@ -68,7 +68,7 @@ def _is_tls(error: Exception) -> bool:
 
 
 class Doctor:
-    """The checks in the order in which a connection comes about; what rests on a failed check is skipped."""
+    """The checks in the order in which a connection comes about; what needs a failed check is skipped."""
 
     def __init__(self, site: Site, timeout: float = 10.0) -> None:
         self.site, self.timeout = site, timeout
@@ -96,7 +96,7 @@ class Doctor:
     def _one(self, name: str, check: Callable[[], str], broken: set[str]) -> Finding:
         try:
             if broken:
-                raise Skip(f"rests on {', '.join(sorted(broken))}")
+                raise Skip(f"not tried: first mend {', '.join(sorted(broken))}")
             return Finding(name, "PASS", check())
         except Skip as skip:
             return Finding(name, "SKIP", str(skip))
@@ -160,7 +160,7 @@ class Doctor:
             raise Fail(f"certificate of {where}: {reason}", untrusted(reason))
         if _is_tls(error) or isinstance(error, httpx.ProtocolError):
             raise Fail(f"no TLS with {where}: {reason}", "is this the aggregator's port?")
-        fix = "open this host and port in the outbound firewall; where they are, the aggregator is down"
+        fix = "open this host and port in the outbound firewall; if it is open, the aggregator is down"
         raise Fail(f"server {where} does not answer: {reason}", fix)
 
     def clock(self) -> str:
