@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from usfmae.core import errors, metrics
+from usfmae.core.cli.examples import EXAMPLES
 from usfmae.core.config.base import Options, keys_of
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,27 @@ def test_every_command_and_option_says_what_it_is_for() -> None:
         assert (command.help or text).strip(), f"{name} has no help"
         for option in command.params:
             assert not isinstance(option, click.Option) or option.hidden or option.help, f"{name} {option.opts}"
+
+
+def _examples() -> dict[str, list[str]]:
+    """Lines of each command's help that can be typed as they stand."""
+    shown = {}
+    for name, (command, text) in COMMANDS.items():
+        if not isinstance(command, click.Group):
+            program = name.split()[0]
+            lines = [line.strip() for line in f"{command.help or text}\n{command.epilog or ''}".splitlines()]
+            starts = [line for line in lines if line.removeprefix("Example: ").startswith(f"{program} ")]
+            shown[name] = [line.removeprefix("Example: ") for line in starts]
+    return shown
+
+
+def test_every_command_shows_an_example_of_itself() -> None:
+    assert [name for name, lines in _examples().items() if not any(line.startswith(name) for line in lines)] == []
+
+
+@pytest.mark.parametrize("line", [line for lines in EXAMPLES.values() for line in lines])
+def test_examples_can_be_typed(line: str) -> None:
+    test_every_command_line_in_the_docs_can_be_typed("--help", line.partition(" > ")[0])
 
 
 def test_every_setting_is_explained() -> None:

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 import click
 
+from usfmae.core.cli.examples import PROGRAMS, with_examples
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -35,7 +37,8 @@ class LazyGroup(click.Group):
             return None
         module, _, attribute = self.commands_at[cmd_name].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
+        program = PROGRAMS.get(module.split(".")[1], "")
+        return with_examples(command, f"{program} {cmd_name}")
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
