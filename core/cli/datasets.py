@@ -135,7 +135,12 @@ def _unknown(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir() and p.name.lower() not in names)
 
 
-@datasets.command(help="The registry as Croissant metadata (JSON-LD), for catalogues of data sets.")
+@datasets.command(
+    help="""The registry as Croissant metadata (JSON-LD), for catalogues of data sets.
+
+    \b
+    usfmae datasets croissant > openus46.croissant.json"""
+)
 def croissant() -> None:
     from usfmae.core.openus46.croissant import metadata
 
