@@ -53,7 +53,7 @@ def measure(root: Path, organs: int, steps: int, repeats: int) -> dict[str, Any]
     home = Layout(root / "home")
     settings = home.settings()
     fill(root / "panel", organs, settings.model.image_size)
-    panel = opened(root / "panel", settings.continual.panel_images, settings.train)
+    panel = opened(root / "panel", settings.continual.panel_images)
     reader = PanelReader(home, panel, settings.continual)
     encoder = load(home.checkpoint(0)).tensors
     corpus = Corpus(sorted((root / "panel").glob("*/*")))

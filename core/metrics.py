@@ -87,7 +87,10 @@ SERVER = (
     _counter("usfmae_server_bytes_received_total", "Bytes of admitted and refused replies"),
     _gauge("usfmae_server_loss_before", "Held-out loss at the sites before the last round, by images"),
     _gauge("usfmae_server_loss_after", "Held-out loss at the sites after their training, by images"),
-    _gauge("usfmae_server_panel_loss", "Masked loss of the global model on the public panel", "organ"),
+    _gauge(
+        "usfmae_server_panel_loss", "Masked loss on the public panel, with a decoder refitted on the encoder", "organ"
+    ),
+    _gauge("usfmae_server_panel_seed_decoder_loss", "The same with the seed's decoder, which does not follow", "organ"),
     _gauge("usfmae_server_panel_forgetting_ratio", "Panel loss over the seed's, minus 1; above 0 is worse", "organ"),
     _gauge("usfmae_server_panel_knn_ratio", "Balanced accuracy of kNN on the panel's features", "organ"),
     _gauge("usfmae_server_panel_probe_ratio", "Balanced accuracy of the linear probe on the panel's features", "organ"),

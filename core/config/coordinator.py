@@ -25,8 +25,12 @@ class ContinualSettings(Options):
     """Images by anatomy over all sites, as they have told the coordinator; stands in the model card of a release."""
     old: tuple[str, ...] = ()
     """Organs the seed knows, for backward transfer; none given means every organ of the panel."""
+    refit_steps: int = Field(100, ge=0)
+    """Steps of 16 images in which the server fits a decoder to an encoder before it reads a loss; 0: the seed's decoder."""
     budget: float = Field(0.10, ge=0)
-    """A round that leaves an organ's masked loss more than this share above the seed's is moved back or refused."""
+    """A round that leaves an organ's refitted masked loss more than this share above the seed's is moved back or refused."""
+    probe_budget: float = Field(0.15, gt=0, le=1)
+    """The same where the mean of kNN and linear probe of an organ's classes fell by more than this since the seed."""
     steps_back: tuple[float, ...] = (0.5, 0.25)
     """Shares of a round's change that are tried in turn when all of it breaks the budget; none refuses at once."""
     blame: bool = True

@@ -1,7 +1,11 @@
 """The forgetting panel: what an encoder still knows of each organ, on a fixed public set that nobody trains on.
 
-Per organ: masked loss; kNN and linear probe on frozen features where the organ has classes; CKA to the seed. N images,
-D features, K classes.
+Per organ: masked loss, read with a decoder that was refitted on the frozen encoder (the same first weights, images and
+steps for every encoder that is compared) and, beside it, with the seed's decoder as it was; kNN and linear probe on
+frozen features where the organ has classes; CKA to the seed. N images, D features, K classes.
+
+Why refit: a loss belongs to an encoder and a decoder. With the seed's decoder it rises as soon as an encoder moves, so
+a panel that reads it so takes learning for forgetting (docs/continual.md).
 """
 
 from __future__ import annotations
@@ -32,8 +36,8 @@ class Organ:
 
     name: str
     corpus: Corpus
-    measured: Positions  # images that the loss, CKA and the probe's test use
-    fitted: Positions  # images the probe is fitted on; shares no group with `measured`
+    measured: Positions  # images that the losses, CKA and the probe's test use
+    fitted: Positions  # images that probe and decoder are fitted on; shares no group with `measured` where it can
     labels: Labels | None = None  # (len(corpus),) classes, -1 where an image has none
 
 
@@ -41,10 +45,16 @@ class Organ:
 class Reading:
     """What the panel says of one encoder and organ; `knn` and `probe` are balanced accuracies, None without classes."""
 
-    loss: float
+    loss: float  # with the decoder that was refitted on this encoder
+    seed_decoder_loss: float | None = None  # with the seed's decoder, which does not follow
     knn: float | None = None
     probe: float | None = None
     cka: float | None = None  # to the seed's features on the same images
+
+    @property
+    def accuracy(self) -> float | None:
+        """Mean of the two probes; None without classes."""
+        return None if self.knn is None or self.probe is None else (self.knn + self.probe) / 2
 
     def as_dict(self) -> dict[str, float | None]:
         return asdict(self)
@@ -53,7 +63,10 @@ class Reading:
 def read(
     model: MaskedAutoencoder, organ: Organ, settings: TrainSettings, seed_features: Floats | None = None
 ) -> tuple[Reading, Floats]:
-    """The reading of one organ, and the features (N, D) it rests on. Without `seed_features` there is no CKA."""
+    """The reading of one organ, and the features (N, D) it rests on. Without `seed_features` there is no CKA.
+
+    `model` holds the encoder and the decoder that its loss is read with.
+    """
     loss = evaluate(model, organ.corpus, organ.measured, settings)
     measured = features(model, organ.corpus, organ.measured, settings)
     similar = cka(measured, seed_features) if seed_features is not None else None
@@ -63,7 +76,8 @@ def read(
     labels, truth = organ.labels[organ.fitted], organ.labels[organ.measured]
     fit, test = fitted[labels >= 0], measured[truth >= 0]
     labels, truth = labels[labels >= 0], truth[truth >= 0]
-    return Reading(loss, knn(fit, labels, test, truth), linear_probe(fit, labels, test, truth), similar), measured
+    probes = {"knn": knn(fit, labels, test, truth), "probe": linear_probe(fit, labels, test, truth)}
+    return Reading(loss, cka=similar, **probes), measured
 
 
 @torch.no_grad()

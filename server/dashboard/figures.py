@@ -15,6 +15,7 @@ from usfmae.server.layout import Layout
 # What a panel's reading of an organ is called among the metrics.
 PANEL = {
     "loss": "panel_loss",
+    "seed_decoder_loss": "panel_seed_decoder_loss",
     "forgetting": "panel_forgetting_ratio",
     "knn": "panel_knn_ratio",
     "probe": "panel_probe_ratio",

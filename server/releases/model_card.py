@@ -54,11 +54,12 @@ since the seed {{ choice.alpha }}.
 Rounds by verdict of the forgetting gate: {{ outcomes }}.
 
 ## Forgetting panel
-{% if choice.panel %}Fixed public images, never trained on by a site; losses with the seed's decoder. \
+{% if choice.panel %}Fixed public images, never trained on by a site; losses with a decoder that was refitted alike on other images of \
+the panel for the seed and for these weights. \
 Budget {{ budget }} per organ. Backward transfer {{ transfer }}.
 
-| organ | loss | seed's loss | change | kNN | linear probe | CKA to the seed |
-|---|---|---|---|---|---|---|
+| organ | loss | seed's loss | change | with the seed's decoder | kNN | linear probe | CKA to the seed |
+|---|---|---|---|---|---|---|---|
 {% for row in panel %}| {{ row|join(" | ") }} |
 {% endfor %}
 {% else %}None was set: what these weights have forgotten is not known.
@@ -130,7 +131,7 @@ def _rows(panel: Mapping[str, Any]) -> list[list[str]]:
             f"{values['loss']:.4f}",
             f"{panel['seed'][organ]:.4f}",
             f"{values['loss'] / panel['seed'][organ] - 1:+.1%}",
-            *(shown(values[name]) for name in ("knn", "probe", "cka")),
+            *(shown(values[name]) for name in ("seed_decoder_loss", "knn", "probe", "cka")),
         ]
         for organ, values in panel["organs"].items()
     ]

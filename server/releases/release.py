@@ -23,19 +23,20 @@ from usfmae.core.checkpoint_header import describe
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError, UsageError
 from usfmae.core.federated import forgetting
+from usfmae.core.federated.forgetting_panel import Reading
 from usfmae.core.files import put, write_atomic
 from usfmae.server import campaign
 from usfmae.server.layout import Federation, Layout
 from usfmae.server.ledger import Ledger, Round, RoundState
 from usfmae.server.releases import benchmark_results
 from usfmae.server.releases.model_card import ReleaseChoice, card
-from usfmae.server.rounds.forgetting_gate import EMA, ForgettingGate
+from usfmae.server.rounds.forgetting_gate import EMA, ForgettingGate, budget_of
 from usfmae.server.rounds.panel import PanelReader
 
 LEARNED = 0.8  # share of the sites' whole fall in held-out loss that a released round must hold; not tuned
 _UNMEASURED = "the last round that holds what the sites learned; no panel is set, so forgetting was not measured"
 _RANDOM_SEED = (
-    "the last round that holds what the sites learned; the seed is random, so the panel's decoder knows nothing"
+    "the last round that holds what the sites learned; the seed is random, so the panel has nothing to compare with"
 )
 
 
@@ -67,9 +68,10 @@ def release(
 def choose(federation: Federation, reader: PanelReader | None, number: int | None = None) -> ReleaseChoice:
     """The round to release, by two witnesses: what the sites learned, and what the panel says was forgotten.
 
-    Only rounds that hold most of what the sites' held-out images show as learned may go out (see `unlearned`). Of these
-    the one with the lowest mean panel loss over its seed loss, within the budget; then the best alpha. Without a panel,
-    or where the seed is random and the panel's decoder therefore knows nothing, the last of them. `number` asks for one
+    Only rounds that hold most of what the sites' held-out images show as learned may go out (see `unlearned`), and that
+    lower the loss of at least one of the panel's organs that are not `continual.old`, if it has any. Of these the one with the lowest mean panel loss over its seed
+    loss (each with a decoder refitted alike), within the budget; then the best alpha. Without a panel, or where the
+    seed is random and everything is an improvement on it, the last of them. `number` asks for one
     round: PolicyError says why it may not go out.
     """
     home, settings = federation.home, federation.settings
@@ -79,10 +81,13 @@ def choose(federation: Federation, reader: PanelReader | None, number: int | Non
         raise PolicyError("release", "no round is committed", "run rounds first")
     refused = unlearned(rounds)
     judged = reader if reader is not None and trained_seed(home) else None
-    read = {r.number: _costs(r, judged) for r in rounds} if judged else {}
-    for n, costs in read.items():
-        if not costs or max(costs.values()) > settings.continual.budget:
+    read = {r.number: _readings(r, judged) for r in rounds} if judged else {}
+    for n, readings in read.items():
+        assert judged is not None
+        if not readings or not forgetting.within(judged.seed, readings, budget_of(settings.continual)):
             refused.setdefault(n, "is over the forgetting budget, or was not measured on this panel")
+        elif not _learned(judged, readings):
+            refused.setdefault(n, "shows no learning on the panel: no new organ's loss is below the seed's")
     fit = [r.number for r in rounds if r.number not in refused and number in (None, r.number)]
     if not fit:
         reason = refused.get(number or rounds[-1].number, "is not committed")
@@ -92,10 +97,10 @@ def choose(federation: Federation, reader: PanelReader | None, number: int | Non
     if judged is None:
         why = _UNMEASURED if reader is None else _RANDOM_SEED
         return ReleaseChoice(fit[-1], 1.0, why, None, home.checkpoint(fit[-1]))
-    best = min(fit, key=lambda n: (_mean(read[n]), n))
+    best = min(fit, key=lambda n: (_cost(judged, read[n]), n))
     candidates = [home.checkpoint(best)] + ([] if number else [home.memory(EMA, rounds[-1].number)])
     choices = [_interpolated(home, settings, judged, best, path) for path in candidates if path.exists()]
-    _cost, choice = min(choices, key=lambda pair: pair[0])
+    choice = min(choices, key=lambda pair: pair[0])[1]
     return replace(choice, why=f"{choice.why}; {len(refused)} round(s) were over it, unlearned or not measured")
 
 
@@ -103,7 +108,7 @@ def unlearned(rounds: Sequence[Round]) -> dict[int, str]:
     """Rounds that lack most of what the sites have learned since, with the reason.
 
     The witness is the mean held-out loss at the sites, each with the decoder it trains: it falls as the encoder learns,
-    where a panel read with the seed's decoder may rise. A round whose fall is under LEARNED of the largest fall is not
+    where one read with the seed's decoder may rise. A round whose fall is under LEARNED of the largest fall is not
     released; rounds without losses are not judged.
     """
     losses = {r.number: (r.summary or {}).get("loss_after") for r in rounds}
@@ -129,28 +134,36 @@ def _interpolated(
 ) -> tuple[float, ReleaseChoice]:
     """The share between the seed and an encoder with the lowest mean cost within the budget, and that cost."""
     seed, now = load(home.checkpoint(0)).tensors, load(path).tensors
-    base = {organ: reading.loss for organ, reading in reader.seed.items()}
-    trials = []
+    budget, candidates = budget_of(settings.continual), []
     for alpha in sorted({1.0, *settings.continual.alphas}, reverse=True):
         readings = reader.read(forgetting.interpolate(seed, now, alpha))
-        costs = forgetting.excess(base, {organ: reading.loss for organ, reading in readings.items()})
-        within = max(costs.values()) <= settings.continual.budget
-        trials.append((not within, _mean(costs), -alpha, readings))
-    over, cost, minus, readings = min(trials, key=lambda item: item[:3])
+        within = forgetting.within(reader.seed, readings, budget)
+        candidates.append((not within, _cost(reader, readings), -alpha, readings))
+    over, cost, minus, readings = min(candidates, key=lambda item: item[:3])
     what = f"round {number}" if path == home.checkpoint(number) else "the running average of all rounds"
     why = f"{what}, alpha {-minus:g}: mean panel loss {cost:+.1%} against the seed, every organ within "
     why += f"{settings.continual.budget:+.0%}"
     return (math.inf if over else cost), ReleaseChoice(number, -minus, why, reader.summary(readings), path)
 
 
-def _costs(round_: Round, reader: PanelReader) -> dict[str, float]:
+def _readings(round_: Round, reader: PanelReader) -> dict[str, Reading]:
+    """What the ledger has of a round on this panel; empty where it was not read, or read in another way."""
     panel = (round_.summary or {}).get("panel", {})
-    if panel.get("fingerprint") != reader.panel.fingerprint:
+    if panel.get("fingerprint") != reader.fingerprint:
         return {}
-    return forgetting.excess(panel["seed"], {organ: values["loss"] for organ, values in panel["organs"].items()})
+    return {organ: Reading(**values) for organ, values in panel["organs"].items()}
 
 
-def _mean(costs: Mapping[str, float]) -> float:
+def _learned(reader: PanelReader, readings: Mapping[str, Reading]) -> bool:
+    """Whether the panel shows learning: some new organ's loss is below the seed's. A panel of old organs cannot."""
+    costs = forgetting.excess(reader.seed, readings)
+    new = set(costs) - set(reader.old)
+    return not new or min(costs[organ] for organ in new) < 0
+
+
+def _cost(reader: PanelReader, readings: Mapping[str, Reading]) -> float:
+    """Mean refitted loss over the seed's, minus 1: the probes of one panel are too coarse to rank rounds, they veto."""
+    costs = forgetting.excess(reader.seed, readings)
     return sum(costs.values()) / len(costs)
 
 

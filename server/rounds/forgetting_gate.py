@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from usfmae.core import audit
 from usfmae.core.checkpoint import load, save
-from usfmae.core.config.coordinator import CoordinatorSettings
+from usfmae.core.config.coordinator import ContinualSettings, CoordinatorSettings
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.federated import forgetting
-from usfmae.core.federated.forgetting import ACCEPTED, Decision, Tensors
+from usfmae.core.federated.forgetting import ACCEPTED, Budget, Decision, Tensors
 from usfmae.core.federated.forgetting_panel import Reading
 from usfmae.core.federated.merge import mix_memory
 from usfmae.core.federated.rules import rule_for
@@ -33,6 +33,11 @@ logger = logging.getLogger(__name__)
 EMA = "ema"  # name of the running average among the files of the merging rule's memory
 
 Merge = Callable[[Collection[str]], str]  # merges all admitted sites but these to the round's place; gives the hash
+
+
+def budget_of(settings: ContinualSettings) -> Budget:
+    """What an organ may lose since the seed, as the coordinator has set it."""
+    return Budget(settings.budget, settings.probe_budget)
 
 
 class Judgement(NamedTuple):
@@ -52,7 +57,7 @@ class ForgettingGate:
         self.reader: PanelReader | None = None
         if self.settings.panel:
             replayed = Corpus([self.settings.replay]) if self.settings.replay else None
-            panel = opened(self.settings.panel, self.settings.panel_images, settings.train)
+            panel = opened(self.settings.panel, self.settings.panel_images)
             check_apart(panel, self.settings.declared, replayed)
             self.reader = PanelReader(home, panel, self.settings)
 
@@ -116,21 +121,17 @@ class ForgettingGate:
         reader = self.reader
         base, now = self._tensors(current.number - 1), self._tensors(current.number)
         before = self._before(current, base)
-        seed = {organ: reading.loss for organ, reading in reader.seed.items()}
-        after = {organ: reading.loss for organ, reading in readings.items()}
-        limit = self.settings.budget
-        return forgetting.decide(
-            seed, before, after, limit, shares, lambda share: reader.losses(forgetting.interpolate(base, now, share))
-        )
+        smaller = ((share, reader.read(forgetting.interpolate(base, now, share))) for share in shares)
+        return forgetting.decide(reader.seed, before, readings, budget_of(self.settings), smaller)
 
-    def _before(self, current: Round, base: Tensors) -> dict[str, float]:
-        """Losses before the round: as the ledger has them, else measured."""
+    def _before(self, current: Round, base: Tensors) -> dict[str, Reading]:
+        """Readings before the round: as the ledger has them, else measured."""
         assert self.reader is not None
         last = self.ledger.last_round()
         panel = (last.summary or {}).get("panel", {}) if last and last.number == current.number - 1 else {}
-        if panel.get("fingerprint") == self.reader.panel.fingerprint:
-            return {organ: float(values["loss"]) for organ, values in panel["organs"].items()}
-        return self.reader.losses(base)
+        if panel.get("fingerprint") == self.reader.fingerprint:
+            return {organ: Reading(**values) for organ, values in panel["organs"].items()}
+        return self.reader.read(base)
 
     def _without_worst(
         self, current: Round, sites: Collection[str], merge: Merge, decision: Decision
@@ -157,8 +158,8 @@ class ForgettingGate:
         costs = {}
         for site in sorted(sites):
             merge([other for other in sites if other != site])
-            loss = self.reader.loss(self._tensors(current.number), organ)
-            costs[site] = forgetting.excess({organ: self.reader.seed[organ].loss}, {organ: loss})[organ]
+            readings = self.reader.read(self._tensors(current.number))
+            costs[site] = forgetting.excess(self.reader.seed, readings)[organ]
         return costs
 
     def _moved_back(self, current: Round, readings: dict[str, Reading]) -> tuple[dict[str, Reading], Decision]:

@@ -1,21 +1,23 @@
 """The server's panel: public images by organ on disk, checked once, read after each merge.
 
-    PANEL/breast/shards/...            an organ without classes: loss and CKA
+    PANEL/breast/shards/...            an organ without classes: losses and CKA
     PANEL/lung/covid/shards/...        an organ with classes: kNN and linear probe as well
     PANEL/lung/regular/shards/...
 
-The loss is that of the encoder with the seed's decoder, the only one the server has: it rises when an encoder drifts
-away from that decoder, so it warns early. kNN and probe need no decoder.
+Sites' decoders never leave them, so the server refits a light one on half of the panel's patients before it reads a
+loss on the others: from the seed's decoder, the same images and steps for every encoder, the seed's own included. The
+loss with the seed's decoder as it was stands beside it. kNN and probe need no decoder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from usfmae.core.bench.tasks import BENCHMARKS
 from usfmae.core.checkpoint import load
@@ -28,18 +30,27 @@ from usfmae.core.federated.forgetting import Tensors
 from usfmae.core.federated.forgetting_panel import Floats, Organ, Reading, backward_transfer, read
 from usfmae.core.mae.evaluation import evaluate
 from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
+from usfmae.core.mae.refit import Refit, refitted
 from usfmae.core.types import content_id
 from usfmae.server.layout import Layout
 
 FIT, MEASURE = 0.5, 42  # share of the groups that are measured, and the seed of that split
+REFIT_BATCH, REFIT_RATE = 16, 1e-3  # of the decoder; not tuned
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A panel that was opened: its organs, and the hash of all its images."""
+    """A panel that was opened: its organs, all of its images as one corpus, and their hash."""
 
     organs: dict[str, Organ]
+    corpus: Corpus
     fingerprint: str
+
+    @property
+    def fitted(self) -> Positions:
+        """Positions in `corpus` of the images that probes and decoder are fitted on."""
+        ids = {organ.corpus.ids[position] for organ in self.organs.values() for position in organ.fitted}
+        return np.array([position for position, id_ in enumerate(self.corpus.ids) if id_ in ids], np.int64)
 
 
 class PanelReader:
@@ -52,6 +63,11 @@ class PanelReader:
         if unknown:
             raise ConfigError(f"continual.old: {', '.join(unknown)}", "no such organ in the panel", "correct it")
         self.decoder = load(home.decoder).tensors
+        self.refit = Refit(
+            seed.model, refit_recipe(seed.train), panel.corpus, panel.fitted, settings.refit_steps, self.decoder
+        )
+        # How a loss is read belongs to what is compared: a ledger's figures of another way are measured again.
+        self.fingerprint = content_id(panel.fingerprint, "refit", str(settings.refit_steps))
         self.model = MaskedAutoencoder(seed.model, seed.train.mask_ratio, seed.train.norm_pix)
         self.features: dict[str, Floats] = {}
         self.seed, self.features = self._read(seed.tensors)
@@ -60,18 +76,10 @@ class PanelReader:
         """Every organ's reading."""
         return self._read(encoder)[0]
 
-    def loss(self, encoder: Tensors, organ: str) -> float:
-        load_tensors(self.model, {**encoder, **self.decoder}, "encoder of the round")
-        chosen = self.panel.organs[organ]
-        return evaluate(self.model, chosen.corpus, chosen.measured, self.train)
-
-    def losses(self, encoder: Tensors) -> dict[str, float]:
-        return {organ: self.loss(encoder, organ) for organ in self.panel.organs}
-
     def summary(self, readings: Mapping[str, Reading]) -> dict[str, Any]:
         """What the ledger keeps of a reading."""
         return {
-            "fingerprint": self.panel.fingerprint,
+            "fingerprint": self.fingerprint,
             "organs": {organ: reading.as_dict() for organ, reading in readings.items()},
             "seed": {organ: reading.loss for organ, reading in self.seed.items()},
             "backward_transfer": backward_transfer(self.seed, readings, self.old),
@@ -80,33 +88,59 @@ class PanelReader:
     def _read(self, encoder: Tensors) -> tuple[dict[str, Reading], dict[str, Floats]]:
         load_tensors(self.model, {**encoder, **self.decoder}, "encoder of the round")
         self.model.eval()
-        readings = {
-            name: read(self.model, organ, self.train, self.features.get(name))
+        followed = refitted(encoder, self.refit)
+        read_by_organ = {
+            name: read(followed, organ, self.train, self.features.get(name))
             for name, organ in self.panel.organs.items()
         }
-        return {n: r for n, (r, _) in readings.items()}, {n: f for n, (_, f) in readings.items()}
+        readings = {
+            name: replace(reading, seed_decoder_loss=self._seed_decoder_loss(self.panel.organs[name]))
+            for name, (reading, _) in read_by_organ.items()
+        }
+        return readings, {name: values for name, (_, values) in read_by_organ.items()}
+
+    def _seed_decoder_loss(self, organ: Organ) -> float:
+        return evaluate(self.model, organ.corpus, organ.measured, self.train)
 
 
-def opened(folder: Path, images: int, train: TrainSettings) -> Panel:
+def refit_recipe(train: TrainSettings) -> TrainSettings:
+    """How the panel's decoder is trained: the seed's target and masks, whole images (flipped, too), a rate of its own."""
+    whole = train.augment.model_copy(update={"rotation": 0.0, "zoom_min": 1.0, "zoom_max": 1.0})
+    changed = {
+        "target": "pixels", "optimizer": "adamw", "batch_size": REFIT_BATCH, "lr": REFIT_RATE, "min_lr": 0.0,
+        "schedule": "cosine", "warmup": 0.1, "origin": 0, "proximal": 0.0, "replay": 0.0, "temperature": 1.0,
+        "compile": False, "augment": whole,
+    }  # fmt: skip
+    return train.model_copy(update=changed)
+
+
+def opened(folder: Path, images: int) -> Panel:
     """The panel in a folder. ConfigError where it is none, CorpusError where an image file is damaged."""
     places = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    organs = {place.name: _organ(place, images, train.seed) for place in places if _corpora(place)}
+    organs = {place.name: _organ(place, images) for place in places if _corpora(place)}
     if not organs:
         raise ConfigError(f"panel {folder}", "holds no organ", "prepare public scans into PANEL/ORGAN, one corpus each")
     prints = [part for name, organ in organs.items() for part in (name, organ.corpus.fingerprint)]
-    return Panel(organs, content_id(*prints))
+    together = Corpus([root for name in organs for root in _corpora(folder / name)], verify=False)
+    return Panel(organs, together, content_id(*prints))
 
 
-def _organ(place: Path, images: int, seed: int) -> Organ:
+def _organ(place: Path, images: int) -> Organ:
     roots = _corpora(place)
     corpus = Corpus(roots)
-    if roots == [place]:
-        return Organ(place.name, corpus, _some(np.arange(len(corpus)), images), np.zeros(0, np.int64))
-    counts = [Corpus([root], verify=False) for root in roots]
-    number = {id_: k for k, part in enumerate(counts) for id_ in part.ids}
-    labels = np.array([number[id_] for id_ in corpus.ids])
+    if len(corpus) < 2:
+        raise ConfigError(f"panel organ {place.name}", "holds one image: none is left to measure", "add images")
     fit, measured = corpus.split(FIT, MEASURE)
+    if not len(fit) or not len(measured):  # one group, as of a folder that names no patients: every other image
+        fit, measured = np.arange(0, len(corpus), 2), np.arange(1, len(corpus), 2)
+    labels = None if roots == [place] else _classes(corpus, roots)
     return Organ(place.name, corpus, _some(measured, images), _some(fit, images), labels)
+
+
+def _classes(corpus: Corpus, roots: Sequence[Path]) -> NDArray[np.int64]:
+    """(len(corpus),) the number of the class folder that each image lies in."""
+    number = {id_: k for k, root in enumerate(roots) for id_ in Corpus([root], verify=False).ids}
+    return np.array([number[id_] for id_ in corpus.ids])
 
 
 def _corpora(place: Path) -> list[Path]:

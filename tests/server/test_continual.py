@@ -27,10 +27,10 @@ from usfmae.core.mae.model import fresh
 from usfmae.core.mae.train import TrainPlan, train
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
-from usfmae.server.releases.release import release
+from usfmae.server.releases.release import choose, release
 from usfmae.server.rounds.forgetting_gate import ForgettingGate
 from usfmae.server.rounds.panel import check_apart, opened
-from usfmae.server.simulate import populate, tissue
+from usfmae.server.simulate import masked_autoencoder, populate, tissue
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +65,7 @@ def excess(summary: Any) -> float:
 
 @pytest.fixture(scope="module")
 def ten_rounds(tmp_path_factory: pytest.TempPathFactory, panel: Path, seed: Path) -> Layout:
-    home = home_with(tmp_path_factory.mktemp("ten"), panel, "gate.weight_cap=0.6", seed=seed)
+    home = home_with(tmp_path_factory.mktemp("ten"), panel, "gate.weight_cap=0.6", "continual.budget=0.03", seed=seed)
     loop_of(home, populate(home, 2, 8, forgetful(6, ("virtual-002",)))).run(10)
     return home
 
@@ -78,7 +78,7 @@ def test_the_gate_refuses_rounds_that_forget_and_the_release_keeps_the_budget(
     assert outcomes[:5] == ["accepted"] * 5 and set(outcomes[5:]) <= {"refused", "interpolated"}, outcomes
     refused = [r for r in rounds if r.summary["gate"]["outcome"] == "refused"]
     assert refused and all(r.result == r.base and "against the seed" in r.summary["gate"]["reason"] for r in refused)
-    assert all(excess(r.summary) <= 0.10 for r in rounds)
+    assert all(excess(r.summary) <= 0.03 for r in rounds)
 
     done = release(ten_rounds, ten_rounds.settings(), tmp_path / "out")
     assert done["round"] <= 10
@@ -163,11 +163,50 @@ def test_averaging_with_the_seed(tmp_path: Path, more: tuple[str, ...], expected
     assert (tensors_id(seed) == tensors_id(now)) == (expected("seed", "now") == "seed")
 
 
+LEARNING = [
+    "model.width=32", "model.depth=2", "model.decoder_width=32", "train.lr=2e-3", "train.batch_size=16",
+    "train.augment.rotation=0", "train.augment.zoom_min=1", "train.augment.zoom_max=1",
+    "rounds.steps=8", "continual.panel_images=48", "continual.refit_steps=60",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fourteen_rounds(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """A trained seed, two hospitals that train for real on tissue it has not seen, and a panel of what it knows."""
+    root = tmp_path_factory.mktemp("fourteen")
+    settings = load_settings(CoordinatorSettings, None, [*TINY, *LEARNING])[0]
+    write_shard(root / "old", "all", [image for site in (200, 202, 204, 206) for image in tissue(site, 24, 32)])
+    corpus, model = Corpus([root / "old"]), fresh(settings.model)
+    recipe = settings.train.model_copy(update={"lr": 3e-3, "schedule": "cosine"})
+    train(model, corpus, recipe, TrainPlan(np.arange(len(corpus)), 150))
+    save(root / "seed.safetensors", model.state_dict(), describe(settings.model, settings.train, parents=("scans",)))
+    write_shard(root / "panel" / "linear", "all", list(tissue(100, 96, 32)))
+    home = home_with(root, root / "panel", *LEARNING, seed=root / "seed.safetensors")
+    loop_of(home, populate(home, 2, 48, masked_autoencoder)).run(14)
+    return home
+
+
+@pytest.mark.slow
+def test_of_fourteen_rounds_that_learn_a_late_one_is_released_where_the_seeds_decoder_would_choose_the_first(
+    fourteen_rounds: Layout,
+) -> None:
+    ledger, settings = Ledger(fourteen_rounds.ledger), fourteen_rounds.settings()
+    rounds = ledger.rounds()
+    old = {r.number: r.summary["panel"]["organs"]["linear"]["seed_decoder_loss"] for r in rounds}
+    # Read with the seed's decoder, the first round is the best and later ones are over the budget of 10 %.
+    assert min(old, key=old.__getitem__) == 1 and max(old.values()) > 1.1 * old[1]
+    # The sites learn in these very rounds, and a decoder that follows sees nothing forgotten.
+    assert rounds[-1].summary["loss_after"] < 0.95 * rounds[0].summary["loss_before"]
+    assert {r.summary["gate"]["outcome"] for r in rounds} == {"accepted"}
+    reader = ForgettingGate(fourteen_rounds, ledger, settings).reader
+    assert choose(fourteen_rounds, ledger, settings, reader).round >= 7
+
+
 @pytest.mark.parametrize("dataset", ["BUS-BRA", "busbra", "Public_Set"])
 def test_a_panel_of_training_or_benchmark_data_is_refused(tmp_path: Path, dataset: str) -> None:
     items = [dataclasses.replace(item, dataset=dataset) for item in tissue(5, 8, 32)]
     write_shard(tmp_path / "breast", "all", items)
-    panel = opened(tmp_path, 8, CoordinatorSettings().train)
+    panel = opened(tmp_path, 8)
     with pytest.raises(PolicyError, match=dataset):
         check_apart(panel, ["public set"])
 
@@ -176,7 +215,7 @@ def test_a_panel_that_shares_an_image_with_the_replay_corpus_is_refused(tmp_path
     items = list(tissue(5, 8, 32))
     write_shard(tmp_path / "panel" / "breast", "all", items[:4])
     write_shard(tmp_path / "replay", "all", [PackedImage(i.pixels, f"other-{i.id}", i.group) for i in items[3:]])
-    panel = opened(tmp_path / "panel", 8, CoordinatorSettings().train)
+    panel = opened(tmp_path / "panel", 8)
     with pytest.raises(PolicyError, match="replay"):
         check_apart(panel, [], Corpus([tmp_path / "replay"]))
 
@@ -248,6 +287,6 @@ def test_a_release_says_what_it_was_trained_on_and_how_it_did(ten_rounds: Layout
     settings = ten_rounds.settings(["continual.anatomies={breast: 1200, lung: 300}"])
     release(ten_rounds, settings, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    for what in ("| breast | 1,200 |", "| lung | 300 |", "Budget +10%", "5 accepted"):
+    for what in ("| breast | 1,200 |", "| lung | 300 |", "Budget +3%", "5 accepted"):
         assert what in card
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["rounds"]["steps"] == 4

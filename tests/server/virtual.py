@@ -39,6 +39,7 @@ TINY = [
     "gate.merged_limit=1e6",
     "gate.direction_limit=-1",
     "continual.panel_images=8",
+    "continual.refit_steps=10",
 ]
 
 

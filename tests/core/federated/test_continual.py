@@ -14,6 +14,8 @@ from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.federated import forgetting, forgetting_panel, replay
+from usfmae.core.federated.forgetting import Budget
+from usfmae.core.federated.forgetting_panel import Reading
 from usfmae.core.mae.lr_schedule import learning_rate
 from usfmae.core.mae.model import fresh
 from usfmae.core.mae.train import TrainPlan, train
@@ -106,30 +108,44 @@ def test_backward_transfer_counts_old_organs_only() -> None:
     assert forgetting_panel.backward_transfer(seed, now, ["old"]) == pytest.approx(0.2)
 
 
-SEED = {"breast": 1.0, "lung": 2.0}
+def readings(**losses: float) -> dict[str, Reading]:
+    return {organ: Reading(loss) for organ, loss in losses.items()}
+
+
+SEED, BUDGET = readings(breast=1.0, lung=2.0), Budget(0.1, 0.15)
 
 
 @pytest.mark.parametrize(
     ("now", "at_half", "outcome", "share"),
     [
-        ({"breast": 1.09, "lung": 1.0}, None, "accepted", 1.0),
-        ({"breast": 1.5, "lung": 1.0}, {"breast": 1.09, "lung": 1.5}, "interpolated", 0.5),
-        ({"breast": 1.5, "lung": 1.0}, {"breast": 1.4, "lung": 1.5}, "refused", 0.0),
-        ({"breast": math.nan, "lung": 1.0}, {"breast": math.inf, "lung": 1.5}, "refused", 0.0),
+        (readings(breast=1.09, lung=1.0), {}, "accepted", 1.0),
+        (readings(breast=1.5, lung=1.0), readings(breast=1.09, lung=1.5), "interpolated", 0.5),
+        (readings(breast=1.5, lung=1.0), readings(breast=1.4, lung=1.5), "refused", 0.0),
+        (readings(breast=math.nan, lung=1.0), readings(breast=math.inf, lung=1.5), "refused", 0.0),
     ],
 )
 def test_the_budget_accepts_moves_back_or_refuses(
-    now: dict[str, float], at_half: dict[str, float], outcome: str, share: float
+    now: dict[str, Reading], at_half: dict[str, Reading], outcome: str, share: float
 ) -> None:
-    decision = forgetting.decide(SEED, SEED, now, 0.1, (0.5,), lambda _: at_half)
+    decision = forgetting.decide(SEED, SEED, now, BUDGET, [(0.5, at_half)])
     assert (decision.outcome, decision.share) == (outcome, share)
     assert ("breast" in decision.reason and "+10%" in decision.reason) == (outcome != "accepted")
 
 
 def test_an_organ_that_was_over_a_lowered_budget_must_only_not_get_worse() -> None:
-    before = {"breast": 1.3, "lung": 2.0}
-    assert not forgetting.over(SEED, before, {"breast": 1.25, "lung": 2.0}, 0.1)
-    assert forgetting.over(SEED, before, {"breast": 1.31, "lung": 2.0}, 0.1) == ["breast"]
+    before = readings(breast=1.3, lung=2.0)
+    assert not forgetting.over(SEED, before, readings(breast=1.25, lung=2.0), BUDGET)
+    assert forgetting.over(SEED, before, readings(breast=1.31, lung=2.0), BUDGET) == ["breast"]
+
+
+@pytest.mark.parametrize(("knn", "probe", "outcome"), [(0.5, 0.9, "accepted"), (0.6, 0.7, "refused")])
+def test_an_organ_whose_probes_fall_together_breaks_the_budget_though_its_loss_does_not(
+    knn: float, probe: float, outcome: str
+) -> None:
+    """One coarse probe that falls by 30 points is no proof; the mean of both by 20 is."""
+    seed, now = {"lung": Reading(1.0, knn=0.8, probe=0.9)}, {"lung": Reading(0.9, knn=knn, probe=probe)}
+    decision = forgetting.decide(seed, seed, now, Budget(0.1, 0.19))
+    assert decision.outcome == outcome and ("points" in decision.reason) == (outcome == "refused")
 
 
 @pytest.fixture(scope="module")
