@@ -55,11 +55,17 @@ def masked_autoencoder(place: Path, request: TrainRequest, encoder: TENSORS, dec
     """The real training: the hospital's corpus, its own decoder and optimizer state, the campaign's recipe."""
     recipe = read_recipe(request.recipe)
     settings = recipe.train
-    own = place / "decoder.safetensors"
+    own, frozen = place / "decoder.safetensors", place / f"teacher-{request.campaign}.safetensors"
+    if settings.target != "pixels" and not frozen.exists():
+        _save(frozen, encoder)  # the encoder this hospital began the campaign with: the seed
     corpus = Corpus([place / "corpus"])
     mine, held = corpus.split(settings.held_out, settings.seed)
     trained = train_autoencoder(
-        StartWeights(encoder, load_file(own if own.exists() else decoder)),
+        StartWeights(
+            encoder,
+            load_file(own if own.exists() else decoder),
+            load_file(frozen) if frozen.exists() else None,
+        ),
         TrainingData(corpus, mine, held if len(held) else mine, len(mine)),
         request,
         recipe,

@@ -153,6 +153,24 @@ class TrainingJob:
             file.unlink(missing_ok=True)
         raise LostError("decoder", "this site's is lost or damaged", DeclineReason.NEED_DECODER)
 
+    def teacher(self, base: Tensors) -> Tensors | None:
+        """The frozen encoder whose features this campaign predicts; None where it predicts pixels.
+
+        It is the encoder of this site's first round of the campaign: the seed, for a site that was there from the
+        beginning. It is written once and never changes, so a killed round goes on with the same one.
+        """
+        if self.settings.target == "pixels":
+            return None
+        path = self.site.root / "campaigns" / self.request.campaign / "teacher.safetensors"
+        if path.exists() and update_files.is_whole(path):
+            return load_file(path)
+        frozen = {name: np.array(base[name]) for name in base}
+        if ranks()[0] == 0:
+            with replacing(path) as partial_file:
+                save_file(frozen, partial_file)
+            update_files.seal(path)
+        return frozen
+
     def note(self, record: StepRecord) -> bool:
         """Progress for `status`, at most once a second; True where training should stop after this step."""
         done = record.step - self.request.global_step
@@ -212,7 +230,7 @@ def work_on(this: TrainingJob, device: str) -> bool:
         base = TensorMapping(file)
         learn = partial(
             train_autoencoder,
-            StartWeights(base, this.decoder()),
+            StartWeights(base, this.decoder(), this.teacher(base)),
             this.data,
             this.request,
             Recipe(this.model_settings, this.settings),

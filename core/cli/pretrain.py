@@ -52,6 +52,11 @@ SIZES = {  # --arch -> width, depth, heads
     type=click.Path(path_type=Path),
     help="Weights to start from: ours, .pt, .pth, .ckpt, .bin, timm or Hugging Face folder.",
 )
+@click.option(
+    "--teacher",
+    type=click.Path(path_type=Path, exists=True),
+    help="Frozen encoder whose features train.target=latents or mixture predicts; any form that --init takes.",
+)
 @click.option("--decoder-heads", type=int, help="Decoder heads of --init where its file does not say (8 or 16).")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the corpus.")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps; overrides epochs.")
@@ -76,6 +81,7 @@ def pretrain(
     preset: str | None,
     arch: str | None,
     init: Path | None,
+    teacher: Path | None,
     decoder_heads: int | None,
     epochs: int | None,
     steps: int | None,
@@ -104,6 +110,7 @@ def pretrain(
             "--preset": preset,
             "--arch": arch,
             "--init": init,
+            "--teacher": teacher,
             "--epochs": epochs,
         }
         options |= {"--decoder-heads": decoder_heads, "--config": config_file, "--grid": grid, "--set": overrides}
@@ -111,7 +118,8 @@ def pretrain(
     else:
         overrides = (*_named(arch, epochs, steps, decoder_heads), *overrides)
         settings = configure(preset, config_file, overrides)
-    start = runs.InitFile(init, decoder_heads is not None)
+        _check_teacher(settings.train.target, teacher, folds)
+    start = runs.InitFile(init, decoder_heads is not None, teacher)
     with joined(place) as own, signals() as stopped:
         if folds and not again:
             from usfmae.core.mae.cross_validation import CrossValidation
@@ -144,6 +152,17 @@ def _check(
     for corpus in corpora:
         if not (corpus / "shards").is_dir():
             raise CorpusError(f"corpus {corpus}", "holds no images", "run 'usfmae prepare SOURCE --corpus DIR' first")
+
+
+def _check_teacher(target: str, teacher: Path | None, folds: int | None) -> None:
+    """A teacher is given exactly where the target needs one."""
+    if (target == "pixels") == (teacher is None):
+        if teacher is not None and folds:
+            raise UsageError("--cross-validate", "knows no teacher", "choose with pixels, or leave it out")
+        return
+    if teacher is None:
+        raise UsageError(f"train.target={target}", "needs a frozen teacher", "give --teacher CHECKPOINT")
+    raise UsageError("--teacher", "is not used by train.target=pixels", "add --set train.target=latents, or mixture")
 
 
 def _named(arch: str | None, epochs: int | None, steps: int | None, decoder_heads: int | None) -> list[str]:

@@ -25,6 +25,7 @@ from usfmae.core.federated.encodings import Floats
 from usfmae.core.federated.messages import TrainRequest
 from usfmae.core.mae.evaluation import evaluate
 from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
+from usfmae.core.mae.targets import plain, predicting
 from usfmae.core.mae.train import StepRecord, TrainContext, TrainPlan, train
 
 Tensors = Mapping[str, Floats]  # by name
@@ -93,6 +94,7 @@ class StartWeights:
 
     encoder: Tensors  # the round's
     decoder: Tensors  # the site's own
+    teacher: Tensors | None = None  # the frozen encoder whose features are predicted, where the target is not pixels
 
 
 def train_autoencoder(
@@ -109,12 +111,7 @@ def train_autoencoder(
     """
     # The shared encoder with the site's own decoder.
     settings = recipe.train
-    model = MaskedAutoencoder(recipe.model, settings.mask_ratio, settings.norm_pix)
-    tensors = {
-        name: torch.from_numpy(np.array(values)) for name, values in [*start.encoder.items(), *start.decoder.items()]
-    }
-    load_tensors(model, tensors, "incoming model")
-    del tensors
+    model = _model(start, recipe)
     model.to(device)
     progress.on_model(model)
 
@@ -141,3 +138,22 @@ def train_autoencoder(
         {name: tensor.numpy() for name, tensor in part(tensors).items()} for part in (encoder_of, decoder_of)
     )
     return Trained(encoder, data.own, result.steps, before, after, own_decoder)
+
+
+def _model(start: StartWeights, recipe: Recipe) -> MaskedAutoencoder:
+    """The shared encoder with the site's own decoder, predicting what the recipe names.
+
+    The seed's decoder has no head for a teacher's features: it starts fresh, and then stays at the site with the rest.
+    """
+    settings = recipe.train
+    tensors = {
+        name: torch.from_numpy(np.array(values)) for name, values in [*start.encoder.items(), *start.decoder.items()]
+    }
+    built = MaskedAutoencoder(recipe.model, settings.mask_ratio, settings.norm_pix)
+    load_tensors(built, plain(tensors), "incoming model")
+    if settings.target == "pixels":
+        return built
+    teacher = start.teacher and {name: torch.from_numpy(np.array(v)) for name, v in start.teacher.items()}
+    model = predicting(built, settings, teacher)
+    load_tensors(model, {**model.state_dict(), **tensors}, "incoming model")
+    return model

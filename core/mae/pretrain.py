@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from usfmae.core.checkpoint import load, save
+from usfmae.core.checkpoint import encoder_of, load, save, tensors_id
 from usfmae.core.checkpoint_header import describe
 from usfmae.core.config import ModelSettings, Settings, TrainRecipe, TrainSettings
 from usfmae.core.corpus.batch import Corpus, Positions
-from usfmae.core.errors import CorpusError, UsageError
+from usfmae.core.errors import CheckpointError, CorpusError, UsageError
 from usfmae.core.files import replacing, write_atomic
 from usfmae.core.mae import train_log
 from usfmae.core.mae.device import computed
@@ -37,6 +37,7 @@ from usfmae.core.mae.evaluation import Stopped, evaluate, panel, target_variance
 from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
 from usfmae.core.mae.number_type import NumberType, computing_in, number_type
 from usfmae.core.mae.optimizer_step import Stop, never
+from usfmae.core.mae.targets import plain, predicting
 from usfmae.core.mae.train import StepRecord, TrainContext, TrainPlan, TrainResult, train
 from usfmae.core.mae.weights.init_weights import InitWeights, architecture, build, read
 
@@ -57,6 +58,8 @@ class RunFolder:
     model: dict[str, Any]
     train: dict[str, Any]
     init: str = ""  # path of the weights it starts from
+    teacher: str = ""  # path of the frozen teacher, for train.target latents or mixture
+    teacher_id: str = ""  # hash of its encoder
     heads_stated: bool = False
     ends: tuple[int, ...] = ()  # global steps at which it ends: several where it was extended, none before it began
     logs: tuple[str, ...] = ()  # loggers beside log.jsonl
@@ -105,10 +108,11 @@ class PretrainSummary:
 
 @dataclass(frozen=True)
 class InitFile:
-    """The weights a run starts from; random ones without a path."""
+    """The weights a run starts from, random ones without a path; and those it learns from, for a teacher's features."""
 
     path: Path | None = None
     heads_stated: bool = False  # a person named the decoder's heads
+    teacher: Path | None = None
 
 
 def pretrain(
@@ -155,6 +159,7 @@ def new_run(
         architecture(settings.model, start).model_dump(mode="json"),
         TrainRecipe.of(settings.train).model_dump(mode="json"),
         str(init.path.resolve()) if init.path else "",
+        *_stated(init.teacher),
         init.heads_stated,
         logs=tuple(logs),
     )
@@ -175,6 +180,11 @@ def open_run(out: Path, steps: int | None = None, logs: Sequence[str] = ()) -> R
     run = Run(out, facts, corpus, read(Path(facts.init)) if facts.init else None)
     run.extend(steps or run.ends[-1], logs)
     return run
+
+
+def _stated(teacher: Path | None) -> tuple[str, str]:
+    """Path of a teacher and hash of its encoder, as run.json keeps them."""
+    return (str(teacher.resolve()), tensors_id(encoder_of(read(teacher).tensors))) if teacher else ("", "")
 
 
 def read_run(out: Path) -> RunFolder:
@@ -206,9 +216,10 @@ class Run:
         self.held = held[: self.settings.held_out_images]
         self.ends = facts.ends or (steps_of(self.settings, len(self.positions)),)
         self.hooks = Hooks()
-        self.model = build(
+        built = build(
             start, ModelSettings.model_validate(facts.model), self.settings, self._loss_of_a_few, facts.heads_stated
         )
+        self.model = self._with_teacher(built)
         if self.model.settings.image_size > corpus.size:
             logger.warning(
                 "the model sees images of %d pixels, those of the corpus have %d and are enlarged: "
@@ -242,6 +253,17 @@ class Run:
         if (ends, facts.logs) != (self.ends, self.facts.logs):
             self.facts, self.ends = facts, ends
             self.write()
+
+    def _with_teacher(self, built: MaskedAutoencoder) -> MaskedAutoencoder:
+        """The model that predicts what the settings name. CheckpointError where the teacher has changed since."""
+        if not self.facts.teacher:
+            return predicting(built, self.settings, None)
+        teacher = read(Path(self.facts.teacher))
+        if tensors_id(encoder_of(teacher.tensors)) != self.facts.teacher_id:
+            raise CheckpointError(
+                f"teacher {self.facts.teacher}", "has changed since the run began", "restore it, or begin a new run"
+            )
+        return predicting(built, self.settings, encoder_of(teacher.tensors), teacher.model)
 
     def _loss_of_a_few(self, model: MaskedAutoencoder) -> float:
         few = self.held if len(self.held) else self.positions
@@ -335,7 +357,7 @@ class Run:
             except Stopped:
                 finished = False  # trained, but not measured: --resume does that
         if finished and ranks()[0] == 0:
-            saved = save(self.out / RESULT, self.model.state_dict(), self._metadata(result.step, loss))
+            saved = save(self.out / RESULT, plain(self.model.state_dict()), self._metadata(result.step, loss))
         return PretrainSummary(
             checkpoint=str(saved.path) if saved else "",
             id=saved.trail.id if saved else "",
@@ -357,7 +379,7 @@ class Run:
         return describe(
             self.model.settings,
             self.settings,
-            parents=(self.start.id,) if self.start else (),
+            parents=tuple(filter(None, (self.start.id if self.start else "", self.facts.teacher_id))),
             corpus=self.corpus.fingerprint,
             step=step,
             images=len(self.positions),

@@ -34,6 +34,8 @@ class LatentPredictor(MaskedAutoencoder):
         self.decoder_latent = nn.Linear(model.decoder_width, teacher.settings.width)
         nn.init.xavier_uniform_(self.decoder_latent.weight)
         nn.init.zeros_(self.decoder_latent.bias)
+        if self.share == 1:  # nobody predicts pixels: no gradient, and no state of the optimizer
+            self.decoder_pred.requires_grad_(False)
         for parameter in teacher.parameters():
             parameter.requires_grad = False
         self._teacher = (teacher.eval(),)  # in a tuple: torch does not take it for a part of this model
@@ -61,6 +63,33 @@ class LatentPredictor(MaskedAutoencoder):
             loss = loss + (1 - self.share) * F.mse_loss(prediction[:, -target.shape[1] :].float(), target)
         restore = order.argsort(dim=1)
         return loss, take(prediction, restore) if full else prediction, (restore >= visible).float()
+
+
+LATENT_HEAD = (
+    "decoder_latent."  # prefix of the tensors that predict features; with the decoder they stay where they are
+)
+
+
+def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a masked autoencoder, without what predicts features: what a checkpoint holds."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(LATENT_HEAD)}
+
+
+def predicting(
+    built: MaskedAutoencoder,
+    settings: TrainSettings,
+    teacher: Mapping[str, Tensor] | None,
+    teacher_model: ModelSettings | None = None,
+) -> MaskedAutoencoder:
+    """The model with the weights of `built` that predicts what `settings.target` names; for pixels `built` itself.
+
+    `teacher_model`: the teacher's architecture, the student's own where it is None. Raises what `student` raises.
+    """
+    if settings.target == "pixels":
+        return built
+    made = student(built.settings, settings, teacher, teacher_model or built.settings)
+    made.load_state_dict({**made.state_dict(), **built.state_dict()})
+    return made
 
 
 def student(

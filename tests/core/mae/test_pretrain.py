@@ -62,6 +62,29 @@ def test_a_run_leaves_log_checkpoints_panels_and_weights_with_lineage(corpus: Pa
     assert load(Path(child.checkpoint)).trail.parents == (summary.id,)
 
 
+def test_a_run_that_predicts_a_teachers_features_goes_on_after_a_stop_and_leaves_a_plain_checkpoint(
+    corpus: Path, tmp_path: Path
+) -> None:
+    teacher = Path(pretrain([corpus], tmp_path / "teacher", SETTINGS).checkpoint)
+    latents = Settings(model=MODEL, train=SETTINGS.train.model_copy(update={"target": "latents"}))
+    whole = new_run([corpus], tmp_path / "whole", latents, InitFile(teacher=teacher)).go()
+    new_run([corpus], tmp_path / "cut", latents, InitFile(teacher=teacher)).go(
+        hooks=Hooks(lambda record, n: record.step == 3)
+    )
+    assert resume(tmp_path / "cut").id == whole.id
+    result = load(Path(whole.checkpoint))
+    assert not [name for name in result.tensors if name.startswith("decoder_latent")]
+    assert set(result.tensors) == set(load(teacher).tensors) and len(result.trail.parents) == 1
+    with pytest.raises(UsageError, match="frozen teacher"):
+        new_run([corpus], tmp_path / "none", latents)
+
+    # Another file at the teacher's place would silently change what is learned.
+    pretrain([corpus], tmp_path / "other", Settings(model=MODEL, train=SETTINGS.train.model_copy(update={"seed": 7})))
+    teacher.write_bytes((tmp_path / "other" / "checkpoint.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match="has changed"):
+        resume(tmp_path / "cut")
+
+
 def test_a_run_is_never_overwritten_by_mistake(corpus: Path, tmp_path: Path) -> None:
     pretrain([corpus], tmp_path / "run", SETTINGS)
     with pytest.raises(UsageError, match="--resume"):
