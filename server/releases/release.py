@@ -69,10 +69,10 @@ def choose(federation: Federation, reader: PanelReader | None, number: int | Non
     """The round to release, by two witnesses: what the sites learned, and what the panel says was forgotten.
 
     Only rounds that hold most of what the sites' held-out images show as learned may go out (see `unlearned`), and that
-    lower the loss of at least one of the panel's organs that are not `continual.old`, if it has any. Of these the one with the lowest mean panel loss over its seed
-    loss (each with a decoder refitted alike), within the budget; then the best alpha. Without a panel, or where the
-    seed is random and everything is an improvement on it, the last of them. `number` asks for one
-    round: PolicyError says why it may not go out.
+    lower the loss of at least one of the panel's organs that are not `continual.old`, if it has any. Of these the one
+    with the lowest mean panel loss over its seed loss (each with a decoder refitted alike), within the budget; then the
+    best alpha. Without a panel, or where the seed is random and everything is an improvement on it, the last of them.
+    `number` asks for one round: PolicyError says why it may not go out.
     """
     home, settings = federation.home, federation.settings
     committed = [r for r in federation.ledger.rounds() if r.state == RoundState.COMMITTED]

@@ -25,7 +25,7 @@ from usfmae.core.federated.local_round import Trained
 from usfmae.core.federated.messages import VerdictCode
 from usfmae.core.mae.model import fresh
 from usfmae.core.mae.train import TrainPlan, train
-from usfmae.server.layout import Layout
+from usfmae.server.layout import Federation, Layout
 from usfmae.server.ledger import Ledger
 from usfmae.server.releases.release import choose, release
 from usfmae.server.rounds.forgetting_gate import ForgettingGate
@@ -199,7 +199,7 @@ def test_of_fourteen_rounds_that_learn_a_late_one_is_released_where_the_seeds_de
     assert rounds[-1].summary["loss_after"] < 0.95 * rounds[0].summary["loss_before"]
     assert {r.summary["gate"]["outcome"] for r in rounds} == {"accepted"}
     reader = ForgettingGate(fourteen_rounds, ledger, settings).reader
-    assert choose(fourteen_rounds, ledger, settings, reader).round >= 7
+    assert choose(Federation(fourteen_rounds, ledger, settings), reader).round >= 7
 
 
 @pytest.mark.parametrize("dataset", ["BUS-BRA", "busbra", "Public_Set"])
