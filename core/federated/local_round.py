@@ -153,7 +153,7 @@ def _model(start: StartWeights, recipe: Recipe) -> MaskedAutoencoder:
     load_tensors(built, plain(tensors), "incoming model")
     if settings.target == "pixels":
         return built
-    teacher = start.teacher and {name: torch.from_numpy(np.array(v)) for name, v in start.teacher.items()}
-    model = predicting(built, settings, teacher)
+    teacher = {name: torch.from_numpy(np.array(values)) for name, values in (start.teacher or {}).items()}
+    model = predicting(built, settings, teacher or None)
     load_tensors(model, {**model.state_dict(), **tensors}, "incoming model")
     return model
