@@ -17,6 +17,9 @@ The first round of a turn is left out on both sides: it waits for processes to s
 With `--line RATE` all of it runs in a network namespace in which what goes to the aggregator, and what comes from it, has
 that rate from the second round on; one site, no measurement of memory. `encoding_cpu_seconds` is what a site packs for.
 
+With `--sealed`: sealed rounds with a custodian (A, B and sites are processes of their own) beside ordinary rounds in the
+same run; `--sealed 3 8` for these numbers of sites alone.
+
 Memory with many sites: uploaders share the sites (four processes), since thirty-two agents do not fit a small machine.
 They speak the same fleet API with signed int8 updates of their own; the aggregator is the real one and sees no
 difference. The database is measured over twenty rounds of a small model.
@@ -39,6 +42,7 @@ import round_flare
 import round_line
 import round_ours
 import round_plain
+import round_sealed
 
 from usfmae.core.tensors import TensorFile
 from usfmae.server.layout import Layout
@@ -56,6 +60,9 @@ def main() -> None:
     parser.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True, help="plain Flower as well")
     parser.add_argument("--flare", metavar="PYTHON", help="NVIDIA FLARE as well: the Python that has nvflare and torch")
     parser.add_argument("--small", action="store_true", help="a small model: does the benchmark itself work?")
+    parser.add_argument(
+        "--sealed", type=int, nargs="*", metavar="SITES", help="sealed rounds instead, beside ordinary ones"
+    )
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     if asked.line:
@@ -63,7 +70,7 @@ def main() -> None:
         asked.sites, asked.many, asked.long = 1, 0, 0
     root = Path(tempfile.mkdtemp(prefix="usfmae-round-"))
     try:
-        report = measure(root, asked)
+        report = sealed(root, asked) if asked.sealed is not None else measure(root, asked)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     print(json.dumps(report, indent=2) if asked.json else "\n".join(f"{k:28s} {v}" for k, v in report.items()))
@@ -102,6 +109,28 @@ def measure(root: Path, asked: argparse.Namespace) -> dict[str, Any]:
 
 def _way(asked: argparse.Namespace) -> round_ours.Way:
     return round_ours.Way(asked.encoding, asked.line or "")
+
+
+def sealed(root: Path, asked: argparse.Namespace) -> dict[str, Any]:
+    """Sealed rounds of two (refused) to eight sites, each number beside ordinary rounds of as many."""
+    report: dict[str, Any] = {}
+    for sites in asked.sealed or range(2, 9):
+        if sites < 3:
+            report[f"{sites} sites"] = _apart(root / f"few-{sites}", round_sealed.refused, sites, asked.small)
+            continue
+        closed = _apart(root / f"sealed-{sites}", round_sealed.run, sites, asked.rounds, asked.small)
+        open_ = _apart(root / f"open-{sites}", round_ours.run, sites, asked.rounds, asked.small)
+        seconds, others = (statistics.median(one["seconds"][1:]) for one in (closed, open_))
+        report[f"{sites} sites"] = {
+            "upload_ratio": round(closed["bytes_up"] / open_["bytes_up"], 3),
+            "time_ratio": round(seconds / others, 3),
+            "round_seconds": round(seconds, 2),
+            "ordinary_round_seconds": round(others, 2),
+            **{name: closed[name] for name in ("bytes_up", "custodian_bytes", "admitted")},
+            **{name: round(closed[name]) for name in ("aggregator_rss_mb", "custodian_rss_mb", "site_rss_mb")},
+            "ordinary_aggregator_rss_mb": round(open_["aggregator_rss_mb"]),
+        }
+    return {**report, "load_average": round(os.getloadavg()[0], 1)}
 
 
 def _apart(place: Path, run: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:

@@ -75,10 +75,10 @@ def run(root: Path, sites: int, rounds: int, small: bool, processes: int = 0, wa
             if way.line:
                 _first_round(home, aggregator)
                 round_line.shape(port_of(home), way.line)
-            _served(aggregator, root)
+            served(aggregator, root)
     peaks.stop()
     return {
-        **_figures(home),
+        **figures(home),
         "encoding_cpu_seconds": None if processes else round(_encoding_seconds(root, sites), 2),
         "aggregator_rss_mb": peaks.mb[aggregator.pid],
         "site_rss_mb": max(peaks.mb[client.pid] for client in clients),
@@ -113,12 +113,12 @@ def _encoding_seconds(root: Path, sites: int) -> float:
     return statistics.median(taken)
 
 
-def _served(aggregator: subprocess.Popen[bytes], root: Path) -> None:
+def served(aggregator: subprocess.Popen[bytes], root: Path) -> None:
     if aggregator.wait(3600):
         raise SystemExit((root / "server-0.log").read_text())
 
 
-def _figures(home: Layout) -> dict[str, Any]:
+def figures(home: Layout) -> dict[str, Any]:
     """Seconds from one commit to the next, the first from the opening of its round; bytes; verdicts."""
     ledger = Ledger(home.ledger)
     done = [r for r in ledger.rounds() if r.committed]

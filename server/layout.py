@@ -72,6 +72,10 @@ class Layout:
         """Replies of the open round, as admitted; the last round's stay until they are written over."""
         return self.root / "spool"
 
+    def transcript(self, number: int) -> Path:
+        """What aggregator and custodian said to each other in a sealed round."""
+        return self.root / "transcripts" / f"round-{number:05d}.json"
+
     @property
     def transit(self) -> Path:
         """Pieces of messages on their way in or out; worthless after a restart."""
@@ -113,7 +117,14 @@ class Layout:
             return None
         before = self.left(number - 1)
         spent = self.step(number - 2), self.left(number - 2)
-        return StepFiles(self.step(number), self.left(number), before if before.exists() else None, spent)
+        left = before if before.exists() else None
+        return StepFiles(
+            self.step(number),
+            self.left(number),
+            left,
+            spent,
+            "int8" if settings.rounds.sealed else settings.rounds.encoding,
+        )
 
     def forget_step(self, number: int) -> None:
         """The encoder of this round is another than its step leads to."""

@@ -45,11 +45,13 @@ def train(message: Message, context: Context) -> Message:
     try:
         request = participation.checked(site, record)
         why = answer(site, request, message.content)
-        reply = participation.declined(site, record, why) if why else participation.signed_update(site, request)
+        if not why:
+            return Message(_update(site, request), reply_to=message)
+        reply = participation.declined(site, record, why)
     except PolicyError as error:
         site.note("request.refused", "refused", why=str(error))
         reply = participation.declined(site, record, participation.refusal(error))
-    return Message(_content(site, reply), reply_to=message)
+    return Message(_content(reply), reply_to=message)
 
 
 def answer(site: Site, request: TrainRequest, content: RecordDict, workers: Workers | None = None) -> str:
@@ -112,17 +114,20 @@ def _write(content: RecordDict, name: str, target: Path) -> None:
         save_file(tensors, partial)
 
 
-def _content(site: Site, reply: TrainReply) -> RecordDict:
-    content = RecordDict({messages.RECORD: ConfigRecord(dict(messages.to_record(reply)))})
-    if not reply.declined:
-        request = TrainRequest(reply.campaign, reply.round, reply.base, 0, 0, "")
-        place = outbox.folder(site, outbox.key(request))
-        with TensorFile(place / outbox.UPDATE) as file:
-            outbox.check(file, reply.content)
-            parts = outbox.parts(file, reply.encoding)
-            arrays = {n: Array(p.dtype, p.shape, p.encoding, p.read(0, p.size)) for n, p in parts.items()}
-        content[messages.UPDATE] = ArrayRecord(arrays)
-        outbox.mark_sent(site, place, sum(part.size for part in parts.values()))
+def _content(reply: TrainReply) -> RecordDict:
+    return RecordDict({messages.RECORD: ConfigRecord(dict(messages.to_record(reply)))})
+
+
+def _update(site: Site, request: TrainRequest) -> RecordDict:
+    """The released update of a request, with its signed record."""
+    place, reply = outbox.folder(site, outbox.key(request)), participation.released(site, request)
+    with TensorFile(place / outbox.UPDATE) as file:
+        outbox.check(file, reply.content)
+        signed, parts = participation.outgoing(site, request, reply, outbox.parts(file, reply.encoding))
+        arrays = {n: Array(p.dtype, p.shape, p.encoding, p.read(0, p.size)) for n, p in parts.items()}
+    content = _content(signed)
+    content[messages.UPDATE] = ArrayRecord(arrays)
+    outbox.mark_sent(site, place, sum(part.size for part in parts.values()))
     return content
 
 

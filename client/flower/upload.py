@@ -28,10 +28,12 @@ class Uploader:
 
     def update(self, pending: PendingRequest, request: TrainRequest) -> None:
         """The update that was made for this request, signed now."""
-        place, signed = outbox.folder(self.site, outbox.key(request)), participation.signed_update(self.site, request)
+        place, reply = outbox.folder(self.site, outbox.key(request)), participation.released(self.site, request)
         with TensorFile(place / outbox.UPDATE) as file:
-            outbox.check(file, signed.content)
-            arrays = {protocol.UPDATE: flower_objects.array_record(outbox.parts(file, signed.encoding))}
+            outbox.check(file, reply.content)
+            parts = outbox.parts(file, reply.encoding)
+            signed, parts = participation.outgoing(self.site, request, reply, parts)
+            arrays = {protocol.UPDATE: flower_objects.array_record(parts)}
             sent = self._send(pending, signed, arrays)
         if sent:
             outbox.mark_sent(self.site, place, sent)

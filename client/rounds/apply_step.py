@@ -83,7 +83,7 @@ def apply_step(request: TrainRequest, work: Job, step: Path, check_room: Callabl
         if spent:
             spent.replace(part)
         with TensorFile(start) as old, step.open("rb") as packed, part.open("r+b" if spent else "wb") as file:
-            seen = write(old, packed, request.encoding, file)
+            seen = write(old, packed, request.step_encoding, file)
         if seen.id() != request.base:
             raise ValueError("it leads to another encoder than the coordinator signed")
         put(part, work.base)

@@ -24,6 +24,7 @@ from usfmae.core.config.privacy import NewCampaigns
 from usfmae.core.config.train import ModelSettings, Recipe, read_recipe
 from usfmae.core.errors import PolicyError, UsageError
 from usfmae.core.federated import privacy
+from usfmae.core.federated.codec import kind_of
 from usfmae.core.federated.enrolment import NAME
 from usfmae.core.federated.messages import TrainRequest
 
@@ -129,7 +130,7 @@ def _changed(agreed: Agreement, request: TrainRequest, recipe: Recipe) -> Iterat
     """Figures of a request that are not the agreed ones, with both values."""
     before_recipe = read_recipe(agreed.recipe)
     pairs: list[tuple[str, Any, Any]] = [
-        ("encoding", agreed.encoding, request.encoding),
+        ("encoding", kind_of(agreed.encoding), kind_of(request.encoding)),
         ("steps", agreed.steps, request.steps),
     ]
     for before, now in ((before_recipe.model, recipe.model), (before_recipe.train, recipe.train)):
@@ -275,6 +276,6 @@ def in_words(agreed: Agreement) -> str:
         "optimizer": f"{train.optimizer}, learning rate {train.lr:g}, weight decay {train.weight_decay:g}, gradient clip {train.clip:g}",
         "augmentation": f"rotation to {train.augment.rotation:g} degrees, {flips}{zoom}",
         "replayed": f"{train.replay:.0%} public pictures" if train.replay else "nothing",
-        "leaves as": agreed.encoding,
+        "leaves as": kind_of(agreed.encoding),
     }
     return f"Campaign {agreed.campaign}\n\n" + "".join(f"  {name:14s} {text}\n" for name, text in lines.items())

@@ -15,7 +15,7 @@ from typing import Any
 
 from usfmae.client import outbox, site_policy
 from usfmae.client.flower import download
-from usfmae.client.rounds import apply_step, campaigns, jobs, model_inspection, replay_corpus
+from usfmae.client.rounds import apply_step, campaigns, jobs, model_inspection, replay_corpus, sealing
 from usfmae.client.rounds.campaigns import CampaignState
 from usfmae.client.site import Site, read_json
 from usfmae.core import flower_objects
@@ -55,6 +55,7 @@ def unwilling(site: Site, request: TrainRequest) -> str:
     """
     recipe, settings = recipe_of(request), site.settings
     privacy.check(request, recipe, settings.privacy, settings.max_model_gb * 1e9)
+    sealing.check(site, request)
     campaigns.check_turn(site, request)
     if site_policy.paused(site):
         return DeclineReason.PAUSED
@@ -184,10 +185,18 @@ def stage(site: Site, work: jobs.Job, request: TrainRequest) -> None:
     jobs.prune(site, request)
 
 
-def signed_update(site: Site, request: TrainRequest) -> TrainReply:
-    """The record of a released update, signed now."""
+def released(site: Site, request: TrainRequest) -> TrainReply:
+    """The record of a released update, as it was staged."""
     entry = read_json(outbox.folder(site, outbox.key(request)) / "entry.json") or {}
-    return _signed(site, messages.from_record(TrainReply, entry["record"]))
+    return messages.from_record(TrainReply, entry["record"])
+
+
+def outgoing(
+    site: Site, request: TrainRequest, reply: TrainReply, parts: sealing.Parts
+) -> tuple[TrainReply, sealing.Parts]:
+    """A released update as it leaves: masked where its round is sealed, and signed now."""
+    reply, parts = sealing.sealed(site, request, reply, parts)
+    return _signed(site, reply), parts
 
 
 def refusal(error: PolicyError) -> str:

@@ -35,6 +35,7 @@ import click
     metavar="N",
     help="Instead: N virtual hospitals in one process with a tiny model, through the same loop, gate and ledger.",
 )
+@click.option("--sealed", is_flag=True, help="With a custodian, and three hospitals or more: see docs/privacy.md.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json on stdout.")
 def demo(
     out: Path,
@@ -45,6 +46,7 @@ def demo(
     seed_steps: int,
     steps: int | None,
     simulate: int | None,
+    sealed: bool,
     as_json: bool,
 ) -> None:
     from usfmae.core.cli.shell import print_json
@@ -53,6 +55,8 @@ def demo(
 
     if bool(folders) != data:
         raise UsageError("demo folders", "--data and folders go together", "write --data DIR DIR")
+    if sealed and (simulate or (data and len(folders) < 3)):
+        raise UsageError("--sealed", "needs three real hospitals or more", "leave --simulate out, name three folders")
     if simulate:
         if data:
             raise UsageError("--simulate", "has hospitals of its own", "leave --data and the folders out")
@@ -61,10 +65,11 @@ def demo(
     story = Demo(
         out.resolve(),
         folders,
-        len(folders) or sites,
+        len(folders) or (max(sites, 3) if sealed else sites),
         rounds,
         seed_steps,
         steps or 60,
+        sealed,
         lambda line: click.echo(line, err=True),
     )
     summary = tell(story)
@@ -74,6 +79,8 @@ def demo(
     for name in summary["sites"]:
         before, after = summary["seed_loss"][name], summary["final_loss"][name]
         click.echo(f"{name}: {summary['images'][name]} images, held-out masked loss {before:.4f} -> {after:.4f}")
+    if sealed:
+        click.echo(f"{summary['sealed_rounds']} sealed rounds, each proved by its signed transcript")
     click.echo(f"timm agrees within {summary['timm_max_abs_diff']:.1e}; {summary['seconds']:.0f} s")
     click.echo(f"{out / 'report.html'}\n{out / 'summary.json'}")
 

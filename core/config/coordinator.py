@@ -81,6 +81,9 @@ class RoundSettings(Options):
     encoding: Literal["int8", "int4", "sparse", "bf16", "fp32"] = "int8"
     """How updates travel: int8 or int4 in blocks, sparse (the 64 largest of 4,096 values), bf16, all with error feedback;
     or lossless fp32."""
+    sealed: bool = False
+    """Nobody sees one site's update: it leaves under a mask that only the custodian can take off, and only from the sum
+    of three sites or more. The gate judges sketches; every site counts alike; median and trimmed cannot run."""
     quorum: int = Field(1, ge=1)
     """Admitted updates without which a round does not close; it stays open past its deadline instead."""
     deadline: float = Field(86400.0, gt=0)
@@ -94,6 +97,15 @@ class RoundSettings(Options):
     """Seconds a round with quorum waits where no missing site is connected."""
     late: Literal["refuse", "record"] = "record"
     """An update that comes after its round closed is never merged: refuse drops it unseen, record notes it."""
+
+
+class CustodianLinkSettings(Options):
+    url: str = ""
+    """Address of the custodian of sealed rounds, https://HOST:PORT."""
+    card: Path | None = None
+    """Its custodian.json: its public keys and its certificate authority."""
+    timeout: float = Field(600.0, gt=0)
+    """Seconds that an answer of it may take."""
 
 
 class GateSettings(Options):
@@ -160,6 +172,8 @@ class CoordinatorSettings(Options):
     """The admission gate."""
     merge: MergeSettings = MergeSettings()
     """The merging rule."""
+    custodian: CustodianLinkSettings = CustodianLinkSettings()
+    """The second institution of sealed rounds."""
     continual: ContinualSettings = ContinualSettings()
     """Learning on without forgetting."""
     keep: int = Field(0, ge=0)

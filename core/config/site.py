@@ -42,6 +42,9 @@ class SiteSettings(Options):
     """Folders, files or archives with ultrasound; read, never written."""
     proxy: str | None = None
     """HTTP proxy for the connection, http://HOST:PORT; by default HTTPS_PROXY and NO_PROXY of the environment."""
+    custodian: str = Field("", pattern=r"^([A-Za-z0-9+/]{43}=)?$")
+    """Public key of the custodian, the `box_key` in its custodian.json. With one, this site takes part in sealed rounds
+    alone: its updates leave under masks that only this custodian can take off, and only from a sum of three or more."""
     release: Literal["auto", "approve"] = "auto"
     """auto: a finished update leaves at once. approve: it waits for 'usfmae-client outbox approve'."""
     capacity: int = Field(1_000_000, ge=1, le=10**9)

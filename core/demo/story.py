@@ -40,6 +40,7 @@ class Demo:
     rounds: int = 2
     seed_steps: int = 30  # few, so that the rounds have something left to teach
     steps: int = 60  # local optimizer steps a round
+    sealed: bool = False  # with a custodian: nobody sees one hospital's update
     say: Callable[[str], None] = print
     summary: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, Path] = field(default_factory=dict)  # each site's scans
@@ -57,6 +58,10 @@ class Demo:
     @property
     def names(self) -> list[str]:
         return [f"hospital-{index + 1}" for index in range(self.sites)]
+
+    @property
+    def custodian(self) -> Path:
+        return self.out / "custodian"
 
     def site(self, name: str) -> Path:
         return self.out / "sites" / name
@@ -143,15 +148,27 @@ def _seed(demo: Demo) -> None:
 
 def _enrol(demo: Demo) -> None:
     """Keys, certificates and enrolment, as a coordinator and its hospitals would do it."""
-    port = _free_port()
+    port, custodian_port = _free_port(), _free_port()
     demo.say("coordinator and hospitals: keys, certificates, enrolment")
+    card, url = demo.custodian / "custodian.json", f"https://127.0.0.1:{custodian_port}"
+    sealed = ("rounds.sealed=true", f"custodian.url={url}", f"custodian.card={card}") if demo.sealed else ()
     demo.run(
         "server-init",
         *("usfmae-server", "init", demo.coordinator, "--name", "demo", "--seed", demo.seed),
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--set", f"rounds.steps={demo.steps}", "--set", f"rounds.quorum={demo.sites}"),
         *("--set", "min_free_gib=0.2", *HELD_OUT),
+        *(word for setting in sealed for word in ("--set", setting)),
     )
+    own: tuple[str, ...] = ()
+    if demo.sealed:
+        demo.say("custodian: keys of its own, at a second institution")
+        made = demo.run(
+            "custodian-init",
+            *("usfmae-server", "custodian", "init", demo.custodian, "--name", "institute", "--host", "127.0.0.1"),
+            *("--port", str(custodian_port), "--coordinator-key", demo.coordinator / "coordinator.pub.pem", "--json"),
+        ).printed()
+        own = ("--set", f"custodian={made['box_key']}")
     for name in demo.names:
         demo.run(
             f"{name}-init",
@@ -160,8 +177,12 @@ def _enrol(demo: Demo) -> None:
             *("--name", name, "--source", demo.sources[name]),
             *("--set", "disk_floor_gb=0.2", "--set", "poll=0.5", "--set", "threads=1"),
             *LOWERED_FLOOR,
+            *own,
         )
-        demo.run(f"{name}-add", "usfmae-server", "site", "add", demo.coordinator, demo.site(name) / "enrol.json")
+        enrolment = demo.site(name) / "enrol.json"
+        demo.run(f"{name}-add", "usfmae-server", "site", "add", demo.coordinator, enrolment)
+        if demo.sealed:
+            demo.run(f"{name}-custodian", "usfmae-server", "custodian", "add", demo.custodian, enrolment)
 
 
 def _clean(demo: Demo) -> None:
@@ -190,11 +211,15 @@ def _losses(demo: Demo, model: Path) -> dict[str, dict[str, Any]]:
 
 def _rounds(demo: Demo) -> None:
     demo.say(f"{demo.rounds} federated rounds over TLS: one aggregator, {demo.sites} hospitals")
+    custodians = [demo.start("custodian", "usfmae-server", "custodian", "run", demo.custodian)] if demo.sealed else []
     server = demo.start("server", "usfmae-server", "run", demo.coordinator, "--rounds", str(demo.rounds))
     clients = [demo.start(name, "usfmae-client", "run", demo.site(name)) for name in demo.names]
-    wait_all([server], watched=clients)
-    for client in clients:
-        client.stop()
+    wait_all([server], watched=[*clients, *custodians])
+    for process in (*clients, *custodians):
+        process.stop()
+    if demo.sealed:
+        proof = demo.run("server-verify", "usfmae-server", "verify", demo.coordinator, "--json").printed()
+        demo.summary["sealed_rounds"] = proof["sealed_rounds"]
     status = demo.run("server-status", "usfmae-server", "status", demo.coordinator, "--json").printed()
     demo.summary["round_losses"] = {
         name: [v["loss_before"] for r in status["rounds"] for v in r["verdicts"] if v["name"] == name]

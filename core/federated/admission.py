@@ -30,8 +30,10 @@ from usfmae.core.federated.messages import (
     VerdictCode,
     check_addressed,
     from_record,
+    task_id,
     verify,
 )
+from usfmae.core.federated.sealed.masks import WORD
 from usfmae.core.keys import public_signing_key
 from usfmae.core.mae.lr_schedule import learning_rate
 from usfmae.core.tensors import TensorFile
@@ -109,12 +111,14 @@ def check_figures(reply: TrainReply, site: EnrolledSite, request: TrainRequest, 
         raise Refusal(VerdictCode.STEP_COUNT, f"{reply.steps} steps; {request.steps} were asked for")
     if reply.encoding != request.encoding:
         raise Refusal(VerdictCode.WRONG_ENCODING, f"{reply.encoding[:20]!r} instead of {request.encoding!r}")
+    if bool(request.custodian) != bool(reply.mask) or (request.custodian and reply.task != task_id(request)):
+        raise Refusal(VerdictCode.MASK, "the update is not sealed as the request asks")
 
 
 def examine(
     reply: TrainReply, arrays: Mapping[str, Arrived], base: TensorFile, keep: Callable[[str, bytes], object]
 ) -> float:
-    """Check the bytes and values of a reply whose figures were checked; returns the update's L2 norm.
+    """Check the bytes and values of a reply whose figures were checked; returns the update's L2 norm, 0 where it is masked.
 
     Tensors are read one at a time and handed to `keep` by name; what it holds is admitted only if nothing is raised.
     """
@@ -124,7 +128,7 @@ def examine(
 
     def pieces() -> Iterator[tuple[str, bytes]]:
         for name, shape in base.shapes.items():
-            size = codec.packed_size(math.prod(shape), encoding)
+            size = arriving_size(math.prod(shape), reply)
             data = arrays[name].read(size)
             if len(data) != size:
                 raise Refusal(VerdictCode.WRONG_SIZE, f"{name!r} does not have {size} bytes")
@@ -134,6 +138,8 @@ def examine(
 
     def square(tensor: tuple[str, bytes]) -> float | Refusal:
         name, data = tensor
+        if reply.mask:
+            return 0.0  # masked: any bytes are as good as any others
         try:
             return codec.square_norm(data, base.tensor(name), encoding)
         except ValueError:
@@ -148,6 +154,11 @@ def examine(
             raise part
         total += part
     return math.sqrt(total)
+
+
+def arriving_size(count: int, reply: TrainReply) -> int:
+    """Bytes of a tensor of `count` values as it comes over the wire: packed, or masked codes of a sealed round."""
+    return WORD * count if reply.mask else codec.packed_size(count, reply.encoding)
 
 
 def _check_tensors(arrays: Mapping[str, Arrived], shapes: Mapping[str, tuple[int, ...]], encoding: str) -> None:

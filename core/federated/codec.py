@@ -28,10 +28,15 @@ ENCODINGS = ("int8", "int4", "sparse", "bf16", "fp32")
 
 def lossy(name: str) -> Encoding:
     """The encoding of this name. PolicyError for fp32 and for what is none."""
-    encoding = encodings.ENCODINGS.get(name) or shared.parsed(name)
+    encoding = encodings.ENCODINGS.get(name) or shared.parsed(name) or shared.parsed_sum(name)
     if encoding is None:
         raise PolicyError(f"encoding {name!r:.20}", f"is none of {', '.join(ENCODINGS[:-1])}", "refused")
     return encoding
+
+
+def kind_of(name: str) -> str:
+    """The encoding's kind: its name without the unit that a sealed round gives it."""
+    return name.partition(":")[0]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class StepFiles:
     left: Path
     before: Path | None
     spent: tuple[Path, Path]  # step and left of two rounds ago: written over
+    encoding: str = "int8"  # how both are packed
 
 
 @dataclass(frozen=True)
@@ -105,18 +106,18 @@ class Out:
 
 
 @contextmanager
-def writing(files: StepFiles, sizes: Iterable[int], encoding: str) -> Iterator[Out]:
+def writing(files: StepFiles, sizes: Iterable[int]) -> Iterator[Out]:
     """Both files appear by rename when the block ends well. ResourceError where the disk is full.
 
     `sizes`: values of each tensor. What was left out before in another encoding is left out for good.
     """
-    whole = sum(codec.packed_size(size, codec.residual_encoding(encoding)) for size in sizes)
+    whole = sum(codec.packed_size(size, codec.residual_encoding(files.encoding)) for size in sizes)
     with contextlib.ExitStack() as stack:
         before = stack.enter_context(files.before.open("rb")) if files.before else None
         if before and os.fstat(before.fileno()).st_size != whole:
             before = None
         pairs = zip((files.step, files.left), files.spent, strict=True)
         step, left = (stack.enter_context(rewriting(path, spent)) for path, spent in pairs)
-        yield Out(step, left, before, encoding)
+        yield Out(step, left, before, files.encoding)
         for file in (step, left):
             file.truncate()

@@ -138,7 +138,7 @@ class Admitted:
     """The updates that a round merges."""
 
     updates: Sequence[TensorFile]  # in site order
-    encoding: str  # of their tensors, and of the packed step
+    encoding: str  # of their tensors
     blend: Blend
 
 
@@ -164,7 +164,7 @@ def merge(base: TensorFile, admitted: Admitted, rule: MergingRule, files: MergeF
             old[name] = stack.enter_context(TensorFile(before)) if before else None
             new[name] = Writer(_create(stack, after), base.shapes, {}, "F64")
         sizes = {name: math.prod(shape) for name, shape in base.shapes.items()}
-        down = stack.enter_context(downlink.writing(files.step, sizes.values(), encoding)) if files.step else None
+        down = stack.enter_context(downlink.writing(files.step, sizes.values())) if files.step else None
 
         # Tensor by tensor, piece by piece: merged in several threads, written in order.
         square = 0.0
@@ -172,7 +172,8 @@ def merge(base: TensorFile, admitted: Admitted, rule: MergingRule, files: MergeF
             out.begin(name)
             held = {key: file.tensor(name).reshape(-1) if file else None for key, file in old.items()}
             left = down.before(sizes[name]) if down else None
-            work = partial(_next, rule=rule, blend=blend, encoding=encoding, held=held, left=left)
+            down_as = files.step.encoding if files.step else ""
+            work = partial(_next, rule=rule, blend=blend, encodings=(encoding, down_as), held=held, left=left)
             for values, new_memory, made, moved in side_by_side(work, pieces):
                 out.write(values)
                 square += moved
@@ -215,20 +216,20 @@ def _next(
     piece: Piece,
     rule: MergingRule,
     blend: Blend,
-    encoding: str,
+    encodings: tuple[str, str],
     held: Mapping[str, Values | None],
     left: Callable[[slice], bytes] | None,
 ) -> tuple[Values | Floats, dict[str, Values], downlink.Stepped | None, float]:
     """What is written of a piece, what the rule remembers of it, the step that leads there, where one is packed, and
     the sum of squares of the change.
 
-    `left` reads what the step before left out.
+    `encodings`: of the updates, and of the step. `left` reads what the step before left out.
     """
-    values, memory = _merged(piece, rule, blend, encoding, held)
+    values, memory = _merged(piece, rule, blend, encodings[0], held)
     moved = float(np.square(values - piece.base).sum())
     if left is None:
         return values, memory, None, moved
-    made = downlink.stepped(values, piece.base, left(piece.where), encoding)
+    made = downlink.stepped(values, piece.base, left(piece.where), encodings[1])
     return made.values, memory, made, moved
 
 

@@ -101,6 +101,7 @@ class VerdictCode(StrEnum):
     TAMPERED = "tampered"
     REPLAYED = "replayed"
     LATE = "late"
+    MASK = "mask"  # the custodian of a sealed round cannot take this site's mask off
 
     # beside the others
     NORM = "norm"
@@ -133,6 +134,11 @@ class TrainRequest:
     bound: float = 0.0  # length to which a site cuts its update; 0 for none
     signature: str = ""  # the coordinator's Ed25519 signature over all of the above, base64
     version: int = VERSION
+
+    @property
+    def step_encoding(self) -> str:
+        """How STEP is packed."""
+        return "int8" if self.custodian else self.encoding
 
 
 @dataclass(frozen=True)
@@ -243,3 +249,15 @@ def fingerprint(key: Ed25519PublicKey) -> str:
     import hashlib
 
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
+
+
+# What a request asks of every site alike; the rest is what comes along, and when.
+TASK = ("campaign", "round", "base", "recipe", "global_step", "steps", "encoding", "bound", "custodian")
+
+
+def task_id(request: TrainRequest) -> str:
+    """Hash of what a request asks of every site alike. A custodian adds up only what was made for one and the same."""
+    import hashlib
+
+    parts = [f"{name}={getattr(request, name)!r}" for name in TASK]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -16,6 +16,7 @@ COMMANDS = {  # name -> "module:attribute"; its line of help is the first senten
     "site": "usfmae.server.cli.sites:site",
     "run": "usfmae.server.cli.rounds:run_",
     "page": "usfmae.server.cli.records:page",
+    "custodian": "usfmae.server.cli.custodian:custodian",
     "simulate": "usfmae.server.cli.rounds:simulate",
     "campaign": "usfmae.server.cli.rounds:campaign",
     "round": "usfmae.server.cli.rounds:round_",

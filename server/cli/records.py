@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from usfmae.core.cli.shell import NewFile, as_json, overriding, print_json
 from usfmae.server.cli import federation_directory
+
+if TYPE_CHECKING:
+    from usfmae.server.layout import Layout
+    from usfmae.server.ledger import Ledger
 
 
 @click.command()
@@ -167,7 +172,7 @@ def verify(directory: Path, as_json: bool) -> None:
     from usfmae.server.ledger import Ledger, RoundState
 
     home = Layout(directory)
-    entries, checked, parent = audit.verify(home.audit), 0, ""
+    entries, checked, sealed, parent = audit.verify(home.audit), 0, 0, ""
     ledger = Ledger(home.ledger)
     ledger.check()
     for record in ledger.rounds():
@@ -181,5 +186,27 @@ def verify(directory: Path, as_json: bool) -> None:
             except CheckpointError as error:
                 raise PolicyError(error.what, error.why, error.do) from None
             checked += 1
-    report = {"audit_entries": entries, "checkpoints": checked}
-    print_json(report) if as_json else click.echo(f"sound: {entries} audit entries, {checked} checkpoints")
+        if transcript := (record.summary or {}).get("transcript"):
+            _check_sealed(home, record.number, transcript, ledger)
+            sealed += 1
+    report = {"audit_entries": entries, "checkpoints": checked, "sealed_rounds": sealed}
+    if as_json:
+        print_json(report)
+    else:
+        more = f", {sealed} sealed rounds" if sealed else ""
+        click.echo(f"sound: {entries} audit entries, {checked} checkpoints{more}")
+
+
+def _check_sealed(home: Layout, number: int, transcript: str, ledger: Ledger) -> None:
+    """PolicyError where a sealed round's messages do not prove the verdicts that stand in the ledger."""
+    from usfmae.core.errors import PolicyError
+    from usfmae.core.federated.messages import VerdictCode
+    from usfmae.server.rounds.sealing import verified
+
+    proof = verified(home, number, transcript)
+    verdicts = ledger.verdicts(number)
+    merged = [site for site, verdict in verdicts.items() if verdict.verdict == VerdictCode.ADMITTED]
+    wrong = [site for site, code in proof.refused.items() if verdicts[site].verdict != code]
+    if merged != proof.summed or wrong:
+        why = "holds other verdicts than its messages prove"
+        raise PolicyError(f"round {number}", why, "restore ledger and transcripts from one backup")

@@ -18,11 +18,13 @@ from usfmae.core import audit
 from usfmae.core.checkpoint_header import describe
 from usfmae.core.config import TrainRecipe
 from usfmae.core.config.coordinator import CoordinatorSettings
+from usfmae.core.errors import PolicyError
 from usfmae.core.federated import merge
 from usfmae.core.federated.admission import Prior, compare, expected_length
 from usfmae.core.federated.enrolment import SiteState
 from usfmae.core.federated.messages import VerdictCode
 from usfmae.core.federated.rules import rule_for
+from usfmae.core.federated.sealed.sealed_round import Yardstick, bounded
 from usfmae.core.files import copy_atomic
 from usfmae.core.log import note
 from usfmae.core.tensors import TensorFile, square_sum
@@ -34,6 +36,7 @@ from usfmae.server.rounds.quorum import announce
 
 if TYPE_CHECKING:
     from usfmae.server.rounds.forgetting_gate import ForgettingGate
+    from usfmae.server.rounds.sealing import Judged, Sealing, Sum
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class OpenRound:
     settings: CoordinatorSettings
     record: Round
     base: TensorFile
+    sealing: Sealing | None = None  # where nobody is to see one site's update
 
     @property
     def number(self) -> int:
@@ -68,7 +72,18 @@ def finish(this: OpenRound, gate: ForgettingGate | None = None) -> str:
     sites = ledger.sites()
     active = {site for site, entry in sites.items() if entry.state == SiteState.ACTIVE}
     verdicts = _without_revoked(ledger.verdicts(this.number), active)
-    verdicts, summary, reference = _compared(this, verdicts)
+    sealed: Sum | None = None
+    try:
+        if this.sealing:
+            verdicts, judged = _judged(this, this.sealing, verdicts)
+            summary, reference = _cosines(judged.opening.sites, judged.directions), judged.comparison.reference
+            sealed = this.sealing.summed(this.number, this.base, judged)
+        else:
+            verdicts, summary, reference = _compared(this, verdicts)
+    except PolicyError as error:  # the custodian gives out no sum: neither this round nor an update is lost to anybody
+        for verdict in verdicts.values():
+            ledger.record(verdict)
+        return void(this, f"sealed round: {error.what} {error.why}"[:300])
     chosen = [site for site in sorted(verdicts) if verdicts[site].verdict == VerdictCode.ADMITTED]
     if len(chosen) < this.settings.rounds.quorum:
         for verdict in verdicts.values():
@@ -83,7 +98,7 @@ def finish(this: OpenRound, gate: ForgettingGate | None = None) -> str:
     cuts: dict[str, Any] = {}
 
     def merged(out: Collection[str]) -> str:
-        content, cut = _merge(this, weighted(out), reference)
+        content, cut = _merge(this, weighted(out), reference, sealed)
         cuts.clear()
         cuts.update(cut)
         return content
@@ -123,7 +138,7 @@ def void(this: OpenRound, why: str) -> str:
 def _weighted(this: OpenRound, verdicts: Sequence[Verdict]) -> list[Verdict]:
     """The verdicts with each site's share of the merge: by images where the rule weighs, else the same for all."""
     count, gate = len(verdicts), this.settings.gate
-    if rule_for(this.settings.merge).for_sites(count).weighted:
+    if not this.sealing and rule_for(this.settings.merge).for_sites(count).weighted:
         enrolled = this.ledger.sites()
         cap = min(gate.weight_cap, gate.fair_limit / count)
         shares = merge.shares([v.images for v in verdicts], cap, [enrolled[v.site].confirmed for v in verdicts])
@@ -151,7 +166,7 @@ def _compared(this: OpenRound, verdicts: dict[str, Verdict]) -> tuple[dict[str, 
             directions = merge.gram(this.base, files, this.settings.rounds.encoding)
     gate, names = this.settings.gate, this.ledger.sites()
     strikes = this.ledger.strikes(this.number, gate.direction_rounds - 1)
-    comparison = compare(norms, _prior(this), _length_of(this.base), directions, gate, strikes)
+    comparison = compare(norms, prior_of(this), _length_of(this.base), directions, gate, strikes)
     for site in norms:
         verdicts[site] = dataclasses.replace(
             verdicts[site], scale=comparison.scales.get(site), against=site in comparison.against
@@ -162,11 +177,40 @@ def _compared(this: OpenRound, verdicts: dict[str, Verdict]) -> tuple[dict[str, 
     return verdicts, _cosines(list(norms), directions), comparison.reference
 
 
+def _judged(this: OpenRound, sealing: Sealing, verdicts: dict[str, Verdict]) -> tuple[dict[str, Verdict], Judged]:
+    """Verdicts of a sealed round, from sketches of what was really sent."""
+    admitted = [site for site, verdict in sorted(verdicts.items()) if verdict.verdict == VerdictCode.ADMITTED]
+    strikes = this.ledger.strikes(this.number, this.settings.gate.direction_rounds - 1)
+    count = sum(math.prod(shape) for shape in this.base.shapes.values())
+    prior = bounded(prior_of(this), count, this.settings.gate)
+    judged = sealing.judge(this.number, admitted, Yardstick(prior, _length_of(this.base), this.settings.gate, strikes))
+
+    # The round was put to the custodian before: whoever came after that is late, and who was in it is still.
+    opened = sealing.sites(this.number) or []
+    before = this.ledger.verdicts(this.number)
+    verdicts = {**verdicts, **{site: before[site] for site in opened}}
+    for site in set(admitted) - set(opened):
+        verdicts[site] = dataclasses.replace(verdicts[site], verdict=VerdictCode.LATE, detail="the round was sealed")
+    refused = {site: (refusal.code, refusal.detail) for site, refusal in judged.comparison.refused.items()}
+    refused |= {site: (VerdictCode.MASK, why) for site, why in judged.unmaskable.items()}
+    names = this.ledger.sites()
+    for site in opened:
+        code, detail = refused.get(site, (VerdictCode.ADMITTED, ""))
+        scale, against = judged.comparison.scales.get(site), site in judged.comparison.against
+        norm = judged.norms.get(site)
+        verdicts[site] = dataclasses.replace(
+            verdicts[site], verdict=code, detail=detail, norm=norm, scale=scale, against=against
+        )
+        if site in refused:
+            announce(this.home, verdicts[site], names[site].name)
+    return verdicts, judged
+
+
 def _length_of(base: TensorFile) -> float:
     return math.sqrt(sum(merge.side_by_side(lambda name: square_sum(base.tensor(name)), base.shapes)))
 
 
-def _prior(this: OpenRound) -> Prior:
+def prior_of(this: OpenRound) -> Prior:
     """What the learning rate and the rounds before let expect of this round's lengths."""
     running = campaign.current(this.ledger)
     if running is None:
@@ -197,10 +241,12 @@ def _cosines(sites: Sequence[str], gram: NDArray[np.float64] | None) -> dict[str
     return {"cosines": pairs}
 
 
-def _merge(this: OpenRound, admitted: Sequence[Verdict], reference: float) -> tuple[str, dict[str, Any]]:
+def _merge(
+    this: OpenRound, admitted: Sequence[Verdict], reference: float, sealed: Sum | None
+) -> tuple[str, dict[str, Any]]:
     """The merged encoder's hash, and what the ledger notes: the rule, and where the step was cut for its length."""
     home, settings, record = this.home, this.settings, this.record
-    rule = rule_for(settings.merge).for_sites(len(admitted))
+    rule = rule_for(settings.merge).for_sites(1 if sealed else len(admitted))
     metadata = describe(
         settings.model,
         settings.train,
@@ -221,19 +267,26 @@ def _merge(this: OpenRound, admitted: Sequence[Verdict], reference: float) -> tu
     files = merge.MergeFiles(home.checkpoint(this.number), metadata, memory, step_files)
     weights = [verdict.weight or 0.0 for verdict in admitted]
     scales = [1.0 if verdict.scale is None else verdict.scale for verdict in admitted]
+    paths = [this.update(verdict.site) for verdict in admitted]
+    encoding: str = settings.rounds.encoding
+    proof: dict[str, Any] = {}
+    if sealed:  # the mean of the admitted is all there is
+        weights, scales, paths, encoding = [1.0], [1.0], [sealed.file], sealed.encoding
+        proof = {"transcript": sealed.transcript}
 
     def merged(step: float) -> merge.Merged:
-        with _opened([this.update(verdict.site) for verdict in admitted]) as updates:
+        with _opened(paths) as updates:
             blend = merge.blended(weights, scales, step)
-            return merge.merge(this.base, merge.Admitted(updates, settings.rounds.encoding, blend), rule, files)
+            return merge.merge(this.base, merge.Admitted(updates, encoding, blend), rule, files)
 
     # A rule may make a longer step than any site sent: it is merged again with a shorter one.
     done, longest = merged(1.0), _longest(this, reference)
     if done.length <= longest:
-        return done.content, {"rule": rule.name}
+        return done.content, {"rule": rule.name, **proof}
     note(logger, "merged step cut", level=logging.WARNING, round=this.number, length=done.length, longest=longest)
     return merged(longest / done.length).content, {
         "rule": rule.name,
+        **proof,
         "cut": f"the merged step had length {done.length:.3g}; cut to {longest:.3g}",
     }
 

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from usfmae.core import audit
-from usfmae.core.errors import PolicyError, ResourceError
-from usfmae.core.federated import codec
-from usfmae.core.federated.admission import Refusal, UnsignedRefusal, check_figures, examine, identify
+from usfmae.core.errors import NetworkError, PolicyError, ResourceError
+from usfmae.core.federated.admission import Refusal, UnsignedRefusal, arriving_size, check_figures, examine, identify
 from usfmae.core.federated.enrolment import EnrolledSite, SiteState
 from usfmae.core.federated.messages import VERSION, DeclineReason, TrainRequest, VerdictCode, fingerprint, sign
 from usfmae.core.log import note, printable
@@ -29,9 +28,10 @@ from usfmae.server import campaign, checkpoints
 from usfmae.server.campaign import Campaign
 from usfmae.server.layout import Federation, check_disk
 from usfmae.server.ledger import CLOSE, Round, Verdict
-from usfmae.server.rounds import commit, spool
+from usfmae.server.rounds import commit, sealing, spool
 from usfmae.server.rounds.quorum import Attendance, announce, closing, hopeless
 from usfmae.server.rounds.request import replayed, train_request
+from usfmae.server.rounds.sealing import Sealing
 from usfmae.server.rounds.transport import Answer, RoundTask, Transport
 
 if TYPE_CHECKING:
@@ -68,6 +68,10 @@ class Loop:
     ) -> None:
         self.home, self.ledger, self.settings = federation.home, federation.ledger, federation.settings
         self.transport, self.key = transport, federation.signing_key()
+        self.sealing: Sealing | None = None
+        if self.settings.rounds.sealed:
+            self.settings = sealing.checked(self.settings)
+            self.sealing = sealing.Sealing(self.home, self.settings, self.key)
         self.coordinator = fingerprint(self.key.public_key())
         self.clock, self.wait, self.committed = clock.now, clock.wait, committed
         self.outstanding: dict[str, tuple[str, TrainRequest]] = {}  # message -> (site, request)
@@ -91,7 +95,8 @@ class Loop:
             try:
                 running = campaign.placed(self.home, self.ledger, self.settings, running, rounds)
                 self.one_round(running)
-            except ResourceError as error:  # a full disk mends itself or is mended; the round stays open
+            except (ResourceError, NetworkError) as error:
+                # A full disk, or a custodian that is away, mends itself or is mended; the round stays open.
                 note(logger, "waiting", level=logging.ERROR, reason=str(error))
                 self.wait(10.0)
 
@@ -106,7 +111,10 @@ class Loop:
             current = self.ledger.open_round(number, content, step, self.settings.rounds.steps)
             request = train_request(self.settings, current, running, self.decoder)
             note(logger, "round open", round=number, base=content[:12])
-            this, result = commit.OpenRound(self.home, self.ledger, self.settings, current, base), ""
+            this, result = commit.OpenRound(self.home, self.ledger, self.settings, current, base, self.sealing), ""
+            if self.sealing:
+                count = sum(math.prod(shape) for shape in base.shapes.values())
+                request = self.sealing.asked(request, commit.prior_of(this), count)
             while not result:
                 refused = self._collect(current, request, base)
                 self.transport.release()
@@ -283,9 +291,11 @@ class Loop:
         if self.ledger.seen_content(site.site, reply.content, request.round):
             raise Refusal(VerdictCode.REPLAYED, "the same update was admitted in another round")
         check_figures(reply, site, request, self.settings.gate)
-        sizes = {n: codec.packed_size(math.prod(s), request.encoding) for n, s in base.shapes.items()}
+        sizes = {n: arriving_size(math.prod(s), reply) for n, s in base.shapes.items()}
         with spool.storing(self.home, request.round, site.site, sizes) as keep:
             norm = examine(reply, answer.arrays, base, keep)
+        if request.custodian:
+            spool.note_record(self.home, request.round, site.site, answer.record)
         if not site.has_decoder:
             self.ledger.note_decoder(site.site, True)
         verdict = Verdict(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from usfmae.core.errors import CheckpointError
 from usfmae.core.federated.codec import PayloadHash
-from usfmae.core.files import rewriting
+from usfmae.core.files import rewriting, write_atomic
 from usfmae.core.tensors import TensorFile, Writer
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger, Verdict
@@ -18,6 +20,18 @@ from usfmae.server.ledger import Ledger, Verdict
 def path(home: Layout, number: int, site: str) -> Path:
     """`site` is a fingerprint from the ledger (16 hex digits), never text of a reply."""
     return home.spool / f"round-{number:05d}" / f"{site}.safetensors"
+
+
+def note_record(home: Layout, number: int, site: str, record: Mapping[str, Any]) -> None:
+    """Keep the signed record of a sealed update beside it: the custodian takes it from nobody but its site."""
+    write_atomic(path(home, number, site).with_suffix(".json"), json.dumps(dict(record), sort_keys=True).encode())
+
+
+def record(home: Layout, number: int, site: str) -> dict[str, Any]:
+    """The signed record of a sealed update."""
+    values = json.loads(path(home, number, site).with_suffix(".json").read_bytes())
+    assert isinstance(values, dict)
+    return values
 
 
 @contextmanager
@@ -38,7 +52,7 @@ def forget_unnoted(home: Layout, ledger: Ledger, number: int) -> None:
     noted = set(ledger.verdicts(number))
     directory = home.spool / f"round-{number:05d}"
     for file in directory.glob("*") if directory.exists() else ():
-        if file.stem not in noted or file.suffix != ".safetensors":
+        if file.stem not in noted or file.suffix not in (".safetensors", ".json"):
             file.unlink()
 
 

@@ -76,3 +76,32 @@ def parsed(name: str) -> Shared | None:
     if not 1e-30 < unit < 1e30 or not math.isfinite(unit):
         raise PolicyError(f"encoding {name!r:.40}", "names no unit that weights can change by", "refused")
     return Shared(unit)
+
+
+# --- the sum of several sites' codes, which is all that anyone sees of a sealed round ----------------------------------
+
+SUM = "sum"
+_SUM_FORM = re.compile(rf"{SUM}:(\d\.?\d*e?-?\d*):(\d+)")
+
+
+@dataclass(frozen=True)
+class Summed(Shared):
+    """Sums of codes of `sites` sites, (n, int16); value = sum * unit / sites, their mean. For the merge alone."""
+
+    sites: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{SUM}:{self.unit!r}:{self.sites}"
+
+    def size(self, count: int) -> int:
+        return 2 * count
+
+    def unpack(self, data: bytes | memoryview, count: int) -> Exact:
+        return np.frombuffer(data, "<i2", count).astype(np.float64) * self.unit / self.sites
+
+
+def parsed_sum(name: str) -> Summed | None:
+    """The encoding of a sum that `name` names; None where it names another kind."""
+    form = _SUM_FORM.fullmatch(name)
+    return Summed(float(form[1]), int(form[2])) if form else None

@@ -12,13 +12,14 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from usfmae.core.config.coordinator import GateSettings
 from usfmae.core.errors import PolicyError
-from usfmae.core.federated import codec, count_sketch, custody, envelope, masks, sealed_round
+from usfmae.core.federated import codec
 from usfmae.core.federated.admission import Prior, compare
-from usfmae.core.federated.custody import Custodian, CustodianKeys, box_subject
 from usfmae.core.federated.encodings.shared import Shared
-from usfmae.core.federated.envelope import Kind
 from usfmae.core.federated.messages import TrainReply, fingerprint, sign, to_record
-from usfmae.core.federated.sealed_round import Opening, Yardstick, check_transcript, commitment, half_seed
+from usfmae.core.federated.sealed import count_sketch, custody, envelope, masks, sealed_round
+from usfmae.core.federated.sealed.custody import Custodian, CustodianKeys, box_subject
+from usfmae.core.federated.sealed.envelope import Kind
+from usfmae.core.federated.sealed.sealed_round import Opening, Yardstick, check_transcript, commitment, half_seed
 
 COUNT = 50_000
 COORDINATOR = Ed25519PrivateKey.from_private_bytes(b"A" * 32)
@@ -222,7 +223,7 @@ def five() -> list[bytes]:
 
 
 def test_two_sites_are_refused():
-    refused(Party(five()[:2]).sketches, "names 2 sites")
+    refused(Party(five()[:2]).sketches, "is of 2 sites")
 
 
 def test_a_sum_of_two_is_refused_where_the_gate_leaves_two():
@@ -232,8 +233,16 @@ def test_a_sum_of_two_is_refused_where_the_gate_leaves_two():
 
 def test_a_stranger_on_the_list_is_refused():
     party = Party(five())
-    party.custodian.sites = lambda: dict(list(PUBLIC.items())[1:])
-    refused(party.sketches, "has not enrolled")
+    left_out = party.opening.sites[0]
+    party.custodian.sites = lambda: {site: key for site, key in PUBLIC.items() if site != left_out}
+    opened = party.ask(Kind.OPEN, **party.opening.values())
+    assert list(opened["refused"]) == [left_out] and "is not enrolled" in opened["refused"][left_out]
+
+
+def test_a_list_of_strangers_and_two_sites_is_refused():
+    party = Party(five())
+    party.custodian.sites = lambda: {site: PUBLIC[site] for site in party.opening.sites[:2]}
+    refused(party.sketches, "is of 2 sites")
 
 
 def test_the_same_question_has_the_same_answer_and_another_none():
@@ -243,7 +252,8 @@ def test_the_same_question_has_the_same_answer_and_another_none():
     again.opening = party.opening  # boxes differ from one making to the next
     again.sent, again.seeds = party.sent, party.seeds
     assert np.array_equal(again.summed(), first)
-    ask = envelope.signed(Kind.SUM, {"place": party.place, "sites": party.opening.sites[:3]}, COORDINATOR)
+    after = {"after": envelope.name(party.transcript[5])}
+    ask = envelope.signed(Kind.SUM, {"place": party.place, "sites": party.opening.sites[:3], **after}, COORDINATOR)
     refused(lambda: party.custodian.answer(ask), "was asked for another sum")
 
 
@@ -273,7 +283,7 @@ def test_one_seed_in_two_rounds_is_refused():
     other = Party(five(), party.records, round=2, base="another")
     other.seeds = party.seeds
     other.opening = dataclasses.replace(other.opening, replies=other.replies())
-    refused(other.sketches, "its seed was used in round")
+    refused(other.sketches, "its seed was used before")
 
 
 def test_a_box_of_another_round_does_not_open():
@@ -293,7 +303,8 @@ def test_replies_to_different_requests_are_not_summed():
     key = SITES[party.order[0]]
     odd = to_record(sign(dataclasses.replace(TrainReply(**party.opening.replies[0]), task="other"), key))
     party.opening = dataclasses.replace(party.opening, replies=(odd, *party.opening.replies[1:]))
-    refused(party.sketches, "was made for another request")
+    opened = party.ask(Kind.OPEN, **party.opening.values())
+    assert "was made for another request" in opened["refused"][odd["site"]]
 
 
 def test_a_half_that_was_not_committed_to_is_refused():

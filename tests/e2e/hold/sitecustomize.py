@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 AGGREGATOR, AGENT, WORKER = "usfmae.server", "usfmae.client.cli", "usfmae.client.rounds.trainer"
+CUSTODIAN = " custodian run "
 
 # name -> (program, function, before or after it, the arguments that count, how many such calls to let pass)
 POINTS = {
@@ -53,6 +54,31 @@ POINTS = {
         lambda a, _: a[0].name.startswith(".round-"),
         0,
     ),
+    "custodian asked": (
+        AGGREGATOR,
+        "usfmae.server.rounds.custodian_link:CustodianLink.send",
+        "before",
+        lambda a, wanted: a[1]["kind"] == wanted,
+        0,
+    ),
+    "custodian answers": (
+        CUSTODIAN,
+        "usfmae.core.federated.sealed.custody:Custodian.answer",
+        "before",
+        lambda a, wanted: a[1]["kind"] == wanted,
+        0,
+    ),
+    "custodian answered": (
+        CUSTODIAN,
+        "usfmae.core.federated.sealed.custody:Custodian.answer",
+        "after",
+        lambda a, wanted: a[1]["kind"] == wanted,
+        0,
+    ),
+    "sum is sent": (CUSTODIAN, "usfmae.core.federated.sealed.custody:Custodian.share", "before", None, 0),
+    "masks fetched": (AGGREGATOR, "usfmae.server.rounds.sealing:Sealing._unmask", "before", None, 0),
+    "sum written": (AGGREGATOR, "usfmae.server.rounds.sealing:Sealing._check_share", "before", None, 0),
+    "masking": (AGENT, "usfmae.client.rounds.sealing:sealed", "before", None, 0),
     "written, not committed": (AGGREGATOR, "usfmae.server.ledger:Ledger.commit_round", "before", None, 0),
     "committed, spool not cleared": (AGGREGATOR, "usfmae.server.rounds.spool:clear", "before", None, 0),
 }
@@ -110,7 +136,9 @@ def wrap(folder, name, where, when, counts, skip):
 
 def main():
     words = " ".join(sys.orig_argv)
-    program = WORKER if WORKER in words else AGENT if AGENT in words else AGGREGATOR if " serve " in words else None
+    # The words of a command line tell them apart; the custodian is a command of the server's program.
+    kinds = (WORKER, AGENT, CUSTODIAN, AGGREGATOR)
+    program = next((kind for kind in kinds if kind in words), None)
     for name, (owner, where, when, counts, skip) in POINTS.items():
         if owner == program:
             wrap(Path(os.environ["FEDERATION_HOLD"]), name, where, when, counts, skip)

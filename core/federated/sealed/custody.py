@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from usfmae.core.errors import PolicyError
-from usfmae.core.federated import count_sketch, envelope, masks, sealed_round
-from usfmae.core.federated.envelope import STEPS, Envelope, Kind
-from usfmae.core.federated.messages import TrainReply
-from usfmae.core.federated.sealed_round import FEWEST, Opening
+from usfmae.core.federated.messages import TrainReply, from_record
+from usfmae.core.federated.sealed import count_sketch, envelope, masks, sealed_round
+from usfmae.core.federated.sealed.envelope import STEPS, Envelope, Kind
+from usfmae.core.federated.sealed.sealed_round import FEWEST, Opening
 
 PIECE = 2**20  # values of a sum at a time
 Record = dict[str, Any]
@@ -66,6 +66,8 @@ class Custodian:
                 raise PolicyError(f"round {place:.80}", f"was asked for another {kind} before", "refused")
             return dict(record[kind.answer])
         self._check_order(kind, record, place)
+        if before := STEPS[: STEPS.index(kind)]:
+            self._check_follows(values, record[before[-1].answer])
         said = getattr(self, f"_{kind}")(values, record, place)
         answer = envelope.signed(kind.answer, {**said, "after": envelope.name(ask)}, self.keys.signing)
         self.records[place] = {**record, kind: ask, kind.answer: answer}
@@ -84,13 +86,8 @@ class Custodian:
 
     def _open(self, values: Mapping[str, Any], record: Record, place: str) -> dict[str, Any]:
         opening = Opening.of({key: value for key, value in values.items() if key != "after"})
-        seeds = self._opened(opening)
-        for seed in seeds.values():
-            used = self.records.get("seeds", {}).get(_hash(seed))
-            if used not in (None, place):
-                raise PolicyError("mask", f"its seed was used in round {used:.80}", "refused")
-        if len({_hash(seed) for seed in seeds.values()}) < len(seeds):
-            raise PolicyError("mask", "one seed masks two sites", "refused")
+        seeds, refused = self._accepted(opening, place)
+        opening = opening.without(refused)
         known = self.records.get("bases", {}).get(opening.base, opening.commitment)
         if known != opening.commitment:
             raise PolicyError("sketch", "its seed is another than before for this encoder", "refused")
@@ -99,7 +96,23 @@ class Custodian:
         self.records["seeds"] = {**self.records.get("seeds", {}), **noted}
         self.records["bases"] = {**self.records.get("bases", {}), opening.base: opening.commitment}
         half = sealed_round.half_seed(self.keys.signing, opening.base)
-        return {"place": place, "commitment": sealed_round.commitment(half)}
+        return {"place": place, "commitment": sealed_round.commitment(half), "refused": refused}
+
+    def _accepted(self, opening: Opening, place: str) -> tuple[dict[str, bytes], dict[str, str]]:
+        """Seeds by site, and why others have no place in the round: each costs its own site, not the round."""
+        seeds: dict[str, bytes] = {}
+        refused: dict[str, str] = {}
+        keys, used = self.sites(), self.records.get("seeds", {})
+        for site, record in zip(opening.sites, opening.replies, strict=True):
+            try:
+                reply = sealed_round.check_reply(opening, record, keys)
+                seed = masks.opened(reply.mask, self.keys.box, box_subject(reply))
+                if used.get(_hash(seed), place) != place or seed in seeds.values():
+                    raise PolicyError("mask", "its seed was used before", "refused")
+                seeds[site] = seed
+            except PolicyError as error:
+                refused[site] = f"{error.what} {error.why}"[:200]
+        return seeds, refused
 
     def _reveal(self, values: Mapping[str, Any], record: Record, place: str) -> dict[str, Any]:
         opening = self._opening(record)
@@ -144,6 +157,10 @@ class Custodian:
         if missing := [step for step in before if step not in record]:
             raise PolicyError(f"round {place:.80}", f"was not asked for {missing[0]} yet", "begin with open")
 
+    def _check_follows(self, values: Mapping[str, Any], before: Envelope) -> None:
+        if values.get("after") != envelope.name(before):
+            raise PolicyError("message", "does not follow the answer before it", "refused")
+
     def _check_sets(self, base: str, wanted: list[str], place: str) -> None:
         """From one encoder the same updates may come again: only the same set may be summed again."""
         for other, released in self.records.get("sums", {}).items():
@@ -160,16 +177,14 @@ class Custodian:
     # --- what is in a record
 
     def _opening(self, record: Record) -> Opening:
-        values = envelope.read(record[Kind.OPEN], Kind.OPEN, self.coordinator)
-        return Opening.of(values)
-
-    def _opened(self, opening: Opening) -> dict[str, bytes]:
-        replies = sealed_round.check_opening(opening, self.sites())
-        return {reply.site: masks.opened(reply.mask, self.keys.box, box_subject(reply)) for reply in replies}
+        """The round without the sites that were refused."""
+        answer = envelope.read(record[Kind.OPEN.answer], Kind.OPENED, self.keys.signing.public_key())
+        return Opening.of(envelope.read(record[Kind.OPEN], Kind.OPEN, self.coordinator)).without(answer["refused"])
 
     def _seeds(self, record: Record) -> tuple[Opening, dict[str, bytes]]:
         opening = self._opening(record)
-        return opening, self._opened(opening)
+        replies = [from_record(TrainReply, reply) for reply in opening.replies]
+        return opening, {r.site: masks.opened(r.mask, self.keys.box, box_subject(r)) for r in replies}
 
     def _joint(self, record: Record) -> bytes:
         theirs = envelope.read(record[Kind.REVEAL], Kind.REVEAL, self.coordinator)["half"]

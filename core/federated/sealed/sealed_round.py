@@ -25,21 +25,22 @@ from pydantic import ValidationError
 
 from usfmae.core.config.coordinator import GateSettings
 from usfmae.core.errors import PolicyError
-from usfmae.core.federated import count_sketch, envelope
 from usfmae.core.federated.admission import Comparison, Prior, compare
-from usfmae.core.federated.count_sketch import Sketch
-from usfmae.core.federated.envelope import STEPS, Envelope, Kind
-from usfmae.core.federated.masks import MOST_SITES
 from usfmae.core.federated.messages import TrainReply, from_record, verify
+from usfmae.core.federated.sealed import count_sketch, envelope
+from usfmae.core.federated.sealed.count_sketch import Sketch
+from usfmae.core.federated.sealed.envelope import STEPS, Envelope, Kind
+from usfmae.core.federated.sealed.masks import MOST_SITES
 
 FEWEST = 3  # sites in a sum: the sum of two tells each of them the other's update
-TASK = ("campaign", "round", "base", "recipe", "global_step", "steps", "encoding", "bound", "custodian")
 
 
-def task_id(request: Any) -> str:
-    """What a request asks of every site alike. B adds up only what was made for one and the same."""
-    parts = "\0".join(f"{name}={getattr(request, name)!r}" for name in TASK)
-    return hashlib.sha256(parts.encode()).hexdigest()
+LEAST_CHANGE = 1e-6  # of a weight, where nothing says how far a round will move: a schedule that begins at rate 0
+
+
+def bounded(prior: Prior, count: int, gate: GateSettings) -> Prior:
+    """What is known before, with the bound that sites cut their updates of `count` values to."""
+    return dataclasses.replace(prior, bound=gate.clip_limit * (prior.usual or LEAST_CHANGE * math.sqrt(count)))
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,14 @@ class Opening:
     def sites(self) -> list[str]:
         return [str(reply["site"]) for reply in self.replies]
 
+    def without(self, refused: Mapping[str, str]) -> Opening:
+        """The round without the sites that B has refused. PolicyError where too few are left for a sum."""
+        replies = tuple(reply for reply in self.replies if reply["site"] not in refused)
+        if not FEWEST <= len(replies) <= MOST_SITES:
+            why = f"is of {len(replies)} sites" + "".join(f"; {site}: {why}" for site, why in refused.items())
+            raise PolicyError("sealed round", why[:400], f"it takes {FEWEST} to {MOST_SITES} that the custodian knows")
+        return dataclasses.replace(self, replies=replies)
+
     def values(self) -> dict[str, Any]:
         """As JSON values."""
         plain = dataclasses.asdict(dataclasses.replace(self, yardstick=None))  # type: ignore[arg-type]
@@ -95,7 +104,8 @@ class Opening:
                 {str(site): int(times) for site, times in measure["strikes"].items()},
             )
             opening = cls(**{**values, "replies": tuple(values["replies"]), "yardstick": yardstick})
-            sound = opening.count > 0 and math.isfinite(opening.unit) and opening.unit > 0 and opening.sites
+            sites = opening.sites
+            sound = opening.count > 0 and 0 < opening.unit < math.inf and len(set(sites)) == len(sites)
         except (KeyError, TypeError, ValueError, AttributeError, ValidationError):
             sound = False
         if not sound:
@@ -103,29 +113,19 @@ class Opening:
         return opening
 
 
-def check_opening(opening: Opening, keys: Mapping[str, Ed25519PublicKey]) -> list[TrainReply]:
-    """The replies of a round that may be summed. PolicyError where B must not go on.
+def check_reply(opening: Opening, record: Mapping[str, Any], keys: Mapping[str, Ed25519PublicKey]) -> TrainReply:
+    """A reply that may be summed in this round. PolicyError where it may not.
 
     `keys`: of the sites that the checking party has enrolled itself.
     """
-    sites = opening.sites
-    if not FEWEST <= len(set(sites)) == len(sites) <= MOST_SITES:
-        why = f"names {len(set(sites))} sites"
-        raise PolicyError("opening", why, f"a sealed round takes {FEWEST} to {MOST_SITES} different ones")
-    strangers = sorted(set(sites) - set(keys))
-    if strangers:
-        raise PolicyError(
-            "opening", f"names {strangers[0]:.20}, which the custodian has not enrolled", "enrol it there"
-        )
-    replies = []
-    for record in opening.replies:
-        reply = from_record(TrainReply, record)
-        verify(reply, keys[reply.site])
-        made_for = (reply.campaign, reply.round, reply.base, reply.task)
-        if reply.declined or made_for != (opening.campaign, opening.round, opening.base, opening.task):
-            raise PolicyError(f"reply of {reply.site}", "was made for another request", "refused")
-        replies.append(reply)
-    return replies
+    reply = from_record(TrainReply, record)
+    if reply.site not in keys:
+        raise PolicyError(f"site {reply.site:.20}", "is not enrolled with the custodian", "enrol it there")
+    verify(reply, keys[reply.site])
+    made_for = (reply.campaign, reply.round, reply.base, reply.task)
+    if reply.declined or made_for != (opening.campaign, opening.round, opening.base, opening.task):
+        raise PolicyError(f"reply of {reply.site}", "was made for another request", "refused")
+    return reply
 
 
 # --- the seed --------------------------------------------------------------------------------------------------------
@@ -198,8 +198,9 @@ def check_transcript(
         _check_follows(step, asked, answered, transcript)
     if len(transcript) % 2 or Kind.SKETCH not in asked:
         raise PolicyError("transcript", "ends before the sketches", "restore it from a backup")
-    opening = Opening.of(asked[Kind.OPEN])
-    check_opening(opening, sites)
+    opening = Opening.of(asked[Kind.OPEN]).without(answered[Kind.OPEN].get("refused", {}))
+    for record in opening.replies:
+        check_reply(opening, record, sites)
     check_half(asked[Kind.REVEAL].get("half"), opening.commitment)
     check_half(answered[Kind.REVEAL].get("half"), str(answered[Kind.OPEN].get("commitment")))
     norms, comparison = judged(opening, joint_sketches(opening, asked[Kind.SKETCH], answered[Kind.SKETCH]))

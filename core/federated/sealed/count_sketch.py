@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usfmae.core.errors import PolicyError
-from usfmae.core.federated.masks import keystream
+from usfmae.core.federated.sealed.masks import keystream
 
 WIDTH = 1024
 PIECE = 2**18  # values at a time: their buckets stay in the processor's cache

@@ -1,0 +1,282 @@
+"""The aggregator's side of a sealed round (core/federated/sealed/sealed_round.py says what the steps are).
+
+Every message is written into the round's transcript before it goes out, and every answer as it comes: after a crash
+the same messages are sent again, and the custodian gives the answers it gave before. Who is in the round is fixed by the
+first message; a site that answers after that is late.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
+
+from usfmae.core.config.coordinator import CoordinatorSettings
+from usfmae.core.errors import ConfigError, PolicyError
+from usfmae.core.federated.admission import Comparison, Prior
+from usfmae.core.federated.encodings.shared import MOST, Shared, Summed
+from usfmae.core.federated.messages import TrainRequest
+from usfmae.core.federated.sealed import count_sketch, envelope, masks, sealed_round
+from usfmae.core.federated.sealed.envelope import STEPS, Envelope, Kind
+from usfmae.core.federated.sealed.sealed_round import FEWEST, Opening, Yardstick
+from usfmae.core.files import replacing, write_atomic
+from usfmae.core.keys import public_signing_key
+from usfmae.core.tensors import TensorFile, Writer
+from usfmae.server.layout import Layout
+from usfmae.server.rounds import spool
+from usfmae.server.rounds.custodian_link import CustodianLink
+
+logger = logging.getLogger(__name__)
+
+PIECE = 2**19  # values of each site in memory at a time
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What sketches say of a round's updates."""
+
+    opening: Opening  # without the sites whose mask B cannot take off
+    norms: dict[str, float]
+    comparison: Comparison
+    directions: NDArray[np.float64]  # (S, S), in the order of the opening's sites
+    unmaskable: dict[str, str]  # site -> why B has refused it
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The sum of a round's codes on disk, in the form that a merge reads."""
+
+    file: Path
+    encoding: str
+    transcript: str  # SHA-256 of the round's messages
+
+
+def checked(settings: CoordinatorSettings) -> CoordinatorSettings:
+    """The settings as sealed rounds need them. ConfigError where they ask for what a sum cannot do."""
+    if settings.merge.rule in ("median", "trimmed"):
+        why = "needs each site's values, which a sealed round never shows"
+        raise ConfigError(f"merge.rule: {settings.merge.rule}", why, "choose auto, fedavg, fedavgm or fedadam")
+    if settings.train.optimizer != "adamw":
+        why = "gives no length to expect, by which codes are scaled"
+        raise ConfigError(f"train.optimizer: {settings.train.optimizer}", why, "choose adamw for sealed rounds")
+    rounds = settings.rounds.model_copy(update={"quorum": max(settings.rounds.quorum, FEWEST)})
+    continual = settings.continual.model_copy(update={"blame": False})  # B gives out one sum, not one without a site
+    return settings.model_copy(update={"rounds": rounds, "continual": continual})
+
+
+class Sealing:
+    """Runs the aggregator's half of every round of a federation."""
+
+    def __init__(self, home: Layout, settings: CoordinatorSettings, key: Ed25519PrivateKey) -> None:
+        self.home, self.settings, self.key = home, settings, key
+        self.link = CustodianLink(settings.custodian)
+        self.custodian = public_signing_key(self.link.card.signing_key, "of the custodian")
+
+    def asked(self, request: TrainRequest, prior: Prior, count: int) -> TrainRequest:
+        """The round's request, sealed: the custodian, the bound, and the unit of the codes of `count` values."""
+        bound = sealed_round.bounded(prior, count, self.settings.gate).bound
+        unit = count_sketch.unit_for(bound / self.settings.gate.clip_limit, count)
+        return dataclasses.replace(
+            request,
+            custodian=masks.key_name(self.link.card.box_key),
+            encoding=Shared(unit).name,
+            bound=bound,
+        )
+
+    def sites(self, number: int) -> list[str] | None:
+        """Who is in the round; None before it was put to the custodian."""
+        transcript = self._transcript(number)
+        if not transcript:
+            return None
+        return Opening.of(envelope.read(transcript[0], Kind.OPEN, self.key.public_key())).sites
+
+    def judge(self, number: int, sites: Sequence[str], yardstick: Yardstick) -> Judged:
+        """Verdicts on the spooled updates of these sites, or of those the round was opened with before a crash.
+
+        NetworkError where the custodian is away; PolicyError where it refuses the round.
+        """
+        opened = self._ask(number, Kind.OPEN, self._opening(number, sites, yardstick))
+        first = envelope.read(self._transcript(number)[0], Kind.OPEN, self.key.public_key())
+        unmaskable = {str(site): str(why) for site, why in opened["refused"].items()}
+        opening, place = Opening.of(first).without(unmaskable), str(opened["place"])
+        half = sealed_round.half_seed(self.key, opening.base)
+        revealed = self._ask(number, Kind.REVEAL, {"place": place, "half": half})
+        theirs = sealed_round.check_half(revealed.get("half"), str(opened["commitment"]))
+        ours: dict[str, Any] = {"place": place}
+        if not self._was_asked(number, Kind.SKETCH):
+            ours["sketches"] = self._sketches(number, opening, sealed_round.joint_seed(half, theirs))
+        sketched = self._ask(number, Kind.SKETCH, ours)
+        ours = envelope.read(self._transcript(number)[4], Kind.SKETCH, self.key.public_key())
+        sketches = sealed_round.joint_sketches(opening, ours, sketched)
+        norms, comparison = sealed_round.judged(opening, sketches)
+        return Judged(opening, norms, comparison, count_sketch.gram(sketches, opening.unit), unmaskable)
+
+    def summed(self, number: int, base: TensorFile, judged: Judged) -> Sum:
+        """The sum of the admitted sites' codes. PolicyError where the custodian's masks do not fit its sketches."""
+        opening = judged.opening
+        wanted = sealed_round.admitted(opening, judged.comparison)
+        place = str(self._answer(number, Kind.OPEN)["place"])
+        summed = self._ask(number, Kind.SUM, {"place": place, "sites": wanted})
+        share = self.home.spool / f"round-{number:05d}" / "share.bin"
+        self._fetch(self._transcript(number)[6], share, str(summed["share"]))
+        file = share.with_name("sum.safetensors")
+        self._unmask(number, base, wanted, (share, file))
+        self._check_share(number, wanted, share, opening)
+        share.unlink()
+        digest = hashlib.sha256(self.home.transcript(number).read_bytes()).hexdigest()
+        return Sum(file, Summed(opening.unit, sites=len(wanted)).name, digest)
+
+    # --- the messages
+
+    def _transcript(self, number: int) -> list[Envelope]:
+        path = self.home.transcript(number)
+        return list(json.loads(path.read_bytes())) if path.exists() else []
+
+    def _was_asked(self, number: int, kind: Kind) -> bool:
+        return len(self._transcript(number)) > 2 * STEPS.index(kind)
+
+    def _ask(self, number: int, kind: Kind, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of the answer to a step, from the transcript where it stands there already."""
+        transcript, place = self._transcript(number), 2 * STEPS.index(kind)
+        if len(transcript) == place:
+            after = {"after": envelope.name(transcript[-1])} if transcript else {}
+            transcript.append(envelope.signed(kind, {**values, **after}, self.key))
+            self._keep(number, transcript)
+        if len(transcript) == place + 1:
+            answer = self.link.send(transcript[place])
+            envelope.read(answer, kind.answer, self.custodian)
+            transcript.append(answer)
+            self._keep(number, transcript)
+        answered = envelope.read(transcript[place + 1], kind.answer, self.custodian)
+        if answered.get("after") != envelope.name(transcript[place]):
+            raise PolicyError("custodian", f"answers another {kind} than it was asked", "do not go on with it")
+        return answered
+
+    def _answer(self, number: int, kind: Kind) -> dict[str, Any]:
+        return envelope.read(self._transcript(number)[2 * STEPS.index(kind) + 1], kind.answer, self.custodian)
+
+    def _keep(self, number: int, transcript: Sequence[Envelope]) -> None:
+        write_atomic(self.home.transcript(number), json.dumps(transcript).encode())
+
+    def _opening(self, number: int, sites: Sequence[str], yardstick: Yardstick) -> dict[str, Any]:
+        if self._was_asked(number, Kind.OPEN):
+            return {}
+        records = [spool.record(self.home, number, site) for site in sorted(sites)]
+        if not records:
+            raise PolicyError("sealed round", "has no updates", "wait for the sites")
+        first = records[0]
+        with TensorFile(self.home.checkpoint(number - 1)) as base:
+            count = sum(math.prod(shape) for shape in base.shapes.values())
+        half = sealed_round.half_seed(self.key, first["base"])
+        unit = float(str(first["encoding"]).partition(":")[2])
+        opening = Opening(
+            campaign=first["campaign"],
+            round=number,
+            base=first["base"],
+            task=first["task"],
+            count=count,
+            unit=unit,
+            replies=tuple(records),
+            yardstick=yardstick,
+            commitment=sealed_round.commitment(half),
+        )
+        return opening.values()
+
+    # --- the updates
+
+    def _sketches(self, number: int, opening: Opening, seed: bytes) -> dict[str, str]:
+        """Of the masked updates, by site."""
+        sketcher = count_sketch.Sketcher(seed, len(opening.sites))
+        with ExitStack() as stack:
+            files = [stack.enter_context(TensorFile(spool.path(self.home, number, site))) for site in opening.sites]
+            for _, _, start, parts in _pieces(files):
+                sketcher.add(start, parts)
+        return dict(zip(opening.sites, map(count_sketch.to_text, sketcher.sketches()), strict=True))
+
+    def _fetch(self, ask: Envelope, target: Path, digest: str) -> None:
+        """The sum of masks, as B has signed it."""
+        received = hashlib.sha256()
+        with replacing(target) as partial, partial.open("wb") as out:
+            for piece in self.link.share(ask):
+                received.update(piece)
+                out.write(piece)
+        if received.hexdigest() != digest:
+            raise PolicyError("custodian", "sends other masks than it has signed", "do not go on with it")
+
+    def _unmask(self, number: int, base: TensorFile, sites: Sequence[str], paths: tuple[Path, Path]) -> None:
+        """Write the sum of the sites' codes: of their masked updates, less the sum of their masks."""
+        share, target = paths
+        most = MOST * len(sites)
+        sizes = {name: (masks.WORD * math.prod(shape),) for name, shape in base.shapes.items()}
+        with ExitStack() as stack:
+            files = [stack.enter_context(TensorFile(spool.path(self.home, number, site))) for site in sites]
+            taken = stack.enter_context(share.open("rb"))
+            out = stack.enter_context(stack.enter_context(replacing(target)).open("wb"))
+            writer = Writer(out, sizes, {}, "U8", hashed=False)
+            for name, first, _, parts in _pieces(files):
+                if first:
+                    writer.begin(name)
+                mask = np.frombuffer(taken.read(masks.WORD * len(parts[0])), "<u2")
+                total = masks.unmasked([part.tobytes() for part in parts], mask)
+                # What lies beyond the largest codes was sent by a site that keeps to no rule: cut.
+                writer.write(np.clip(total, -most, most).astype("<i2").view(np.uint8))
+            writer.finish()
+
+    def _check_share(self, number: int, sites: Sequence[str], share: Path, opening: Opening) -> None:
+        """B's sum must have the sketch that its sketches of the masks add up to: it cannot judge one and send another."""
+        revealed, sketched = self._answer(number, Kind.REVEAL), self._answer(number, Kind.SKETCH)
+        half = sealed_round.half_seed(self.key, opening.base)
+        sketcher, start = count_sketch.Sketcher(sealed_round.joint_seed(half, str(revealed["half"])), 1), 0
+        with share.open("rb") as file:
+            while data := file.read(masks.WORD * PIECE):
+                sketcher.add(start, [np.frombuffer(data, "<u2")])
+                start += len(data) // masks.WORD
+        expected = np.zeros(count_sketch.WIDTH, np.uint16)
+        for site in sites:
+            expected -= count_sketch.from_text(sketched["sketches"][site])
+        if start != opening.count or not np.array_equal(sketcher.sketches()[0], expected):
+            raise PolicyError("custodian", "sends masks that do not fit its sketches of them", "do not go on with it")
+
+
+def _pieces(files: Sequence[TensorFile]) -> Iterator[tuple[str, bool, int, list[masks.Words]]]:
+    """Masked updates piece by piece: tensor, whether it begins here, position in the whole update, each site's words."""
+    position = 0
+    for name, (size,) in files[0].shapes.items():
+        count = size // masks.WORD
+        for start in range(0, count, PIECE):
+            stop = min(start + PIECE, count)
+            where = masks.WORD * start, masks.WORD * stop
+            yield name, start == 0, position + start, [np.frombuffer(f.raw(name, *where), "<u2") for f in files]
+        if not count:
+            yield name, True, position, [np.zeros(0, np.uint16) for _ in files]
+        position += count
+
+
+def verified(home: Layout, number: int, digest: str) -> sealed_round.Verified:
+    """What the transcript of a committed round proves. PolicyError where it is not the one that was committed."""
+    from usfmae.server.custodian.home import Card
+    from usfmae.server.ledger import Ledger
+
+    path = home.transcript(number)
+    if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        raise PolicyError(f"transcript {path}", "is missing or not the one that was committed", "restore it")
+    settings = home.settings()
+    if settings.custodian.card is None:
+        raise PolicyError("custodian.card", "is not set: nothing says whose signatures these are", "set it")
+    card = Card.read(settings.custodian.card)
+    coordinator = public_signing_key(home.public_key.read_text(), str(home.public_key))
+    sites = {site: public_signing_key(s.signing_key, s.name) for site, s in Ledger(home.ledger).sites().items()}
+    return sealed_round.check_transcript(
+        json.loads(path.read_bytes()), coordinator, public_signing_key(card.signing_key, "of the custodian"), sites
+    )
