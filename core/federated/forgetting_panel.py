@@ -22,8 +22,8 @@ from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.mae.device import autocast, device_of, micro_batch
+from usfmae.core.mae.device_batches import normalise
 from usfmae.core.mae.evaluation import chunks, evaluate
-from usfmae.core.mae.images import normalise
 from usfmae.core.mae.model import MaskedAutoencoder
 
 Floats = NDArray[np.float64]

@@ -12,7 +12,7 @@ from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.sampling import generator
 from usfmae.core.mae.device import autocast, device_of, micro_batch
-from usfmae.core.mae.images import normalise
+from usfmae.core.mae.device_batches import normalise
 from usfmae.core.mae.model import MaskedAutoencoder
 from usfmae.core.mae.optimizer_step import Stop, never
 from usfmae.core.types import Pixels, content_id

@@ -18,9 +18,8 @@ from usfmae.core.config import TrainRecipe, TrainSettings
 from usfmae.core.corpus.loader import Prepared
 from usfmae.core.errors import ResourceError, UsfmaeError
 from usfmae.core.mae.device import autocast, compiles, device_of, micro_batch, out_of_memory
-from usfmae.core.mae.device_batches import DeviceBatch
+from usfmae.core.mae.device_batches import DeviceBatch, normalise
 from usfmae.core.mae.distributed import ranks
-from usfmae.core.mae.images import normalise
 from usfmae.core.mae.model import MaskedAutoencoder
 
 

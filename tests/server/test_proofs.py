@@ -14,8 +14,8 @@ from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.federated.local_round import Trained
+from usfmae.core.mae.device_batches import normalise
 from usfmae.core.mae.evaluation import evaluate, fixed_noise
-from usfmae.core.mae.images import normalise
 from usfmae.core.mae.model import MaskedAutoencoder
 from usfmae.core.mae.train import TrainContext, TrainPlan, train
 from usfmae.server.simulate import masked_autoencoder, tissue

@@ -17,8 +17,7 @@ from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.mae import device_batches
 from usfmae.core.mae import train as training
-from usfmae.core.mae.device_batches import DeviceLoader, ResidentCorpus, sampled
-from usfmae.core.mae.images import normalise
+from usfmae.core.mae.device_batches import DeviceLoader, ResidentCorpus, normalise, sampled
 from usfmae.core.mae.model import fresh
 from usfmae.core.mae.train import StepRecord, TrainContext, TrainPlan, train
 

@@ -20,8 +20,8 @@ from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.shard import square, write_shard
 from usfmae.core.mae.device import autocast, device_of
+from usfmae.core.mae.device_batches import normalise
 from usfmae.core.mae.evaluation import fixed_noise, target_variance
-from usfmae.core.mae.images import normalise
 from usfmae.core.mae.model import MaskedAutoencoder, fresh
 from usfmae.core.mae.presets import preset
 from usfmae.core.mae.train import TrainPlan, train
