@@ -128,7 +128,7 @@ class Trap(dict):
 
 BOUNDARIES = {
     "identify": (loop, "identify", lambda record, site, *rest: site.site),
-    "examine": (loop, "examine", lambda reply, arrays, site, *rest: site.site),
+    "examine": (loop, "examine", lambda reply, *rest: reply.site),
     "spool path": (spool, "path", lambda home, number, site: site),
     "spool": (spool, "storing", lambda home, number, site, sizes: site),
 }
