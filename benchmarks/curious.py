@@ -130,6 +130,7 @@ class CuriousCoordinator:
     ) -> TrainRequest:
         """Any request, signed. `fields`: of TrainRequest; round 1, step 0 and one optimizer step by default."""
         defaults = {"round": 1, "global_step": 0, "steps": 1, "recipe": recipe_text(model, train)}
+        defaults |= {"recipient": self.site.fingerprint, "expires": time.time() + 3600}
         defaults |= {"base": weights.encoder_id, "decoder": weights.decoder_id, "with_decoder": True}
         return sign(TrainRequest(**{**defaults, "campaign": campaign, **fields}), self.key)
 

@@ -99,7 +99,7 @@ def federation(root: Path) -> Layout:
 
 def hospital(home: Layout, ledger: Ledger, number: int, trainer: Trainer) -> Hospital:
     """A virtual hospital, enrolled: half of its scans are of sector probes, which the seed has never seen."""
-    made = Hospital.create(home.root / "hospitals" / f"site-{number}", trainer)
+    made = Hospital.create(home.root / "hospitals" / f"site-{number}", home.fingerprint(), trainer)
     write_shard(made.place / "corpus", "sector", list(tissue(2 * number + 1, 32, SIZE)))
     write_shard(made.place / "corpus", "linear", list(tissue(2 * number, 32, SIZE)))
     ledger.add_site(made.enrolment())

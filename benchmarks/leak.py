@@ -1,6 +1,8 @@
 """What a curious coordinator reads out of an update, with a site's floor off and on.
 
-    python benchmarks/leak.py --json [--quick]
+    python benchmarks/leak.py --json [--quick] [--out FILE]
+
+With --out the report so far is written after each form.
 
 A real `usfmae-client run` answers over TLS (curious.py has the coordinator). Its pictures are simulated tissue. An
 update of one optimizer step, with a clip far below AdamW's epsilon, is the gradient itself; two attacks read it:
@@ -74,26 +76,36 @@ Patch = NDArray[np.float64]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two forms alone: does the benchmark itself work?")
+    parser.add_argument("--out", type=Path, help="write what is measured so far after each form")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="usfmae-leak-") as folder:
-        report = measure(Path(folder), FORMS[:: len(FORMS) - 1] if chosen.quick else FORMS)
+        report = measure(Path(folder), FORMS[:: len(FORMS) - 1] if chosen.quick else FORMS, chosen.out)
     report["seconds"] = round(time.monotonic() - began)
     print(json.dumps(report, indent=2) if chosen.json else "\n".join(f"{k:24s} {v}" for k, v in report.items()))
 
 
-def measure(root: Path, forms: list[tuple[int, int]]) -> dict[str, Any]:
+def measure(root: Path, forms: list[tuple[int, int]], out: Path | None = None) -> dict[str, Any]:
     images = pictures(clips=80)
-    off, on = [], []
+    off: list[dict[str, Any]] = []
+    on: list[dict[str, Any]] = []
+
+    def row(side: list[dict[str, Any]], *form: Any) -> None:
+        side.append(attacked(*form))
+        if out:
+            out.write_text(json.dumps({"off": off, "on": on}, indent=2))
+
     for attack in ("plain", "crafted"):  # a clinic each: another model would wait for a person
         with CuriousCoordinator(root / f"off-{attack}", free_port(), images, OFF) as coordinator:
-            off += [attacked(coordinator, attack, *form) for form in forms]
+            for form in forms:
+                row(off, coordinator, attack, *form)
     with CuriousCoordinator(root / "on", free_port(), images, ON) as coordinator:
         for attack in ("plain", "crafted"):
-            on += [attacked(coordinator, attack, *form) for form in forms]
-        on.append(attacked(coordinator, "crafted weights, every bound kept"))
+            for form in forms:
+                row(on, coordinator, attack, *form)
+        row(on, coordinator, "crafted weights, every bound kept")
         refusals = coordinator.audited().count("request.refused") + coordinator.audited().count("training.refused")
         honest = attacked(coordinator, "every bound kept")
     return {

@@ -131,7 +131,12 @@ def _answer(site: Site, fleet: fleet_client.FleetClient, request: messages.Reque
         train_request.steps,
         train_request.encoding,
     )
-    signed = protocol.to_record(protocol.sign(replace(reply, site=site.fingerprint), site.signing_key))
+    addressed = {
+        "site": site.fingerprint,
+        "recipient": protocol.fingerprint(site.coordinator),
+        "expires": train_request.expires,
+    }
+    signed = protocol.to_record(protocol.sign(replace(reply, **addressed), site.signing_key))
     with TensorFile(work.place / outbox.UPDATE) as file:
         arrays = {protocol.UPDATE: flower_objects.array_record(outbox.parts(file, train_request.encoding))}
         fleet.push(messages.reply(messages.reply_metadata(request, time.time()), {protocol.RECORD: signed}, arrays))

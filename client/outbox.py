@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class EntryState(StrEnum):
 
 
 UPDATE = "update.safetensors"
+PICTURE = "probe.png"  # of an update that its probe held back: what could be read, beside the original
 
 
 def key(request: TrainRequest) -> str:
@@ -53,7 +55,10 @@ def folder(site: Site, id_: str) -> Path:
 
 
 def stage(site: Site, request: TrainRequest, reply: TrainReply, update: Path, summary: Mapping[str, Any]) -> Path:
-    """Put a finished update into the outbox. `summary`: tensors, bytes, norm, drawn. Staging again changes nothing."""
+    """Put a finished update into the outbox; one that its probe held waits for a person in any case.
+
+    `summary`: tensors, bytes, norm, drawn, probe. Staging again changes nothing.
+    """
     place = folder(site, key(request))
     if (place / "entry.json").exists():
         return place
@@ -61,6 +66,9 @@ def stage(site: Site, request: TrainRequest, reply: TrainReply, update: Path, su
     with replacing(place / UPDATE) as partial:
         partial.unlink(missing_ok=True)
         os.link(update, partial)  # nobody writes to either again
+    if (update.parent / PICTURE).exists():
+        shutil.copyfile(update.parent / PICTURE, place / PICTURE)
+    held = summary.get("probe", {}).get("held", "")
     entry = {
         "id": place.name,
         "campaign": request.campaign,
@@ -68,13 +76,15 @@ def stage(site: Site, request: TrainRequest, reply: TrainReply, update: Path, su
         "base": request.base,
         "recipient": site.settings.server,
         "created": time.time(),
-        "release": site.settings.release,
+        "release": "approve" if held else site.settings.release,
         "floor": site.settings.privacy.model_dump(include={"min_images", "min_patients", "max_patient_share"}),
         **summary,
         "record": {**reply.__dict__},
     }
     write_atomic(place / "sheet.txt", sheet(entry).encode())
     write_json(place / "entry.json", entry)
+    if held:
+        site.note("outbox.held", "refused", id=place.name, why=held)
     site.note("outbox.staged", id=place.name, round=request.round, content=reply.content, bytes=summary["bytes"])
     return place
 
@@ -90,7 +100,8 @@ def sheet(entry: Mapping[str, Any]) -> str:
         f"  contains     {entry['tensors']} arrays of numbers: how the encoder's weights changed here\n"
         f"  size         {entry['bytes']} bytes, packed as {record['encoding']}\n"
         f"  length       {entry['norm']:.4g} (L2 norm of the change)\n"
-        f"  drawn on     {_drawn(entry)}\n"
+        f"  drawn on     {drawn_on(entry)}\n"
+        f"  tested       {tested(entry)}\n"
         f"  trained      {record['steps']} steps, {record['seconds']:.0f} s; {record['images']} images were there to draw\n"
         f"  loss here    {record['loss_before']:.4f} before, {record['loss_after']:.4f} after\n"
         f"  content hash {record['content']}\n\n"
@@ -100,7 +111,25 @@ def sheet(entry: Mapping[str, Any]) -> str:
     )
 
 
-def _drawn(entry: Mapping[str, Any]) -> str:
+def probed(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What an update was drawn on, and what its probe saw."""
+    return {"drawn": entry.get("drawn"), "probe": entry.get("probe")}
+
+
+def tested(entry: Mapping[str, Any]) -> str:
+    """What the probe saw; entries of version 0.1.0 and of sites without one were not tried."""
+    figures = entry.get("probe")
+    if not figures:
+        return "not tried"
+    if figures.get("held"):
+        return f"HELD BACK: {figures['held']}; see {PICTURE} beside this sheet"
+    return (
+        f"one direction {figures['rank_one']:.0%}, effective rank {figures['effective_rank']:.1f}, a drawn picture "
+        f"reads {figures['advantage_db']:.1f} dB better than others: nothing seen"
+    )
+
+
+def drawn_on(entry: Mapping[str, Any]) -> str:
     """What an update really drew on, and the floor that it kept; entries of version 0.1.0 did not count."""
     drawn, floor = entry.get("drawn"), entry.get("floor")
     if not drawn or not floor:

@@ -13,7 +13,8 @@ from usfmae.core.config import load
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import ConfigError, ResourceError
 from usfmae.core.federated.downlink import StepFiles
-from usfmae.core.keys import read_private
+from usfmae.core.federated.messages import fingerprint
+from usfmae.core.keys import public_signing_key, read_private
 from usfmae.server.ledger import Ledger
 
 
@@ -130,6 +131,10 @@ class Layout:
         """The encoder of this round is another than its step leads to."""
         self.step(number).unlink(missing_ok=True)
         self.left(number).unlink(missing_ok=True)
+
+    def fingerprint(self) -> str:
+        """Name of the coordinator's signing key: whom replies are for."""
+        return fingerprint(public_signing_key(self.public_key.read_text(), str(self.public_key)))
 
     def settings(self, overrides: Iterable[str] = ()) -> CoordinatorSettings:
         if not self.settings_file.exists():

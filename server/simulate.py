@@ -33,7 +33,7 @@ from usfmae.core.federated.local_round import (
     local_round,
     train_autoencoder,
 )
-from usfmae.core.federated.messages import RAW, TrainReply, TrainRequest, fingerprint, sign, to_record
+from usfmae.core.federated.messages import RAW, REPLY_COUNTS, TrainReply, TrainRequest, fingerprint, sign, to_record
 from usfmae.core.files import replacing
 from usfmae.core.keys import read_private
 from usfmae.core.types import content_id
@@ -84,15 +84,16 @@ def _save(path: Path, tensors: Mapping[str, Any]) -> None:
 class Hospital:
     """A virtual site: everything it knows lies in its directory, between two requests it holds nothing."""
 
-    def __init__(self, place: Path, trainer: Trainer = masked_autoencoder) -> None:
-        self.place, self.trainer = place, trainer
+    def __init__(self, place: Path, coordinator: str, trainer: Trainer = masked_autoencoder) -> None:
+        """`coordinator`: fingerprint of the key that its replies are for."""
+        self.place, self.coordinator, self.trainer = place, coordinator, trainer
         self.key = read_private(place / "keys" / "signing.pem", Ed25519PrivateKey)
         self.site = fingerprint(self.key.public_key())
 
     @classmethod
-    def create(cls, place: Path, trainer: Trainer = masked_autoencoder) -> Hospital:
+    def create(cls, place: Path, coordinator: str, trainer: Trainer = masked_autoencoder) -> Hospital:
         keys.write_private(place / "keys" / "signing.pem", keys.new_signing_key())
-        return cls(place, trainer)
+        return cls(place, coordinator, trainer)
 
     def enrolment(self, capacity: int = 1_000_000) -> Enrolment:
         node = keys.public_pem(keys.new_node_key())  # no fleet API here: the key is only a name
@@ -138,6 +139,8 @@ class Hospital:
             seconds=time.perf_counter() - began,
             site=self.site,
             version=request.version,
+            recipient=self.coordinator,
+            expires=request.expires + REPLY_COUNTS,
         )
         (folder / "reply.json").write_text(json.dumps(to_record(sign(reply, self.key))))
 
@@ -178,12 +181,13 @@ def populate(home: Layout, sites: int, images: int, trainer: Trainer = masked_au
     ledger = Ledger(home.ledger)
     hospitals = []
     size = home.settings().model.image_size
+    coordinator = home.fingerprint()
     for number in range(sites):
         place = home.root / "hospitals" / f"virtual-{number + 1:03d}"
         if (place / "enrolled").exists():
-            hospitals.append(Hospital(place, trainer))
+            hospitals.append(Hospital(place, coordinator, trainer))
             continue
-        hospital = Hospital.create(place, trainer)
+        hospital = Hospital.create(place, coordinator, trainer)
         write_shard(place / "corpus", "all", list(tissue(number, images, size)))
         ledger.add_site(hospital.enrolment(), confirmed=True)
         (place / "enrolled").touch()

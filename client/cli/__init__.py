@@ -22,6 +22,7 @@ COMMANDS = {  # name -> "module:attribute"; its line of help is the first senten
     "campaign": "usfmae.client.cli.decisions:campaign",
     "outbox": "usfmae.client.cli.decisions:outbox",
     "evaluate": "usfmae.client.cli.records:evaluate",
+    "leak": "usfmae.client.cli.leak:leak",
     "report": "usfmae.client.cli.records:report",
     "evidence": "usfmae.client.cli.records:evidence",
     "person": "usfmae.client.cli.setup:person",

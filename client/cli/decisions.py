@@ -65,18 +65,22 @@ def campaign(directory: Path, action: str, name: str | None, reason: str, as_jso
 
 @click.command()
 @site_directory
-@click.argument("action", required=False, type=click.Choice(["list", "show", "approve", "reject"]), default="list")
+@click.argument(
+    "action", required=False, type=click.Choice(["list", "show", "probe", "approve", "reject"]), default="list"
+)
 @click.argument("entry", required=False)
 @click.option("--reason", default="", help="Why, for the audit log.")
 @as_json
 def outbox(directory: Path, action: str, entry: str | None, reason: str, as_json: bool) -> None:
     """What left, what waits to leave; approve or reject it.
 
-    Lists every update this site made, shows the sheet of one, or takes your decision on one that waits.
+    Lists every update this site made, shows the sheet of one or what its probe saw, or takes your decision on one that
+    waits. An update out of which one of your pictures could be read waits in any case.
 
     \b
     usfmae-client outbox SITE
     usfmae-client outbox SITE show ENTRY
+    usfmae-client outbox SITE probe ENTRY
     usfmae-client outbox SITE approve ENTRY
     usfmae-client outbox SITE reject ENTRY --reason TEXT
     """
@@ -92,14 +96,18 @@ def outbox(directory: Path, action: str, entry: str | None, reason: str, as_json
         click.echo(f"{entry} {'approved' if action == 'approve' else 'rejected'}", err=True)
         return
     entries = room.entries(site)
-    if action == "show":
+    if action in ("show", "probe"):
         entries = [e for e in entries if e["id"] == entry]
         if not entries:
             raise UsageError(f"outbox entry {entry!r:.60}", "does not exist", f"see 'usfmae-client outbox {directory}'")
-    if as_json:
+    if action == "probe":
+        tested = room.probed(entries[0])
+        print_json(tested) if as_json else click.echo(room.tested(entries[0]))
+    elif as_json:
         print_json(entries if action == "list" else entries[0])
     elif action == "show":
         click.echo(room.sheet(entries[0]) + f"\nstate: {entries[0]['state']}")
     else:
         for e in entries:
             click.echo(f"{e['id']}  round {e['round']:5d}  {e['bytes']:>11,d} bytes  {e['state']:8s}  {e['campaign']}")
+            click.echo(f"    drawn on {room.drawn_on(e)}")

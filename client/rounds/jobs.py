@@ -27,6 +27,8 @@ from usfmae.core.config import TrainRecipe
 from usfmae.core.federated.messages import TrainRequest, to_record
 from usfmae.core.files import is_locked
 
+ENDED_AFTER = 30 * 86400.0  # seconds after which another campaign's work is not gone on with
+
 
 @dataclass(frozen=True)
 class Job:
@@ -199,7 +201,21 @@ def has_decoder(site: Site, request: TrainRequest) -> bool:
 
 
 def prune(site: Site, request: TrainRequest) -> None:
-    """Remove rounds that are too old to be asked for again."""
-    for number, work in finished(site, request.campaign):
-        if number <= request.round - site.settings.keep_rounds and not work.alive():
-            shutil.rmtree(work.place, ignore_errors=True)
+    """Remove rounds that are too old to be asked for again, of this campaign and of those that ended long ago.
+
+    Of what was sent, the sheet and the record stay, and the packed update goes.
+    """
+    old = {
+        work.place
+        for number, work in finished(site, request.campaign)
+        if number <= request.round - site.settings.keep_rounds
+    }
+    for place in (site.root / "jobs").glob("*/"):
+        campaign = Job(site, place).request.get("campaign")
+        if campaign != request.campaign and time.time() - place.stat().st_mtime > ENDED_AFTER:
+            old.add(place)
+    for place in old:
+        if not Job(site, place).alive():
+            shutil.rmtree(place, ignore_errors=True)
+            if (outbox.folder(site, place.name) / "sent.json").exists():
+                (outbox.folder(site, place.name) / outbox.UPDATE).unlink(missing_ok=True)

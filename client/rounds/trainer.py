@@ -22,8 +22,15 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from usfmae.client import site_policy
-from usfmae.client.rounds import encoder_behaviour, gallery, replay_corpus, update_files
+from usfmae.client import outbox, site_policy
+from usfmae.client.rounds import (
+    encoder_behaviour,
+    gallery,
+    gradient_behaviour,
+    replay_corpus,
+    update_files,
+    update_probe,
+)
 from usfmae.client.rounds.apply_step import LostError
 from usfmae.client.rounds.jobs import Job
 from usfmae.client.rounds.sample_counts import SampleCounts, parted
@@ -45,7 +52,7 @@ from usfmae.core.federated.local_round import (
     train_autoencoder,
 )
 from usfmae.core.federated.messages import DeclineReason, TrainRequest, from_record
-from usfmae.core.federated.privacy import Drawn, check_drawn, drawn
+from usfmae.core.federated.privacy import FEWEST_MEASURED, Drawn, check_drawn, drawn, working_steps
 from usfmae.core.federated.replay import with_replay
 from usfmae.core.files import hold, replacing
 from usfmae.core.mae.device import device_of
@@ -68,6 +75,7 @@ class TrainingJob:
         prepared = read_json(work.place / "request.json") or {}
         self.request = from_record(TrainRequest, prepared["request"])
         self.model_settings, recipe = recipe_of(self.request.recipe)
+        self.recipe = recipe
         self.settings = self._fitted(recipe)
         roots, public = replay_corpus.roots(site, self.settings)
         self.corpus = Corpus(roots, only=[*prepared["shards"], *public])
@@ -121,8 +129,19 @@ class TrainingJob:
 
     @cached_property
     def drawn(self) -> Drawn:
-        """Different images and patients among the draws."""
-        return drawn(self.draws, self.corpus.groups, self.own)
+        """Different images and patients among the draws of the steps that change the weights."""
+        working = np.repeat(working_steps(self.request, self.recipe), self.settings.batch_size)
+        return drawn(self.draws[working], self.corpus.groups, self.own)
+
+    def probe(self, base: TensorFile, encoder: Tensors) -> dict[str, Any]:
+        """What could be read out of the update; empty where this site does not want to know."""
+        if not self.site.settings.privacy.probe:
+            return {}
+        first = self.request.global_step
+        steps = (first, first + self.request.steps)
+        seen = update_probe.Round(self.corpus, self.positions, self.held_out, steps, self.model_settings, self.settings)
+        name = update_probe.PROJECTION
+        return update_probe.probe(encoder[name] - base.tensor(name), seen, self.work.place / outbox.PICTURE)
 
     def count_uses(self) -> None:
         """Note what this round has drawn."""
@@ -134,7 +153,9 @@ class TrainingJob:
             return
         rows = self.own[:: max(1, len(self.own) // INSPECTED)][:INSPECTED]
         pixels = plain(self.corpus.fetch(rows).pixels, self.model_settings.image_size)
-        encoder_behaviour.inspect(model, normalise(pixels, self.settings, device_of(model)))
+        images = normalise(pixels, self.settings, device_of(model))
+        encoder_behaviour.inspect(model, images)
+        gradient_behaviour.inspect(model, images)
 
     @property
     def state(self) -> Path:
@@ -186,7 +207,8 @@ class TrainingJob:
 
     @property
     def data(self) -> TrainingData:
-        measured = self.held_out if len(self.held_out) else self.positions
+        fewest = min(FEWEST_MEASURED, self.site.settings.privacy.min_images)
+        measured = self.held_out if len(self.held_out) >= fewest else self.positions
         return TrainingData(self.corpus, self.positions, measured, len(self.own))
 
     def draw(self, model: MaskedAutoencoder) -> None:
@@ -253,6 +275,7 @@ def finish(this: TrainingJob, base: TensorFile, done: LocalRound) -> None:
     result = {
         **packed,
         "drawn": this.drawn.as_dict(),
+        "probe": this.probe(base, trained.encoder),
         "images": trained.images,
         "steps": trained.steps,
         "loss_before": trained.loss_before,

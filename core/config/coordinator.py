@@ -182,6 +182,8 @@ class CoordinatorSettings(Options):
     """A round does not open with less free disk than this beyond what it needs itself."""
     notify: NotifySettings = NotifySettings()
     """Telling persons that something waits for them."""
+    leak_limit: float = Field(0.6, ge=0.5, le=1)
+    """A release is refused where an attack on patients of a report given with --leak has an AUC surely above this."""
     page: PageSettings = PageSettings()
     """The coordinator's web page."""
     metrics: MetricsSettings = MetricsSettings()

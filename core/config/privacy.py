@@ -52,6 +52,8 @@ class PrivacySettings(Options):
     inspection: bool = True
     """Refuse an encoder whose rows point one way or that behaves on this site's images as no trained one does. Hash,
     finite values, copies, shapes and norms are checked in any case."""
+    probe: bool = True
+    """Hold an update for a person where one of its pictures could be read out of it, before anything leaves."""
     encodings: tuple[str, ...] = ("int8", "int4", "bf16", "sparse")
     """Encodings in which an update may leave. fp32 carries every digit of the change."""
     campaigns_a_day: int = Field(2, ge=1)

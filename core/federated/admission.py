@@ -84,7 +84,7 @@ def identify(
         verify(reply, public_signing_key(site.signing_key, site.name))
     except PolicyError:
         raise UnsignedRefusal(VerdictCode.BAD_SIGNATURE, "the signature is not this site's over this reply") from None
-    if reply.site not in ("", site.site):
+    if reply.site != site.site:
         raise Refusal(VerdictCode.WRONG_SITE, "the reply names another site")
     try:
         check_addressed(reply, coordinator, now)

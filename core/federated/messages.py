@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -129,7 +130,7 @@ class TrainRequest:
     min_new: int = 0  # a site with fewer images it never trained on declines; 0 asks every site
     deadline: float = 0.0  # Unix time after which the reply is not used; 0 for none
     recipient: str = ""  # fingerprint of the site it is for
-    expires: float = 0.0  # Unix time after which a site does not take it up; 0 for none
+    expires: float = 0.0  # Unix time after which a site does not take it up
     custodian: str = ""  # name of the custodian's key whose sealed round this is; "" where it is not sealed
     bound: float = 0.0  # length to which a site cuts its update; 0 for none
     signature: str = ""  # the coordinator's Ed25519 signature over all of the above, base64
@@ -158,7 +159,7 @@ class TrainReply:
     declined: str = ""  # a DeclineReason, "" with an update
     site: str = ""  # fingerprint of the site's public key
     recipient: str = ""  # fingerprint of the coordinator's key
-    expires: float = 0.0  # Unix time after which the reply does not count; 0 for none
+    expires: float = 0.0  # Unix time after which the reply does not count
     mask: str = ""  # in a sealed round: the seed of the update's mask, in a box for the custodian
     task: str = ""  # in a sealed round: hash of what was asked of every site alike
     signature: str = ""  # the site's Ed25519 signature over all of the above, base64
@@ -236,10 +237,12 @@ def verify(message: TrainRequest | TrainReply, key: Ed25519PublicKey) -> None:
 
 
 def check_addressed(message: TrainRequest | TrainReply, recipient: str, now: float) -> None:
-    """PolicyError where a message is for somebody else, or does not count any more."""
-    if message.recipient not in ("", recipient):
-        raise PolicyError("message", f"is for {message.recipient:.20}, not for {recipient}", "refused")
-    if message.expires and now > message.expires + CLOCKS_APART:
+    """PolicyError where a message names nobody or somebody else, or does not count any more, or for ever."""
+    if message.recipient != recipient:
+        raise PolicyError("message", f"is for {message.recipient[:20] or 'nobody'}, not for {recipient}", "refused")
+    if not 0 < message.expires < math.inf:  # false for NaN as well
+        raise PolicyError("message", f"has no end ({message.expires:g})", "refused")
+    if now > message.expires + CLOCKS_APART:
         late = f"{now - message.expires:.0f} s ago"
         raise PolicyError("message", f"expired {late}", "compare the clocks of both machines")
 

@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from usfmae.core.config.privacy import PrivacySettings
 from usfmae.core.config.train import ModelSettings, Recipe, TrainRecipe
 from usfmae.core.corpus.batch import Positions
 from usfmae.core.errors import PolicyError
 from usfmae.core.federated.messages import TrainRequest
+from usfmae.core.mae.lr_schedule import learning_rate
 
 LATEST_ROUND = 10**6  # no campaign comes near
 LATEST_STEP = 10**9
@@ -27,6 +29,10 @@ LATEST_STEP = 10**9
 MEANS, DEVIATIONS = (0.0, 1.0), (0.05, 1.0)
 LARGEST_BETA = 0.9999
 LARGEST_PROXIMAL = 100.0
+# Augmentation that shrinks a picture puts all of it into a few patches, beside padding that everybody knows.
+ZOOMS = {"zoom": (0.5, 4.0), "torchvision": (0.05, 4.0)}  # factors; shares of the area
+WORKING_RATE = 0.1  # of a round's largest learning rate: a step below it changes next to nothing
+FEWEST_MEASURED = 16  # images whose mean loss leaves: that of one image would be a figure about one patient
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,24 @@ def breaches(request: TrainRequest, recipe: Recipe, floor: PrivacySettings, larg
         *_model_breaches(recipe.model, floor, largest_model),
         *_train_breaches(recipe, floor),
     ]
-    draws = request.steps * recipe.train.batch_size
-    if draws < floor.min_images:
-        bound = f"at least {floor.min_images}"
-        all_breaches.append(Breach("steps times batch_size", draws, bound, "privacy.min_images"))
+    if floor.min_steps <= request.steps <= floor.max_steps:
+        working = int(working_steps(request, recipe.train).sum())
+        wanted = floor.min_steps / 2  # an honest first round warms up
+        all_breaches += _at_least("steps that change the weights", working, wanted, "privacy.min_steps")
+        draws = working * recipe.train.batch_size
+        all_breaches += _at_least("working steps times batch_size", draws, floor.min_images, "privacy.min_images")
     return all_breaches
+
+
+def working_steps(request: TrainRequest, recipe: TrainRecipe) -> NDArray[np.bool_]:
+    """Which of a round's steps change the weights: (steps,). Where the rate is zero throughout, all count alike.
+
+    A schedule that ends after its first step would leave the images of one batch in an update of many steps.
+    """
+    first = request.global_step
+    end = recipe.steps or first + request.steps
+    rates = np.array([learning_rate(first + step, end, recipe) for step in range(request.steps)])
+    return np.asarray(rates >= WORKING_RATE * rates.max(initial=0.0))
 
 
 def check(request: TrainRequest, recipe: Recipe, floor: PrivacySettings, largest_model: float) -> None:
@@ -107,6 +126,9 @@ def _train_breaches(recipe: Recipe, floor: PrivacySettings) -> Iterator[Breach]:
     if floor.augmentation and _is_off(train):
         yield Breach("augmentation", "off", "it on", "privacy.augmentation")
     yield from _at_most("proximal", train.proximal, LARGEST_PROXIMAL)
+    least, most = ZOOMS[train.augment.crop]
+    yield from _at_least("augment.zoom_min", train.augment.zoom_min, least)
+    yield from _at_most("augment.zoom_max", train.augment.zoom_max, most)
     for name, values, (lowest, highest) in (
         ("mean", train.mean, MEANS),
         ("std", train.std, DEVIATIONS),

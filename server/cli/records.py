@@ -127,6 +127,13 @@ def report(directory: Path, out: Path | None, as_json: bool) -> None:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="JSON results to put in the model card, as 'usfmae probe --json' prints them; repeatable.",
 )
+@click.option(
+    "--leak",
+    "leaks",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="JSON of 'usfmae-client leak --model', for the model card and its limit; repeatable.",
+)
 @click.option("--round", "number", type=click.IntRange(min=1), help="This round, where it may go out.")
 @overriding
 @as_json
@@ -134,6 +141,7 @@ def release(
     directory: Path,
     out: Path,
     benchmarks: tuple[Path, ...],
+    leaks: tuple[Path, ...],
     number: int | None,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -147,10 +155,11 @@ def release(
     usfmae-server release federation --out release
     """
     from usfmae.server.layout import Layout
+    from usfmae.server.releases.release import Reports
     from usfmae.server.releases.release import release as write
 
     home = Layout(directory)
-    done = write(home, home.settings(overrides), out, benchmarks, number)
+    done = write(home, home.settings(overrides), out, Reports(benchmarks, leaks), number)
     print_json(done) if as_json else click.echo(f"{done['folder']}\n{done['why']}")
 
 

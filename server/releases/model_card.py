@@ -74,6 +74,15 @@ Budget {{ budget }} per organ. Backward transfer {{ transfer }}.
 {% endfor %}{% else %}None was run on these weights.
 {% endif %}
 
+## Leakage
+{% if leaks %}Attacks on membership of exactly these weights, drawn images and patients against held-out ones; 0.5 is chance.
+
+| {{ leaks[0]|join(" | ") }} |
+|{{ "---|" * leaks[0]|length }}
+{% for line in leaks[1:] %}| {{ line|join(" | ") }} |
+{% endfor %}{% else %}Not measured: no site gave a report of 'usfmae-client leak'.
+{% endif %}
+
 ## Limits
 - A feature extractor for research. It makes no diagnosis and is no medical device.
 - It has seen what its sites held: other organs, probes and vendors may be represented badly. Validate on your own \
@@ -86,12 +95,20 @@ with the key from the coordinator and not from this folder.
 """
 
 
+@dataclass(frozen=True)
+class Tables:
+    """Lines of what was measured elsewhere, the head first; empty where nothing was."""
+
+    benchmarks: Sequence[Sequence[str]] = ()
+    leaks: Sequence[Sequence[str]] = ()
+
+
 def card(
     federation: Federation,
     choice: ReleaseChoice,
     campaign: Campaign,
     content: str,
-    benchmarks: Sequence[Sequence[str]],
+    tables: Tables,
 ) -> str:
     """README.md of a release."""
     settings, ledger = federation.settings, federation.ledger
@@ -117,7 +134,8 @@ def card(
         budget=f"{settings.continual.budget:+.0%}",
         transfer=f"{choice.panel['backward_transfer']:+.1%}" if choice.panel else "",
         panel=list(_rows(choice.panel)) if choice.panel else [],
-        benchmarks=benchmarks,
+        benchmarks=tables.benchmarks,
+        leaks=tables.leaks,
     )
 
 

@@ -13,7 +13,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ from usfmae.core.files import put, write_atomic
 from usfmae.server import campaign
 from usfmae.server.layout import Federation, Layout
 from usfmae.server.ledger import Ledger, Round, RoundState
-from usfmae.server.releases import benchmark_results
-from usfmae.server.releases.model_card import ReleaseChoice, card
+from usfmae.server.releases import benchmark_results, leak_results
+from usfmae.server.releases.model_card import ReleaseChoice, Tables, card
 from usfmae.server.rounds.forgetting_gate import EMA, ForgettingGate, budget_of
 from usfmae.server.rounds.panel import PanelReader
 
@@ -40,8 +40,20 @@ _RANDOM_SEED = (
 )
 
 
+@dataclass(frozen=True)
+class Reports:
+    """What was measured of these weights elsewhere, as files."""
+
+    benchmarks: Sequence[Path] = ()
+    leaks: Sequence[Path] = ()
+
+
 def release(
-    home: Layout, settings: CoordinatorSettings, out: Path, benchmarks: Sequence[Path] = (), number: int | None = None
+    home: Layout,
+    settings: CoordinatorSettings,
+    out: Path,
+    reports: Reports = Reports(),
+    number: int | None = None,
 ) -> dict[str, Any]:
     """Write a release into the new folder `out`, of the best round or of round `number`.
 
@@ -56,7 +68,7 @@ def release(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        facts = _write(federation, choice, benchmarks, partial)
+        facts = _write(federation, choice, reports, partial)
         manifest.write(partial, federation.signing_key(), {"release": facts})
         put(partial, out)
     finally:
@@ -167,7 +179,7 @@ def _cost(reader: PanelReader, readings: Mapping[str, Reading]) -> float:
     return sum(costs.values()) / len(costs)
 
 
-def _write(federation: Federation, choice: ReleaseChoice, benchmarks: Sequence[Path], out: Path) -> dict[str, Any]:
+def _write(federation: Federation, choice: ReleaseChoice, reports: Reports, out: Path) -> dict[str, Any]:
     """Every file but the manifest; returns what the manifest says of them."""
     home, ledger = federation.home, federation.ledger
     seed, chosen = load(home.checkpoint(0)), load(choice.path)
@@ -183,8 +195,9 @@ def _write(federation: Federation, choice: ReleaseChoice, benchmarks: Sequence[P
     write_atomic(out / "lineage.json", _json(chain))
     write_atomic(out / "settings.json", _json(running.settings))
     write_atomic(out / "coordinator.pub.pem", home.public_key.read_bytes())
-    table = benchmark_results.results(benchmarks, encoder_of(encoder), chosen.train)
-    text = card(federation, choice, running, weights.trail.id, table)
+    table = benchmark_results.results(reports.benchmarks, encoder_of(encoder), chosen.train)
+    leaks = leak_results.lines(reports.leaks, encoder_of(encoder), federation.settings.leak_limit)
+    text = card(federation, choice, running, weights.trail.id, Tables(table, leaks))
     write_atomic(out / "README.md", text.encode())
     return {"content": weights.trail.id, "round": choice.round, "alpha": choice.alpha, "campaign": running.id}
 

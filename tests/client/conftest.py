@@ -86,6 +86,7 @@ class Aggregator:
         self.queue: list[Message] = []
         self.uploads: dict[str, tuple[bytes, dict[str, bytes], list[str]]] = {}  # reply id -> metadata, objects, order
         self.calls: list[str] = []
+        self.sites: dict[bytes, str] = {}  # fingerprints, by node key
         self.clock_offset = 0.0
         self.before: Callable[[str], None] = lambda path: None  # may raise what the network does
         self.run = 1
@@ -94,6 +95,7 @@ class Aggregator:
 
     def enrol(self, site: Site) -> None:
         self.nodes[keys.public_pem(site.node_key).encode()] = len(self.nodes) + 100
+        self.sites[keys.public_pem(site.node_key).encode()] = site.fingerprint
 
     def restart(self) -> None:
         """Everything in memory is lost; the sites are enrolled again under other ids."""
@@ -128,8 +130,8 @@ class Aggregator:
             recipe=recipe_text(MODEL, TRAIN),
         )
         request = replace(request, delta_from=start, with_decoder=with_decoder, with_replay=bool(public))
-        request = messages.sign(replace(request, **changes), signer)  # type: ignore[arg-type]
-        content = RecordDict({messages.RECORD: ConfigRecord(messages.to_record(request))})
+        request = replace(request, expires=time.time() + 3600)
+        content = RecordDict()
         if start:
             content[messages.STEP] = ArrayRecord({messages.STEP: Array("uint8", (len(packed),), messages.RAW, packed)})
         else:
@@ -139,7 +141,10 @@ class Aggregator:
         if public:
             files = {name: Array("uint8", (len(data),), messages.RAW, data) for name, data in public.items()}
             content[messages.REPLAY] = ArrayRecord(files)
-        for id_ in self.nodes.values():
+        for key, id_ in self.nodes.items():
+            request = replace(replace(request, recipient=self.sites[key]), **changes)  # type: ignore[arg-type]
+            request = messages.sign(request, signer)
+            content[messages.RECORD] = ConfigRecord(messages.to_record(request))
             metadata = Metadata(self.run, "", 1, id_, "", str(number), time.time(), 3600.0, "train")
             self._put(make_message(metadata, content))
         return request

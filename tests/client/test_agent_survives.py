@@ -219,6 +219,22 @@ def test_an_update_below_the_floor_is_refused_where_it_is_drawn(
     assert "training.refused" in events(site) and not outbox.entries(site)
 
 
+def test_a_loss_is_never_that_of_a_few_images(make_site: Callable[..., Site], aggregator: Aggregator) -> None:
+    """A coordinator that has one image held out would read a figure about one patient in each reply."""
+    from tests.floors import LOWERED
+
+    site = make_site(images=40, privacy={**LOWERED, "min_images": 16})
+    aggregator.enrol(site)
+    agent = connected(site, aggregator)
+    one = TRAIN.model_copy(update={"held_out": 0.03, "batch_size": 16})
+    aggregator.ask(recipe=recipe_text(MODEL, one))
+    turns(agent)
+    assert [r.declined for r in replies(aggregator)] == [""]
+    (work,) = (jobs.Job(site, place) for place in (site.root / "jobs").iterdir())
+    this = trainer.TrainingJob(site, work)
+    assert 0 < len(this.held_out) < 16 and len(this.data.measured) == len(this.positions)
+
+
 def test_the_sheet_says_on_whom_an_update_draws(agent: Agent, aggregator: Aggregator, site: Site) -> None:
     aggregator.ask()
     turns(agent)

@@ -72,7 +72,7 @@ class Hospital:
         # The same signing key in every run: the merge goes in the order of fingerprints.
         self.node_key, self.key = keys.new_node_key(), keys.Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
         enrolment = Enrolment(name, keys.public_pem(self.node_key), keys.public_pem(self.key), 1000)
-        self.site = enrolment.site
+        self.site, self.coordinator = enrolment.site, home.fingerprint()
         Ledger(home.ledger).add_site(enrolment)
         self.attack: Callable[[Draft], None] = lambda draft: None
         self.sent = 0
@@ -134,6 +134,7 @@ class Hospital:
         asked = draft.asked
         fields = {"campaign": asked.campaign, "round": asked.round, "base": asked.base, "images": draft.images}
         fields |= {"steps": asked.steps, "encoding": asked.encoding, "site": self.site, "loss_before": 1.0}
+        fields |= {"recipient": self.coordinator, "expires": asked.expires}
         fields |= {"content": codec.payload_id(draft.payload), **draft.fields}
         reply = draft.forge(protocol.sign(TrainReply(**fields), self.key))
         return {**protocol.to_record(reply), **draft.extra}

@@ -42,6 +42,7 @@ FLOOR: dict[str, Any] = {
     "min_patients": 4,
     "max_patient_share": 0.5,
     "min_visible_patches": 8,
+    "probe": False,  # of an update on eight pictures a person is asked, and here there is none
     "campaigns_a_day": 1000,
 }
 

@@ -78,7 +78,7 @@ def test_a_message_of_10_gb_is_stopped_at_the_size_of_an_update(tmp_path, honest
 
 
 def test_a_chunk_that_is_named_1000_times_is_not_unfolded(tmp_path, honest_alone, monkeypatch):
-    with Stage(tmp_path, hostile=1) as stage:
+    with Stage(tmp_path, 1, 1, *SOON) as stage:
         fleet = stage.mallory.connect(stage.home, stage.port)
         request = request_of(fleet)
         base = load_file(stage.home.checkpoint(0))

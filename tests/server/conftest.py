@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable
@@ -51,7 +52,7 @@ class Federation:
             keys.write_private(
                 place / "keys" / "signing.pem", Ed25519PrivateKey.from_private_bytes(bytes([number + 1]) * 32)
             )
-            self.hospitals.append(Hospital(place, trainer))
+            self.hospitals.append(Hospital(place, self.home.fingerprint(), trainer))
             self.ledger.add_site(self.hospitals[-1].enrolment(capacity))
         self.wire = InProcess(self.hospitals, self.home.decoder)
         self.waited = 0
@@ -95,7 +96,10 @@ class Federation:
             requests.append(when(request))
             if not requests[-1]:
                 return real(request, encoder, decoder)
-            reply = TrainReply(request.campaign, request.round, request.base, declined=reason)
+            reply = TrainReply(
+                request.campaign, request.round, request.base, declined=reason, site=self.hospitals[0].site
+            )
+            reply = dataclasses.replace(reply, recipient=self.home.fingerprint(), expires=request.expires)
             return to_record(sign(reply, self.hospitals[0].key)), {}
 
         self.hospitals[0].answer = answer  # type: ignore[method-assign]

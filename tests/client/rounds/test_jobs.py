@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from usfmae.client import outbox
 from usfmae.client.rounds import jobs
 from usfmae.client.rounds.workers import MOST_CRASHES, Workers
 from usfmae.client.site import Site, write_json
 from usfmae.core.errors import ResourceError
+from usfmae.core.federated.messages import TrainRequest
 
 
 @pytest.fixture
@@ -35,6 +38,28 @@ def workers(site: Site, monkeypatch: pytest.MonkeyPatch, program: str) -> Worker
     monkeypatch.setenv("PROGRAM", "import sys, time; ROOT, JOB = sys.argv[3:5]\n" + program)
     monkeypatch.setattr("usfmae.client.rounds.workers.sys", Other)
     return Workers(site)
+
+
+def test_what_was_sent_and_is_old_leaves_the_disk(site: Site) -> None:
+    """The packed update of an old round goes with its job; the sheet of what left the hospital stays."""
+    for number in (1, 2, 9):
+        place = site.root / "jobs" / f"r{number}"
+        entry = site.root / "outbox" / f"r{number}"
+        for folder in (place, entry):
+            folder.mkdir(parents=True)
+        write_json(place / "request.json", {"request": {"campaign": "demo", "round": number}, "created": float(number)})
+        write_json(place / "result.json", {})
+        for file in (outbox.UPDATE, "sheet.txt", *(["sent.json"] if number != 2 else [])):
+            (entry / file).write_text("{}")
+    other = site.root / "jobs" / "other"
+    other.mkdir()
+    write_json(other / "request.json", {"request": {"campaign": "ended", "round": 3}})
+    os.utime(other, (0, 0))
+    jobs.prune(site, TrainRequest("demo", 9, "b", 0, 1, "{}"))
+    assert sorted(path.name for path in (site.root / "jobs").iterdir()) == ["r9"]
+    left = sorted(str(p.relative_to(site.root / "outbox")) for p in (site.root / "outbox").glob("*/update.safetensors"))
+    assert left == ["r2/update.safetensors", "r9/update.safetensors"], "one that never left may still have to"
+    assert (site.root / "outbox" / "r1" / "sheet.txt").exists()
 
 
 def look(pool: Workers, work: jobs.Job) -> None:

@@ -64,6 +64,11 @@ def test_a_message_is_for_one_recipient_and_for_a_time() -> None:
     messages.check_addressed(mine, "me", 10_000.0 + messages.CLOCKS_APART)
     with pytest.raises(PolicyError, match="not for you"):
         messages.check_addressed(mine, "you", 0.0)
+    with pytest.raises(PolicyError, match="for nobody"):
+        messages.check_addressed(dataclasses.replace(mine, recipient=""), "me", 0.0)
+    for end in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(PolicyError, match="has no end"):
+            messages.check_addressed(dataclasses.replace(mine, expires=end), "me", 0.0)
     with pytest.raises(PolicyError, match="expired"):
         messages.check_addressed(mine, "me", 10_001.0 + messages.CLOCKS_APART)
 

@@ -58,6 +58,11 @@ def test_every_preset_is_within_the_default_floor(name: str) -> None:
         ({"mean": (0.5, -9.0, 0.5)}, {}, {}, "mean"),
         ({"betas": (0.9, 1.0)}, {}, {}, "betas"),
         ({"proximal": 1e9}, {}, {}, "proximal"),
+        ({"augment": AugmentSettings(zoom_min=0.05, zoom_max=0.1)}, {}, {}, "augment.zoom_min"),
+        ({"augment": AugmentSettings(zoom_min=200, zoom_max=400)}, {}, {}, "augment.zoom_max"),
+        ({"steps": 1, "warmup": 0.0}, {}, {}, "steps that change the weights"),
+        ({"steps": 1, "warmup": 0.0, "batch_size": 32}, {}, {}, "working steps times batch_size"),
+        ({"steps": 102, "warmup": 0.0, "origin": 100}, {}, {"global_step": 101}, "steps that change the weights"),
         ({}, {"decoder_depth": 200_000}, {}, "bytes of the model"),
         ({}, {"image_size": 1024, "patch_size": 2}, {}, "patches an image"),
     ],
@@ -72,7 +77,7 @@ def test_few_draws_are_outside_although_each_figure_is_within() -> None:
     floor = PrivacySettings(min_images=1000)
     recipe = Recipe(ModelSettings(), TrainRecipe(batch_size=32))
     breaches = privacy.breaches(request(steps=20), recipe, floor, LARGEST)
-    assert [str(b) for b in breaches] == ["steps times batch_size is 640, this site allows at least 1000"]
+    assert [str(b) for b in breaches] == ["working steps times batch_size is 512, this site allows at least 1000"]
 
 
 def test_a_refusal_names_figure_bound_and_setting() -> None:

@@ -12,7 +12,7 @@ from flwr.proto import message_pb2 as wire
 from flwr.proto.node_pb2 import Node
 
 from usfmae.core.flower_objects import FLEET_PATH, HOLD_HEADER
-from usfmae.server.flower.fleet_api import FleetApi
+from usfmae.server.flower.fleet_api import CALLS, FleetApi
 from usfmae.server.flower.link_state import LinkState
 from usfmae.server.flower.node_auth import CALLER, CallRefused
 
@@ -122,3 +122,20 @@ def test_bytes_that_are_no_message_get_400_and_flowers_own_refusal_its_code(link
     short = proto.ActivateNodeRequest(public_key=b"key", heartbeat_interval=0.1).SerializeToString()
     status, body = call(app, "activate-node", short)
     assert status >= 400 and b'"code"' in body
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_unforeseen_exception_costs_its_call(link, monkeypatch, name):
+    """Another call of the same kind fails as well, every other one is answered, and the refusal is audited by its why."""
+    app = FleetApi(link.state, lambda key: True)
+
+    def unforeseen(*_: object) -> None:
+        raise ZeroDivisionError("nobody thought of this")
+
+    parse, _ = CALLS[name]
+    monkeypatch.setitem(CALLS, name, (parse, unforeseen))
+    monkeypatch.setattr(FleetApi, "_is_callers", lambda *_: True)
+    assert call(app, name, parse().SerializeToString()) == (500, f"{name}: ZeroDivisionError".encode())
+    other = "pull-messages" if name != "pull-messages" else "push-messages"
+    monkeypatch.undo()
+    assert call(app, other, pull(link.node))[0] == 200 or other != "pull-messages"

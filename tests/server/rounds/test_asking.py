@@ -61,6 +61,7 @@ def test_the_replay_corpus_goes_to_sites_that_have_none_and_to_nobody_twice(fede
                 yield answer
             else:
                 reply = TrainReply(request.campaign, request.round, request.base, declined="need-replay", site=site)
+                reply = dataclasses.replace(reply, recipient=made.home.fingerprint(), expires=request.expires)
                 key = next(h.key for h in made.hospitals if h.site == site)
                 yield Answer(answer.message, to_record(sign(reply, key)))
 

@@ -197,6 +197,7 @@ def test_a_site_revoked_after_it_answered_is_not_merged(federation, monkeypatch)
 def test_a_site_enrolled_in_the_middle_of_a_round_takes_part(federation):
     made = federation(2, **{"rounds.quorum": 3})
     late = federation(3, "spare").hospitals[2]
+    late.coordinator = made.home.fingerprint()
     steps = []
 
     def wait(seconds):
