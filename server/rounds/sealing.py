@@ -40,6 +40,7 @@ from usfmae.server.rounds.custodian_link import CustodianLink
 logger = logging.getLogger(__name__)
 
 PIECE = 2**19  # values of each site in memory at a time
+OFF = 0.4  # share by which the square of a sum may differ from its sketch's: nine standard errors
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,9 @@ class Sealing:
         if not self._was_asked(number, Kind.SKETCH):
             ours["sketches"] = self._sketches(number, opening, sealed_round.joint_seed(half, theirs))
         sketched = self._ask(number, Kind.SKETCH, ours)
-        ours = envelope.read(self._transcript(number)[4], Kind.SKETCH, self.key.public_key())
-        sketches = sealed_round.joint_sketches(opening, ours, sketched)
-        norms, comparison = sealed_round.judged(opening, sketches)
-        return Judged(opening, norms, comparison, count_sketch.gram(sketches, opening.unit), unmaskable)
+        norms, comparison = sealed_round.judged(opening, sketched.get("products"))
+        directions = sealed_round.directions_of(opening, sketched.get("products"))
+        return Judged(opening, norms, comparison, directions, unmaskable)
 
     def summed(self, number: int, base: TensorFile, judged: Judged) -> Sum:
         """The sum of the admitted sites' codes. PolicyError where the custodian's masks do not fit its sketches."""
@@ -131,8 +131,8 @@ class Sealing:
         share = self.home.spool / f"round-{number:05d}" / "share.bin"
         self._fetch(self._transcript(number)[6], share, str(summed["share"]))
         file = share.with_name("sum.safetensors")
-        self._unmask(number, base, wanted, (share, file))
-        self._check_share(number, wanted, share, opening)
+        square = self._unmask(number, base, wanted, (share, file)) * opening.unit**2
+        check_length(judged, wanted, square)
         share.unlink()
         digest = hashlib.sha256(self.home.transcript(number).read_bytes()).hexdigest()
         return Sum(file, Summed(opening.unit, sites=len(wanted)).name, digest)
@@ -214,9 +214,10 @@ class Sealing:
         if received.hexdigest() != digest:
             raise PolicyError("custodian", "sends other masks than it has signed", "do not go on with it")
 
-    def _unmask(self, number: int, base: TensorFile, sites: Sequence[str], paths: tuple[Path, Path]) -> None:
-        """Write the sum of the sites' codes: of their masked updates, less the sum of their masks."""
+    def _unmask(self, number: int, base: TensorFile, sites: Sequence[str], paths: tuple[Path, Path]) -> float:
+        """Write the sum of the sites' codes, of their masked updates less the sum of their masks; its sum of squares."""
         share, target = paths
+        square = 0.0
         most = MOST * len(sites)
         sizes = {name: (masks.WORD * math.prod(shape),) for name, shape in base.shapes.items()}
         with ExitStack() as stack:
@@ -229,24 +230,20 @@ class Sealing:
                     writer.begin(name)
                 mask = np.frombuffer(taken.read(masks.WORD * len(parts[0])), "<u2")
                 total = masks.unmasked([part.tobytes() for part in parts], mask)
+                square += float(np.square(total, dtype=np.float64).sum())
                 # What lies beyond the largest codes was sent by a site that keeps to no rule: cut.
                 writer.write(np.clip(total, -most, most).astype("<i2").view(np.uint8))
             writer.finish()
+        return square
 
-    def _check_share(self, number: int, sites: Sequence[str], share: Path, opening: Opening) -> None:
-        """B's sum must have the sketch that its sketches of the masks add up to: it cannot judge one and send another."""
-        revealed, sketched = self._answer(number, Kind.REVEAL), self._answer(number, Kind.SKETCH)
-        half = sealed_round.half_seed(self.key, opening.base)
-        sketcher, start = count_sketch.Sketcher(sealed_round.joint_seed(half, str(revealed["half"])), 1), 0
-        with share.open("rb") as file:
-            while data := file.read(masks.WORD * PIECE):
-                sketcher.add(start, [np.frombuffer(data, "<u2")])
-                start += len(data) // masks.WORD
-        expected = np.zeros(count_sketch.WIDTH, np.uint16)
-        for site in sites:
-            expected -= count_sketch.from_text(sketched["sketches"][site])
-        if start != opening.count or not np.array_equal(sketcher.sketches()[0], expected):
-            raise PolicyError("custodian", "sends masks that do not fit its sketches of them", "do not go on with it")
+
+def check_length(judged: Judged, sites: Sequence[str], square: float) -> None:
+    """PolicyError where the sum is not as long as the products say: then B judged one thing and gave out another."""
+    places = [judged.opening.sites.index(site) for site in sites]
+    expected = float(judged.directions[np.ix_(places, places)].sum())
+    if abs(square - expected) > OFF * max(expected, 1e-300):
+        why = f"gives out a sum of length {math.sqrt(square):.3g}; what it judged has {math.sqrt(max(expected, 0)):.3g}"
+        raise PolicyError("custodian", why, "do not go on with it")
 
 
 def _pieces(files: Sequence[TensorFile]) -> Iterator[tuple[str, bool, int, list[masks.Words]]]:

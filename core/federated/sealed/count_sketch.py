@@ -51,10 +51,10 @@ def joined(one: Sketch, other: Sketch) -> Sketch:
     return one + other  # modulo 2^16
 
 
-def gram(sketches: Sequence[Sketch], unit: float) -> NDArray[np.float64]:
-    """Inner products (S, S) of vectors whose sketches these are, codes of `unit`. The same bits on every machine."""
+def products(sketches: Sequence[Sketch]) -> NDArray[np.int64]:
+    """Inner products (S, S), in codes, of vectors whose sketches these are. The same numbers on every machine."""
     centred = np.stack(sketches).view(np.int16).astype(np.int64)
-    return np.asarray((centred @ centred.T).astype(np.float64) * unit**2)
+    return np.asarray(centred @ centred.T)
 
 
 def unit_for(length: float, count: int) -> float:

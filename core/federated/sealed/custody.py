@@ -121,21 +121,19 @@ class Custodian:
 
     def _sketch(self, values: Mapping[str, Any], record: Record, place: str) -> dict[str, Any]:
         opening, seeds = self._seeds(record)
-        for site in opening.sites:
-            count_sketch.from_text(values.get("sketches", {}).get(site))
+        masked = [count_sketch.from_text(values.get("sketches", {}).get(site)) for site in opening.sites]
         sketcher = count_sketch.Sketcher(self._joint(record), len(seeds))
         for start in range(0, opening.count, PIECE):
             count = min(PIECE, opening.count - start)
             sketcher.add(start, [masks.keystream(seeds[site], start, count) for site in opening.sites])
-        # The mask is taken off: its sketch goes in with the other sign.
-        texts = [count_sketch.to_text(-sketch) for sketch in sketcher.sketches()]
-        return {"sketches": dict(zip(opening.sites, texts, strict=True))}
+        # The mask is taken off: its sketch goes in with the other sign. Products alone are told, never a sketch.
+        sketches = [count_sketch.joined(ours, -own) for ours, own in zip(masked, sketcher.sketches(), strict=True)]
+        return {"products": count_sketch.products(sketches).tolist()}
 
     def _sum(self, values: Mapping[str, Any], record: Record, place: str) -> dict[str, Any]:
         opening, seeds = self._seeds(record)
-        ours = envelope.read(record[Kind.SKETCH.answer], Kind.SKETCHED, self.keys.signing.public_key())
-        theirs = envelope.read(record[Kind.SKETCH], Kind.SKETCH, self.coordinator)
-        _, comparison = sealed_round.judged(opening, sealed_round.joint_sketches(opening, theirs, ours))
+        told = envelope.read(record[Kind.SKETCH.answer], Kind.SKETCHED, self.keys.signing.public_key())
+        _, comparison = sealed_round.judged(opening, told["products"])
         wanted = sealed_round.admitted(opening, comparison)
         if values.get("sites") != wanted:
             raise PolicyError("sum", "is asked for other sites than the gate admits", "update both sides")

@@ -3,11 +3,13 @@
     site        masked codes -> aggregator (A); the mask's seed, in a box -> through A to the custodian (B)
     open        A names the sites and commits itself to half of a seed; B commits itself to the other half
     reveal      both halves
-    sketch      A: sketches of the masked updates; B: of the masks; their sums are sketches of what was really sent
-    gate        both compute lengths and cosines, and so the same verdicts, site by site
+    sketch      A sends sketches of the masked updates; B adds those of the masks and so has sketches of what was really
+                sent; it answers with their inner products alone
+    gate        both compute lengths and cosines from these, and so the same verdicts, site by site
     sum         B adds up the masks of the admitted; A takes that off the sum of their masked updates
 
-server/rounds/sealing.py runs A's side, custody.py is B. What neither learns: the update of any one site.
+server/rounds/sealing.py runs A's side, custody.py is B. What neither learns: the update of any one site. The sketches
+stay with B: who holds them beside the sum could tell the updates of a few sites in it apart, where these are of low rank.
 """
 
 from __future__ import annotations
@@ -20,15 +22,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from usfmae.core.config.coordinator import GateSettings
 from usfmae.core.errors import PolicyError
 from usfmae.core.federated.admission import Comparison, Prior, compare
 from usfmae.core.federated.messages import TrainReply, from_record, verify
-from usfmae.core.federated.sealed import count_sketch, envelope
-from usfmae.core.federated.sealed.count_sketch import Sketch
+from usfmae.core.federated.sealed import envelope
 from usfmae.core.federated.sealed.envelope import STEPS, Envelope, Kind
 from usfmae.core.federated.sealed.masks import MOST_SITES
 
@@ -158,9 +161,23 @@ def joint_seed(ours: str, theirs: str) -> bytes:
 # --- the gate --------------------------------------------------------------------------------------------------------
 
 
-def judged(opening: Opening, sketches: Sequence[Sketch]) -> tuple[dict[str, float], Comparison]:
-    """Length of each site's update and the gate's comparison, from sketches in the order of the opening's sites."""
-    directions = count_sketch.gram(sketches, opening.unit)
+def directions_of(opening: Opening, products: object) -> NDArray[np.float64]:
+    """Inner products of the updates (S, S) from those of their sketches, in codes. PolicyError where they are none."""
+    try:
+        values = np.array(products, np.int64)
+        shaped = values.shape == (len(opening.sites),) * 2 and bool(
+            (values == values.T).all() and values.min() > -(2**62)
+        )
+    except (ValueError, TypeError, OverflowError):
+        shaped = False
+    if not shaped or (np.diag(values) < 0).any():
+        raise PolicyError("sketch", "its products are none of these sites", "update the custodian")
+    return np.asarray(values.astype(np.float64) * opening.unit**2)
+
+
+def judged(opening: Opening, products: object) -> tuple[dict[str, float], Comparison]:
+    """Length of each site's update and the gate's comparison, from products in the order of the opening's sites."""
+    directions = directions_of(opening, products)
     norms = {site: math.sqrt(float(directions[i, i])) for i, site in enumerate(opening.sites)}
     measure = opening.yardstick
     return norms, compare(norms, measure.prior, measure.base_norm, directions, measure.gate, measure.strikes)
@@ -203,19 +220,12 @@ def check_transcript(
         check_reply(opening, record, sites)
     check_half(asked[Kind.REVEAL].get("half"), opening.commitment)
     check_half(answered[Kind.REVEAL].get("half"), str(answered[Kind.OPEN].get("commitment")))
-    norms, comparison = judged(opening, joint_sketches(opening, asked[Kind.SKETCH], answered[Kind.SKETCH]))
+    norms, comparison = judged(opening, answered[Kind.SKETCH].get("products"))
     summed = list(asked.get(Kind.SUM, {}).get("sites", []))
     if summed and (summed != admitted(opening, comparison) or answered[Kind.SUM].get("sites") != summed):
         raise PolicyError("transcript", "other sites were summed than the gate admitted", "do not use this round")
     refused = {site: str(refusal.code) for site, refusal in comparison.refused.items()}
     return Verified(opening, norms, refused, summed, str(answered.get(Kind.SUM, {}).get("share", "")))
-
-
-def joint_sketches(opening: Opening, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Sketch]:
-    """Sketches of the updates, site by site, from both parties' messages."""
-    first, second = ours.get("sketches", {}), theirs.get("sketches", {})
-    read = count_sketch.from_text
-    return [count_sketch.joined(read(first.get(site)), read(second.get(site))) for site in opening.sites]
 
 
 def _check_follows(

@@ -79,15 +79,16 @@ class Party:
         return envelope.read(answer, kind.answer, KEYS.signing.public_key())
 
     def sketches(self) -> dict:
+        """What B tells of the sketches."""
         self.place = self.ask(Kind.OPEN, **self.opening.values())["place"]
         theirs = self.ask(Kind.REVEAL, place=self.place, half=self.half)["half"]
         sketcher = count_sketch.Sketcher(sealed_round.joint_seed(self.half, theirs), len(self.sent))
         sketcher.add(0, [np.frombuffer(self.sent[i], "<u2") for i in self.order])
         ours = {"sketches": dict(zip(self.opening.sites, map(count_sketch.to_text, sketcher.sketches()), strict=True))}
-        return ours, self.ask(Kind.SKETCH, place=self.place, **ours)
+        return self.ask(Kind.SKETCH, place=self.place, **ours)
 
     def judged(self):
-        return sealed_round.judged(self.opening, sealed_round.joint_sketches(self.opening, *self.sketches()))
+        return sealed_round.judged(self.opening, self.sketches()["products"])
 
     def summed(self) -> np.ndarray:
         wanted = sealed_round.admitted(self.opening, self.judged()[1])
@@ -154,7 +155,7 @@ def sketched(updates: list[np.ndarray], prior: Prior, seed: bytes, strikes=None)
     """The same gate on sketches."""
     sketcher = count_sketch.Sketcher(seed, len(updates))
     sketcher.add(0, [np.frombuffer(codes_of(u), np.int8).astype(np.int16).view(np.uint16) for u in updates])
-    directions = count_sketch.gram(sketcher.sketches(), UNIT)
+    directions = count_sketch.products(sketcher.sketches()) * UNIT**2
     norms = {f"{i}": math.sqrt(directions[i, i]) for i in range(len(updates))}
     return compare(norms, prior, 10.0, directions, GateSettings(), strikes)
 
@@ -196,7 +197,7 @@ def test_lengths_and_cosines_of_a_sketch():
     rows = np.stack([np.frombuffer(codes_of(u), np.int8).astype(np.float64) for u in updates])
     sketcher = count_sketch.Sketcher(b"k" * 32, 3)
     sketcher.add(0, [row.astype(np.int16).view(np.uint16) for row in rows])
-    measured, true = count_sketch.gram(sketcher.sketches(), 1.0), rows @ rows.T
+    measured, true = count_sketch.products(sketcher.sketches()).astype(float), rows @ rows.T
     assert np.allclose(np.sqrt(np.diag(measured)), np.sqrt(np.diag(true)), rtol=0.1)
     cosine = lambda g: g / np.sqrt(np.outer(np.diag(g), np.diag(g)))  # noqa: E731
     assert np.abs(cosine(measured) - cosine(true)).max() < 0.1
@@ -305,6 +306,21 @@ def test_replies_to_different_requests_are_not_summed():
     party.opening = dataclasses.replace(party.opening, replies=(odd, *party.opening.replies[1:]))
     opened = party.ask(Kind.OPEN, **party.opening.values())
     assert "was made for another request" in opened["refused"][odd["site"]]
+
+
+def test_the_aggregator_never_gets_a_sketch_of_an_update():
+    """With the sum and the sketches of three sites it could tell apart what a few numbers describe."""
+    party = Party(five())
+    assert set(party.sketches()) == {"products", "after"}
+
+
+def test_codes_that_do_not_fit_their_mask_are_refused_by_their_length():
+    party = Party(five())
+    party.sent[0] = masks.masked(party.codes[0], b"another" + bytes(25), 0)
+    party.opening = dataclasses.replace(party.opening, replies=party.replies())
+    norms, comparison = party.judged()
+    liar = fingerprint(SITES[0].public_key())
+    assert verdicts(comparison) == {liar: "norm"} and norms[liar] > 100 * LENGTH
 
 
 def test_a_half_that_was_not_committed_to_is_refused():

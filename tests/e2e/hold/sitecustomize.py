@@ -77,7 +77,7 @@ POINTS = {
     ),
     "sum is sent": (CUSTODIAN, "usfmae.core.federated.sealed.custody:Custodian.share", "before", None, 0),
     "masks fetched": (AGGREGATOR, "usfmae.server.rounds.sealing:Sealing._unmask", "before", None, 0),
-    "sum written": (AGGREGATOR, "usfmae.server.rounds.sealing:Sealing._check_share", "before", None, 0),
+    "sum written": (AGGREGATOR, "usfmae.server.rounds.sealing:check_length", "before", None, 0),
     "masking": (AGENT, "usfmae.client.rounds.sealing:sealed", "before", None, 0),
     "written, not committed": (AGGREGATOR, "usfmae.server.ledger:Ledger.commit_round", "before", None, 0),
     "committed, spool not cleared": (AGGREGATOR, "usfmae.server.rounds.spool:clear", "before", None, 0),
