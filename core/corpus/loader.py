@@ -23,7 +23,7 @@ Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
-class Drawn:
+class BatchDraws:
     """What one process's rows of an optimizer step are drawn to be, before a pixel is read."""
 
     step: int
@@ -40,7 +40,7 @@ class Prepared:
     pixels: Pixels  # (B, S, S, C) uint8, augmented
     noise: NDArray[np.float32]  # (B, L) mask noise
     ids: tuple[str, ...]  # of the B images
-    drawn: Drawn | None = None  # set where the pixels are as they lie in the corpus, still to be augmented
+    drawn: BatchDraws | None = None  # set where the pixels are as they lie in the corpus, still to be augmented
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -63,13 +63,13 @@ class Loader:
         rows = train.batch_size
         self.rows = slice(rows * rank // world, rows * (rank + 1) // world)
 
-    def drawn(self, step: int) -> Drawn:
+    def drawn(self, step: int) -> BatchDraws:
         """Draws for the whole global batch, cut to this process's rows: any number of processes sees the same."""
         settings, size = self.train, self.model.image_size
         chosen = draws(settings.batch_size, self.corpus.size, settings.augment, settings.seed, step)[self.rows]
         patches = (size // self.model.patch_size) ** 2
         noise = generator(settings.seed, 4, step).random((settings.batch_size, patches), dtype=np.float32)[self.rows]
-        return Drawn(step, self.sampler.batch(step)[self.rows], tuple(chosen), noise)
+        return BatchDraws(step, self.sampler.batch(step)[self.rows], tuple(chosen), noise)
 
     def prepare(self, step: int) -> Prepared:
         """The augmented batch. Each image is warped in its own channels; gray ones among colour are widened last."""
@@ -83,7 +83,7 @@ class Loader:
         drawn = self.drawn(step)
         return Prepared(step, self.corpus.fetch(drawn.positions).pixels, drawn.noise, self._ids(drawn), drawn)
 
-    def _ids(self, drawn: Drawn) -> tuple[str, ...]:
+    def _ids(self, drawn: BatchDraws) -> tuple[str, ...]:
         return tuple(self.corpus.ids[p] for p in drawn.positions)
 
     def batches(self, start: int, stop: int, make: Callable[[int], Made] | None = None) -> Iterator[tuple[Made, float]]:

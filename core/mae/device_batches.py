@@ -17,7 +17,7 @@ from torch import Tensor
 from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.augment import affine
 from usfmae.core.corpus.batch import Corpus, Positions
-from usfmae.core.corpus.loader import Drawn, Loader, Prepared
+from usfmae.core.corpus.loader import BatchDraws, Loader, Prepared
 from usfmae.core.types import Pixels
 
 
@@ -144,7 +144,7 @@ class DeviceLoader:
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[DeviceBatch, float]]:
         """Batches of steps start..stop - 1, with the seconds waited: each is on its way while the one before computes."""
-        make: Callable[[int], Drawn | Prepared] = self.loader.drawn if self.resident else self.loader.unchanged
+        make: Callable[[int], BatchDraws | Prepared] = self.loader.drawn if self.resident else self.loader.unchanged
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         ahead: tuple[DeviceBatch, float] | None = None
         for item, waited in self.loader.batches(start, stop, make):
@@ -156,11 +156,11 @@ class DeviceLoader:
         if ahead:
             yield self._arrived(ahead[0], stream), ahead[1]
 
-    def _placed(self, item: Drawn | Prepared) -> DeviceBatch:
-        loader, drawn = self.loader, item if isinstance(item, Drawn) else item.drawn
+    def _placed(self, item: BatchDraws | Prepared) -> DeviceBatch:
+        loader, drawn = self.loader, item if isinstance(item, BatchDraws) else item.drawn
         assert drawn is not None
         matrices = np.stack([affine(draw, loader.corpus.size, loader.model.image_size) for draw in drawn.draws])
-        if isinstance(item, Drawn):
+        if isinstance(item, BatchDraws):
             assert self.resident is not None
             pixels = self.resident.fetch(drawn.positions)
         else:
