@@ -19,21 +19,30 @@ from continual_data import NEW, OLD, Scans, scans, spread
 from numpy.typing import NDArray
 from torch import Tensor
 
+from usfmae.core.bench import heads
+from usfmae.core.bench.metrics import Predictions, auroc
 from usfmae.core.checkpoint import decoder_of, encoder_of
 from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.config.coordinator import MergeSettings
 from usfmae.core.corpus.batch import Positions
-from usfmae.core.federated import codec, forgetting, forgetting_panel, replay
+from usfmae.core.federated import codec, forgetting, replay
+from usfmae.core.federated.forgetting_panel import Organ, Reading, features
 from usfmae.core.federated.merge import shares
 from usfmae.core.federated.rules import rule_for
 from usfmae.core.files import replacing
 from usfmae.core.mae.evaluation import evaluate
 from usfmae.core.mae.model import MaskedAutoencoder, fresh, load_tensors
+from usfmae.core.mae.refit import Refit, refitted
+from usfmae.core.mae.targets import predicting
 from usfmae.core.mae.train import TrainContext, TrainPlan, train
 
 Tensors = dict[str, Tensor]
 
-MODEL = ModelSettings(image_size=112, width=96, depth=3, heads=2, decoder_width=64, decoder_depth=1, decoder_heads=2)
+# The encoder that benchmarks/objective.py chose the recipe with.
+MODEL = ModelSettings(
+    image_size=64, patch_size=8, width=128, depth=4, heads=4, decoder_width=64, decoder_depth=1, decoder_heads=4
+)
+BEST = {"mask_ratio": 0.75, "norm_pix": True, "optimizer": "muon"}
 CAP = 0.4  # largest share of one site in a merge
 PANEL = 128  # images the seed was trained on, for the forgetting gate; nothing else is measured on them
 
@@ -42,15 +51,18 @@ PANEL = 128  # images the seed was trained on, for the forgetting gate; nothing 
 class Size:
     """How much an experiment trains."""
 
-    seed_steps: int = 300
+    seed_steps: int = 200
     seed_batch: int = 32
-    steps: int = 96  # optimizer steps of every site, and of the centralised arm with the sites' batches together
+    steps: int = 48  # optimizer steps of every site, and of the centralised arm with the sites' batches together
     unit: int = 6  # local steps of a round with E = 1
-    batch: int = 8
+    batch: int = 16
     lr: float = 1e-3
+    refit_steps: int = 120  # of the decoder that every encoder is read with
 
 
-SMALL = Size(seed_steps=60, seed_batch=16, steps=24)  # of --quick: shows that it runs, says nothing of recipes
+SMALL = Size(
+    seed_steps=60, seed_batch=16, steps=24, batch=8, refit_steps=40
+)  # of --quick: shows that it runs, says nothing of recipes
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,8 @@ class Arm:
     pull: float = 0.0  # L2 to the seed, a round
     ema: float = 0.0
     proximal: float = 0.0
+    target: str = "pixels"  # else what a site predicts of the frozen seed: latents or mixture
+    main: bool = False  # one of those the targets are read for; the others run with --all
     budget: float = 0.0  # the forgetting gate's, on the old organ; 0: no gate
     longer: int = 1  # times the steps
     merge: dict[str, Any] = field(default_factory=dict)
@@ -76,20 +90,18 @@ MOMENTUM = {"rule": "fedavgm", "momentum": 0.9, "rate": 0.3}
 ADAM = {"rule": "fedadam", "rate": 1e-3, "momentum": 0.9, "second_momentum": 0.99}
 
 ARMS = (
-    Arm("seed only", kind="seed"),
-    Arm("centralised", kind="centralised"),
-    *(Arm(f"alone: {site}", kind=f"alone:{site}") for site in NEW),
-    Arm("federated"),
-    Arm("federated, IID", split="iid"),
-    Arm("shared decoder, IID", split="iid", decoder="shared"),
-    Arm("FedAdam, IID", split="iid", merge=ADAM),
-    Arm("federated, E = 4", e=4),
-    Arm("federated, E = 16", e=16),
+    Arm("seed only", kind="seed", main=True),
+    Arm("centralised", kind="centralised", main=True),
+    *(Arm(f"alone: {site}", kind=f"alone:{site}", main=True) for site in NEW),
+    Arm("federated", main=True),
+    Arm("federated, frozen seed", target="mixture", main=True),
+    Arm("federated, replay 25 %", replay=0.25, main=True),
+    Arm("federated, IID", split="iid", main=True),
     Arm("shared decoder", decoder="shared"),
     Arm("random local decoders", decoder="random"),
     Arm("AdamW reset", optimizer="reset"),
+    Arm("federated, E = 4", e=4),
     Arm("replay 5 %", replay=0.05),
-    Arm("replay 25 %", replay=0.25),
     Arm("seed interpolation 0.5", alpha=0.5),
     Arm("SFA", anchor=0.25),
     Arm("L2 to the seed", pull=0.03),
@@ -98,9 +110,6 @@ ARMS = (
     Arm("FedProx", proximal=0.01),
     Arm("FedAdam", merge=ADAM),
     Arm("FedAvgM", merge=MOMENTUM),
-    Arm("centralised, twice the steps", kind="centralised", longer=2),
-    *(Arm(f"alone: {site}, twice the steps", kind=f"alone:{site}", longer=2) for site in NEW),
-    Arm("federated, twice the steps", longer=2),
 )
 
 
@@ -108,7 +117,7 @@ def settings(size: Size, seed: int, **changes: Any) -> TrainRecipe:
     common: dict[str, Any] = {
         "preset": "tiny", "schedule": "infinite", "warmup": 0.1, "anneal": 0.2, "lr": size.lr, "min_lr": 0.0,
         "batch_size": size.batch, "micro_batch": 64, "precision": "bf16", "seed": seed, "keep": 1,
-        "checkpoint_steps": 10**9, "augment": {"rotation": 0, "zoom_min": 0.9, "zoom_max": 1.1},
+        "checkpoint_steps": 10**9, "augment": {"rotation": 0, "zoom_min": 0.9, "zoom_max": 1.1}, **BEST,
     }  # fmt: skip
     return TrainRecipe(**{**common, **changes})
 
@@ -119,7 +128,7 @@ def seed_model(root: Path, size: Size, seed: int, cache: Path) -> Tensors:
     if file.exists():
         return torch.load(file)  # type: ignore[no-any-return]
     model, data = fresh(MODEL, seed=seed), scans(root, seed, "organ")
-    recipe = settings(size, seed, lr=2e-3, batch_size=size.seed_batch, schedule="cosine")
+    recipe = settings(size, seed, batch_size=size.seed_batch, schedule="cosine")
     train(model, data.corpus, recipe, TrainPlan(data.old, size.seed_steps))
     with replacing(file) as partial:
         torch.save(model.state_dict(), partial)
@@ -140,13 +149,15 @@ class Run:
     def __init__(self, arm: Arm, size: Size, seed: int, data: Scans, start: Tensors, folder: Path) -> None:
         self.arm, self.seed, self.data, self.start = arm, seed, data, start
         self.size = replace(size, steps=size.steps * arm.longer)
-        self.model = MaskedAutoencoder(MODEL)
-        self.recipe = settings(size, seed, proximal=arm.proximal)
         self.seed_encoder = encoder_of(start)
+        self.recipe = settings(size, seed, proximal=arm.proximal, target=arm.target)
+        plain = fresh(MODEL, self.recipe.mask_ratio, self.recipe.norm_pix, seed)
+        self.model = predicting(plain, self.recipe, self.seed_encoder)
         self.encoder = dict(self.seed_encoder)
         self.average = dict(self.seed_encoder)
         self.bytes = 0
         decoder = decoder_of(fresh(MODEL, seed=seed + 1000).state_dict() if arm.decoder == "random" else start)
+        decoder = {**decoder_of(self.model.state_dict()), **decoder}  # a head for features starts fresh
         self.sites = {n: Site(p, dict(decoder), folder / n) for n, p in data.sites.items()}
         self.memory: dict[str, dict[str, NDArray[np.float64]]] = {}
         self.rule = rule_for(MergeSettings(**{"rule": "fedavg", **arm.merge}))
@@ -213,24 +224,24 @@ class Run:
 
     def within_budget(self, before: Tensors) -> Tensors:
         """The forgetting gate's rule, on images of the old organ that a server has."""
-        panel = spread(self.data.old, PANEL)
+        public = spread(self.data.old, 2 * PANEL)
+        refit = self.refit(public[::2])
 
-        def loss(encoder: Tensors) -> dict[str, float]:
-            load_tensors(self.model, {**encoder, **decoder_of(self.start)})
-            return {OLD: evaluate(self.model, self.data.corpus, panel, self.recipe)}
+        def reading(encoder: Tensors) -> dict[str, Reading]:
+            return {OLD: Reading(evaluate(refitted(encoder, refit), self.data.corpus, public[1::2], refit.train))}
 
         def at(share: float) -> Tensors:
             return forgetting.interpolate(before, self.encoder, share)
 
-        now = loss(self.encoder)
         decision = forgetting.decide(
-            loss(self.seed_encoder), loss(before), now, self.arm.budget, (0.5, 0.25), lambda share: loss(at(share))
-        )
+            reading(self.seed_encoder), reading(before), reading(self.encoder), forgetting.Budget(self.arm.budget),
+            ((share, reading(at(share))) for share in (0.5, 0.25)),
+        )  # fmt: skip
         return at(decision.share)
 
     def together(self, positions: Positions, batch: int) -> None:
         """Centralised, or one site alone."""
-        load_tensors(self.model, self.start)
+        load_tensors(self.model, {**self.model.state_dict(), **self.start})
         mixed = replay.with_replay(positions, self.data.old, self.arm.replay, 0, self.seed)
         recipe = self.recipe.model_copy(update={"batch_size": batch})
         train(self.model, self.data.corpus, recipe, TrainPlan(mixed, self.size.steps))
@@ -249,40 +260,46 @@ class Run:
 
     # measuring
 
-    def loss(self, organ: str, decoder: Tensors) -> float:
-        load_tensors(self.model, {**self.encoder, **decoder})
-        return evaluate(self.model, self.data.corpus, self.data.panel[organ].measured, self.recipe)
-
-    def own_decoders(self, organ: str) -> list[Tensors]:
-        """The decoders of the sites that hold an organ; for the old organ the one a server has: the seed's."""
-        if organ in self.sites:
-            return [self.sites[organ].decoder]
-        joint = self.arm.kind != "federated" or self.arm.decoder == "shared"
-        if organ == OLD and not joint:
-            return [decoder_of(self.start)]
-        return [site.decoder for site in self.sites.values()][: 1 if joint else None]
-
-    def own_loss(self, organ: str) -> float:
-        return float(np.mean([self.loss(organ, decoder) for decoder in self.own_decoders(organ)]))
+    def refit(self, positions: Positions) -> Refit:
+        """One decoder's start, images and steps, the same for every arm of a repetition."""
+        recipe = settings(self.size, self.seed, schedule="cosine", optimizer="adamw")
+        return Refit(MODEL, recipe, self.data.corpus, positions, self.size.refit_steps, decoder_of(self.start))
 
     def measured(self) -> dict[str, Any]:
-        losses = {organ: self.own_loss(organ) for organ in (OLD, *NEW)}
-        load_tensors(self.model, {**self.encoder, **decoder_of(self.start)})
-        readings = {
-            organ: forgetting_panel.read(self.model, self.data.panel[organ], self.recipe)[0] for organ in (OLD, *NEW)
+        """Refitted losses of every organ, AUROC of those with classes, and the seed's decoder's losses beside them."""
+        pool = np.concatenate([self.data.old, *self.data.sites.values()])
+        refit = self.refit(pool)
+        followed = refitted(self.encoder, refit)
+        seeds = MaskedAutoencoder(MODEL, refit.train.mask_ratio, refit.train.norm_pix)
+        load_tensors(seeds, {**self.encoder, **decoder_of(self.start)})
+        corpus, panel = self.data.corpus, self.data.panel
+        losses = {organ: evaluate(followed, corpus, panel[organ].measured, refit.train) for organ in (OLD, *NEW)}
+        areas = {
+            organ: auroc_of(followed, panel[organ], refit.train) for organ in panel if panel[organ].labels is not None
         }
-        probes = {organ: reading.probe for organ, reading in readings.items() if reading.probe is not None}
+        new_areas = [areas[organ] for organ in NEW if organ in areas]
         return {
             "old_loss": losses[OLD],
             "new_loss": float(np.mean([losses[organ] for organ in NEW])),
-            "old_probe": probes[OLD],
-            "new_probe": float(np.mean([probes[organ] for organ in NEW if organ in probes])),
-            "old_knn": readings[OLD].knn,
+            "old_auroc": areas[OLD],
+            "new_auroc": float(np.mean(new_areas)),
             "losses": losses,
-            "seed_decoder_losses": {organ: reading.loss for organ, reading in readings.items()},
-            "probes": probes,
+            "aurocs": areas,
+            "seed_decoder_losses": {
+                organ: evaluate(seeds, corpus, panel[organ].measured, refit.train) for organ in (OLD, *NEW)
+            },
             "bytes": self.bytes,
         }
+
+
+def auroc_of(model: MaskedAutoencoder, organ: Organ, recipe: TrainRecipe) -> float:
+    """AUROC on held-out patients of logistic regression on the frozen features of the others; macro where K > 2."""
+    assert organ.labels is not None
+    fit, test = (features(model, organ.corpus, positions, recipe) for positions in (organ.fitted, organ.measured))
+    labels, truth = organ.labels[organ.fitted], organ.labels[organ.measured]
+    classes = int(max(labels.max(), truth.max())) + 1
+    answers = heads.logistic(fit[labels >= 0], labels[labels >= 0], test[truth >= 0], classes, 1.0)
+    return float(auroc(Predictions(truth[truth >= 0], answers, (), (), ())))
 
 
 def run(name: str, size: Size, seed: int, root: Path, cache: Path) -> dict[str, Any]:

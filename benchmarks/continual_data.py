@@ -34,7 +34,7 @@ ORGAN_OF = {
 }
 UNLABELLED = ("stu_hospital", "hc18")
 HELD_OUT = 0.25
-FITTED = 128  # images of an organ that a probe is fitted on
+FITTED = 400  # images of an organ that a probe is fitted on
 
 
 def prepare(data: Path, cache: Path) -> Path:

@@ -191,8 +191,8 @@ def held_out(probes: Probes, out: Path) -> Corpus:
 
 
 def cells(out: Path, part: str, seconds: float) -> list[dict[str, Any]]:
-    found = [json.loads(path.read_text()) for path in sorted(out.glob(f"*-{seconds:.0f}-{part}.json"))]
-    return sorted(found, key=lambda cell: (list(ARMS).index(cell["arm"]), cell["seed"]))
+    done = [json.loads(path.read_text()) for path in sorted(out.glob(f"*-{seconds:.0f}-{part}.json"))]
+    return sorted(done, key=lambda cell: (list(ARMS).index(cell["arm"]), cell["seed"]))
 
 
 def compared(done: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -64,8 +64,8 @@ def parted(task: BenchmarkTask, part: str) -> BenchmarkTask:
     tested = choosing if part == "choose" else reporting
     splits = []
     for number, (fit, test) in enumerate(grouped(task.labels[tested], task.groups[tested], FOLDS, 0), start=1):
-        known = tested[fit] if part == "choose" else np.concatenate([choosing, tested[fit]])
-        splits.append(Split(f"fold-{number}", *validation_of(task, known, 0.1, 0), tested[test]))
+        fitted = tested[fit] if part == "choose" else np.concatenate([choosing, tested[fit]])
+        splits.append(Split(f"fold-{number}", *validation_of(task, fitted, 0.1, 0), tested[test]))
     return replace(task, splits=tuple(splits))
 
 

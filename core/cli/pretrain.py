@@ -45,7 +45,7 @@ SIZES = {  # --arch -> width, depth, heads
     "--corpus", "corpora", multiple=True, type=click.Path(path_type=Path, file_okay=False), help="Repeatable."
 )
 @click.option("--out", required=True, type=NewFolder(), help="Folder of the run.")
-@click.option("--preset", type=click.Choice(["paper", "official-notebook", "tiny"]), help="Default: paper.")
+@click.option("--preset", type=click.Choice(["paper", "official-notebook", "best", "tiny"]), help="Default: paper.")
 @click.option("--arch", type=click.Choice(list(SIZES)), help="Size of the encoder. Default: the preset's, or --init's.")
 @click.option(
     "--init",

@@ -72,7 +72,7 @@ class AugmentSettings(Options):
 class TrainSettings(Options):
     """What a person sets of the training loop."""
 
-    preset: Literal["paper", "official-notebook", "tiny"] = "paper"
+    preset: Literal["paper", "official-notebook", "best", "tiny"] = "paper"
     """Which preset these values started from; recorded in the checkpoint."""
     mask_ratio: float = Field(0.25, gt=0, lt=1)
     """Share of patches that are masked (paper: 0.25)."""

@@ -16,7 +16,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[3]
 SETS = {"bus_bra": "ab", "stu_hospital": "", "mmotu_2d": "ab", "covid_blues": "ab", "pocus_frames": "ab", "hc18": ""}
-MEASURES = ("old_loss", "new_loss", "old_probe", "new_probe", "bytes", "seconds")
+MEASURES = ("old_loss", "new_loss", "old_auroc", "new_auroc", "bytes", "seconds")
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +50,12 @@ def experiment(scans: Path, cache: Path) -> dict[str, Any]:
 def test_three_arms_of_one_seed_are_measured_and_kept(scans: Path, tmp_path: Path) -> None:
     found = experiment(scans, tmp_path)
     arms = found["arms"]
-    assert set(arms) == {"seed only", "centralised", "federated", "replay 5 %"}
+    assert set(arms) == {"seed only", "centralised", "federated", "federated, frozen seed"}
     for name, arm in arms.items():
         assert arm["seeds"] == [0]
         for measure in MEASURES:
             assert math.isfinite(arm[measure]["mean"]) and arm[measure]["interval"] is None, f"{name} {measure}"
-        assert (arm["bytes"]["mean"] > 0) == (name in ("federated", "replay 5 %"))
+        assert (arm["bytes"]["mean"] > 0) == (name in ("federated", "federated, frozen seed"))
     for name in ("centralised", "federated"):
         assert arms[name]["new_loss"]["mean"] < arms["seed only"]["new_loss"]["mean"]
     assert "<svg" in (tmp_path / "out" / "continual.svg").read_text()

@@ -50,6 +50,15 @@ def test_training_follows_the_table(key: str, column: int, name: str) -> None:
     assert value(preset(name)[1], key) == pytest.approx(TABLE[key][column])
 
 
+def test_best_differs_from_the_paper_in_what_the_comparison_chose_and_nothing_else() -> None:
+    (model, best), (papers, paper) = preset("best"), preset("paper")
+    changed = {n: v for n, v in best.model_dump().items() if v != paper.model_dump()[n]}
+    assert model == papers
+    assert changed == {
+        "preset": "best", "mask_ratio": 0.75, "norm_pix": True, "optimizer": "muon", "lr": 1e-3, "batch_size": 32,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("name, heads, visible", [("paper", 8, 147), ("official-notebook", 16, 49)])
 def test_the_model_is_vit_b_with_the_decoder_of_each_source(name: str, heads: int, visible: int) -> None:
     model, train = preset(name)
