@@ -9,6 +9,7 @@ has no agent: the first of its sites downloads the base, each makes an update of
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -50,11 +51,12 @@ def packed(work: jobs.Job, before: jobs.Job | None, request: TrainRequest) -> di
     """Pack and keep the residual as the real worker does."""
     with TensorFile(work.base) as file, update_files.residual_of(before, file, request.encoding) as residual:
         trained = TrainedEncoder(file, factor(work.site, request.round))
-        began = time.process_time()
         payload = codec.encode(TensorMapping(file), trained, request.encoding, residual, request.bound)
+        began = time.process_time()
+        content = update_files.write(work, before, file, payload, request.encoding)  # packs as it writes
         with (work.site.root / "encoding-seconds").open("a") as seconds:
             seconds.write(f"{time.process_time() - began}\n")
-        return update_files.write(work, before, file, payload, request.encoding)
+        return content
 
 
 class Instant(Workers):
@@ -66,7 +68,11 @@ class Instant(Workers):
     def tend(self, work: jobs.Job) -> None:
         if not work.result:
             request = protocol.from_record(TrainRequest, work.request)
-            update = packed(work, jobs.previous(work.site, request), request)
+            before = jobs.previous(work.site, request)
+            update = packed(work, before, request)
+            shutil.copyfile(
+                work.decoder if work.decoder.exists() or not before else before.trained_decoder, work.trained_decoder
+            )
             figures = {"images": 1000, "steps": request.steps, "loss_before": 1.0, "loss_after": 1.0, "seconds": 0.0}
             figures |= {"drawn": {"images": 1, "patients": 1, "largest_share": 1.0}}
             write_json(work.place / "result.json", {**update, **figures})
