@@ -73,7 +73,7 @@ def campaign(root: Path, sites: int, liars: int, length: float, rounds: int) -> 
         "train.precision=fp32",
         "train.lr=1e-3",
         "min_free_gib=0",
-        f"rounds.quorum={sites}",
+        f"rounds.quorum={sites - liars}",
         "train.held_out=0.25",
     ]
     create(home.root, NewFederation("poison", port=0), chosen)
