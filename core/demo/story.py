@@ -19,11 +19,19 @@ from usfmae.core.phantom import Tissue, write_cine, write_still
 from usfmae.core.phantom.tissue import Geometry
 
 HELD_OUT = ("--set", "train.held_out=0.3")  # a demo is small: enough patients to measure on
-# A demo's hospital has a few patients and nobody to agree to its campaign. A real one keeps the default floor.
+# A demo's hospital has a few patients and nobody to agree to its campaign or to a held update. A real one keeps the default floor.
 LOWERED_FLOOR = tuple(
     word
     for setting in (
-        *("new_campaigns=auto", "min_images=1", "min_patients=1", "max_patient_share=1", "min_batch=1", "min_steps=1"),
+        *(
+            "new_campaigns=auto",
+            "min_images=1",
+            "min_patients=1",
+            "max_patient_share=1",
+            "min_batch=1",
+            "min_steps=1",
+            "probe=false",
+        ),
     )
     for word in ("--set", f"privacy.{setting}")
 )
