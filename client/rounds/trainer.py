@@ -55,9 +55,8 @@ from usfmae.core.federated.messages import DeclineReason, TrainRequest, from_rec
 from usfmae.core.federated.privacy import FEWEST_MEASURED, Drawn, check_drawn, drawn, working_steps
 from usfmae.core.federated.replay import with_replay
 from usfmae.core.files import hold, replacing
-from usfmae.core.mae.device import device_of
+from usfmae.core.mae.device import anyone, device_of, joined, ranks
 from usfmae.core.mae.device_batches import normalise
-from usfmae.core.mae.distributed import anyone, joined, ranks
 from usfmae.core.mae.model import MaskedAutoencoder
 from usfmae.core.mae.number_type import computing_in, number_type
 from usfmae.core.mae.train import StepRecord

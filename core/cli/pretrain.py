@@ -99,7 +99,7 @@ def pretrain(
     _check(corpora, out, again, grid, more_grid)
     in_a_good_allocator(device)
     from usfmae.core.mae import pretrain as runs
-    from usfmae.core.mae.distributed import joined
+    from usfmae.core.mae.device import joined
     from usfmae.core.mae.presets import configure
 
     logs += ("tensorboard",) if tensorboard else ()

@@ -17,7 +17,7 @@ from usfmae.core.config.load import put
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.errors import UsageError
 from usfmae.core.files import write_atomic
-from usfmae.core.mae.distributed import ranks
+from usfmae.core.mae.device import ranks
 from usfmae.core.mae.evaluation import evaluate
 from usfmae.core.mae.pretrain import InitFile, OnStep, steps_of
 from usfmae.core.mae.train import TrainContext, TrainPlan, train

@@ -17,9 +17,8 @@ from usfmae.core.checkpoint import DECODER
 from usfmae.core.config import TrainRecipe, TrainSettings
 from usfmae.core.corpus.loader import Prepared
 from usfmae.core.errors import ResourceError, UsfmaeError
-from usfmae.core.mae.device import autocast, compiles, device_of, micro_batch, out_of_memory
+from usfmae.core.mae.device import autocast, compiles, device_of, micro_batch, out_of_memory, ranks
 from usfmae.core.mae.device_batches import DeviceBatch, normalise
-from usfmae.core.mae.distributed import ranks
 from usfmae.core.mae.model import MaskedAutoencoder
 
 

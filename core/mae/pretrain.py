@@ -31,8 +31,7 @@ from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.errors import CheckpointError, CorpusError, UsageError
 from usfmae.core.files import replacing, write_atomic
 from usfmae.core.mae import train_log
-from usfmae.core.mae.device import computed
-from usfmae.core.mae.distributed import ranks
+from usfmae.core.mae.device import computed, ranks
 from usfmae.core.mae.evaluation import Stopped, evaluate, panel, target_variance
 from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
 from usfmae.core.mae.number_type import NumberType, computing_in, number_type

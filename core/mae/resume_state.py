@@ -19,7 +19,7 @@ from usfmae.core.checkpoint import load, read_metadata, read_tensors, save, writ
 from usfmae.core.checkpoint_header import describe
 from usfmae.core.config import TrainSettings
 from usfmae.core.errors import CheckpointError
-from usfmae.core.mae.distributed import ranks
+from usfmae.core.mae.device import ranks
 from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
 
 logger = logging.getLogger(__name__)

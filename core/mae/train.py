@@ -19,9 +19,17 @@ from usfmae.core.config import TrainRecipe, TrainSettings
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.loader import Loader, Prepared
 from usfmae.core.errors import UsageError
-from usfmae.core.mae.device import augments, device_of, peak_flops, steps_unread, training_flops
+from usfmae.core.mae.device import (
+    augments,
+    device_of,
+    peak_flops,
+    ranks,
+    same_everywhere,
+    steps_unread,
+    strongest,
+    training_flops,
+)
 from usfmae.core.mae.device_batches import DeviceBatch, DeviceLoader, ResidentCorpus, fits
-from usfmae.core.mae.distributed import ranks, same_everywhere, strongest
 from usfmae.core.mae.lr_schedule import learning_rate
 from usfmae.core.mae.model import MaskedAutoencoder
 from usfmae.core.mae.optimizer_step import Stepper, Stop, check_finite, never

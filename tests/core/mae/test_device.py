@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.corpus.loader import Prepared
 from usfmae.core.errors import UsageError
-from usfmae.core.mae import device, distributed, optimizer_step
+from usfmae.core.mae import device, optimizer_step
 from usfmae.core.mae.device import PEAKS, peak_flops
 from usfmae.core.mae.model import MaskedAutoencoder
 from usfmae.core.mae.optimizer_step import Stepper, backward
@@ -139,7 +139,7 @@ def test_each_process_takes_its_own_gpu_before_nccl_begins(
     four_gpus: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "3")
-    with distributed.joined("cuda") as place:
+    with device.joined("cuda") as place:
         assert place == "cuda:3"
     assert four_gpus == [("set_device", 3), ("nccl", {"device_id": torch.device("cuda:3")}), ("left",)]
 
@@ -148,7 +148,7 @@ def test_after_an_error_nobody_waits_for_processes_inside_a_collective(
     four_gpus: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(ValueError, match="full"), distributed.joined("cuda"):
+    with pytest.raises(ValueError, match="full"), device.joined("cuda"):
         raise ValueError("full")
     assert ("left",) not in four_gpus
 
@@ -157,14 +157,14 @@ def test_more_processes_than_gpus_are_refused(
     four_gpus: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "4")
-    with pytest.raises(UsageError, match=r"process 5 here - this machine shows 4 GPU"), distributed.joined("cuda"):
+    with pytest.raises(UsageError, match=r"process 5 here - this machine shows 4 GPU"), device.joined("cuda"):
         pass
     assert not four_gpus
 
 
 def test_machines_that_see_different_checkpoints_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """One machine resumes at step 6, another, without the shared folder, at 0: they would wait for each other."""
-    monkeypatch.setattr(distributed, "ranks", lambda: (1, 2))
+    monkeypatch.setattr(device, "ranks", lambda: (1, 2))
     monkeypatch.setattr(dist, "all_reduce", lambda found, _: found.copy_(torch.maximum(found, 6 * found.sign() + 6)))
     with pytest.raises(UsageError, match="where all machines see it"):
-        distributed.same_everywhere(0, torch.device("cpu"))
+        device.same_everywhere(0, torch.device("cpu"))
