@@ -77,6 +77,7 @@ def finish(this: OpenRound, gate: ForgettingGate | None = None) -> str:
         if this.sealing:
             verdicts, judged = _judged(this, this.sealing, verdicts)
             summary, reference = _cosines(judged.opening.sites, judged.directions), judged.comparison.reference
+            _check_enough(this, verdicts)
             sealed = this.sealing.summed(this.number, this.base, judged)
         else:
             verdicts, summary, reference = _compared(this, verdicts)
@@ -204,6 +205,13 @@ def _judged(this: OpenRound, sealing: Sealing, verdicts: dict[str, Verdict]) -> 
         if site in refused:
             announce(this.home, verdicts[site], names[site].name)
     return verdicts, judged
+
+
+def _check_enough(this: OpenRound, verdicts: dict[str, Verdict]) -> None:
+    """PolicyError where the gate left fewer than the quorum: who is in a sealed round is fixed, so nobody else can come."""
+    left = sum(verdict.verdict == VerdictCode.ADMITTED for verdict in verdicts.values())
+    if left < this.settings.rounds.quorum:
+        raise PolicyError("the gate", f"left {left} of the quorum of {this.settings.rounds.quorum}", "see the verdicts")
 
 
 def _length_of(base: TensorFile) -> float:

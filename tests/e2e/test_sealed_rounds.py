@@ -119,6 +119,7 @@ def refusals(federation, name: str):
 
 def test_a_stranger_to_the_custodian_costs_its_own_place_alone(tmp_path):
     federation = SealedFederation(tmp_path, 4)
+    change(federation.home.settings_file, "rounds", sealed=True, quorum=3)
     federation.custodian.remove_site("hospital-4")
     try:
         federation.start_server(1)
