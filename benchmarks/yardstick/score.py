@@ -4,9 +4,9 @@
 
 CLEANED holds the pictures that the cleaner keeps, under the names of PART/pictures and of the same size; a picture that
 is not there was kept back and leaks nothing. A string counts where it can be seen at all in the drawn picture: Tesseract
-reads it, or its ink stands out of its surroundings by their standard deviation. It is left where Tesseract reads it (60 % alike, turned upright,
-enlarged, both polarities), or where a quarter of the drawn signal still stands: the projection of (cleaned - reference)
-on (drawn - reference) in the string's box, which no choice of reading program changes. Needs NumPy, OpenCV, pytesseract.
+reads it, or its ink stands out of its surroundings by their standard deviation. It is left where Tesseract reads it
+(60 % alike, turned upright, enlarged, both polarities), or where a quarter of its contrast to its surroundings still
+stands, which no choice of reading program changes. Needs NumPy, OpenCV, pytesseract.
 """
 
 from __future__ import annotations
@@ -45,21 +45,30 @@ def folded(text: str) -> str:
     return "".join(c for c in plain if c.isalnum())
 
 
-def signal_left(drawn: Pixels, reference: Pixels, cleaned: Pixels) -> float:
-    """Share of the drawn string's signal in the cleaned picture, all (h, w, 3) of the string's box; 1: untouched."""
-    signal = drawn.astype(np.float64) - reference
-    rest = cleaned.astype(np.float64) - reference
-    signal, rest = signal - signal.mean((0, 1)), rest - rest.mean((0, 1))
-    return float((signal * rest).sum() / max(1e-9, (signal**2).sum()))
+def contrast(pixels: Pixels, ink: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Mean of the ink (h, w) less the mean around it, of the three channels of a string's box (h, w, 3)."""
+    channels = pixels.astype(np.float64)
+    return np.asarray(channels[ink].mean(0) - channels[~ink].mean(0))
+
+
+def signal_left(drawn: Pixels, reference: Pixels, cleaned: Pixels, ink: NDArray[np.bool_]) -> float:
+    """Share of the drawn string's contrast in the cleaned picture, all (h, w, 3) of the string's box; 1: untouched.
+
+    What the fill does to speckle under the letters and between them alike does not count.
+    """
+    if ink.all() or not ink.any():
+        return float(np.abs(cleaned.astype(int) - drawn).mean() < 1)  # a photograph: there whole, or not
+    below = contrast(reference, ink)
+    signal, rest = contrast(drawn, ink) - below, contrast(cleaned, ink) - below
+    return float(rest @ signal / max(1e-9, signal @ signal))
 
 
 def stands_out(drawn: Pixels, ink: NDArray[np.bool_]) -> float:
     """Contrast of the ink (h, w) in the drawn box (h, w, 3), in standard deviations of what surrounds it; 9 at most."""
     if ink.all() or not ink.any():
         return 9.0
-    channels = drawn.astype(np.float64)
-    contrast = np.abs(channels[ink].mean(0) - channels[~ink].mean(0))
-    return float(min(9.0, (contrast / np.maximum(1.0, channels[~ink].std(0))).max()))
+    spread = drawn.astype(np.float64)[~ink].std(0)
+    return float(min(9.0, (np.abs(contrast(drawn, ink)) / np.maximum(1.0, spread)).max()))
 
 
 def read_by_tesseract(cleaned: Pixels, string: dict[str, Any]) -> bool:
@@ -108,7 +117,7 @@ def score(part: Path, folder: Path) -> dict[str, dict[str, float]]:
             raise SystemExit(f"{folder / file}: {cleaned.shape[:2]}, the part's picture is {drawn.shape[:2]}")
         for string in strings:
             box = window(string)
-            by_signal = signal_left(drawn[box], reference[box], cleaned[box]) >= SIGNAL
+            by_signal = signal_left(drawn[box], reference[box], cleaned[box], ink[box] > 0) >= SIGNAL
             row["left_by_signal"] += by_signal
             row["left"] += by_signal or read_by_tesseract(cleaned, string)
         untouched = (scan > 0) & (cv2.dilate(ink, np.ones((2 * MARGIN + 1,) * 2, np.uint8)) == 0)
