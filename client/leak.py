@@ -40,7 +40,7 @@ def audit(site: Site, checkpoint: Path | None = None) -> dict[str, Any]:
     others = _some(this.held_out)
     if not len(others):
         raise SourceError("held-out images", "are none, so there is nothing to compare with", "set train.held_out")
-    groups = tuple([this.corpus.groups[p] for p in side] for side in (members, others))
+    groups = [this.corpus.groups[p] for p in members], [this.corpus.groups[p] for p in others]
     result: dict[str, Any] = {"round": this.request.round, "campaign": this.request.campaign}
     if checkpoint:
         encoder = encoder_of(load(checkpoint).tensors)

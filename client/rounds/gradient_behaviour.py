@@ -50,13 +50,13 @@ def gradients(model: MaskedAutoencoder, images: Tensor) -> list[dict[str, Tensor
     names = [n for n in names if len(model.get_parameter(n)) > 1]  # matrices, not tokens
     patches = (model.settings.image_size // model.settings.patch_size) ** 2
     noise = torch.rand(len(images), patches, generator=torch.Generator().manual_seed(0)).to(images.device)
-    found = []
+    rows = []
     with torch.enable_grad():
         for image, mask in zip(images, noise, strict=True):
             loss = model(image[None], mask[None], full=False)[0]
             parts = torch.autograd.grad(loss, [model.get_parameter(n) for n in names])
-            found.append({n: g.flatten(1).float().norm(dim=1) for n, g in zip(names, parts, strict=True)})
-    return found
+            rows.append({n: g.flatten(1).float().norm(dim=1) for n, g in zip(names, parts, strict=True)})
+    return rows
 
 
 def trapped(rows: Tensor) -> float:

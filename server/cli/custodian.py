@@ -141,8 +141,8 @@ def verify(directory: Path, as_json: bool) -> None:
     home = CustodianHome(directory)
     entries, sums = audit.verify(home.audit), home.records().get("sums", {})
     if as_json:
-        print_json({"audit_entries": entries, "sums": {place: found["sites"] for place, found in sums.items()}})
+        print_json({"audit_entries": entries, "sums": {place: checked["sites"] for place, checked in sums.items()}})
         return
     click.echo(f"sound: {entries} audit entries, {len(sums)} sums")
-    for place, found in sums.items():
-        click.echo(f"{place}  {len(found['sites'])} sites: {', '.join(found['sites'])}")
+    for place, checked in sums.items():
+        click.echo(f"{place}  {len(checked['sites'])} sites: {', '.join(checked['sites'])}")

@@ -174,13 +174,13 @@ def verdicts(db: sqlite3.Connection, number: int) -> list[dict[str, Any]]:
 
 def merged(db: sqlite3.Connection, number: int) -> list[tuple[str, float | None]]:
     """Names of the sites whose updates are in a round's encoder, with their share of the step, largest first."""
-    found = rows(
+    counts = rows(
         db,
         "SELECT COALESCE(s.name, r.site) AS name, r.weight FROM replies r LEFT JOIN sites s ON s.site = r.site"
         " WHERE r.round = ? AND r.verdict = 'admitted' ORDER BY r.weight DESC, name",
         number,
     )
-    return [(row["name"], row["weight"]) for row in found]
+    return [(row["name"], row["weight"]) for row in counts]
 
 
 def fact(db: sqlite3.Connection, key: str) -> str:
