@@ -106,8 +106,9 @@ class Worker:
     def _start(self) -> None:
         quiet = None if os.environ.get("USFMAE_DEBUG") else subprocess.DEVNULL
         environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | ENVIRONMENT
-        if self.settings.clean.ocr != "tesserocr" or self.settings.clean.profile == "paper":
-            self.scratch = environment["TMPDIR"] = tempfile.mkdtemp(prefix="usfmae-")
+        self.scratch = environment["TMPDIR"] = tempfile.mkdtemp(
+            prefix="usfmae-"
+        )  # the check for scattered print runs Tesseract's program
         self.wire, theirs = socket.socketpair()
         self.inbox = ipc.Inbox()
         with theirs:
