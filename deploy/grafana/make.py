@@ -23,6 +23,7 @@ PANELS: list[Any] = [
         ("usfmae_server_loss_after", "after"),
     ),
     ("Panel loss by organ", "none", ("usfmae_server_panel_loss", "{{organ}}")),
+    ("Panel loss by the seed's decoder, by organ", "none", ("usfmae_server_panel_seed_decoder_loss", "{{organ}}")),
     ("Forgetting by organ", "percentunit", ("usfmae_server_panel_forgetting_ratio", "{{organ}}")),
     ("kNN on the panel, by organ", "percentunit", ("usfmae_server_panel_knn_ratio", "{{organ}}")),
     ("Probe on the panel, by organ", "percentunit", ("usfmae_server_panel_probe_ratio", "{{organ}}")),

@@ -45,6 +45,8 @@ CELLS = [
 class SealedMatrix(Matrix):
     """Three hospitals and a custodian."""
 
+    federation: SealedFederation
+
     def __init__(self, root, rounds: int) -> None:
         template = SealedFederation(root / "template", 3, **{"rounds.steps": 3})
         self.wanted = template.calm(root / "calm", len(CELLS), rounds)

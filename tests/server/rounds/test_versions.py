@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,8 +33,9 @@ def test_an_older_site_is_asked_again_in_its_own_version_and_merged(
         if request.version == 3:
             assert "min_new" not in to_record(request)
             return real(request, encoder, decoder)
-        reply = TrainReply(request.campaign, request.round, request.base, declined="refused: protocol version 4")
-        return to_record(sign(reply, old.key)), {}  # as version 3 writes it
+        refused = TrainReply(request.campaign, request.round, request.base, declined="refused: protocol version 4")
+        addressed = replace(refused, site=old.site, recipient=made.home.fingerprint(), expires=request.expires)
+        return to_record(sign(addressed, old.key)), {}
 
     old.answer = answer
     made.run(2)
