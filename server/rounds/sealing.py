@@ -27,6 +27,7 @@ from usfmae.core.errors import ConfigError, PolicyError
 from usfmae.core.federated.admission import Comparison, Prior
 from usfmae.core.federated.encodings.shared import MOST, Shared, Summed
 from usfmae.core.federated.messages import TrainRequest
+from usfmae.core.federated.rules import rule_for
 from usfmae.core.federated.sealed import count_sketch, envelope, masks, sealed_round
 from usfmae.core.federated.sealed.envelope import STEPS, Envelope, Kind
 from usfmae.core.federated.sealed.sealed_round import FEWEST, Opening, Yardstick
@@ -65,9 +66,10 @@ class Sum:
 
 def checked(settings: CoordinatorSettings) -> CoordinatorSettings:
     """The settings as sealed rounds need them. ConfigError where they ask for what a sum cannot do."""
-    if settings.merge.rule in ("median", "trimmed"):
+    if not rule_for(settings.merge).from_mean:
         why = "needs each site's values, which a sealed round never shows"
-        raise ConfigError(f"merge.rule: {settings.merge.rule}", why, "choose auto, fedavg, fedavgm or fedadam")
+        do = "choose auto, fedavg, fedprox, fedavgm or fedadam"
+        raise ConfigError(f"merge.rule: {settings.merge.rule}", why, do)
     if settings.train.optimizer != "adamw":
         why = "gives no length to expect, by which codes are scaled"
         raise ConfigError(f"train.optimizer: {settings.train.optimizer}", why, "choose adamw for sealed rounds")

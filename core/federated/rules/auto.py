@@ -9,6 +9,8 @@ MANY = 4  # sites from which cutting the outermost value on each side leaves a m
 
 
 class Rule(MergingRule):
+    from_mean = True  # a sealed round gives it one update, the mean: FedAvg
+
     def for_sites(self, count: int) -> MergingRule:
         return trimmed.Rule(self.settings) if count >= MANY else fedavg.Rule(self.settings)
 

@@ -15,6 +15,7 @@ class MergingRule:
 
     memory: tuple[str, ...] = ()
     weighted = True  # whether a site's share of the images counts; else every site counts alike
+    from_mean = False  # whether the mean of the updates is all it needs: no other rule can run in a sealed round
 
     def __init__(self, settings: MergeSettings) -> None:
         self.settings = settings

@@ -12,6 +12,7 @@ from usfmae.core.federated.rules.base import MergingRule, Values, weighted_mean
 
 class Rule(MergingRule):
     memory = ("first", "second")
+    from_mean = True
 
     @property
     def default_rate(self) -> float:

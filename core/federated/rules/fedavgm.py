@@ -7,6 +7,7 @@ from usfmae.core.federated.rules.base import MergingRule, Values, weighted_mean
 
 class Rule(MergingRule):
     memory = ("velocity",)
+    from_mean = True
 
     @property
     def default_rate(self) -> float:

@@ -8,6 +8,7 @@ import pytest
 from usfmae.core.config.coordinator import CoordinatorSettings, GateSettings
 from usfmae.core.errors import ConfigError, PolicyError
 from usfmae.core.federated.admission import Comparison, Prior
+from usfmae.core.federated.rules.base import MergingRule
 from usfmae.core.federated.sealed.sealed_round import Opening, Yardstick
 from usfmae.server.rounds import sealing
 from usfmae.server.rounds.sealing import Judged, check_length
@@ -39,6 +40,17 @@ def test_rules_that_need_each_sites_values_cannot_be_sealed(changed):
     with pytest.raises(ConfigError) as caught:
         sealing.checked(CoordinatorSettings.model_validate(changed))
     assert "never shows" in str(caught.value)
+
+
+def test_a_rule_that_does_not_say_the_mean_is_enough_cannot_be_sealed(monkeypatch):
+    monkeypatch.setattr(sealing, "rule_for", MergingRule)
+    with pytest.raises(ConfigError):
+        sealing.checked(CoordinatorSettings())
+
+
+@pytest.mark.parametrize("rule", ["auto", "fedavg", "fedprox", "fedavgm", "fedadam"])
+def test_rules_of_the_mean_can_be_sealed(rule):
+    assert sealing.checked(CoordinatorSettings.model_validate({"merge": {"rule": rule}})).merge.rule == rule
 
 
 def test_a_sealed_round_waits_for_three():
