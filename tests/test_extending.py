@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,7 @@ def test_a_merging_rule(example: Any) -> None:
     base, trained = np.zeros(4), np.array([[1.0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 900]])
     merged = rule.merge(base, trained, np.full(3, 1 / 3), {})
     assert np.allclose(merged, [1, 1, 1, 4 / 3])
+    assert not rule.from_mean  # the page says that such a rule cannot be sealed
 
 
 def test_a_format(example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +131,15 @@ def test_a_command(example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write_shard(tmp_path / "corpus", "all", images)
     done = CliRunner().invoke(cli.group, ["count", str(tmp_path / "corpus")])
     assert done.output.strip() == "3" and done.exit_code == 0
+
+
+@pytest.mark.parametrize("path", EXAMPLES)
+def test_an_example_passes_the_linter_as_it_stands(path: str) -> None:
+    root = Path(__file__).parents[1]
+    for words in (["check", "--quiet"], ["format", "--diff", "--quiet"]):
+        command = [sys.executable, "-m", "ruff", *words, "--stdin-filename", str(root / path), "-"]
+        done = subprocess.run(command, input=EXAMPLES[path], cwd=root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_example_of_the_page_is_tried() -> None:
