@@ -24,7 +24,8 @@ from usfmae.core.config.base import Options, keys_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-TEXT = {page.name: page.read_text() for page in PAGES} | {"README.md": (ROOT / "README.md").read_text()}
+TOP = ("README.md", "CONTRIBUTING.md")  # pages that stand beside the folder docs/
+TEXT = {page.name: page.read_text() for page in PAGES} | {name: (ROOT / name).read_text() for name in TOP}
 
 
 def _reference() -> ModuleType:
@@ -104,16 +105,17 @@ def test_reference_holds_every_setting_metric_and_exit_code(tmp_path: Path) -> N
     assert all(f"| {code} |" in listed for code in codes)
 
 
-SHELL = re.compile(r"```console\n(.*?)```", re.DOTALL)
+SHELL = re.compile(r"```(console|bash)\n(.*?)```", re.DOTALL)
 
 
 def _typed() -> list[tuple[str, str]]:
     """(page, command line) of every command of ours in the docs."""
     found = []
     for page, text in TEXT.items():
-        for block in SHELL.findall(text):
-            joined = re.sub(r"\\\n\s*", "", block)
-            lines = [line.strip()[2:] for line in joined.splitlines() if line.strip().startswith("$ ")]
+        for kind, block in SHELL.findall(text):
+            lines = [line.strip() for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+            if kind == "console":
+                lines = [line[2:] for line in lines if line.startswith("$ ")]
             found += [(page, line.removeprefix("sudo ")) for line in lines]
     ours = re.compile(r"(/opt/usfmae/bin/)?usfmae(-\w+)? ")
     return [(page, line) for page, line in found if ours.match(line) and " ..." not in line]
@@ -192,7 +194,7 @@ def test_settings_in_snippets_are_real() -> None:
 
 def test_links_and_pictures_lead_somewhere() -> None:
     for page, text in TEXT.items():
-        folder = ROOT if page == "README.md" else ROOT / "docs"
+        folder = ROOT if page in TOP else ROOT / "docs"
         for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", text):
             if target.startswith("reference/"):
                 assert target.removeprefix("reference/").removesuffix(".md") in {
@@ -200,6 +202,30 @@ def test_links_and_pictures_lead_somewhere() -> None:
                 }  # fmt: skip
                 continue
             assert (folder / target).exists(), f"{page}: {target}"
+
+
+IN_THE_TREE = re.compile(r"(?<![\w/.-])(?:core|client|server|tests|benchmarks|deploy|docs)/[\w./-]*\w")
+MADE = ("docs/_build", "docs/reference/")  # by `make docs`
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_every_file_of_the_tree_that_a_page_names_exists(page: str) -> None:
+    """Paths below the top folders, and names of test files; an example that says how to add a file makes its own."""
+    examples = set(re.findall(r"^# ([\w/]+\.py)$", TEXT[page], re.MULTILINE))
+    examples |= {f"tests/{path.rpartition('/')[0]}/test_{path.rpartition('/')[2]}" for path in examples}
+    code = " ".join(re.findall(r"`([^`\n]+)`", TEXT[page]))
+    named = {path for path in IN_THE_TREE.findall(code) if not path.startswith(MADE)} - examples
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+    tests = {path.name for path in (ROOT / "tests").rglob("test_*.py")} | {Path(path).name for path in examples}
+    assert set(re.findall(r"\btest_\w+\.py", code)) <= tests
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_every_target_of_make_that_a_page_names_exists(page: str) -> None:
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    blocks = "\n".join(block for _, block in SHELL.findall(TEXT[page]))
+    named = {*re.findall(r"`make ([\w-]+)", TEXT[page]), *re.findall(r"^(?:\$ )?make ([\w-]+)", blocks, re.MULTILINE)}
+    assert named <= targets
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:
