@@ -113,7 +113,7 @@ class CleanImage:
 class Quarantined:
     """A frame or scan kept back for a person inside the hospital."""
 
-    reason: str  # a short code from the owning room, such as "text-left" or "unreadable"
+    reason: str  # a short code of whatever kept it back, such as "text-left" or "unreadable"
     trail: Trail = Trail()
     detail: str = ""  # for people; no identifiers
     image: CleanImage | None = None  # as far as cleaning went, for a person who decides to keep it

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-PROGRAMS = {"core": "usfmae", "client": "usfmae-client", "server": "usfmae-server"}  # by the room of a command's module
+# by the top folder of a command's module
+PROGRAMS = {"core": "usfmae", "client": "usfmae-client", "server": "usfmae-server"}
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "usfmae datasets list": ("usfmae datasets list --corpus strict42 --licence permissive",),

@@ -1,4 +1,4 @@
-"""Every option once. One file per room holds its settings; `load` reads YAML, environment and overrides."""
+"""Every option once. Each part of the program has a file with its settings; `load` reads YAML, environment and overrides."""
 
 from __future__ import annotations
 

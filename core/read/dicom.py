@@ -20,7 +20,7 @@ from pydicom.uid import (
 )
 
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.read import colour, dicom, video
+from usfmae.core.read import colour, video
 from usfmae.core.read.dicom_pixels import FrameDecoder, check_syntax, locate, syntax_of
 from usfmae.core.read.facts import Facts, RefusedScan, Unreadable, check_size, guarded, refuse_icon
 from usfmae.core.read.raster import extent
@@ -94,9 +94,9 @@ def read_header(file: BinaryIO) -> Dataset:
 
 
 def _checked(ds: Dataset, settings: ReadSettings) -> int:
-    """The number of frames of a picture we may read. Raises Refused and Unreadable."""
+    """The number of frames of a picture we may read. Raises RefusedScan and Unreadable."""
     with guarded("bad-header"):
-        dicom.check(ds, settings)
+        check(ds, settings)
         check_syntax(syntax_of(ds))
         count = _stated(ds) or 1
         check_size(int(ds.Columns), int(ds.Rows), count, settings)

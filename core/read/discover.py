@@ -345,7 +345,10 @@ def named(
 def identify(
     candidate: Candidate, secret: bytes, settings: ReadSettings
 ) -> Identified | Quarantined | RefusedScan | None:
-    """What a file is; None where it is no scan at all (a text, a table). Raises OSError where it cannot be opened."""
+    """What a file is; None where it is no scan at all (a text, a table). Raises OSError where it cannot be opened.
+
+    In this process, for tests and tools. `prepare` has `examine` run in a decoding process, `named` outside of it.
+    """
     bare = Scan(candidate.path, "", Trail(), candidate.member)
     return named(examine(bare, settings), candidate, secret, settings)
 

@@ -74,7 +74,7 @@ class Worker:
         self.stopped = False
         self.frames_read = 0  # of the unit at work
         self.inbox = ipc.Inbox()
-        self.scratch = ""  # a folder for the Tesseract program, where that is asked for
+        self.scratch = ""  # the process's only folder, for Tesseract's program: the check for scattered print runs it
 
     # The process ----------------------------------------------------------------------------------------------
 
@@ -106,9 +106,7 @@ class Worker:
     def _start(self) -> None:
         quiet = None if os.environ.get("USFMAE_DEBUG") else subprocess.DEVNULL
         environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | ENVIRONMENT
-        self.scratch = environment["TMPDIR"] = tempfile.mkdtemp(
-            prefix="usfmae-"
-        )  # the check for scattered print runs Tesseract's program
+        self.scratch = environment["TMPDIR"] = tempfile.mkdtemp(prefix="usfmae-")
         self.wire, theirs = socket.socketpair()
         self.inbox = ipc.Inbox()
         with theirs:
@@ -126,7 +124,9 @@ class Worker:
         except (OSError, ProcessEndedError):
             self.close()
             raise ResourceError(
-                "decoding process", "does not start", "set USFMAE_DEBUG=1 to see why; often too little memory"
+                "decoding process",
+                "does not start",
+                "set USFMAE_DEBUG=1 to see why; often too little memory, or a new reader that cannot be imported",
             ) from None
         if isinstance(answer, records.Ready) and not answer.landlock:
             logger.warning("decoding processes can read other files: this kernel offers no Landlock (Linux 5.13)")
