@@ -30,7 +30,7 @@ from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.mae.device_batches import normalise
 from usfmae.core.mae.model import fresh
 from usfmae.core.mae.presets import preset
-from usfmae.core.mae.train import train
+from usfmae.core.mae.train import TrainPlan, train
 from usfmae.core.phantom import Tissue, simulate
 
 
@@ -78,7 +78,7 @@ def measured(root: Path, name: str, turns: int) -> dict[str, object]:
 
 
 def one_step(model: torch.nn.Module, corpus: Corpus, settings: TrainSettings) -> None:
-    train(model, corpus, settings, positions=np.arange(len(corpus)), steps=1)  # type: ignore[arg-type]
+    train(model, corpus, settings, TrainPlan(np.arange(len(corpus)), 1))  # type: ignore[arg-type]
 
 
 def pictures(root: Path, size: int) -> Corpus:

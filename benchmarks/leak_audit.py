@@ -36,7 +36,7 @@ from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.federated import codec
 from usfmae.core.mae.model import MaskedAutoencoder, fresh
-from usfmae.core.mae.train import train
+from usfmae.core.mae.train import TrainPlan, train
 
 SIDE = 64
 MODEL = ModelSettings(
@@ -90,7 +90,7 @@ def trained(
     model = fresh(MODEL, settings.mask_ratio, False, settings.seed)
     if base is not None:
         model.load_state_dict(base.state_dict())
-    train(model, corpus, settings, positions=positions, steps=steps)
+    train(model, corpus, settings, TrainPlan(positions, steps))
     return model
 
 
