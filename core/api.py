@@ -70,7 +70,7 @@ def pretrain(
     corpus: AnyPath | Sequence[AnyPath],
     out: AnyPath,
     *,
-    preset: Literal["paper", "official-notebook", "tiny"] | None = None,
+    preset: Literal["paper", "official-notebook", "best", "tiny"] | None = None,
     init: AnyPath | None = None,
     decoder_heads: int | None = None,
     device: str | None = None,
@@ -180,8 +180,10 @@ def import_weights(source: AnyPath, out: AnyPath, *, decoder_heads: int | None =
     return save(Path(out), loaded.tensors, loaded.metadata).path
 
 
-def export(model: AnyPath, target: Literal["timm", "hf", "hf-mae", "mae", "onnx"], out: AnyPath) -> Exported:
+def export(model: AnyPath, target: str, out: AnyPath) -> Exported:
     """`usfmae export`: files for another library in the folder `out`, read back and compared where it is installed.
+
+    `target`: timm, hf, hf-mae, mae, onnx, or another of `usfmae.core.export.TARGETS`.
 
     Raises CheckpointError where the other library's output differs.
     """

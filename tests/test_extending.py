@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -119,6 +120,22 @@ def test_an_export_target(example: Any, tmp_path: Path, monkeypatch: pytest.Monk
     loaded = Loaded(fresh(MODEL).state_dict(), MODEL, TrainRecipe(), {}, Trail("f" * 64))
     done = export.export(loaded, "numpy", tmp_path)
     assert done.difference == 0 and (tmp_path / "encoder.npz").exists()
+
+
+def test_a_target_and_a_benchmark_that_are_listed_can_be_chosen_on_the_command_line() -> None:
+    from usfmae.core.bench.tasks import BENCHMARKS
+    from usfmae.core.cli.export import export
+    from usfmae.core.cli.finetune import finetune
+    from usfmae.core.cli.probe import probe
+    from usfmae.core.export import TARGETS
+
+    for command, option, table in (
+        (export, "target", TARGETS),
+        (probe, "task", BENCHMARKS),
+        (finetune, "task", BENCHMARKS),
+    ):
+        (found,) = [p for p in command.params if p.name == option]
+        assert isinstance(found.type, click.Choice) and list(found.type.choices) == list(table)
 
 
 def test_a_command(example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from usfmae.core.cli.shell import NewFolder, print_json
+from usfmae.core.export import TARGETS
 
 
 @click.command(
@@ -20,9 +21,7 @@ from usfmae.core.cli.shell import NewFolder, print_json
 @click.option(
     "--model", "path", required=True, type=click.Path(path_type=Path), help="Checkpoint, or what 'usfmae import' reads."
 )
-@click.option(
-    "--to", "target", required=True, type=click.Choice(["mae", "timm", "hf", "hf-mae", "onnx"]), help="Format."
-)
+@click.option("--to", "target", required=True, type=click.Choice(tuple(TARGETS)), help="Format.")
 @click.option("--out", required=True, type=NewFolder(), help="Folder for the files.")
 @click.option("--opset", type=click.IntRange(1), help="ONNX opset; default: torch's own.")
 @click.option("--ir-version", type=click.IntRange(3), help="ONNX IR version; default: torch's own.")

@@ -13,11 +13,13 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from usfmae.core.checkpoint import Loaded
 from usfmae.core.errors import CheckpointError, UsageError
-from usfmae.core.export.target import ExportOptions
+
+if TYPE_CHECKING:  # the command's help lists the targets, and loads no torch for it
+    from usfmae.core.checkpoint import Loaded
+    from usfmae.core.export.target import ExportOptions
 
 TARGETS = {  # name -> module, library that reads the result
     "mae": ("usfmae.core.export.mae", "torch"),
@@ -46,7 +48,7 @@ class Exported:
     tolerance: float
 
 
-def export(loaded: Loaded, name: str, out: Path, options: ExportOptions = ExportOptions()) -> Exported:
+def export(loaded: Loaded, name: str, out: Path, options: ExportOptions | None = None) -> Exported:
     """Write a checkpoint for `name`, with a model card, and read it back with the real library where installed.
 
     Raises UsageError for an unknown target, CheckpointError where the other library's output differs.
@@ -56,7 +58,9 @@ def export(loaded: Loaded, name: str, out: Path, options: ExportOptions = Export
     module, library = TARGETS[name]
     target: Target = importlib.import_module(module)
     from usfmae.core.export import card
+    from usfmae.core.export.target import ExportOptions
 
+    options = options or ExportOptions()
     out.mkdir(parents=True, exist_ok=True)
     files = [*target.write(loaded, out, options), card.write(loaded, name, target.USE, out, options)]
     if importlib.util.find_spec(library) is None:
