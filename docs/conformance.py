@@ -179,7 +179,8 @@ def media() -> list[str]:
         "## Files",
         "",
         "DICOM files (PS3.10) in folders and zip archives are read, never written. A DICOMDIR is not used: the files below its folder",
-        "are found themselves. Of other objects than the ultrasound classes those are read whose Modality is one of",
+        "are found themselves. Objects of the ultrasound classes are read whatever their Modality says. Of other objects"
+        " than the ultrasound classes those are read whose Modality is one of",
         f"{', '.join(ReadSettings().modalities)} (`read.modalities`). Refused by rule, whatever their Modality:",
         "",
         *_table(

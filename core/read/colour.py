@@ -25,18 +25,19 @@ class Converter:
     def __init__(self, ds: Dataset, notes: set[str]) -> None:
         self.ds, self.notes = ds, notes
         self.declared = str(ds.get("PhotometricInterpretation") or "")
+        self.slope, self.intercept = self._rescale()
         self.limits = self._window()
         self.tables: tuple[NDArray[np.uint8], int] | None = None
 
     @property
     def needs_range(self) -> bool:
-        """Whether frames are deep and no window says how to scale them: `limits` of the whole object are needed."""
-        deep = int(self.ds.get("BitsAllocated") or 8) > 8
+        """Whether no window says how to scale deep or signed frames: `limits` of the whole object are needed."""
+        deep = int(self.ds.get("BitsAllocated") or 8) > 8 or self.ds.get("PixelRepresentation") == 1
         return deep and self.limits is None and self.declared.startswith("MONOCHROME")
 
     def __call__(self, array: NDArray[Any], stream: bytes = b"") -> Pixels:
         """`stream` is the frame's JPEG, where it was one: its markers decide the colour space."""
-        if self.declared == "PALETTE COLOR":
+        if self.declared == "PALETTE COLOR" and array.ndim == 2:
             return self._palette(array)
         if array.ndim == 2:
             return self._gray(array)
@@ -78,6 +79,8 @@ class Converter:
         order = "<" if self.ds.original_encoding[1] is not False else ">"
         if len(data) >= 2 * count:
             return np.frombuffer(data, f"{order}u2", count)
+        if len(data) - count not in (0, 1):
+            raise ValueError("the table is shorter than it states")
         packed = np.frombuffer(data, np.uint8)
         if order == ">":
             packed = packed[: packed.size // 2 * 2].reshape(-1, 2)[:, ::-1].reshape(-1)
@@ -88,19 +91,26 @@ class Converter:
     def _gray(self, array: NDArray[Any]) -> Pixels:
         limits = (None, None) if array.dtype == np.uint8 else self.limits or (None, None)
         rgb = as_rgb(array, *limits)
-        return 255 - rgb if self.declared == "MONOCHROME1" else rgb
+        return 255 - rgb if (self.declared == "MONOCHROME1") != (self.slope < 0) else rgb
+
+    def _rescale(self) -> tuple[float, float]:
+        """Slope and intercept that turn stored samples into values (C.11.1); below zero, a slope turns gray around."""
+        try:
+            slope, intercept = float(self.ds.get("RescaleSlope") or 1), float(self.ds.get("RescaleIntercept") or 0)
+        except Exception:
+            return 1.0, 0.0
+        return (slope, intercept) if np.isfinite([slope, intercept]).all() else (1.0, 0.0)
 
     def _window(self) -> tuple[float, float] | None:
         """The header's window (PS3.3 C.11.2.1.2), turned back into stored samples (C.11.1); None without one."""
         try:
             centre, width = (float(np.atleast_1d(self.ds[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
-            slope = float(self.ds.get("RescaleSlope") or 1)
-            intercept = float(self.ds.get("RescaleIntercept") or 0)
         except Exception:
             return None
-        if width < 1 or slope <= 0:
+        if width < 1:
             return None
-        return (centre - width / 2 - intercept) / slope, (centre + width / 2 - intercept) / slope
+        ends = sorted((centre + half - self.intercept) / self.slope for half in (-width / 2, width / 2))
+        return ends[0], ends[1]
 
     # Colour ---------------------------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ def check(ds: Dataset, settings: ReadSettings) -> None:
         if below == prefix or (prefix.endswith(".") and below.startswith(prefix)):
             raise RefusedScan(reason, f"SOP class ...{below:.20}")
     modality = str(ds.get("Modality") or "")
-    if modality not in settings.modalities and not (not modality and below in ULTRASOUND):
+    if modality not in settings.modalities and below not in ULTRASOUND:  # the class decides before the label
         raise RefusedScan("modality", "not one of " + ", ".join(settings.modalities))
     if "Rows" not in ds or "Columns" not in ds:
         raise RefusedScan("no-pixels", "the object holds no picture")

@@ -150,7 +150,15 @@ def frame_size(ds: Dataset, available: int, stated: int | None) -> int:
     if str(ds.get("PhotometricInterpretation")) not in SUBSAMPLED or samples != 3 or bits != 8:
         return whole
     half = pixels * 2
-    return whole if available >= whole * (stated or 1) else half
+    for size in (half, whole):  # as many frames as are stated, and the byte that pads an odd count
+        if stated and 0 <= available - stated * size <= 1:
+            return size
+    fitting = [size for size in (half, whole) if available >= size and available % size <= 1]  # any number of frames
+    if len(fitting) == 1:
+        return fitting[0]
+    if available > half * (stated or 1):
+        raise Unreadable("unsupported-pixels", "the byte count does not tell whole from sub-sampled chroma")
+    return half
 
 
 # Encapsulated -------------------------------------------------------------------------------------------------
@@ -253,11 +261,19 @@ class FrameDecoder:
             "pixel_vr": pixels.vr,
             "number_of_frames": 1,
         }
+        self.options.setdefault("planar_configuration", 0)
         self.options.pop("extended_offsets", None)
         whole = int(ds.Rows) * int(ds.Columns) * 3
         labelled = self.options.get("photometric_interpretation") in SUBSAMPLED and not pixels.syntax.is_encapsulated
         if labelled and pixels.frames[0][0][1] == whole:  # every pixel has its own chroma, whatever the label says
             self.options["photometric_interpretation"] = "YBR_FULL"
+        self.shifts = (0, 0)
+        allocated, stored = (int(ds.get(name) or 8) for name in ("BitsAllocated", "BitsStored"))
+        high = int(ds.get("HighBit") or stored - 1)
+        as_stored = pixels.syntax == RLELossless or not pixels.syntax.is_encapsulated
+        if as_stored and stored <= high < allocated:  # samples that lie higher in their word
+            self.options["bits_stored"] = allocated
+            self.shifts = (allocated - 1 - high, allocated - stored)
 
     def __call__(self, frame: int) -> tuple[NDArray[Any], bytes]:
         """(H, W[, 3]) samples of a frame, and its code stream ("" where there is none)."""
@@ -266,12 +282,23 @@ class FrameDecoder:
         if self.pixels.syntax in JPEG and sample_precision(stream) == 12:
             raise Unreadable("unsupported-jpeg-12-bit", "JPEG Extended with 12 bits a sample is not decoded")
         source = encapsulate([data], has_bot=False) if stream else data
+        options = self.options | self._by_stream(stream)
         # GDCM hands out the stream's own samples; Pillow converts some to RGB, and nobody would know which.
-        plugin = "gdcm" if self.pixels.syntax in JPEG and self.options.get("samples_per_pixel") == 3 else ""
-        array, _ = self.decoder.as_array(
-            source, index=0, raw=True, validate=True, decoding_plugin=plugin, **self.options
-        )
-        return array, stream
+        plugin = "gdcm" if self.pixels.syntax in JPEG and options.get("samples_per_pixel") == 3 else ""
+        array, _ = self.decoder.as_array(source, index=0, raw=True, validate=True, decoding_plugin=plugin, **options)
+        up, down = self.shifts
+        return (array << up >> down if down else array), stream
+
+    def _by_stream(self, stream: bytes) -> dict[str, Any]:
+        """What the code stream says of its samples a pixel where the label says otherwise. Raises Unreadable."""
+        count, bits = stream_format(stream)
+        if bits > self.options["bits_allocated"]:
+            raise Unreadable("unsupported-pixels", f"{bits} bits a sample where the label says fewer")
+        if count in (0, self.options.get("samples_per_pixel")):
+            return {}
+        if count not in (1, 3):
+            raise Unreadable("unsupported-pixels", f"{count} samples a pixel")
+        return {"samples_per_pixel": count, "photometric_interpretation": "MONOCHROME2" if count == 1 else "RGB"}
 
 
 def _segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
@@ -291,6 +318,20 @@ def _is_frame(marker: int) -> bool:
 def sample_precision(stream: bytes) -> int:
     """Bits of a sample of a JPEG stream, 0 where it does not say."""
     return next((body[0] for marker, body in _segments(stream) if _is_frame(marker) and body), 0)
+
+
+JPEG_LS_FRAME = 0xF7  # SOF55 (ITU T.87)
+CODE_STREAM = b"\xff\x4f\xff\x51"  # SOC and SIZ of JPEG 2000, also within JP2 (ITU T.800 A.5.1)
+
+
+def stream_format(stream: bytes) -> tuple[int, int]:
+    """(samples a pixel, bits a sample) of a JPEG, JPEG-LS or JPEG 2000 stream by its own markers; 0 where none speaks."""
+    if stream.startswith(b"\xff\xd8"):
+        frames = (body for marker, body in _segments(stream) if _is_frame(marker) or marker == JPEG_LS_FRAME)
+        return next(((body[5], body[0]) for body in frames if len(body) > 5), (0, 0))
+    start = stream.find(CODE_STREAM, 0, 4096)
+    size = stream[start + 40 : start + 43] if start >= 0 else b""
+    return (int.from_bytes(size[:2], "big"), (size[2] & 0x7F) + 1) if len(size) == 3 else (0, 0)
 
 
 def jpeg_is_ybr(stream: bytes) -> bool | None:

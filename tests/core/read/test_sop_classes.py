@@ -24,7 +24,7 @@ from .conftest import SECRET, speckle
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.11.1"}, "presentation-state"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "secondary-capture"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4"}, "secondary-capture"),
-        ({"Modality": "CT"}, "modality"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2", "Modality": "CT"}, "modality"),
     ],
 )
 def test_what_is_no_ultrasound_picture_is_refused_by_rule(
@@ -33,6 +33,12 @@ def test_what_is_no_ultrasound_picture_is_refused_by_rule(
     found = identify(Candidate(make_dicom(speckle()[None], **elements)), SECRET, ReadSettings())
     assert isinstance(found, RefusedScan)
     assert found.reason == reason
+
+
+@pytest.mark.parametrize("modality", ["OT", "CT", ""])
+def test_an_ultrasound_class_is_read_whatever_its_modality_says(make_dicom: Callable[..., Path], modality: str) -> None:
+    found = identify(Candidate(make_dicom(speckle()[None], Modality=modality)), SECRET, ReadSettings())
+    assert isinstance(found, Identified)
 
 
 WHEEL = Path(pydicom.__file__).parent / "data" / "test_files"
