@@ -305,4 +305,7 @@ def _mpeg(
     items = io.BytesIO(pydicom.dcmread(file, force=True).PixelData)
     parse_basic_offsets(items)
     with in_memory(b"".join(generate_fragments(items))) as descriptor:
-        yield from video.decoded(descriptor, settings, notes, failed, () if noted else stated)
+        there = yield from video.decoded(descriptor, settings, notes, failed, () if noted else stated)
+    if there != count:
+        notes.add("frames-miscounted")
+        failed.update((index, "missing-frame") for index in kept_indices(stated, settings.fps) if index >= there)

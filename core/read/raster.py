@@ -112,15 +112,32 @@ def _range(image: Image.Image, file: BinaryIO, pages: int, settings: ReadSetting
     return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else (None, None)
 
 
+# Tags of TIFF 6.0 and the values that Pillow and cv2 pass over
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+PLANES, SEPARATE = 284, 2
+SAMPLE_FORMAT, SIGNED = 339, 2
+
+
 def _samples(image: Image.Image, file: BinaryIO, page: int) -> NDArray[Any]:
     """The current page, (H, W) or (H, W, 3) RGB of any depth; transparency is dropped, EXIF is not looked at."""
+    tags = getattr(image, "tag_v2", {})
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return np.asarray(image)
+        samples = np.asarray(image)
+        return turned_around(samples) if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else samples
+    if image.mode == "L" and SIGNED in tags.get(SAMPLE_FORMAT, ()):
+        return np.asarray(image) ^ np.uint8(128)  # -128 becomes 0
     if _deep_colour(image):
+        if tags.get(PLANES) == SEPARATE:
+            raise Unreadable("unsupported-pixels", "colour planes of 16 bits")
         deep = _decode_cv2(file, page)
         if deep is not None:
             return deep
     return np.asarray(image.convert("RGB"))
+
+
+def turned_around(samples: NDArray[Any]) -> NDArray[Any]:
+    """Gray of which 0 is white: the lowest sample becomes the highest of its type."""
+    return np.invert(samples) if samples.dtype.kind in "iu" else -samples
 
 
 def _deep_colour(image: Image.Image) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 
 import cv2
@@ -116,16 +116,17 @@ def frames(
 
 def decoded(
     descriptor: int, settings: ReadSettings, notes: set[str], failed: dict[int, str], times: Sequence[float] = ()
-) -> Iterator[Frame]:
+) -> Generator[Frame, None, int]:
     """Frames of a clip at `settings.fps`; `times`, where a header states them, go before the stream's own.
 
+    Its value is the number of frames that the stream holds, kept or not.
     Raises Unreadable where not one frame decodes.
     """
     capture = open_capture(descriptor, settings)
     size = (int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)))
     fields = Deinterlacer(descriptor, size, settings)
     try:
-        yield from _kept_frames(capture, fields, settings, notes, failed, times)
+        return (yield from _kept_frames(capture, fields, settings, notes, failed, times))
     finally:
         capture.release()
         fields.close()
@@ -134,7 +135,7 @@ def decoded(
 def _kept_frames(
     capture: cv2.VideoCapture, fields: Deinterlacer, settings: ReadSettings,
     notes: set[str], failed: dict[int, str], times: Sequence[float],
-) -> Iterator[Frame]:  # fmt: skip
+) -> Generator[Frame, None, int]:  # fmt: skip
     sampler = FrameSampler(settings.fps)
     index, time, filled = -1, 0.0, False
     while capture.grab():
@@ -163,6 +164,7 @@ def _kept_frames(
         reasons = set(failed.values())
         failed.clear()
         raise Unreadable("interlaced" if "interlaced" in reasons else "no-pixels", "not one frame could be decoded")
+    return index + 1
 
 
 def _time(capture: cv2.VideoCapture, index: int, last: float, settings: ReadSettings, notes: set[str]) -> float:

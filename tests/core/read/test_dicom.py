@@ -263,6 +263,12 @@ def test_an_mpeg_stream_in_dicom_is_read_by_time(make_dicom: MakeDicom, tmp_path
     assert len(got) == 6
     assert [f.time for f in got] == pytest.approx([0.0, 0.36, 0.68, 1.0, 1.36, 1.68], abs=0.05)
     assert np.corrcoef(got[-1].pixels[..., 0].ravel(), speckle(96, 128, seed=4).ravel())[0, 1] > 0.95
+    ds.NumberOfFrames = 75  # of which the stream lacks the last 25
+    ds.save_as(path)
+    failed: dict[int, str] = {}
+    settings = ReadSettings(fps=3)
+    assert len(list(read(known(path, settings).scan, settings, None, failed))) == 6
+    assert failed == dict.fromkeys(failed, "missing-frame") and len(failed) == 3
 
 
 def test_convert_color_space_is_the_reference_for_ybr() -> None:

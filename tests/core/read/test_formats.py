@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import cv2
@@ -208,6 +209,41 @@ def test_all_real_clips_and_volumes_are_read(shared_data: Path) -> None:
         assert len(list(read(scan, SETTINGS))) > 0
     volumes = sorted((shared_data / "volumes_us").rglob("*.mha"))
     assert sum(len(frames(path)) for path in volumes) == 146
+
+
+def tiff(path: Path, samples: np.ndarray, **tags: int) -> Path:
+    """An uncompressed little endian TIFF (TIFF 6.0) of (H, W) gray or (3, H, W) planes in one strip each."""
+    planes = samples if samples.ndim == 3 else samples[None]
+    count, (height, width), size = len(planes), planes.shape[1:], planes[0].nbytes
+    bits = samples.dtype.itemsize * 8
+    fields = {256: (width,), 257: (height,), 258: (bits,) * count, 259: (1,), 262: (tags.get("photometric", 1),)}
+    fields |= {273: tuple(8 + n * size for n in range(count)), 277: (count,), 278: (height,), 279: (size,) * count}
+    fields |= {284: (1 if count == 1 else 2,), 339: (tags.get("sample_format", 1),) * count}
+    entries, beyond, end = b"", b"", 8 + count * size + 2 + 12 * len(fields) + 4
+    for tag, values in fields.items():
+        raw = struct.pack(f"<{len(values)}I", *values)
+        entries += struct.pack("<HHI", tag, 4, len(values))
+        entries += raw if len(values) == 1 else struct.pack("<I", end + len(beyond))
+        beyond += raw if len(values) > 1 else b""
+    head = b"II*\0" + struct.pack("<I", 8 + count * size) + planes.tobytes()
+    path.write_bytes(head + struct.pack("<H", len(fields)) + entries + bytes(4) + beyond)
+    return path
+
+
+def test_tiffs_whose_zero_is_white_or_that_are_signed_are_the_right_way_round(tmp_path: Path) -> None:
+    gray = speckle()
+    gray[0, :2] = 0, 255
+    white = tiff(tmp_path / "white.tif", (255 - gray).astype(np.uint16) * 257, photometric=0)
+    signed = tiff(tmp_path / "signed.tif", (gray ^ 128).view(np.int8), sample_format=2)
+    for path in (white, signed):
+        np.testing.assert_array_equal(frames(path)[0].pixels[..., 0], gray)
+
+
+def test_deep_colour_in_planes_is_kept_back_by_its_name(tmp_path: Path) -> None:
+    planes = np.stack([speckle(seed=i) for i in range(3)]).astype(np.uint16) * 257
+    with pytest.raises(Unreadable) as refused:
+        frames(tiff(tmp_path / "planes.tif", planes, photometric=2))
+    assert refused.value.reason == "unsupported-pixels"
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp"])
