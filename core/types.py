@@ -73,6 +73,7 @@ class Scan:
     member: str = ""  # name inside a zip archive, else empty
     group: str = ""  # HMAC of what must stay on one side of a split: patient, study, or folder
     dataset: str = ""  # name of a public data set, "" at a hospital
+    stamp: int = 0  # modification time of the file in ns when it was identified, 0 where that is not known
 
 
 @dataclass(frozen=True)

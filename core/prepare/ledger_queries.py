@@ -29,8 +29,8 @@ class KnownScan:
     planned: int  # frames that are likely to be kept
     unit: int  # scans of one task and unit are cleaned together
 
-    def at(self, path: Path, member: str = "") -> Scan:
-        return Scan(path, self.kind, Trail(self.id), member, self.group, self.dataset)
+    def at(self, path: Path, member: str = "", stamp: int = 0) -> Scan:
+        return Scan(path, self.kind, Trail(self.id), member, self.group, self.dataset, stamp)
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def _shard_task(ledger: CorpusLedger, number: int, name: str, identification: Id
 def unit_of(scans: Sequence[KnownScan], files: Mapping[int, Candidate]) -> Unit:
     """The scans that are cleaned together, with their places; those without one are left out."""
     there = [scan for scan in scans if scan.n in files]
-    placed = tuple(scan.at(files[scan.n].path, files[scan.n].member) for scan in there)
+    placed = tuple(scan.at(file.path, file.member, file.stamp) for scan in there for file in (files[scan.n],))
     return Unit(placed, any(scan.planned > 1 for scan in there))
 
 

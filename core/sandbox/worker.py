@@ -6,6 +6,7 @@ checked: each record is validated, and the books of each scan must balance.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -169,13 +170,17 @@ class Worker:
     def _open(self, wanted: records.Open, scans: Sequence[Scan]) -> None:
         if wanted.scan >= len(scans):
             self._end("bad-answer")
+        scan = scans[wanted.scan]
         try:
-            descriptor = source.open_file(scans[wanted.scan].path, wanted.data_file)
+            descriptor = source.open_file(scan.path, wanted.data_file)
         except (OSError, ValueError) as error:
             self._send(records.Opened(getattr(error, "errno", None) or 22))
             return
         try:
-            self._send(records.Opened(), descriptor)
+            if scan.stamp and not wanted.data_file and os.fstat(descriptor).st_mtime_ns != scan.stamp:
+                self._send(records.Opened(errno.ESTALE))  # another content than was identified: not under its name
+            else:
+                self._send(records.Opened(), descriptor)
         finally:
             os.close(descriptor)
 

@@ -11,6 +11,7 @@ from usfmae.core.errors import ResourceError
 from usfmae.core.prepare import PrepareSummary
 from usfmae.core.read import source
 from usfmae.core.sandbox import worker
+from usfmae.core.sandbox.records import Unit
 
 from .conftest import clip, content, pixels, still
 
@@ -70,6 +71,23 @@ def test_what_cannot_be_opened_fails_and_is_tried_again(
     second = run(tmp_path / "source", tmp_path / "corpus")
     assert (second.kept, second.failed) == (2, 0)
     assert len(pixels(tmp_path / "corpus")) == 2
+
+
+def test_a_file_that_is_replaced_after_it_was_identified_is_not_packed_under_its_old_name(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still(tmp_path / "source" / "export.png", 0)
+    process = worker.Worker.process_unit
+
+    def replaced_first(self: worker.Worker, unit: Unit) -> worker.UnitResult:
+        still(tmp_path / "source" / "export.png", 1)
+        return process(self, unit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.Worker, "process_unit", replaced_first)
+        summary = run(tmp_path / "source", tmp_path / "corpus")
+    assert (summary.kept, summary.failed) == (0, 1)
+    assert run(tmp_path / "source", tmp_path / "corpus").kept == 1
 
 
 def test_a_bug_in_cleaning_keeps_the_frame_back_and_no_other(tmp_path: Path, run: Run) -> None:
