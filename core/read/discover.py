@@ -112,10 +112,12 @@ def listings(
 
 
 def check_sources(sources: Sequence[Path]) -> None:
-    """SourceError where one of them is absent."""
+    """SourceError where one of them is absent, or a pipe or a device."""
     for source in sources:
         if not source.exists():
             raise SourceError(f"source {source}", "does not exist", "give an existing file or folder")
+        if not (source.is_file() or source.is_dir()):
+            raise SourceError(f"source {source}", "is neither a file nor a folder", "give a file or a folder")
 
 
 class _Walk:

@@ -73,9 +73,13 @@ class ForeignWeights:
 def read_foreign(path: Path) -> ForeignWeights:
     """Any of the formats, from a file or a folder. Raises CheckpointError that says what does not fit and why."""
     stored = read_stored(path)
-    config = _config(path if path.is_dir() else path.parent)
+    folder = path if path.is_dir() else path.parent
+    config = _config(folder)
     tensors = named_as_ours(stored.tensors, str(path))
-    stated = {**_stated_by_arguments(stored.arguments), **_stated_by_config(config)}
+    try:
+        stated = {**_stated_by_arguments(stored.arguments), **_stated_by_config(config)}
+    except TypeError as error:  # a number where a list or names belong
+        raise CheckpointError(f"{folder}/config.json", f"is of no known form: {error}", "fetch it again") from None
     model, unstated = architecture_of(tensors, stated, str(path))
     train = {k: v for k, v in stated.items() if k in ("mask_ratio", "norm_pix", "mean", "std")}
     return ForeignWeights(tensors, model, unstated, train)

@@ -7,7 +7,7 @@ decoder's heads are then checked by what no shape shows: the reconstruction loss
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,29 @@ def load_any(path: Path, heads: int | None = None, decoder_heads: int | None = N
         )
         tensors = checkpoint.encoder_of(tensors)
     model = validated(ModelSettings, {**start.model.model_dump(), **given}, "heads")
+    _check_whole(tensors, model, path)
     train = TrainRecipe.model_validate(start.stated)
     content = tensors_id(tensors)
     metadata = describe(model, train, parents=(start.id,), imported=path.name, content=content)
     trail = replace(trail_of(metadata), id=content)
     return Loaded(tensors, model, train, metadata, trail)
+
+
+def _check_whole(tensors: Mapping[str, Tensor], model: ModelSettings, path: Path) -> None:
+    """CheckpointError that names the first tensor that lacks, has another shape, or holds what is no number."""
+    with torch.device("meta"):  # shapes alone, no memory
+        own = dict(MaskedAutoencoder(model).state_dict())
+    wanted = own if "decoder_embed.weight" in tensors else checkpoint.encoder_of(own)
+    for name in sorted(wanted):
+        if name not in tensors:
+            why = "is missing"
+        elif tensors[name].shape != wanted[name].shape:
+            why = f"has shape {tuple(tensors[name].shape)}, the others need {tuple(wanted[name].shape)}"
+        elif not torch.isfinite(tensors[name]).all():
+            why = "holds values that are no numbers"
+        else:
+            continue
+        raise CheckpointError(f"weights {path}: tensor {name}", why, "fetch or export them again")
 
 
 def build(

@@ -194,3 +194,30 @@ def test_positions_are_resampled_smoothly_and_the_class_tokens_stay() -> None:
     assert larger.shape == (1, 65, 64) and torch.equal(larger[:, :1], table[:, :1])
     back = resampled(larger, 4)
     assert (back - table).abs().mean() < 0.1 * table.abs().mean()
+
+
+@pytest.mark.parametrize("content", ['{"model_args": 5}', '{"pretrained_cfg": {"mean": 3}}'])
+def test_a_config_of_another_form_is_said_in_a_sentence(
+    tmp_path: Path, tensors: dict[str, Tensor], content: str
+) -> None:
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_foreign(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "why"),
+    [
+        ("blocks.1.norm1.bias", None, "is missing"),
+        ("decoder_blocks.0.attn.qkv.weight", torch.zeros(5, 5), "has shape"),
+        ("blocks.0.mlp.fc1.bias", torch.full((768,), torch.nan), "no numbers"),
+    ],
+)
+def test_weights_that_are_not_whole_are_refused_by_the_name_of_the_tensor(
+    tmp_path: Path, tensors: dict[str, Tensor], name: str, tensor: Tensor | None, why: str
+) -> None:
+    changed = {n: t for n, t in {**tensors, name: tensor}.items() if t is not None}
+    torch.save({"model": changed}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=rf"{name}.*{why}"):
+        load_any(tmp_path / "w.pth", None, 8)

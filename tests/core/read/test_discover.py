@@ -7,9 +7,11 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from usfmae.core.config import ReadSettings
+from usfmae.core.errors import SourceError
 from usfmae.core.read import discover, read
 from usfmae.core.read.discover import walk
 from usfmae.core.types import Quarantined, Scan
@@ -144,3 +146,9 @@ def test_a_source_that_is_a_link_is_walked(tmp_path: Path) -> None:
     (tmp_path / "share" / "y.png").symlink_to("x.png")
     assert names(tmp_path / "scans", follow=False) == ["x.png", "y.png"]
     assert names(tmp_path / "scans" / "x.png") == ["x.png"]
+
+
+def test_a_pipe_as_a_source_is_said_before_the_work(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(SourceError, match="neither a file nor a folder"):
+        list(walk([tmp_path / "pipe.png"]))
