@@ -81,7 +81,7 @@ def page_size_damage(file: Path) -> None:
     [
         (lambda f: f.write_bytes(b""), "empty"),
         (page_size_damage, "is damaged"),
-        (lambda f: f.write_bytes(b"x" * 9000), ""),
+        (lambda f: f.write_bytes(b"x" * 9000), "ledger"),
     ],
     ids=["empty", "pages", "another file"],
 )

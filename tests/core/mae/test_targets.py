@@ -30,7 +30,7 @@ def test_the_student_learns_the_teachers_features_and_the_teacher_stays() -> Non
         loss = model(images, noise, full=False)[0]
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
     frozen = model._teacher[0]  # type: ignore[attr-defined]
     assert all(torch.equal(frozen.state_dict()[n], before[n]) for n in encoder_of(before))
