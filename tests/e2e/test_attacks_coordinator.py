@@ -187,7 +187,7 @@ def test_a_new_campaigns_name_does_not_reset_the_comparison(coordinator: Curious
     def longer(tensors: dict[str, torch.Tensor]) -> None:
         tensors["blocks.0.attn.qkv.weight"] *= 5
 
-    reply = honest.ask(coordinator.weights("longer", MODEL, longer), "longer")
+    reply = honest.ask(coordinator.weights("longer", MODEL, longer), "longer", steps=3)
     assert reply is not None and "norm went from" in reply.declined
     row(coordinator, "a tensor five times as long, new campaign name", "refused", before)
 
@@ -198,7 +198,7 @@ def test_another_model_under_a_new_campaigns_name_waits_for_a_person(
     assert honest.round()
     before = refusals(coordinator)
     other = MODEL.model_copy(update={"width": 48})
-    reply = honest.ask(coordinator.weights("other", other), "other", other, seconds=5)
+    reply = honest.ask(coordinator.weights("other", other), "other", other, seconds=5, steps=3)
     known = campaigns.agreement(coordinator.site, "other")
     assert reply is None and known is not None and known.state is CampaignState.WAITING
     row(coordinator, "other shapes, new campaign name", "waits for a person", before)
