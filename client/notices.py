@@ -11,7 +11,7 @@ from usfmae.core.web.notify import Notifier
 
 FAILURES = frozenset(
     ("worker.crashed", "request.failed", "request.set-aside", "training.refused", "agent.failed", "worker.failed",
-     "key.refused", "request.refused", "dicomweb.trouble", "intake.trouble")
+     "key.refused", "request.refused", "dicomweb.failed", "intake.failed")
 )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ COMMANDS = {  # name -> "module:attribute"; its line of help is the first senten
     "campaign": "usfmae.server.cli.rounds:campaign",
     "round": "usfmae.server.cli.rounds:round_",
     "release": "usfmae.server.cli.records:release",
-    "leak": "usfmae.server.cli.leak:leak",
+    "leak": "usfmae.server.cli.records:leak",
     "status": "usfmae.server.cli.records:status",
     "person": "usfmae.server.cli.setup:person",
     "notify": "usfmae.server.cli.setup:notify",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.client.test_cli import call, staged
+from usfmae.client import background_services
 from usfmae.client.notices import notifier
 from usfmae.client.site import Site
 from usfmae.core.config.sources import NoticeKind
+from usfmae.core.errors import SourceError
 
 
 def test_an_update_that_waits_and_a_failure_are_told_and_nothing_else(make_site: Callable[..., Site]) -> None:
@@ -20,6 +25,24 @@ def test_an_update_that_waits_and_a_failure_are_told_and_nothing_else(make_site:
     site.note("worker.crashed", "failed", code=-9)
     site.note("corpus.prepared", quarantined=0)
     assert {notice.kind for notice in notices.look()} == {NoticeKind.APPROVAL, NoticeKind.FAILED}
+
+
+@pytest.mark.parametrize("service", ["dicomweb", "intake"])
+def test_an_intake_that_fails_is_told(make_site: Callable[..., Site], service: str) -> None:
+    """By the entry that the service itself writes."""
+    site, stop = make_site(), threading.Event()
+    notices = notifier(site)
+    notices.look()
+
+    def fail() -> None:
+        stop.set()
+        raise SourceError("the folder", "is gone", "")
+
+    background_services._repeat(service, site, stop, 3600, fail)
+    for thread in threading.enumerate():
+        if thread.name == service:
+            thread.join(20)
+    assert [notice.kind for notice in notices.look()] == [NoticeKind.FAILED]
 
 
 def test_an_update_that_leaves_by_itself_is_no_notice(make_site: Callable[..., Site]) -> None:
