@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from usfmae.client.cli import site_directory
+from usfmae.core.cli.audit_log import audit_command
 from usfmae.core.cli.shell import NewFile, as_json, print_json
 
 
@@ -99,40 +100,10 @@ def evidence(directory: Path, out: Path | None, to_check: bool, as_json: bool) -
         click.echo(f"{name:14s} {value}")
 
 
-@click.command()
-@site_directory
-@click.argument("action", required=False, type=click.Choice(["show", "verify"]), default="show")
-@click.option("--head", metavar="HASH", help="verify: a hash noted earlier that must occur; finds a log cut short.")
-@as_json
-def audit(directory: Path, action: str, head: str | None, as_json: bool) -> None:
-    """The hash-chained log: show it, verify it.
-
-    `verify` checks that no entry was edited, removed or swapped (exit code 8 where one was).
-
-    \b
-    usfmae-client audit st-olav
-    usfmae-client audit st-olav verify
-    """
+def _log(directory: Path) -> Path:
     from usfmae.client.site import Site
-    from usfmae.core import audit as chain
-    from usfmae.core.errors import SourceError
 
-    log = Site.open(directory).audit_log
-    if not log.exists():
-        raise SourceError(f"audit log {log}", "does not exist", "restore it from backup")
-    if action == "verify":
-        count = chain.verify(log, head)
-        last = list(chain.entries(log))[-1]["hash"] if count else ""
-        if as_json:
-            print_json({"entries": count, "head": last, "sound": True})
-        else:
-            click.echo(f"{count} entries, chain sound, head {last}")
-        return
-    entries = list(chain.entries(log))
-    if as_json:
-        print_json(entries)
-        return
-    for entry in entries:
-        columns = ("time", "actor", "event", "status", "previous", "hash")
-        rest = " ".join(f"{k}={v}" for k, v in entry.items() if k not in columns)
-        click.echo(f"{entry['time']}  {entry['event']:18s} {entry['status']:8s} {rest}")
+    return Site.open(directory).audit_log
+
+
+audit = audit_command(_log)

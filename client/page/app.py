@@ -45,7 +45,7 @@ class SitePage(WebPage):
     def __init__(self, site: Site) -> None:
         settings = site.settings.page
         access = Access(People(site.root / "keys"), site.note, settings.trusted_proxies, settings.user_header)
-        super().__init__("usfmae.client.page", access, name=site.settings.name)
+        super().__init__("usfmae.client.page", access, site.audit_log, name=site.settings.name)
         self.site = site
         self.intake, self.shelf = quarantine.Intake(), outbox.Outbox(site)
         self.album, self.previews = corpus_view.CorpusView(), PreviewCache()
@@ -170,10 +170,6 @@ class SitePage(WebPage):
             raise HTTPException(404, "there is no such panel")
         return _picture((self.site.root / "gallery" / name).read_bytes())
 
-    async def audit(self, request: Request) -> Response:
-        log = await asyncio.to_thread(view.audited, self.site)
-        return self.show(request, "audit.html", log=log)
-
     # What it changes
 
     async def pause(self, request: Request) -> Response:
@@ -265,6 +261,8 @@ def application(site: Site) -> Starlette:
         Route("/outbox", page.left),
         Route("/outbox/{id}", page.approve, methods=["POST"]),
         Route("/audit", page.audit),
+        Route("/audit.csv", page.audit_file),
+        Route("/audit.json", page.audit_file),
         Route("/pause", page.pause, methods=["POST"]),
     ]
     return assemble(page, routes, site.settings.page.names)

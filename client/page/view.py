@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import itertools
 import json
 import shutil
 import subprocess
@@ -18,8 +16,6 @@ from usfmae.client.review import quarantine
 from usfmae.client.rounds import campaigns
 from usfmae.client.rounds.campaigns import CampaignState
 from usfmae.client.site import Site, read_json
-from usfmae.core import audit
-from usfmae.core.errors import UsfmaeError
 from usfmae.core.metrics import Values
 
 # A training log's key -> the metric it feeds.
@@ -29,7 +25,6 @@ TRAINING = {
     "loss": "loss",
     "data_wait": "data_wait_ratio",
 }
-SHOWN = 200  # audit entries on the page
 
 
 def overview(site: Site, intake: quarantine.Intake, shelf: outbox.Outbox | None = None) -> dict[str, Any]:
@@ -73,29 +68,6 @@ def question(reason: str) -> str:
 
 def spool_files(site: Site) -> int:
     return sum(1 for _ in (site.root / SPOOL).glob("*/*.dcm"))
-
-
-def audited(site: Site) -> dict[str, Any]:
-    """The last audit entries, newest first, and whether the chain holds."""
-    if not site.audit_log.exists():
-        return {"entries": [], "count": 0, "broken": ""}
-    stat = site.audit_log.stat()
-    count, broken = _chain(site.audit_log, stat.st_size, stat.st_mtime_ns)
-    last = tail(site.audit_log, SHOWN)[::-1]
-    own = ("time", "actor", "event", "status", "previous", "hash")
-    rows = [
-        {**e, "fields": ", ".join(f"{k} {v}" for k, v in itertools.islice(e.items(), 30) if k not in own)} for e in last
-    ]
-    return {"entries": rows, "count": count, "broken": broken}
-
-
-@functools.lru_cache(maxsize=1)
-def _chain(log: Path, size: int, changed: int) -> tuple[int, str]:
-    """(entries, "") where the chain holds, else (0, why not); checked anew whenever the file has changed."""
-    try:
-        return audit.verify(log), ""
-    except UsfmaeError as error:
-        return 0, str(error)
 
 
 def tail(log: Path, count: int) -> list[dict[str, Any]]:

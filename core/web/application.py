@@ -8,8 +8,10 @@ or pass a request that has none). Starlette is a toolkit: it opens no port, see 
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -25,8 +27,9 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from usfmae.core.audit_search import exported, search
 from usfmae.core.errors import UsfmaeError
-from usfmae.core.web import templating
+from usfmae.core.web import audit_view, templating
 from usfmae.core.web.access import SESSION_HOURS, Access, local_path
 
 LOOPBACK = ("127.0.0.1", "localhost", "[")  # "[": an IPv6 address, which no name can be rebound to
@@ -95,8 +98,8 @@ class WebPage:
 
     heading, why = "Who is asking?", ""  # of the login form
 
-    def __init__(self, package: str, access: Access, **shown: object) -> None:
-        self.access, self.shown = access, shown
+    def __init__(self, package: str, access: Access, audit_log: Path, **shown: object) -> None:
+        self.access, self.audit_log, self.shown = access, audit_log, shown
         self.templates = templating.environment(package)
 
     def show(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
@@ -115,6 +118,18 @@ class WebPage:
             wrong = True
         shown = {"heading": self.heading, "why": self.why, "next": target, "wrong": wrong}
         return self.show(request, "login.html", 403 if wrong else 200, **shown)
+
+    async def audit(self, request: Request) -> Response:
+        log = await asyncio.to_thread(audit_view.audited, self.audit_log, request.query_params)
+        return self.show(request, "audit.html", 400 if log["problem"] else 200, log=log)
+
+    async def audit_file(self, request: Request) -> Response:
+        """Every entry that fits, as a file."""
+        form = "json" if request.url.path.endswith(".json") else "csv"
+        entries = await asyncio.to_thread(search, self.audit_log, audit_view.wanted(request.query_params))
+        media = {"csv": "text/csv; charset=utf-8", "json": "application/json"}[form]
+        saved = {"content-disposition": f'attachment; filename="audit.{form}"'}
+        return Response(exported(entries, form), media_type=media, headers=saved)
 
     async def problem(self, request: Request, error: Exception) -> Response:
         """Any exception of one request costs that one."""

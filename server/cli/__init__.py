@@ -31,6 +31,7 @@ COMMANDS = {  # name -> "module:attribute"; its line of help is the first senten
     "certificate": "usfmae.server.cli.setup:certificate",
     "report": "usfmae.server.cli.records:report",
     "verify": "usfmae.server.cli.records:verify",
+    "audit": "usfmae.server.cli.records:audit",
 }
 
 federation_directory = click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))

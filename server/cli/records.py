@@ -1,4 +1,4 @@
-"""`usfmae-server status|page|report|release|leak|verify`: what the rounds came to, and what a release gives away."""
+"""`usfmae-server status|page|report|release|leak|verify|audit`: what the rounds came to, and what a release gives away."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from usfmae.core.cli.audit_log import audit_command
 from usfmae.core.cli.shell import NewFile, as_json, overriding, print_json
 from usfmae.server.cli import federation_directory
 
@@ -245,3 +246,12 @@ def _check_sealed(home: Layout, number: int, transcript: str, ledger: Ledger) ->
     if merged != proof.summed or wrong:
         why = "holds other verdicts than its messages prove"
         raise PolicyError(f"round {number}", why, "restore ledger and transcripts from one backup")
+
+
+def _log(directory: Path) -> Path:
+    from usfmae.server.layout import Layout
+
+    return Layout(directory).audit
+
+
+audit = audit_command(_log)

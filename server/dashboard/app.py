@@ -39,7 +39,7 @@ class Dashboard(WebPage):
             audit.append(home.audit, "page", event, status, **fields)
 
         access = Access(People(home.keys), note, settings.trusted_proxies, settings.user_header)
-        super().__init__("usfmae.server.dashboard", access)
+        super().__init__("usfmae.server.dashboard", access, home.audit)
         self.home, self.history = home, view.History()
 
     # Reading
@@ -170,6 +170,7 @@ def application(home: Layout, settings: PageSettings | None = None) -> Starlette
     """The page of one coordinator's directory: reading is open, downloads and changes need a login."""
     settings = settings or PageSettings()
     page = Dashboard(home, settings)
+    known_person = requires("authenticated", redirect="login")
     routes = [
         Route("/", page.overview),
         Route("/rounds", page.rounds),
@@ -180,5 +181,8 @@ def application(home: Layout, settings: PageSettings | None = None) -> Starlette
         Route("/sites", page.sites),
         Route("/sites/enrol", page.enrol, methods=["POST"]),
         Route("/sites/revoke", page.revoke, methods=["POST"]),
+        Route("/audit", known_person(page.audit)),
+        Route("/audit.csv", known_person(page.audit_file)),
+        Route("/audit.json", known_person(page.audit_file)),
     ]
     return assemble(page, routes, settings.names, closed=False)

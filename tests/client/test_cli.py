@@ -124,6 +124,15 @@ def test_pause_and_resume_take_effect_and_are_noted(site: Site) -> None:
     assert [e["event"] for e in audit.entries(site.audit_log)] == ["init", "pause", "resume"]
 
 
+def test_audit_is_searched_and_written_to_a_file(site: Site, tmp_path: Path) -> None:
+    site.note("outbox.sent", entry="r1-abc", by="anna")
+    assert "r1-abc" in call("audit", site.root, "--by", "anna", "--event", "outbox").stdout
+    assert [e["event"] for e in json.loads(call("audit", site.root, "--last", 1, "--json").stdout)] == ["outbox.sent"]
+    call("audit", site.root, "--event", "outbox", "--out", tmp_path / "sent.csv")
+    assert len((tmp_path / "sent.csv").read_text().splitlines()) == 2
+    assert isinstance(call("audit", site.root, "--since", "yesterday").exception, UsageError)
+
+
 def test_audit_verify_finds_an_edit(site: Site) -> None:
     call("pause", site.root)
     sound = json.loads(call("audit", site.root, "verify", "--json").stdout)

@@ -190,6 +190,24 @@ def test_a_broken_audit_log_is_said_loudly(page: TestClient, site: Site) -> None
     assert "hash chain is broken" in page.get("/audit").text
 
 
+def test_the_audit_log_is_searched_and_saved(page: TestClient, site: Site) -> None:
+    assert page.get("/audit.csv", follow_redirects=False).headers["location"].startswith("/login")
+    log_in(page, site)
+    site.note("outbox.sent", entry="r1-abc")
+    shown = page.get("/audit", params={"event": "outbox", "since": "2026"}).text
+    assert "r1-abc" in shown and "page.login" not in shown and "1 entry" in shown
+    assert "No entry fits" in page.get("/audit?text=nowhere").text
+    wrong = page.get("/audit?since=14.3.")
+    assert wrong.status_code == 400 and "is no date" in wrong.text and 'value="14.3."' in wrong.text
+    saved = page.get("/audit.json?event=outbox.sent")
+    assert saved.headers["content-disposition"] == 'attachment; filename="audit.json"'
+    assert [entry["entry"] for entry in saved.json()] == ["r1-abc"]
+    assert (
+        page.get("/audit.csv?event=outbox.sent").text.splitlines()[0] == "line,time,actor,event,status,by,details,hash"
+    )
+    assert page.get("/audit.csv?until=soon").status_code == 503
+
+
 def test_figures_name_only_known_metrics(site: Site) -> None:
     values = figures(site, quarantine.Intake())
     assert set(values) <= set(metrics.ALL)

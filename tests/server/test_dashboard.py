@@ -76,6 +76,16 @@ def log_in(page: TestClient, home: Layout) -> str:
     return re.search(r'name="form_token" value="([\w-]+)"', answer.text)[1]  # type: ignore[index]
 
 
+def test_the_audit_log_needs_a_login_and_is_searched(page: TestClient, home: Layout) -> None:
+    for path in ("/audit", "/audit.csv", "/audit.json"):
+        assert "/login" in page.get(path, follow_redirects=False).headers["location"]
+    assert 'href="/audit"' not in page.get("/").text
+    log_in(page, home)
+    assert 'href="/audit"' in page.get("/").text
+    assert "page.login" in page.get("/audit?event=page").text
+    assert json.loads(page.get("/audit.json?event=site-add").text) == []
+
+
 @pytest.mark.parametrize("path", ["/", "/sites", "/rounds", "/rounds/2", "/lineage", "/login"])
 def test_every_page_answers_and_fetches_nothing_from_elsewhere(page: TestClient, path: str) -> None:
     answer = page.get(path)

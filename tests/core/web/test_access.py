@@ -35,7 +35,7 @@ class Pages:
         def note(event: str, status: str, **fields: Any) -> None:
             self.entries.append({"event": event, "status": status, **fields})
 
-        page = WebPage("usfmae.client.page", Access(self.people, note, **options), name="st-olav")
+        page = WebPage("usfmae.client.page", Access(self.people, note, **options), Path("none"), name="st-olav")
 
         async def shown(request: Request) -> Response:
             session = page.access.session(request)

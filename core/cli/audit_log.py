@@ -1,0 +1,93 @@
+"""`audit` of both programs: search the log, write it to a file, verify its chain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from usfmae.core.cli.shell import NewFile, print_json
+
+LogOf = Callable[[Path], Path]  # a directory -> its audit log
+CHAIN = ("line", "time", "actor", "event", "status", "previous", "hash")
+
+
+def audit_command(log_of: LogOf) -> click.Command:
+    """The command; `log_of` opens a directory."""
+
+    @click.command("audit")
+    @click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+    @click.argument("action", required=False, type=click.Choice(["show", "verify"]), default="show")
+    @click.option("--text", default="", help="Only entries in which this occurs: a round, a hash, a name.")
+    @click.option("--event", default="", help="Only this event; 'outbox' stands for all that begin with 'outbox.'.")
+    @click.option("--status", default="", help="Only this status: ok, refused, failed.")
+    @click.option("--by", default="", help="Only what this person decided, or this part of the program wrote.")
+    @click.option(
+        "--since", default="", metavar="DATE", help="From this UTC date on: 2026-03, 2026-03-14, 2026-03-14T09:30."
+    )
+    @click.option("--until", default="", metavar="DATE", help="Up to and with this UTC date.")
+    @click.option("--last", type=click.IntRange(min=1), help="The newest N of those that fit.")
+    @click.option("--csv", "form", flag_value="csv", help="Print as a table for a spreadsheet.")
+    @click.option("--json", "form", flag_value="json", help="Print as JSON; each entry whole, with its hash.")
+    @click.option("--out", type=NewFile(), help="Write to this file: .csv or .json.")
+    @click.option("--head", metavar="HASH", help="verify: a hash noted earlier that must occur; finds a log cut short.")
+    def audit(
+        directory: Path,
+        action: str,
+        form: Literal["csv", "json"] | None,
+        last: int | None,
+        out: Path | None,
+        head: str | None,
+        **chosen: str,
+    ) -> None:
+        """The hash-chained log: search it, export it, verify it.
+
+        `verify` checks that no entry was edited, removed or swapped (exit code 8 where one was). Conditions add up.
+
+        \b
+        usfmae-client audit SITE --event outbox --since 2026-03
+        usfmae-client audit SITE --status refused --out refused.csv
+        usfmae-client audit SITE verify
+        usfmae-server audit DIRECTORY --by anna.berg --last 20
+        """
+        from usfmae.core.audit_search import AuditFilter, exported, search
+        from usfmae.core.errors import SourceError
+
+        wanted = AuditFilter(**chosen)
+        log = log_of(directory)
+        if not log.exists():
+            raise SourceError(f"audit log {log}", "does not exist", "restore it from backup")
+        if action == "verify":
+            _verified(log, head, form == "json")
+            return
+        entries = search(log, wanted, last)
+        if out:
+            out.write_text(exported(entries, "json" if out.suffix == ".json" else "csv"))
+            click.echo(f"{len(entries)} entries in {out}", err=True)
+        elif form:
+            click.echo(exported(entries, form), nl=False)
+        else:
+            _show(entries)
+
+    return audit
+
+
+def _verified(log: Path, head: str | None, as_json: bool) -> None:
+    from usfmae.core import audit
+
+    count = audit.verify(log, head)
+    last = list(audit.entries(log))[-1]["hash"] if count else ""
+    if as_json:
+        print_json({"entries": count, "head": last, "sound": True})
+    else:
+        click.echo(f"{count} entries, chain sound, head {last}")
+
+
+def _show(entries: list[dict[str, Any]]) -> None:
+    for entry in entries:
+        rest = " ".join(f"{name}={value}" for name, value in entry.items() if name not in CHAIN)
+        click.echo(f"{entry.get('time', '')}  {entry.get('event', ''):18s} {entry.get('status', ''):8s} {rest}")
+    if not entries:
+        click.echo("no entry fits", err=True)
