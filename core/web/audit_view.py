@@ -32,7 +32,8 @@ def audited(log: Path, query: Mapping[str, str]) -> dict[str, Any]:
     count, broken = _chain(log, stat.st_size, stat.st_mtime_ns) if stat else (0, "")
     fitting = search(log, chosen)
     rows = [
-        {**BLANK, **one, "fields": ", ".join(f"{k} {v}" for k, v in details(one).items())} for one in fitting[: -SHOWN - 1 : -1]
+        {**BLANK, **one, "fields": ", ".join(f"{k} {v}" for k, v in details(one).items())}
+        for one in fitting[: -SHOWN - 1 : -1]
     ]
     return {
         "entries": rows,

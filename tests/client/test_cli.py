@@ -32,13 +32,14 @@ def init(folder: Path) -> tuple[object, ...]:
     return ("init", folder / "s", *where, "--name", "h")
 
 
-def staged(site: Site) -> str:
-    """An update in the outbox, without any training."""
+def staged(site: Site, held: str = "") -> str:
+    """An update in the outbox, without any training; `held`: what its probe saw."""
     request = TrainRequest("demo", 4, "b" * 64, 0, 1, "{}")
     reply = TrainReply("demo", 4, "b" * 64, content="c" * 64, images=12, steps=1, site=site.fingerprint)
     file = site.root / "made.safetensors"
     save_file({"w": np.frombuffer(b"abc", np.uint8)}, file, {"shapes": '{"w": [3]}'})
-    return outbox.stage(site, request, reply, file, {"tensors": 1, "bytes": 3, "norm": 0.5}).name
+    summary = {"tensors": 1, "bytes": 3, "norm": 0.5, **({"probe": {"held": held}} if held else {})}
+    return outbox.stage(site, request, reply, file, summary).name
 
 
 @pytest.mark.parametrize("command", ["--help", *(f"{name} --help" for name in cli.COMMANDS)])

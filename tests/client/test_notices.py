@@ -53,6 +53,15 @@ def test_an_update_that_leaves_by_itself_is_no_notice(make_site: Callable[..., S
     assert notices.look() == []
 
 
+def test_an_update_that_its_probe_held_is_told_where_others_leave_by_themselves(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    notices = notifier(site)
+    notices.look()
+    staged(site, held="a drawn picture's patch is read 12 dB better")
+    (notice,) = notices.look()
+    assert notice.kind == NoticeKind.APPROVAL
+
+
 def test_notify_shows_the_channels_and_sends_a_test(make_site: Callable[..., Site], tmp_path: Path) -> None:
     written = tmp_path / "kept"
     site = make_site(notify={"command": ["tee", str(written)]})
