@@ -22,8 +22,7 @@ from pathlib import Path
 
 import httpx
 
-from usfmae.client.page.app import application
-from usfmae.client.page.serve import serving
+from usfmae.client.page.app import application, serving
 from usfmae.client.review import quarantine
 from usfmae.client.site import Site
 

@@ -52,8 +52,8 @@ def audit_command(log_of: LogOf) -> click.Command:
         usfmae-client audit SITE verify
         usfmae-server audit DIRECTORY --by anna.berg --last 20
         """
-        from usfmae.core.audit_search import AuditFilter, exported, search
         from usfmae.core.errors import SourceError
+        from usfmae.core.report.audit_search import AuditFilter, exported, search
 
         wanted = AuditFilter(**chosen)
         log = log_of(directory)

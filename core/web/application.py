@@ -27,8 +27,8 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from usfmae.core.audit_search import exported, search
 from usfmae.core.errors import UsfmaeError
+from usfmae.core.report.audit_search import exported, search
 from usfmae.core.web import audit_view, templating
 from usfmae.core.web.access import SESSION_HOURS, Access, local_path
 

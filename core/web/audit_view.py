@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from usfmae.core import audit
-from usfmae.core.audit_search import AuditFilter, details, search
 from usfmae.core.errors import UsageError, UsfmaeError
+from usfmae.core.report.audit_search import AuditFilter, details, search
 
 SHOWN = 200  # entries on the page; a file holds all that fit
 BLANK = {"time": "", "event": "", "actor": "", "by": "", "status": ""}

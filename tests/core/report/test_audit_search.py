@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from usfmae.core import audit
-from usfmae.core.audit_search import AuditFilter, exported, search
 from usfmae.core.errors import UsageError
+from usfmae.core.report.audit_search import AuditFilter, exported, search
 
 ENTRIES = (
     ("2026-02-27", "outbox.staged", "ok", {"entry": "r1-abc"}),
