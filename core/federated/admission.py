@@ -143,7 +143,9 @@ def examine(
         try:
             return codec.square_norm(data, base.tensor(name), encoding)
         except ValueError:
-            return Refusal(VerdictCode.NOT_FINITE, f"{name!r} holds NaN, infinity or more than float32 holds")
+            return Refusal(
+                VerdictCode.NOT_FINITE, f"{name!r} holds NaN, infinity, more than float32 holds or a place twice"
+            )
 
     squares = list(side_by_side(square, pieces()))
     if content.id() != reply.content:

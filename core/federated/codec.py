@@ -157,22 +157,28 @@ def _encode_tensor(
     # Both as flat float32; what training has ruined does not leave.
     flat_base = np.ascontiguousarray(base, dtype="<f4").reshape(-1)
     flat = np.ascontiguousarray(trained, dtype="<f4").reshape(-1)
-    if not np.isfinite(flat).all():
-        raise PolicyError(f"tensor {name!r}", "holds NaN or infinity after training", "lower the learning rate")
 
     # Lossless: the bits that differ. There is no error to feed back.
     if encoding == "fp32":
+        _check_finite(name, flat)
         data = (flat.view("<u4") ^ flat_base.view("<u4")).tobytes()
         return EncodedTensor(name, data, None, float(np.linalg.norm(flat.astype(np.float64) - flat_base)))
 
     # Lossy: the difference and what the round before left out; packing turns it, in place, into what is left out now.
-    difference = flat - flat_base
-    if residual is not None:
-        difference += residual.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        difference = flat - flat_base
+        if residual is not None:
+            difference += residual.reshape(-1)
+    _check_finite(name, difference)
     if share < 1:
         difference *= np.float32(share)
     data, square = express(difference, encoding)
     return EncodedTensor(name, data, difference.reshape(base.shape), math.sqrt(square))
+
+
+def _check_finite(name: str, values: Floats) -> None:
+    if not np.isfinite(values).all():
+        raise PolicyError(f"tensor {name!r}", "holds NaN or infinity after training", "lower the learning rate")
 
 
 def express(values: Floats, encoding: str) -> tuple[bytes, float]:
@@ -194,7 +200,10 @@ def pack_residual(error: Floats, data: bytes, encoding: str) -> bytes:
 
 
 def add_residual(residual: bytes, values: Floats, encoding: str) -> Floats:
-    """`values` (n,) plus what an earlier packing left out. ValueError where it is another tensor's residual."""
+    """`values` (n,), worked on in place, plus what an earlier packing left out.
+
+    ValueError where it is another tensor's residual.
+    """
     _check_length(residual, values.size, residual_encoding(encoding))
     return lossy(encoding).add_residual(residual, values)
 
@@ -258,11 +267,11 @@ def products(packed: Sequence[bytes], base: Floats, encoding: str) -> Exact:
 
 def square_norm(data: bytes | memoryview, base: Floats, encoding: str) -> float:
     """Sum of squares of a packed tensor's difference. ValueError where `base` plus it is not finite in float32."""
+    _check_length(data, base.size, encoding)
     with np.errstate(all="ignore"):
-        if encoding == "int8":
-            # No value is longer than 128 scales: where that cannot overflow, nothing needs to be unpacked.
-            scales, _ = int8.split(data, base.size)
-            largest = float(np.abs(base).max(initial=0)) + 128 * float(np.abs(scales).max(initial=0))
+        if encoding != "fp32":
+            # Where no value can overflow, nothing needs to be unpacked.
+            largest = float(np.abs(base).max(initial=0)) + lossy(encoding).largest(data, base.size)
             if largest <= np.finfo(np.float32).max:  # false for NaN as well
                 return lossy(encoding).square(data, base.size)
         values = trained(data, base, encoding)

@@ -41,10 +41,14 @@ class Encoding(Protocol):
         """Sum of squares of what the bytes express."""
         ...
 
+    def largest(self, data: bytes | memoryview, count: int) -> float:
+        """No value that the bytes express is further from 0 than this; NaN where one may be NaN."""
+        ...
+
     def pack_residual(self, error: Floats, data: bytes) -> bytes:
         """What `pack` left in `error` beside `data`, packed for the disk; `error` is worked on in place."""
         ...
 
     def add_residual(self, residual: bytes, values: Floats) -> Floats:
-        """`values` (n,) plus what an earlier packing left out."""
+        """`values` (n,), worked on in place, plus what an earlier packing left out."""
         ...

@@ -33,6 +33,9 @@ class Bf16:
     def square(self, data: bytes | memoryview, count: int) -> float:
         return float(np.square(self.unpack(data, count)).sum())
 
+    def largest(self, data: bytes | memoryview, count: int) -> float:
+        return float(np.abs(_floats(data, count)).max(initial=0))
+
     def pack_residual(self, error: Floats, data: bytes) -> bytes:
         return self.pack(error)[0]
 

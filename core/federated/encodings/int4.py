@@ -55,11 +55,14 @@ class Int4:
     def square(self, data: bytes | memoryview, count: int) -> float:
         return float(np.square(self.unpack(data, count)).sum())
 
+    def largest(self, data: bytes | memoryview, count: int) -> float:
+        return 8 * float(np.abs(np.frombuffer(data, "<f4", _blocks(count))).max(initial=0))
+
     def pack_residual(self, error: Floats, data: bytes) -> bytes:
-        return RESIDUAL.pack(error)[0]
+        return RESIDUAL.pack_alone(error)
 
     def add_residual(self, residual: bytes, values: Floats) -> Floats:
-        return RESIDUAL.add(residual, values)
+        return RESIDUAL.add_in_place(residual, values)
 
 
 def _blocks(count: int) -> int:

@@ -52,13 +52,37 @@ class Int8:
         scales, codes = split(data, count)
         return float(np.square(scales, dtype=np.float64) @ _square_sums(codes))
 
+    def largest(self, data: bytes | memoryview, count: int) -> float:
+        return 128 * float(np.abs(np.frombuffer(data, "<f4", blocks(count))).max(initial=0))
+
     def pack_residual(self, error: Floats, data: bytes) -> bytes:
         """What even this leaves out is below 1/64,000 of the largest difference in a block."""
         scales: Floats = np.frombuffer(data, np.float32, blocks(error.size)) / np.float32(254)
         return _pack(error, scales)[0]
 
     def add_residual(self, residual: bytes, values: Floats) -> Floats:
-        return self.add(residual, values)
+        return self.add_in_place(residual, values)
+
+    def pack_alone(self, values: Floats) -> bytes:
+        """The bytes of `pack`, of which nobody wants to know what they express; `values` stay as they are."""
+        scales, codes = np.empty(blocks(values.size), "<f4"), np.empty((blocks(values.size), BLOCK), np.int8)
+        for start in range(0, len(codes), STRIDE):
+            rows = _rows(values[start * BLOCK : (start + STRIDE) * BLOCK])
+            scale = _largest_is_127(rows)
+            scales[start : start + STRIDE], codes[start : start + STRIDE] = scale, _rounded(rows, scale)
+        return scales.tobytes() + codes.reshape(-1)[: values.size].tobytes()
+
+    def add_in_place(self, data: bytes | memoryview, values: Floats, share: float = 1.0) -> Floats:
+        """`values` (n,), to which this share of what the bytes express was added."""
+        scales, codes = split(data, values.size)
+        if share != 1:
+            scales = scales * np.float32(share)
+        for start in range(0, len(codes), STRIDE):
+            where = slice(start * BLOCK, (start + STRIDE) * BLOCK)
+            rows = codes[start : start + STRIDE].astype(np.float32)
+            rows *= scales[start : start + STRIDE, None]
+            values[where] += rows.reshape(-1)[: values[where].size]
+        return values
 
 
 def blocks(count: int) -> int:
@@ -104,23 +128,32 @@ def _pack(values: Floats, scales_given: Floats | None = None) -> tuple[bytes, fl
     scales, codes = np.empty(blocks(count), "<f4"), np.empty((blocks(count), BLOCK), np.int8)
     for start in range(0, len(codes), STRIDE):
         piece = values[start * BLOCK : (start + STRIDE) * BLOCK]
-        # Whole blocks, the last one filled up with zeros.
-        if piece.size % BLOCK:
-            rows = np.zeros((blocks(piece.size), BLOCK), np.float32)
-            rows.reshape(-1)[: piece.size] = piece
-        else:
-            rows = piece.reshape(-1, BLOCK).copy()
-        # One scale a block: its largest value is code 127.
-        if scales_given is None:
-            scale = np.maximum(rows.max(axis=1), -rows.min(axis=1)) / np.float32(127)
-        else:
-            scale = scales_given[start : start + STRIDE]
-        rows /= np.where(scale > 0, scale, np.float32(1))[:, None]
-        np.clip(np.rint(rows, out=rows), -127, 127, out=rows)
-        scales[start : start + STRIDE], codes[start : start + STRIDE] = scale, rows
+        rows = _rows(piece)
+        scale = _largest_is_127(rows) if scales_given is None else scales_given[start : start + STRIDE]
+        scales[start : start + STRIDE], codes[start : start + STRIDE] = scale, _rounded(rows, scale)
         if scales_given is None:  # exact: 256 squares of codes stay below 2^24
             square += float(np.square(scale, dtype=np.float64) @ np.einsum("bi,bi->b", rows, rows))
         # What is expressed goes off; the error remains in place.
         rows *= scale[:, None]
         piece -= rows.reshape(-1)[: piece.size]
     return scales.tobytes() + codes.reshape(-1)[:count].tobytes(), square
+
+
+def _rows(values: Floats) -> Floats:
+    """A copy in whole blocks (blocks, BLOCK), the last one filled up with zeros."""
+    if values.size % BLOCK == 0:
+        return values.reshape(-1, BLOCK).copy()
+    rows = np.zeros((blocks(values.size), BLOCK), np.float32)
+    rows.reshape(-1)[: values.size] = values
+    return rows
+
+
+def _largest_is_127(rows: Floats) -> Floats:
+    """One scale a block (blocks,): its largest value is code 127."""
+    return np.asarray(np.maximum(rows.max(axis=1), -rows.min(axis=1)) / np.float32(127))
+
+
+def _rounded(rows: Floats, scale: Floats) -> Floats:
+    """Codes of `rows` (blocks, BLOCK), worked out in place."""
+    rows /= np.where(scale > 0, scale, np.float32(1))[:, None]
+    return np.clip(np.rint(rows, out=rows), -127, 127, out=rows)

@@ -60,11 +60,14 @@ class Shared:
         codes = np.frombuffer(data, np.int8, count).astype(np.int64)
         return int(codes @ codes) * self.unit**2
 
+    def largest(self, data: bytes | memoryview, count: int) -> float:
+        return 128 * self.unit
+
     def pack_residual(self, error: Floats, data: bytes) -> bytes:
-        return int8.Int8().pack(error)[0]
+        return int8.Int8().pack_alone(error)
 
     def add_residual(self, residual: bytes, values: Floats) -> Floats:
-        return int8.Int8().add(residual, values)
+        return int8.Int8().add_in_place(residual, values)
 
 
 def parsed(name: str) -> Shared | None:

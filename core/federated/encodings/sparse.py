@@ -21,7 +21,9 @@ BLOCK = 4096
 CHOSEN = 64  # of a block: 1.6 %
 WIDTH = CHOSEN * 14 // 8  # bytes of a block's body
 STRIDE = 64  # blocks worked on at a time: 1 MiB of float32
-DECAY = np.float32(0.95)
+GROUPS = 256  # of 16 values each, whose largest bound the block's chosen ones from below
+FEW = 256  # candidates of a block that are compared side by side; of more, which equal values make, one block at a time
+DECAY = 0.95
 TAIL = Int8()
 
 
@@ -52,16 +54,15 @@ class Sparse:
         full = count // BLOCK
         values = np.zeros(count)
         places, sizes = _entries(data, full)
-        np.put_along_axis(values[: full * BLOCK].reshape(full, BLOCK), places, sizes.astype(np.float64), axis=1)
+        values[places] = sizes
         values[full * BLOCK :] = TAIL.unpack(data[(4 + WIDTH) * full :], count - full * BLOCK)
         return values
 
     def add(self, data: bytes | memoryview, base: Floats) -> Floats:
         full = base.size // BLOCK
         new = base.astype(np.float32, copy=True)
-        rows = new[: full * BLOCK].reshape(full, BLOCK)
         places, sizes = _entries(data, full)
-        np.put_along_axis(rows, places, np.take_along_axis(rows, places, axis=1) + sizes, axis=1)
+        new[places] += sizes  # no place is named twice
         new[full * BLOCK :] = TAIL.add(data[(4 + WIDTH) * full :], new[full * BLOCK :])
         return new
 
@@ -71,60 +72,98 @@ class Sparse:
         of_tail = TAIL.square(data[(4 + WIDTH) * full :], count - full * BLOCK)
         return float(np.square(sizes, dtype=np.float64).sum()) + of_tail
 
+    def largest(self, data: bytes | memoryview, count: int) -> float:
+        full = count // BLOCK
+        levels = float(np.abs(_read(data, full)).max(initial=0))
+        return levels + TAIL.largest(data[(4 + WIDTH) * full :], count - full * BLOCK)  # a sum keeps NaN, max may not
+
     def pack_residual(self, error: Floats, data: bytes) -> bytes:
-        return TAIL.pack(error)[0]
+        return TAIL.pack_alone(error)
 
     def add_residual(self, residual: bytes, values: Floats) -> Floats:
-        return np.asarray(values + DECAY * TAIL.add(residual, np.zeros_like(values)))
+        return TAIL.add_in_place(residual, values, DECAY)
 
 
 def _packed_rows(rows: Floats) -> tuple[Floats, NDArray[np.uint8], float]:
     """Levels (R, 2), body (R, WIDTH) and sum of squares of blocks (R, BLOCK), from which what is expressed is taken."""
-    sizes = np.abs(rows)
-    # The places of the largest, in order. Of values as large as the smallest chosen one the first are taken.
-    smallest = np.partition(sizes, BLOCK - CHOSEN, axis=1)[:, BLOCK - CHOSEN, None]
-    chosen_here = sizes >= smallest
-    for row in np.flatnonzero(chosen_here.sum(axis=1) > CHOSEN):
-        ties = np.flatnonzero(sizes[row] == smallest[row])
-        chosen_here[row, ties[CHOSEN - int((sizes[row] > smallest[row]).sum()) :]] = False
-    places = np.nonzero(chosen_here)[1].reshape(len(rows), CHOSEN)
+    places = _largest_places(np.abs(rows))
     # Two levels a block: the means of what lies below and above the mean, as both sides read them (bfloat16).
     values = np.take_along_axis(rows, places, axis=1)
     chosen = np.abs(values)
     larger = chosen > chosen.mean(axis=1, keepdims=True)
     counts = larger.sum(axis=1)
-    high = np.where(counts > 0, (chosen * larger).sum(axis=1) / np.maximum(counts, 1), 0)
+    high = (chosen * larger).sum(axis=1) / np.maximum(counts, 1)
     low = (chosen * ~larger).sum(axis=1) / np.maximum(CHOSEN - counts, 1)
     levels = _read(_halves(np.stack([low, high], axis=1).astype(np.float32)), len(rows))
-    # 14 bits an entry, the highest first.
     negative = values < 0
-    entries = places * 4 + larger * 2 + negative
-    bits = (entries[:, :, None] >> np.arange(13, -1, -1)) & 1
-    body = np.packbits(bits.reshape(len(rows), -1).astype(np.uint8), axis=1)
-    expressed = np.where(larger, levels[:, 1:], levels[:, :1]) * np.where(negative, np.float32(-1), np.float32(1))
+    expressed = np.where(larger, levels[:, 1:], levels[:, :1])
+    np.negative(expressed, out=expressed, where=negative)
     np.put_along_axis(rows, places, values - expressed, axis=1)
+    body = _to_bits(places * 4 + larger * 2 + negative)
     return levels, body, float(np.square(expressed, dtype=np.float64).sum())
 
 
-def _entries(data: bytes | memoryview, full: int) -> tuple[NDArray[np.int64], Floats]:
-    """Places (full, 64) and signed sizes (full, 64) of the chosen values.
+def _largest_places(sizes: Floats) -> NDArray[np.int64]:
+    """Places (R, CHOSEN), in order, of the largest of each block (R, BLOCK); of equal values the first are taken."""
+    # As many groups as values are wanted have a largest value of at least `bound`, so at least as many values have it.
+    tops = sizes.reshape(len(sizes), -1, GROUPS).max(axis=1)
+    bound = np.partition(tops, GROUPS - CHOSEN, axis=1)[:, GROUPS - CHOSEN, None]
+    row, place = np.divmod(np.flatnonzero(sizes >= bound), BLOCK)
+    counts = np.bincount(row, minlength=len(sizes))
+    result = np.empty((len(sizes), CHOSEN), np.int64)
+    few = counts <= FEW
+    if not few.all():  # many equal values, as in a tensor that did not change: a block at a time
+        for one in np.flatnonzero(~few):
+            result[one] = np.sort(np.argsort(-sizes[one], kind="stable")[:CHOSEN])
+    # The candidates of a block side by side, filled up with what is smaller than any; the largest of them stay.
+    within = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    here = few[row]
+    candidates = np.full((len(sizes), min(int(counts.max()), FEW)), -1, np.float32)
+    candidates[row[here], within[here]] = sizes[row[here], place[here]]
+    width = candidates.shape[1]
+    smallest = np.partition(candidates, width - CHOSEN, axis=1)[:, width - CHOSEN, None]
+    stays = candidates >= smallest
+    for one in np.flatnonzero((stays.sum(axis=1) > CHOSEN) & few):
+        ties = np.flatnonzero(candidates[one] == smallest[one])
+        stays[one, ties[CHOSEN - int((candidates[one] > smallest[one]).sum()) :]] = False
+    chosen = here & stays[row, np.minimum(within, width - 1)]
+    result[few] = place[chosen].reshape(-1, CHOSEN)
+    return result
 
-    ValueError where places are not in rising order: each value may be named once.
+
+def _to_bits(entries: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Entries (R, CHOSEN) of 14 bits as bytes (R, WIDTH), the highest bit first: four of them are 7 bytes."""
+    four = entries.reshape(-1, CHOSEN // 4, 4)
+    words = (four[..., 0] << 42) | (four[..., 1] << 28) | (four[..., 2] << 14) | four[..., 3]
+    return words.astype(">u8")[..., None].view(np.uint8)[..., 1:].reshape(len(entries), WIDTH)
+
+
+def _of_bits(body: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Entries (R, CHOSEN) of bytes (R, WIDTH)."""
+    wide = np.zeros((len(body), CHOSEN // 4, 8), np.uint8)
+    wide[..., 1:] = body.reshape(-1, CHOSEN // 4, 7)
+    words = wide.view(">u8").astype(np.int64)  # (R, CHOSEN / 4, 1)
+    return np.asarray((words >> np.array([42, 28, 14, 0])) & 0x3FFF, np.int64).reshape(len(body), CHOSEN)
+
+
+def _entries(data: bytes | memoryview, full: int) -> tuple[NDArray[np.int64], Floats]:
+    """Places in the tensor and signed sizes of the chosen values, each (full * 64,).
+
+    ValueError where places of a block are not in rising order: each value may be named once.
     """
-    levels = _read(bytes(data[: 4 * full]), full)
-    body = np.frombuffer(data, np.uint8, WIDTH * full, offset=4 * full).reshape(full, WIDTH)
-    bits = np.unpackbits(body, axis=1).reshape(full, CHOSEN, 14)
-    entries = bits @ (1 << np.arange(13, -1, -1))
+    levels = _read(data, full)
+    entries = _of_bits(np.frombuffer(data, np.uint8, WIDTH * full, offset=4 * full).reshape(full, WIDTH))
     places = entries >> 2
     if (np.diff(places, axis=1) <= 0).any():
         raise ValueError("places of chosen values are not in rising order")
     sizes = np.where(entries & 2, levels[:, 1:], levels[:, :1])
-    return places, np.where(entries & 1, -sizes, sizes).astype(np.float32)
+    np.negative(sizes, out=sizes, where=(entries & 1).astype(bool))
+    return (places + BLOCK * np.arange(full)[:, None]).reshape(-1), sizes.reshape(-1)
 
 
 def _halves(levels: Floats) -> bytes:
     return Bf16().pack(levels.reshape(-1).copy())[0]
 
 
-def _read(data: bytes, full: int) -> Floats:
-    return Bf16().unpack(data, 2 * full).astype(np.float32).reshape(full, 2)
+def _read(data: bytes | memoryview, full: int) -> Floats:
+    return Bf16().add(data, np.zeros(2 * full, np.float32)).reshape(full, 2)

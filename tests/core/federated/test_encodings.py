@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from usfmae.core.errors import PolicyError
 from usfmae.core.federated import codec
 from usfmae.core.federated.encodings import sparse
 
@@ -40,11 +41,71 @@ def test_a_block_of_equal_values_is_sent_as_well() -> None:
     assert square == 0 and not codec.unpack(nothing, np.zeros(sparse.BLOCK, np.float32), "sparse").any()
 
 
-def test_a_place_named_twice_is_refused() -> None:
-    data, _ = codec.express(difference(1, sparse.BLOCK), "sparse")
-    forged = data[:4] + bytes(len(data) - 4)
-    with pytest.raises(ValueError, match="rising order"):
-        codec.unpack(forged, np.zeros(sparse.BLOCK, np.float32), "sparse")
+def test_of_equal_values_the_first_are_sent_whatever_else_the_block_holds() -> None:
+    wanted = np.full(sparse.BLOCK, 1e-3, np.float32)
+    wanted[[7, 4000]] = 1
+    sent = codec.unpack(codec.express(wanted.copy(), "sparse")[0], wanted, "sparse")
+    assert np.flatnonzero(sent).tolist() == [*range(sparse.CHOSEN - 1), 4000]
+
+
+def forged(kind: str) -> bytes:
+    data = bytearray(codec.express(difference(1), "sparse")[0])
+    head = codec.head_size(COUNT, "sparse")
+    if kind == "one place twice":
+        data[head : head + sparse.WIDTH] = bytes(sparse.WIDTH)
+    elif kind == "places that fall":
+        data[head : head + sparse.WIDTH] = data[head + 7 : head + sparse.WIDTH] + data[head : head + 7]
+    elif kind == "a level that is no number":
+        data[:4] = b"\xff\xff\xff\xff"
+    elif kind == "a level without end":
+        data[:4] = b"\x80\x7f\x80\x7f"
+    elif kind == "a scale that is no number":
+        data[head + 3 * sparse.WIDTH : head + 3 * sparse.WIDTH + 4] = b"\0\0\xc0\x7f"
+    elif kind == "a byte too many":
+        data.append(0)
+    elif kind == "a byte too few":
+        data.pop()
+    elif kind == "a block too few":
+        del data[:4], data[head - 4 : head - 4 + sparse.WIDTH]
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["one place twice", "places that fall", "a level that is no number", "a level without end", "a scale that is no number",
+     "a byte too many", "a byte too few", "a block too few"],
+)  # fmt: skip
+def test_forged_bytes_are_refused_and_change_nothing(kind: str) -> None:
+    base = np.ones(COUNT, np.float32)
+    with pytest.raises(ValueError, match=r".+"):
+        codec.square_norm(forged(kind), base, "sparse")
+    if "number" not in kind and "end" not in kind:  # these would be refused by the hash of what comes out
+        with pytest.raises(ValueError, match=r".+"):
+            codec.stepped(forged(kind), base, "sparse")
+    assert (base == 1).all()
+
+
+def test_any_bytes_are_refused_or_give_finite_values() -> None:
+    random, base, outcomes = np.random.default_rng(7), np.zeros(COUNT, np.float32), set()
+    whole = bytearray(codec.express(difference(1), "sparse")[0])
+    for _ in range(300):
+        data = bytearray(whole)
+        for place in random.integers(0, len(data), 3):
+            data[place] = random.integers(256)
+        try:
+            square = codec.square_norm(bytes(data), base, "sparse")
+            assert np.isclose(square, np.square(codec.unpack(bytes(data), base, "sparse")).sum())
+            outcomes.add("admitted")
+        except ValueError:
+            outcomes.add("refused")
+    assert outcomes == {"admitted", "refused"}
+
+
+def test_values_that_grew_beyond_float32_do_not_leave() -> None:
+    base, trained = {"w": np.full(5000, -3e38, np.float32)}, {"w": np.full(5000, 3e38, np.float32)}
+    for encoding in ("int8", "int4", "sparse", "bf16"):
+        with pytest.raises(PolicyError, match="NaN or infinity"):
+            codec.pack(base, trained, encoding)
 
 
 @pytest.mark.parametrize("encoding", ["int4", "sparse"])
