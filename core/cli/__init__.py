@@ -16,6 +16,7 @@ COMMANDS = {  # name -> "module:attribute"; its line of help is the first senten
     "segment": "usfmae.core.cli.segment:segment",
     "reproduce": "usfmae.core.cli.reproduce:reproduce",
     "datasets": "usfmae.core.cli.datasets:datasets",
+    "annotate": "usfmae.core.cli.annotate:annotate",
     "import": "usfmae.core.cli.checkpoints:import_",
     "export": "usfmae.core.cli.export:export",
     "inspect": "usfmae.core.cli.checkpoints:inspect",

@@ -97,6 +97,7 @@ class WebPage:
     """What both pages do alike: render templates, ask for the token, say what did not work."""
 
     heading, why = "Who is asking?", ""  # of the login form
+    hint = "The token stands in keys/page.token, readable by the account that runs this service."
 
     def __init__(self, package: str, access: Access, audit_log: Path, **shown: object) -> None:
         self.access, self.audit_log, self.shown = access, audit_log, shown
@@ -116,7 +117,8 @@ class WebPage:
             if await self.access.log_in(request):
                 return RedirectResponse(target, 303)
             wrong = True
-        shown = {"heading": self.heading, "why": self.why, "next": target, "wrong": wrong}
+        words = {"heading": self.heading, "why": self.why, "hint": self.hint}
+        shown = {**words, "next": target, "wrong": wrong}
         return self.show(request, "login.html", 403 if wrong else 200, **shown)
 
     async def audit(self, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Both pages in headless Chromium: a person clicks through enrolling, revoking, pausing and the quarantine.
+"""Both pages in headless Chromium: a person clicks through enrolling, revoking, pausing, the quarantine and labels.
 
 USFMAE_SCREENSHOTS=docs/_static writes the pictures of the documentation; they show simulated scans only.
 """
@@ -25,6 +25,8 @@ from usfmae.client.review.corpus_view import CorpusView
 from usfmae.client.site import Site, create
 from usfmae.client.status import write_status
 from usfmae.core import keys
+from usfmae.core.annotate import Truth
+from usfmae.core.annotate.page import labelling
 from usfmae.core.config import CleanSettings
 from usfmae.core.config.site import SiteSettings
 from usfmae.core.federated.enrolment import Enrolment, proved
@@ -274,4 +276,53 @@ def test_kept_frames_are_shown_without_scripts_before_changed_and_after(
         assert len(boxes) == 4 and all(50 < box["width"] < size["width"] and box["height"] > 50 for box in boxes)
         assert page.locator("body").bounding_box()["width"] <= size["width"]
         picture(page, "kept-frame" if size == DESK else "kept-frame-phone")
+        assert page.complaints == []
+
+
+def drag(page: Any, canvas: dict[str, float], start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Press, move and let go over the picture; places are shares of its sides."""
+    spots = [(canvas["x"] + canvas["width"] * x, canvas["y"] + canvas["height"] * y) for x, y in (start, end)]
+    page.mouse.move(*spots[0])
+    page.mouse.down()
+    page.mouse.move(*spots[1], steps=5)
+    page.mouse.up()
+
+
+def test_a_person_labels_pictures_with_mouse_and_keys_and_goes_on_later(chromium: Any, tmp_path: Path) -> None:
+    scans, file = tmp_path / "scans", tmp_path / "scans.truth.json"
+    for number in range(2):
+        write_still(scans / f"{number}.dcm", Tissue(70 + number, "sector"))
+    with labelling(scans, file) as opened_page:
+        page = opened(chromium, DESK)
+        page.goto(opened_page.address)
+        page.fill("#token", opened_page.token)
+        page.click("main >> text=Open")
+        assert "Picture 1 of 2" in page.text_content("main")
+        until(page, "document.querySelector('canvas').width > 300")
+        page.keyboard.press("4")  # caliper
+        canvas = page.locator("canvas").bounding_box()
+        drag(page, canvas, (0.3, 0.3), (0.4, 0.4))
+        page.keyboard.press("s")  # strokes
+        page.keyboard.press("5")  # arrow
+        drag(page, canvas, (0.5, 0.6), (0.7, 0.8))
+        drag(page, canvas, (0.2, 0.8), (0.2, 0.9))
+        page.keyboard.press("z")
+        until(page, "document.getElementById('state').textContent === 'open, saved'")
+        picture(page, "annotate")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/pictures/1")
+        assert page.complaints == []
+    first = Truth.load(file).pictures[0]
+    assert first.done and [shape.label for shape in first.shapes] == ["caliper", "arrow"]
+    x0, y0, x1, y1 = first.shapes[0].box or (0, 0, 0, 0)
+    assert abs(x0 - 0.3 * first.width) < 3 and abs(y1 - 0.4 * first.height) < 3 and x1 > x0 and y1 > y0
+    with labelling(scans, file) as again:
+        page = opened(chromium, PHONE)
+        page.goto(again.address)
+        page.fill("#token", again.token)
+        page.click("main >> text=Open")
+        assert "Picture 2 of 2" in page.text_content("main")
+        until(page, "document.querySelector('canvas').width > 300")
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        picture(page, "annotate-phone")
         assert page.complaints == []
