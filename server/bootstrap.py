@@ -25,6 +25,7 @@ from usfmae.core.mae.weights.init_weights import load_any
 from usfmae.server import certificates
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
+from usfmae.server.rounds import sealing
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,17 @@ def create(root: Path, new: NewFederation, overrides: Sequence[str] = ()) -> dic
     home = Layout(root)
     if home.ledger.exists():
         raise ConfigError(f"directory {root}", "holds a federation already", "choose another directory")
-    root.mkdir(parents=True, exist_ok=True)
-    root.chmod(0o700)  # also where it was there before
     names = ["localhost", "127.0.0.1"]
     if new.host not in (*names, "", "0.0.0.0", "::"):  # noqa: S104 - an address to listen on is no name
         names.append(new.host)
     listed = "[" + ", ".join(json.dumps(n) for n in names) + "]"
     wanted = [f"name={json.dumps(new.name)}", f"network.port={new.port}", f"network.names={listed}", *overrides]
-    settings = _write_seed(home, *_with_seed(wanted, new.seed))
+    settings, seed = _with_seed(wanted, new.seed)
+    if settings.rounds.sealed:
+        sealing.checked(settings)  # refused now, not when the first round opens
+    root.mkdir(parents=True, exist_ok=True)
+    root.chmod(0o700)  # also where it was there before
+    _write_seed(home, settings, seed)
     _write_settings(home, settings)
     _write_keys(home, settings)
     ledger = Ledger(home.ledger, create=True)
@@ -105,7 +109,7 @@ def _with_seed(wanted: Sequence[str], seed: Path | None) -> tuple[CoordinatorSet
     return validated(CoordinatorSettings, values, "settings with the seed's"), loaded
 
 
-def _write_seed(home: Layout, settings: CoordinatorSettings, loaded: Loaded | None) -> CoordinatorSettings:
+def _write_seed(home: Layout, settings: CoordinatorSettings, loaded: Loaded | None) -> None:
     """Round 0: the seed's encoder and, beside it, its decoder."""
     if loaded:
         tensors, parents = loaded.tensors, [loaded.metadata["content"]]
@@ -117,4 +121,3 @@ def _write_seed(home: Layout, settings: CoordinatorSettings, loaded: Loaded | No
     encoder, decoder = checkpoint.encoder_of(tensors), checkpoint.decoder_of(tensors)
     checkpoint.save(home.decoder, decoder, metadata)
     checkpoint.save(home.checkpoint(0), encoder, metadata)
-    return settings

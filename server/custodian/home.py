@@ -30,6 +30,7 @@ from usfmae.core.federated.enrolment import NAME
 from usfmae.core.federated.messages import fingerprint
 from usfmae.core.federated.sealed import masks
 from usfmae.core.federated.sealed.custody import CustodianKeys
+from usfmae.core.federated.sealed.sealed_round import FEWEST
 from usfmae.core.files import write_atomic
 from usfmae.server import certificates
 
@@ -43,6 +44,9 @@ class CustodianSettings(Options):
     """Its port; 0 takes a free one."""
     names: tuple[str, ...] = ("localhost", "127.0.0.1")
     """Host names and addresses its certificate is made for."""
+    fewest: int = Field(FEWEST, ge=FEWEST)
+    """A sum is of this many sites or more. The mean of n sites is nearer to each of them than what everybody knows, by
+    10 log10(n / (n - 1)) dB: 1.8 of three, 1 of five."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ class Service:
 
     def __init__(self, home: CustodianHome) -> None:
         self.home = home
-        self.custodian = Custodian(home.keys(), home.coordinator(), home.sites, home.records())
+        fewest = home.settings().fewest
+        self.custodian = Custodian(home.keys(), home.coordinator(), home.sites, home.records(), fewest)
         self.lock = threading.Lock()
 
     def application(self) -> Starlette:
@@ -66,7 +67,8 @@ class Service:
         except (ValueError, RecursionError):
             return _refusal(400, "not a message of a sealed round")
         except PolicyError as error:
-            audit.append(self.home.audit, "custodian", "message", "refused", why=f"{error.what} {error.why}"[:300])
+            if self._is_coordinators(ask):  # nobody else fills the log
+                audit.append(self.home.audit, "custodian", "message", "refused", why=f"{error.what} {error.why}"[:300])
             note(logger, "refused", level=logging.WARNING, reason=str(error)[:300])
             return _refusal(409, f"{error.what} {error.why}"[:600])
         except UsfmaeError as error:
@@ -75,6 +77,13 @@ class Service:
         except Exception as error:
             logger.exception("a message could not be answered")
             return _refusal(500, type(error).__name__)
+
+    def _is_coordinators(self, ask: Envelope) -> bool:
+        try:
+            envelope.read(ask, Kind(ask.get("kind", "")), self.custodian.coordinator)
+        except (PolicyError, ValueError):
+            return False
+        return True
 
     def _answer(self, ask: Envelope) -> Response:
         with self.lock:

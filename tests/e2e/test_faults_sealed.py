@@ -22,6 +22,8 @@ pytestmark = pytest.mark.faults
 
 # where it is held, of which message, what is killed
 CELLS = [
+    ("packed, result not written", "", "worker"),
+    ("staged, not sent", "", "agent"),
     ("masking", "", "agent"),
     ("upload", "", "agent"),
     ("custodian asked", "open", "aggregator"),
@@ -29,15 +31,22 @@ CELLS = [
     ("custodian answered", "open", "custodian"),
     ("custodian answered", "open", "aggregator"),
     ("custodian asked", "reveal", "aggregator"),
+    ("custodian answers", "reveal", "custodian"),
     ("custodian answered", "reveal", "custodian"),
+    ("custodian answered", "reveal", "aggregator"),
     ("custodian asked", "sketch", "aggregator"),
+    ("custodian answers", "sketch", "custodian"),
     ("custodian answered", "sketch", "custodian"),
+    ("custodian answered", "sketch", "aggregator"),
     ("custodian asked", "sum", "agent"),
+    ("custodian answers", "sum", "custodian"),
     ("custodian answered", "sum", "custodian"),
+    ("custodian answered", "sum", "aggregator"),
     ("sum is sent", "", "custodian"),
     ("sum is sent", "", "aggregator"),
     ("masks fetched", "", "aggregator"),
     ("sum written", "", "aggregator"),
+    ("checkpoint write", "", "aggregator"),
     ("written, not committed", "", "everything"),
 ]
 

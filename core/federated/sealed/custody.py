@@ -41,7 +41,7 @@ def box_subject(reply: TrainReply) -> tuple[str, ...]:
 class Custodian:
     """Answers one coordinator. `records` is its memory, by round: what is put there must be on disk when that returns.
 
-    `sites` gives the public keys of those it has enrolled itself.
+    `sites` gives the public keys of those it has enrolled itself. A sum is of `fewest` of them or more.
     """
 
     def __init__(
@@ -50,8 +50,10 @@ class Custodian:
         coordinator: Ed25519PublicKey,
         sites: Callable[[], Mapping[str, Ed25519PublicKey]],
         records: MutableMapping[str, Record],
+        fewest: int = FEWEST,
     ) -> None:
         self.keys, self.coordinator, self.sites, self.records = keys, coordinator, sites, records
+        self.fewest = max(fewest, FEWEST)
 
     def answer(self, ask: Envelope) -> Envelope:
         """The answer to one message of the aggregator. PolicyError where a rule forbids it."""
@@ -88,6 +90,7 @@ class Custodian:
         opening = Opening.of({key: value for key, value in values.items() if key != "after"})
         seeds, refused = self._accepted(opening, place)
         opening = opening.without(refused)
+        self._check_enough(opening.sites)
         known = self.records.get("bases", {}).get(opening.base, opening.commitment)
         if known != opening.commitment:
             raise PolicyError("sketch", "its seed is another than before for this encoder", "refused")
@@ -137,8 +140,7 @@ class Custodian:
         wanted = sealed_round.admitted(opening, comparison)
         if values.get("sites") != wanted:
             raise PolicyError("sum", "is asked for other sites than the gate admits", "update both sides")
-        if len(wanted) < FEWEST:
-            raise PolicyError("sum", f"would be of {len(wanted)} sites", f"a sum is of {FEWEST} or more")
+        self._check_enough(wanted)
         self._check_sets(opening.base, wanted, place)
         self.records["sums"] = {**self.records.get("sums", {}), place: {"base": opening.base, "sites": wanted}}
         digest = hashlib.sha256()
@@ -158,6 +160,11 @@ class Custodian:
     def _check_follows(self, values: Mapping[str, Any], before: Envelope) -> None:
         if values.get("after") != envelope.name(before):
             raise PolicyError("message", "does not follow the answer before it", "refused")
+
+    def _check_enough(self, sites: list[str]) -> None:
+        if len(sites) < self.fewest:
+            why = f"would be of {len(sites)} sites"
+            raise PolicyError("sum", why, f"a sum is of {self.fewest} or more")
 
     def _check_sets(self, base: str, wanted: list[str], place: str) -> None:
         """From one encoder the same updates may come again: only the same set may be summed again."""

@@ -31,11 +31,15 @@ from usfmae.core.config.coordinator import GateSettings
 from usfmae.core.errors import PolicyError
 from usfmae.core.federated.admission import Comparison, Prior, compare
 from usfmae.core.federated.messages import TrainReply, from_record, verify
+from usfmae.core.federated.encodings.shared import Shared
 from usfmae.core.federated.sealed import envelope
+from usfmae.core.federated.sealed.count_sketch import WIDTH
 from usfmae.core.federated.sealed.envelope import STEPS, Envelope, Kind
 from usfmae.core.federated.sealed.masks import MOST_SITES
 
 FEWEST = 3  # sites in a sum: the sum of two tells each of them the other's update
+# Values of an update: the products of a few values would be these values, and a custodian must come to an end.
+VALUES = range(8 * WIDTH, 2**33)
 
 
 LEAST_CHANGE = 1e-6  # of a weight, where nothing says how far a round will move: a schedule that begins at rate 0
@@ -108,7 +112,7 @@ class Opening:
             )
             opening = cls(**{**values, "replies": tuple(values["replies"]), "yardstick": yardstick})
             sites = opening.sites
-            sound = opening.count > 0 and 0 < opening.unit < math.inf and len(set(sites)) == len(sites)
+            sound = opening.count in VALUES and 0 < opening.unit < math.inf and len(set(sites)) == len(sites)
         except (KeyError, TypeError, ValueError, AttributeError, ValidationError):
             sound = False
         if not sound:
@@ -125,8 +129,9 @@ def check_reply(opening: Opening, record: Mapping[str, Any], keys: Mapping[str, 
     if reply.site not in keys:
         raise PolicyError(f"site {reply.site:.20}", "is not enrolled with the custodian", "enrol it there")
     verify(reply, keys[reply.site])
-    made_for = (reply.campaign, reply.round, reply.base, reply.task)
-    if reply.declined or made_for != (opening.campaign, opening.round, opening.base, opening.task):
+    made_for = (reply.campaign, reply.round, reply.base, reply.task, reply.encoding)
+    wanted = (opening.campaign, opening.round, opening.base, opening.task, Shared(opening.unit).name)
+    if reply.declined or made_for != wanted:
         raise PolicyError(f"reply of {reply.site}", "was made for another request", "refused")
     return reply
 

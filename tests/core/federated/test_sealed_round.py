@@ -64,8 +64,8 @@ class Party:
         for key, seed, sent in zip(SITES, self.seeds, self.sent, strict=False):
             content = codec.payload_id({"w": sent})
             asked = self.opening
-            reply = TrainReply(asked.campaign, asked.round, asked.base, content, 100, 5, task=asked.task)
-            reply = dataclasses.replace(reply, site=fingerprint(key.public_key()))
+            reply = TrainReply(asked.campaign, asked.round, asked.base, content, 100, 5, Shared(asked.unit).name)
+            reply = dataclasses.replace(reply, site=fingerprint(key.public_key()), task=asked.task)
             box = masks.boxed(seed, KEYS.box.public_key(), box_subject(reply))
             rows[reply.site] = to_record(sign(dataclasses.replace(reply, mask=box), key))
         self.order = [list(rows).index(site) for site in sorted(rows)]
@@ -230,6 +230,24 @@ def test_two_sites_are_refused():
 def test_a_sum_of_two_is_refused_where_the_gate_leaves_two():
     party = Party([codes_of(honest(0)), codes_of(honest(1)), codes_of(-honest(2))])
     refused(party.summed, "would be of 2 sites")
+
+
+def test_a_custodian_may_want_more_sites_than_three():
+    party = Party(five()[:4])
+    party.custodian.fewest = 5
+    refused(party.sketches, "would be of 4 sites")
+
+
+@pytest.mark.parametrize("count", [1, 1024, 2**40])
+def test_the_products_of_a_few_values_are_not_told(count):
+    """Those of one value are the value itself; of too many, the custodian would never come to an end."""
+    refused(Party(five(), count=count).sketches, "is not one of a sealed round")
+
+
+def test_codes_of_another_unit_than_the_site_has_signed_are_left_out():
+    party = Party(five())
+    party.opening = dataclasses.replace(party.opening, unit=2 * UNIT)
+    refused(party.sketches, "was made for another request")
 
 
 def test_a_stranger_on_the_list_is_refused():

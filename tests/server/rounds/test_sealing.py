@@ -10,6 +10,7 @@ from usfmae.core.errors import ConfigError, PolicyError
 from usfmae.core.federated.admission import Comparison, Prior
 from usfmae.core.federated.rules.base import MergingRule
 from usfmae.core.federated.sealed.sealed_round import Opening, Yardstick
+from usfmae.server.bootstrap import NewFederation, create
 from usfmae.server.rounds import sealing
 from usfmae.server.rounds.sealing import Judged, check_length
 
@@ -55,3 +56,10 @@ def test_rules_of_the_mean_can_be_sealed(rule):
 
 def test_a_sealed_round_waits_for_three():
     assert sealing.checked(CoordinatorSettings()).rounds.quorum == 3
+
+
+def test_a_federation_whose_rule_cannot_be_sealed_is_not_even_made(tmp_path):
+    wanted = ["rounds.sealed=true", "merge.rule=median"]
+    with pytest.raises(ConfigError) as caught:
+        create(tmp_path / "federation", NewFederation("north"), wanted)
+    assert "never shows" in str(caught.value) and not (tmp_path / "federation").exists()
