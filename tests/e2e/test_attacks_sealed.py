@@ -71,6 +71,8 @@ class Institution:
 
     def _use_keys(self) -> None:
         """Those of the unit tests, with which Party signs and checks."""
+        for name in ("signing.pem", "box.key"):
+            (self.home.root / "keys" / name).unlink()
         keys.write_private(self.home.root / "keys" / "signing.pem", KEYS.signing)
         keys.write_secret(self.home.root / "keys" / "box.key", KEYS.box.private_bytes_raw())
         card = json.loads(self.home.card.read_text())

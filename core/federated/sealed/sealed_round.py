@@ -30,8 +30,8 @@ from pydantic import ValidationError
 from usfmae.core.config.coordinator import GateSettings
 from usfmae.core.errors import PolicyError
 from usfmae.core.federated.admission import Comparison, Prior, compare
-from usfmae.core.federated.messages import TrainReply, from_record, verify
 from usfmae.core.federated.encodings.shared import Shared
+from usfmae.core.federated.messages import TrainReply, from_record, verify
 from usfmae.core.federated.sealed import envelope
 from usfmae.core.federated.sealed.count_sketch import WIDTH
 from usfmae.core.federated.sealed.envelope import STEPS, Envelope, Kind
