@@ -277,10 +277,10 @@ class Agent:
 
     def _release(self, pending: PendingRequest, request: TrainRequest, state: outbox.EntryState) -> None:
         """Send what may leave; hold what waits for a person."""
-        if state is outbox.EntryState.WAITING:
-            self.state = AgentState.WAITING
-        elif state is outbox.EntryState.REJECTED:
+        if participation.stays(self.site, state):
             self._decline(pending, f"{DeclineReason.REFUSED}: kept by the site")
+        elif state is outbox.EntryState.WAITING:
+            self.state = AgentState.WAITING
         else:
             self._send_update(pending, request)
 

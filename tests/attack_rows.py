@@ -218,7 +218,15 @@ ROWS = [
         "a message for nobody, or without an end",
         "tests/core/federated/test_messages.py::test_a_message_is_for_one_recipient_and_for_a_time",
     ),
-]
+    AttackRow("new", "-", "an update that makes every site refuse the next encoder", "tests/server/rounds/test_leaps.py::test_no_site_makes_an_encoder_that_all_sites_refuse"),
+    AttackRow("new", "F1", "two rounds that share most of their steps", "tests/client/rounds/test_campaigns.py::test_no_two_rounds_share_a_part_of_what_they_draw"),
+    AttackRow("new", "F1", "copies of one picture as many images of many patients", "tests/core/federated/test_privacy.py::test_copies_of_a_picture_are_one_image_of_one_patient"),
+    AttackRow("new", "-", "updates that the probe holds, one after the other", "tests/client/test_leak.py::test_held_updates_of_a_site_that_releases_by_itself_stop_no_round_and_nobody_for_good"),
+    AttackRow("new", "F5", "a recipe that takes minutes to refuse", "tests/core/test_recipe.py::test_no_text_takes_long_to_refuse"),
+    AttackRow("new", "F6", "answers of the PACS that unpack to gigabytes", "tests/client/intake/test_dicomweb.py::test_results_that_take_more_memory_than_bytes_end_the_pull"),
+    AttackRow("new", "F6", "an answer of the PACS that drips", "tests/client/intake/test_dicomweb.py::test_an_answer_that_drips_ends"),
+    AttackRow("new", "F6", "a study that the PACS cannot list", "tests/client/intake/test_dicomweb.py::test_one_study_that_the_pacs_cannot_list_keeps_no_other_away"),
+]  # fmt: skip
 # Where an exception that nobody foresaw is injected, and what it costs.
 BOUNDARIES = [
     ("request", "agent, 16 places", "that request, refused", f"{SURVIVES}::test_an_unforeseen_exception_of_one_request_refuses_it_and_the_next_is_served"),
@@ -231,6 +239,9 @@ BOUNDARIES = [
     ("instance", "STOW-RS", "that instance, refused", "tests/client/intake/test_stow.py::test_an_unforeseen_error_costs_one_instance"),
     ("instance", "DICOMweb", "that instance, asked for again", "tests/client/intake/test_dicomweb.py::test_an_unforeseen_error_costs_one_instance"),
     ("connection", "C-STORE port", "that association", "tests/client/intake/test_dimse_server.py::test_damaged_bytes_end_their_association_and_no_other"),
+    ("request", "the site's page", "that request", "tests/client/test_page.py::test_an_unforeseen_exception_costs_its_request"),
+    ("request", "the coordinator's page", "that request", "tests/server/test_dashboard.py::test_an_unforeseen_exception_costs_its_request"),
+    ("message", "custodian", "that message", "tests/server/custodian/test_service.py::test_an_unforeseen_exception_costs_its_message"),
     ("service", "page, intake, metrics", "that turn of the service", f"{SERVICES}::test_an_unforeseen_error_of_a_service_is_said_once_and_it_goes_on"),
 ]  # fmt: skip
 

@@ -64,9 +64,11 @@ def answer(site: Site, request: TrainRequest, content: RecordDict, workers: Work
         if not why and _worked(site, request, content, workers):
             return participation.failure(jobs.job(site, request))
         time.sleep(POLL_SECONDS)
-    while outbox.state(place) is outbox.EntryState.WAITING:
+    while not participation.stays(site, outbox.state(place)):
+        if outbox.state(place) is not outbox.EntryState.WAITING:
+            return ""
         time.sleep(POLL_SECONDS)
-    return "refused: kept by the site" if outbox.state(place) is outbox.EntryState.REJECTED else ""
+    return "refused: kept by the site"
 
 
 def _worked(site: Site, request: TrainRequest, content: RecordDict, workers: Workers) -> bool:

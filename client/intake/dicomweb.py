@@ -40,7 +40,7 @@ class Pulled:
     studies: int = 0
     instances: int = 0
     repeated: int = 0  # the same bytes lay in the spool already
-    failed: int = 0  # asked for again at the next pull
+    failed: int = 0  # instances, and studies that were not listed: asked for again at the next pull
     bytes: int = 0
     seconds: float = 0.0
     more: bool = False  # there was more than one pull takes; the next one goes on
@@ -112,7 +112,7 @@ def _pull(fetching: _Fetching) -> None:
         if done.studies >= fetching.settings.max_studies:
             done.more = True
             break
-        fetching.study(study)
+        fetching.study_or_nothing(study)
         day = value_of(study, STUDY_DATE)
         newest = max(newest, min(day, today)) if len(day) == 8 and day.isdigit() else newest
     if not (done.more or fetching.pacs.incomplete):
@@ -147,6 +147,17 @@ class _Fetching:
     memory: _Memory
     spool: Spool
     done: Pulled
+
+    def study_or_nothing(self, dataset: dict[str, Any]) -> None:
+        """One study that the PACS cannot list must not keep those behind it away; it is asked for again."""
+        try:
+            self.study(dataset)
+        except Exception as error:
+            if isinstance(error, ResourceError | LOST) or refuses_us(error):
+                raise
+            self.pacs.incomplete = True
+            self.done.failed += 1
+            log.note(logger, "study not listed", logging.WARNING, error=type(error).__name__)
 
     def study(self, dataset: dict[str, Any]) -> None:
         study, instances = value_of(dataset, STUDY), _count(dataset, INSTANCES_IN_STUDY)

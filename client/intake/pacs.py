@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,9 @@ STUDY, SERIES, INSTANCE = "0020000D", "0020000E", "00080018"
 PAGE = 200  # results asked for at once; an archive may cap lower
 MOST_RESULTS = 1_000_000  # of one search
 MOST_JSON = 64 << 20  # bytes of one page of results
+MOST_VALUES = 4_000_000  # of one page: many empty ones take far more memory than their bytes
+PIECE = 1 << 20  # bytes unpacked at once
+SLOWEST = 1000  # bytes a second, once `timeout` has passed: else one answer could hold a pull for ever
 ATTEMPTS = 3
 AGAIN = {408, 429, 500, 502, 503, 504}  # answers that may be another one in a moment
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -55,7 +59,8 @@ def value_of(dataset: dict[str, Any], tag: str) -> str:
     """The first value of a tag in DICOM JSON, as text; empty where there is none."""
     element = dataset.get(tag)
     values = element.get("Value") if isinstance(element, dict) else None
-    return str(values[0]) if isinstance(values, list) and values else ""
+    first = values[0] if isinstance(values, list) and values else ""
+    return str(first) if isinstance(first, str | int) else ""
 
 
 class Pacs:
@@ -67,7 +72,7 @@ class Pacs:
         self.gap, self.next = 1.0 / settings.per_second, 0.0
         self.plain: set[tuple[str, ...]] = set()  # questions that the PACS answers in their plainer form alone
         self.incomplete = False  # a search said that there is more, and did not give it
-        headers, auth = {}, None
+        headers, auth = {"Accept-Encoding": "identity"}, None
         if settings.token_file:
             headers["Authorization"] = f"Bearer {_secret(settings.token_file)}"
         elif settings.user:
@@ -107,30 +112,62 @@ class Pacs:
         parameters = [*query.filters.items(), ("limit", str(PAGE)), ("offset", str(offset))]
         parameters += [("includefield", tag) for tag in query.fields]
         with self._answer(query.path, JSON, parameters) as answer:
-            content = bytearray()
-            for piece in answer.iter_bytes():
-                content += piece
-                if len(content) > MOST_JSON:
-                    raise self._odd(f"a page of results of more than {MOST_JSON >> 20} MiB")
             try:
-                page = json.loads(content) if content else []
-            except (ValueError, RecursionError):
-                raise self._odd("a page of results that is no JSON") from None
+                page = self._json(answer)
+            except (ValueError, RecursionError) as error:
+                raise self._odd(f"a page of results that is no JSON ({error!s:.60})") from None
             warnings = answer.headers.get_list("warning")
         if not isinstance(page, list):
             raise self._odd("a page of results that is no list")
         return page, any(w.strip().startswith("299") and "additional" in w.lower() for w in warnings)
+
+    def _json(self, answer: httpx.Response) -> Any:
+        """The answer's JSON. ValueError, RecursionError where it is none; NetworkError where it is beyond all bounds."""
+        content = bytearray()
+        for piece in self._pieces(answer):
+            content += piece
+            if len(content) > MOST_JSON:
+                raise self._odd(f"a page of results of more than {MOST_JSON >> 20} MiB")
+        if sum(content.count(sign) for sign in (b"{", b"[", b",")) > MOST_VALUES:
+            raise self._odd(f"a page of results of more than {MOST_VALUES:,d} values")
+        return json.loads(content) if content else []
+
+    def _pieces(self, answer: httpx.Response) -> Iterator[bytes]:
+        """The body in small pieces. ValueError where it comes packed in another way than gzip, damaged, or dripping.
+
+        It was asked for as it is. Packed once it is taken too; packed several times, kilobytes unpack to gigabytes.
+        """
+        packed = [one.strip().lower() for one in answer.headers.get("content-encoding", "identity").split(",")]
+        if packed not in (["identity"], ["gzip"], [""]):
+            raise ValueError(f"a body packed as {', '.join(packed)!r:.40}")
+        unpack = zlib.decompressobj(31) if packed == ["gzip"] else None
+        began, received = time.monotonic(), 0
+        for raw in answer.iter_raw():
+            received += len(raw)
+            if received < SLOWEST * (time.monotonic() - began - self.settings.timeout):
+                raise ValueError(f"a body that comes slower than {SLOWEST} bytes a second")
+            if unpack is None:
+                yield raw
+                continue
+            try:
+                while raw:
+                    yield unpack.decompress(raw, PIECE)
+                    raw = unpack.unconsumed_tail
+            except zlib.error as error:
+                raise ValueError(f"damaged gzip: {error}") from None
+        if unpack is not None and received and not unpack.eof:
+            raise ValueError("gzip that is cut off")
 
     def retrieve(self, path: str, write: Callable[[bytes], None]) -> None:
         """The bytes of one instance, as they come. ValueError where the answer holds none, or half of one."""
         with self._answer(path, DICOM) as answer:
             kind = answer.headers.get("content-type", "")
             if kind.lower().startswith("application/dicom") and "json" not in kind and "xml" not in kind:
-                for piece in answer.iter_bytes():
+                for piece in self._pieces(answer):
                     write(piece)
                 return
             parts = Parts(boundary_of(kind), write)
-            for piece in answer.iter_bytes():
+            for piece in self._pieces(answer):
                 parts.feed(piece)
             parts.end()
             if parts.parts > 1:

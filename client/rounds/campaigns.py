@@ -153,10 +153,27 @@ def check_turn(site: Site, request: TrainRequest) -> None:
                 f"this site has taken up round {last} at step {step} of campaign {request.campaign}",
                 f"'usfmae-client campaign {site.root} restart {request.campaign}' where the coordinator restored a backup",
             )
+        _check_overlap(request, taken, agreed.steps if agreed else request.steps)
     limit, today = site.settings.privacy.requests_a_day, len(_today(site))
     if today >= limit:
         raise PolicyError(
             f"request: {today + 1} rounds within a day", f"this site allows {limit}", "raise privacy.requests_a_day"
+        )
+
+
+def _check_overlap(request: TrainRequest, taken: Mapping[str, Any], steps: int) -> None:
+    """PolicyError where a round would draw some of what the last one drew, or all of it from another encoder.
+
+    The difference of two such updates would be made of fewer images than either. A round that came to nothing is asked
+    again whole: from the same encoder, at the same step.
+    """
+    begun = int(taken["global_step"])
+    again = request.global_step == begun and request.base == taken["base"]
+    if not again and request.global_step < begun + steps:
+        raise PolicyError(
+            f"request at step {request.global_step}",
+            f"overlaps the {steps} steps from {begun} on that this site was asked for before",
+            "refused; ask the coordinator",
         )
 
 

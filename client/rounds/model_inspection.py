@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from usfmae.client.rounds.campaigns import AcceptedEncoder
 from usfmae.core.errors import PolicyError, ResourceError
+from usfmae.core.federated.continuity import continues
 from usfmae.core.tensors import square_sum, tensor_head
 
 LARGEST_VALUE = 1e4  # no trained weight of a normalised transformer comes near
@@ -196,8 +197,7 @@ def _compare(norms: Mapping[str, float], parent: Mapping[str, float], ratio: flo
         raise PolicyError("incoming encoder", "has other tensors than its parent", "refused")
     for name, norm in norms.items():
         old = parent[name]
-        # A bias that starts at zero may grow by any factor; it stays small against the tensor's own scale.
-        if max(norm, old) > 1.0 and not old / ratio <= norm <= old * ratio:
+        if not continues(old, norm, ratio):
             raise PolicyError(
                 f"incoming tensor {name!r:.80}",
                 f"norm went from {old:.3g} to {norm:.3g}",

@@ -185,6 +185,17 @@ def stage(site: Site, work: jobs.Job, request: TrainRequest) -> None:
     jobs.prune(site, request)
 
 
+def stays(site: Site, state: outbox.EntryState) -> bool:
+    """Whether the coordinator is told that an update stays here: one that was rejected, or held by its probe.
+
+    With `release: auto` nobody is expected to look, so a round does not wait for a person. It is asked for again while the
+    round is open, and leaves then if somebody released it meanwhile.
+    """
+    if state is outbox.EntryState.WAITING:
+        return site.settings.release == "auto"
+    return state is outbox.EntryState.REJECTED
+
+
 def released(site: Site, request: TrainRequest) -> TrainReply:
     """The record of a released update, as it was staged."""
     entry = read_json(outbox.folder(site, outbox.key(request)) / "entry.json") or {}

@@ -8,6 +8,7 @@ trains its share and the first one writes.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -52,7 +53,15 @@ from usfmae.core.federated.local_round import (
     train_autoencoder,
 )
 from usfmae.core.federated.messages import DeclineReason, TrainRequest, from_record
-from usfmae.core.federated.privacy import FEWEST_MEASURED, Drawn, check_drawn, drawn, working_steps
+from usfmae.core.federated.privacy import (
+    FEWEST_MEASURED,
+    Drawn,
+    check_drawn,
+    drawn,
+    parameters,
+    same_pixels,
+    working_steps,
+)
 from usfmae.core.federated.replay import with_replay
 from usfmae.core.files import hold, replacing
 from usfmae.core.mae.device import anyone, device_of, joined, ranks
@@ -63,6 +72,8 @@ from usfmae.core.mae.train import StepRecord
 from usfmae.core.tensors import TensorFile, TensorMapping
 
 SECONDS_BETWEEN_NOTES = 1.0
+STATE = 12  # bytes of weights and optimizer state a parameter
+MOST_WRITTEN = 1e8  # bytes of state a step, on average: a recipe that wants it after each step would wear a disk out
 INSPECTED = 8  # images of the site on which an incoming model is tried
 
 
@@ -89,9 +100,10 @@ class TrainingJob:
 
     def _fitted(self, recipe: TrainRecipe) -> TrainRecipe:
         """The campaign's recipe with what this site decides: memory, and how often it is safe on disk."""
+        wanted = min(recipe.checkpoint_steps or 500, max(10, self.request.steps // 8))
         fitted = {
             "keep": 1,
-            "checkpoint_steps": min(recipe.checkpoint_steps or 500, max(10, self.request.steps // 8)),
+            "checkpoint_steps": max(wanted, math.ceil(STATE * parameters(self.model_settings) / MOST_WRITTEN)),
             "micro_batch": self.site.settings.micro_batch or recipe.micro_batch,
         }
         return recipe.model_copy(update=fitted)
@@ -128,9 +140,12 @@ class TrainingJob:
 
     @cached_property
     def drawn(self) -> Drawn:
-        """Different images and patients among the draws of the steps that change the weights."""
+        """Different images and patients among the draws of the steps that change the weights; a copy is no other image."""
         working = np.repeat(working_steps(self.request, self.recipe), self.settings.batch_size)
-        return drawn(self.draws[working], self.corpus.groups, self.own)
+        draws = self.draws[working]
+        mine = np.isin(draws, self.own)
+        draws[mine] = same_pixels(self.corpus, draws[mine])
+        return drawn(draws, self.corpus.groups, self.own)
 
     def probe(self, base: TensorFile, encoder: Tensors) -> dict[str, Any]:
         """What could be read out of the update; empty where this site does not want to know."""

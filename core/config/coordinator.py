@@ -128,6 +128,9 @@ class GateSettings(Options):
     """An update longer than this many times the encoder itself is refused, whatever the others send."""
     merged_limit: float = Field(2.0, gt=0)
     """A merged step longer than this many times the reference length is cut to that length."""
+    tensor_limit: float = Field(2.9, gt=1)
+    """A tensor of the merged encoder whose norm would grow or shrink by more than this is moved less: sites refuse such
+    a leap (`max_norm_ratio`, 3 unless they set another)."""
     direction_limit: float = Field(-0.1, ge=-1, le=0)
     """With three sites or more, an update whose cosine to the sum of the others is below this points against them..."""
     agreement: float = Field(0.1, ge=-1, le=1)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usfmae.core.federated import codec, downlink
+from usfmae.core.federated.continuity import FIXED, Moved
 from usfmae.core.federated.encodings import Floats
 from usfmae.core.federated.rules.base import MergingRule, Values
 from usfmae.core.files import replacing
@@ -116,13 +117,18 @@ class Blend:
     weights: Values  # (S,) shares that sum to 1
     scales: Values  # (S,) what each update is multiplied by before: 1 leaves it as it is
     step: float = 1.0  # what the merged step is multiplied by
+    cuts: Mapping[str, float] = field(default_factory=dict)  # and the steps of single tensors besides
+
+    def factor(self, tensor: str) -> float:
+        """What the merged step of a tensor is multiplied by: 0 for one that is fixed."""
+        return 0.0 if tensor in FIXED else self.step * self.cuts.get(tensor, 1.0)
 
 
-def blended(weights: Sequence[float], scales: Sequence[float] | None = None, step: float = 1.0) -> Blend:
+def blended(weights: Sequence[float], scales: Sequence[float] | None = None) -> Blend:
     """`weights` that sum to less than 1 shorten every update by what is missing."""
     shares_, total = np.asarray(weights, np.float64), float(sum(weights))
     cut = np.ones(len(shares_)) if scales is None else np.asarray(scales, np.float64)
-    return Blend(shares_ / total, cut * total, step) if total < 1 - 1e-9 else Blend(shares_, cut, step)
+    return Blend(shares_ / total, cut * total) if total < 1 - 1e-9 else Blend(shares_, cut)
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,7 @@ class Merged:
 
     content: str  # tensors_id of the encoder
     length: float  # L2 norm of its change
+    tensors: Mapping[str, Moved]  # how far each of its tensors went
 
 
 @dataclass(frozen=True)
@@ -167,33 +174,46 @@ def merge(base: TensorFile, admitted: Admitted, rule: MergingRule, files: MergeF
         down = stack.enter_context(downlink.writing(files.step, sizes.values())) if files.step else None
 
         # Tensor by tensor, piece by piece: merged in several threads, written in order.
-        square = 0.0
+        moved = {}
         for name, pieces in tensors(base, admitted.updates, encoding):
+            squares = np.zeros(3)
             out.begin(name)
             held = {key: file.tensor(name).reshape(-1) if file else None for key, file in old.items()}
             left = down.before(sizes[name]) if down else None
             down_as = files.step.encoding if files.step else ""
-            work = partial(_next, rule=rule, blend=blend, encodings=(encoding, down_as), held=held, left=left)
-            for values, new_memory, made, moved in side_by_side(work, pieces):
+            rules = _TensorRules(rule, blend, blend.factor(name))
+            work = partial(_next, rules=rules, encodings=(encoding, down_as), held=held, left=left)
+            for values, new_memory, made, sums in side_by_side(work, pieces):
                 out.write(values)
-                square += moved
+                squares += sums
                 for key, remembered in new_memory.items():
                     new[key].write(remembered)
                 if down and made:
                     down.write(made)
             if down:
                 down.end()
+            moved[name] = Moved(*np.sqrt(squares).tolist())
 
         for writer in new.values():
             writer.finish()
-        return Merged(out.finish(), math.sqrt(square))
+        return Merged(out.finish(), math.sqrt(sum(one.step**2 for one in moved.values())), moved)
+
+
+@dataclass(frozen=True)
+class _TensorRules:
+    """How one tensor is merged."""
+
+    rule: MergingRule
+    blend: Blend
+    factor: float  # what its merged step is multiplied by
 
 
 def _merged(
-    piece: Piece, rule: MergingRule, blend: Blend, encoding: str, held: Mapping[str, Values | None]
+    piece: Piece, rules: _TensorRules, encoding: str, held: Mapping[str, Values | None]
 ) -> tuple[Values, dict[str, Values]]:
     """The next weights of a piece, and what the rule remembers of it."""
     # What each site made of the piece, cut to its scale.
+    rule, blend, factor = rules.rule, rules.blend, rules.factor
     base = piece.base.astype(np.float64)
     trained = np.empty((len(piece.packed), base.size))
     for row, data, scale in zip(trained, piece.packed, blend.scales, strict=True):
@@ -209,28 +229,28 @@ def _merged(
         for key, values in held.items()
     }
     values = rule.merge(base, trained, blend.weights, memory)
-    return values if blend.step == 1 else base + blend.step * (values - base), memory
+    return values if factor == 1 else base + factor * (values - base), memory
 
 
 def _next(
     piece: Piece,
-    rule: MergingRule,
-    blend: Blend,
+    rules: _TensorRules,
     encodings: tuple[str, str],
     held: Mapping[str, Values | None],
     left: Callable[[slice], bytes] | None,
-) -> tuple[Values | Floats, dict[str, Values], downlink.Stepped | None, float]:
+) -> tuple[Values | Floats, dict[str, Values], downlink.Stepped | None, Values]:
     """What is written of a piece, what the rule remembers of it, the step that leads there, where one is packed, and
-    the sum of squares of the change.
+    the sums of squares of the base, the change, and the result: (3,).
 
     `encodings`: of the updates, and of the step. `left` reads what the step before left out.
     """
-    values, memory = _merged(piece, rule, blend, encodings[0], held)
-    moved = float(np.square(values - piece.base).sum())
+    values, memory = _merged(piece, rules, encodings[0], held)
+    change = values - piece.base
+    squares = np.array([float(np.square(part).sum(dtype=np.float64)) for part in (piece.base, change, values)])
     if left is None:
-        return values, memory, None, moved
+        return values, memory, None, squares
     made = downlink.stepped(values, piece.base, left(piece.where), encodings[1])
-    return made.values, memory, made, moved
+    return made.values, memory, made, squares
 
 
 def mix_memory(before: Path | None, after: Path, share: float, start: float) -> None:

@@ -7,6 +7,7 @@ where they are drawn, so that no recipe can promise one thing and do another.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from usfmae.core.config.privacy import PrivacySettings
 from usfmae.core.config.train import ModelSettings, Recipe, TrainRecipe
-from usfmae.core.corpus.batch import Positions
+from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.errors import PolicyError
 from usfmae.core.federated.messages import TrainRequest
 from usfmae.core.mae.lr_schedule import learning_rate
@@ -197,6 +198,20 @@ def drawn(draws: Positions, groups: Sequence[str], own: Positions) -> Drawn:
         by_group[groups[image]] = by_group.get(groups[image], 0) + count
     total = sum(by_group.values())
     return Drawn(int(mine.sum()), len(by_group), max(by_group.values(), default=0) / max(total, 1))
+
+
+def same_pixels(corpus: Corpus, positions: Positions) -> Positions:
+    """For each of `positions` (N,), the first of them that holds the very same pixels.
+
+    A picture that was sent again under another name, study or patient is one image, of one patient.
+    """
+    first: dict[bytes, int] = {}
+    unique, where = np.unique(positions, return_inverse=True)
+    for place, position in enumerate(unique.tolist()):
+        (pixels,) = corpus.images([position])
+        digest = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16, key=str(pixels.shape).encode()).digest()
+        unique[place] = first.setdefault(digest, position)
+    return unique[where]
 
 
 def check_drawn(counts: Drawn, floor: PrivacySettings) -> None:

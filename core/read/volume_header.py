@@ -118,15 +118,15 @@ MET_TYPES = {
 def _metaimage(file: IO[bytes], name: str) -> VolumeHeader:
     fields: dict[str, str] = {}
     for line in _lines(file):
-        match = re.fullmatch(r"\s*([^=:]*?)\s*[=:]\s*(.*?)\s*", line)
-        if match is None:
-            if line.strip():
-                raise Unreadable("bad-header", "a line is no field")
+        if not line.strip():
             continue
-        key = match[1].lower()
+        sign = min((place for place in (line.find("="), line.find(":")) if place >= 0), default=-1)
+        if sign < 0:
+            raise Unreadable("bad-header", "a line is no field")
+        key = line[:sign].strip().lower()
         if key in fields and key != "comment":
             raise Unreadable("bad-header", "a field stands twice")
-        fields[key] = match[2]
+        fields[key] = line[sign + 1 :].strip()
         if key == "elementdatafile":  # the last field: the samples may follow
             break
     else:

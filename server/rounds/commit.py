@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from usfmae.core.checkpoint_header import describe
 from usfmae.core.config import TrainRecipe
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import PolicyError
-from usfmae.core.federated import merge
+from usfmae.core.federated import continuity, merge
 from usfmae.core.federated.admission import Prior, compare, expected_length
 from usfmae.core.federated.enrolment import SiteState
 from usfmae.core.federated.messages import VerdictCode
@@ -282,21 +282,29 @@ def _merge(
         weights, scales, paths, encoding = [1.0], [1.0], [sealed.file], sealed.encoding
         proof = {"transcript": sealed.transcript}
 
-    def merged(step: float) -> merge.Merged:
+    def merged(step: float, cuts: Mapping[str, float]) -> merge.Merged:
         with _opened(paths) as updates:
-            blend = merge.blended(weights, scales, step)
+            blend = dataclasses.replace(merge.blended(weights, scales), step=step, cuts=cuts)
             return merge.merge(this.base, merge.Admitted(updates, encoding, blend), rule, files)
 
-    # A rule may make a longer step than any site sent: it is merged again with a shorter one.
-    done, longest = merged(1.0), _longest(this, reference)
-    if done.length <= longest:
+    # A rule may make a longer step than any site sent, and one tensor a leap that every site would refuse: then it is
+    # merged again with shorter ones.
+    done, longest, limit = merged(1.0, {}), _longest(this, reference), settings.gate.tensor_limit
+    cuts = continuity.cuts(done.tensors, limit)
+    if done.length <= longest and not cuts:
         return done.content, {"rule": rule.name, **proof}
-    note(logger, "merged step cut", level=logging.WARNING, round=this.number, length=done.length, longest=longest)
-    return merged(longest / done.length).content, {
-        "rule": rule.name,
-        **proof,
-        "cut": f"the merged step had length {done.length:.3g}; cut to {longest:.3g}",
-    }
+    step, said = 1.0, dict(proof)
+    if done.length > longest:
+        step = longest / done.length
+        said["cut"] = f"the merged step had length {done.length:.3g}; cut to {longest:.3g}"
+    done = merged(step, cuts)
+    if late := continuity.cuts(done.tensors, limit):  # a part of a step may leap where the whole turns a tensor around
+        cuts = {**cuts, **late}
+        done = merged(step, cuts)
+    if cuts:
+        said["leaps"] = sorted(cuts)
+    note(logger, "merged step cut", level=logging.WARNING, round=this.number, **said)
+    return done.content, {"rule": rule.name, **said}
 
 
 def _longest(this: OpenRound, reference: float) -> float:

@@ -106,9 +106,9 @@ class Aggregator:
         self.nodes = {key: id_ + 1000 for key, id_ in self.nodes.items()}
 
     def ask(
-        self, number: int = 1, seed: int = 0, with_decoder: bool = True, step: int = 0, **changes: object
+        self, number: int = 1, seed: int = 0, with_decoder: bool = True, step: int | None = None, **changes: object
     ) -> TrainRequest:
-        """Put a request for one round into every node's queue."""
+        """Put a request for one round into every node's queue; of three steps, after those of the rounds before."""
         import torch
         from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
         from flwr.app.message import make_message
@@ -118,14 +118,14 @@ class Aggregator:
         public: dict[str, bytes] = changes.pop("replay", {})  # type: ignore[assignment]
         encoder: dict[str, torch.Tensor] = changes.pop("encoder", None) or encoder_of(tensors)  # type: ignore[assignment]
         start, packed = changes.pop("step_from", ("", b""))  # type: ignore[misc]
-        step = changes.pop("global_step", step)  # type: ignore[assignment]
+        chosen = changes.pop("global_step", 3 * (number - 1) if step is None else step)
         signer: Ed25519PrivateKey = changes.pop("signer", self.coordinator)  # type: ignore[assignment]
         request = TrainRequest(
             campaign="demo",
             round=number,
             base=tensors_id(encoder),
             decoder=tensors_id(decoder_of(tensors)),
-            global_step=step,
+            global_step=chosen,  # type: ignore[arg-type]
             steps=3,
             recipe=recipe_text(MODEL, TRAIN),
         )

@@ -14,9 +14,11 @@ from tests.client.conftest import MODEL, TRAIN, Aggregator
 from tests.floors import LOWERED
 from usfmae.client import leak, outbox
 from usfmae.client.cli import group
+from usfmae.client.notices import notifier
 from usfmae.client.site import Site
 from usfmae.core.checkpoint_header import recipe_text
 from usfmae.core.config import AugmentSettings
+from usfmae.core.config.sources import NoticeKind
 from usfmae.core.errors import SourceError
 
 QUIET = AugmentSettings(rotation=0, flips=False, zoom_min=1, zoom_max=1)
@@ -46,13 +48,37 @@ def test_an_update_that_is_one_picture_waits_for_a_person_with_the_picture(site:
     agent = connected(site, aggregator)
     aggregator.ask(recipe=recipe_text(MODEL, ONE_STEP), steps=1)
     turns(agent)
-    assert not replies(aggregator), "nothing left"
+    assert [reply.declined for reply in replies(aggregator)] == ["refused: kept by the site"], "nothing left"
     (entry,) = outbox.entries(site)
     assert entry["state"] == outbox.EntryState.WAITING and "HELD BACK" in outbox.sheet(entry)
     assert (site.root / "outbox" / entry["id"] / outbox.PICTURE).read_bytes()[:4] == b"\x89PNG"
     assert "outbox.held" in events(site)
     shown = CliRunner().invoke(group, ["outbox", str(site.root), "probe", entry["id"]])
     assert shown.exit_code == 0 and "HELD BACK" in shown.output
+
+
+def test_held_updates_of_a_site_that_releases_by_itself_stop_no_round_and_nobody_for_good(
+    site: Site, aggregator: Aggregator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, notices = connected(site, aggregator), notifier(site)
+    notices.look()
+    found = {"rank_one": 0.95, "effective_rank": 1.1, "advantage_db": 12.0, "held": "a picture"}
+    monkeypatch.setattr("usfmae.client.rounds.update_probe.probe", lambda *_: dict(found))
+    for number in (1, 2):
+        aggregator.ask(number, step=3 * number)
+        turns(agent)
+    assert [notice.kind for notice in notices.look()] == [NoticeKind.APPROVAL], "a person hears of it"
+    assert {r.round: r.declined for r in replies(aggregator)} == dict.fromkeys((1, 2), "refused: kept by the site")
+
+    # A person looks while the second round is open; it is asked again, as the aggregator does after a decline.
+    outbox.decide(site, outbox.entries(site)[-1]["id"], approved=True)
+    aggregator.ask(2, step=6)
+    turns(agent)
+    found["held"] = ""
+    aggregator.ask(3, step=9)
+    turns(agent)
+    answered = {reply.round: reply.declined for reply in replies(aggregator) if not reply.declined}
+    assert set(answered) == {2, 3}
 
 
 def test_membership_is_reported_with_intervals_and_names_nobody(site: Site, aggregator: Aggregator) -> None:

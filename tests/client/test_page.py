@@ -81,6 +81,20 @@ def test_nothing_is_changed_without_the_token_or_from_another_page(page: TestCli
     assert not site_policy.paused(site) and quarantine.decisions(site) == {}
 
 
+@pytest.mark.parametrize("path", ["/", "/quarantine", "/outbox", "/campaigns", "/audit"])
+def test_an_unforeseen_exception_costs_its_request(site: Site, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    def unforeseen(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("nobody thought of this")
+
+    with TestClient(application(site), base_url="http://127.0.0.1", raise_server_exceptions=False) as page:
+        log_in(page, site)
+        with monkeypatch.context() as patched:
+            patched.setattr("usfmae.client.outbox.Outbox.entries", unforeseen)
+            answer = page.get(path)
+        assert answer.status_code == 500 and "nobody thought" not in answer.text
+        assert page.get(path).status_code == 200
+
+
 def test_pause_and_resume(page: TestClient, site: Site) -> None:
     mark = log_in(page, site)
     assert "declines to train" in page.post("/pause", data={"form_token": mark, "now": "pause"}).text

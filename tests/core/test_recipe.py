@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import time
 
 import pytest
 
 from usfmae.core.checkpoint_header import recipe_text
 from usfmae.core.config import ModelSettings, TrainRecipe
-from usfmae.core.config.train import DEEPEST, LONGEST, Recipe, read_recipe
+from usfmae.core.config.train import LONGEST, MOST_BRACKETS, Recipe, read_recipe
 from usfmae.core.errors import ConfigError
 
 SOUND = recipe_text(ModelSettings(), TrainRecipe())
@@ -22,8 +22,9 @@ def test_a_recipe_is_read_as_it_was_written() -> None:
     ("text", "why"),
     [
         ("[" * 100_000, "characters"),
-        ("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), "nested"),
-        ('{"a":' * 9 + "1" + "}" * 9, "nested"),
+        ("[" * (MOST_BRACKETS + 1) + "]" * (MOST_BRACKETS + 1), "brackets"),
+        ('{"a":' * 33 + "1" + "}" * 33, "brackets"),
+        ('{"a":"' + "]" * 2000 + '","b":' + "[" * 1500 + "]" * 1500 + "}", "brackets"),
         ('"' + "x" * LONGEST + '"', "characters"),
         ('{"model": {}, "train": {"lr": NaN}}', "NaN"),
         ('{"model": {}, "train": {"lr": -Infinity}}', "Infinity"),
@@ -39,7 +40,8 @@ def test_what_is_none_is_one_error(text: str, why: str) -> None:
         read_recipe(text)
 
 
-def test_brackets_in_a_text_are_no_depth() -> None:
-    values = json.loads(SOUND)
-    values["train"]["replay_corpus"] = "[{" * 100
-    assert read_recipe(json.dumps(values)).train.replay_corpus == "[{" * 100
+def test_no_text_takes_long_to_refuse() -> None:
+    began = time.process_time()
+    with pytest.raises(ConfigError):
+        read_recipe('{"a":"' + '\\"' * (LONGEST // 2 - 10))
+    assert time.process_time() - began < 1

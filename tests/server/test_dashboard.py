@@ -95,6 +95,21 @@ def test_every_page_answers_and_fetches_nothing_from_elsewhere(page: TestClient,
     assert answer.headers["cache-control"] == "no-store"
 
 
+@pytest.mark.parametrize("path", ["/", "/sites", "/rounds", "/rounds/2", "/lineage"])
+def test_an_unforeseen_exception_costs_its_request(home: Layout, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    page = TestClient(application(home), base_url="http://127.0.0.1", raise_server_exceptions=False)
+
+    def unforeseen(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("nobody thought of this")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("usfmae.server.dashboard.view.reading", unforeseen)
+        patched.setattr("usfmae.server.dashboard.view.overview", unforeseen)
+        answer = page.get(path)
+    assert answer.status_code == 500 and "nobody thought" not in answer.text
+    assert page.get(path).status_code == 200
+
+
 def test_overview_shows_sites_verdicts_and_forgetting(page: TestClient) -> None:
     text = page.get("/").text
     assert "site-00" in text and "Round 3" in text and "2 of 2 sites have answered" in text

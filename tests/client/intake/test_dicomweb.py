@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
+import resource
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -39,6 +42,7 @@ class Pacs(ThreadingHTTPServer):
         self.accepts, self.accepted = "", set[str]()  # a form that alone is answered; what was asked for
         self.location = ""
         self.instance_body: bytes | None = None
+        self.packed, self.results = "", b""  # Content-Encoding of every answer; a search's body in place of ours
 
     @property
     def url(self) -> str:
@@ -67,8 +71,12 @@ class _Answer(BaseHTTPRequestHandler):
             return self._send(406, b"", "text/plain")
         if self.server.status != 200:
             return self._send(self.server.status, b"", "text/plain")
+        if path[1:2] and path[1] in self.server.broken:
+            return self._send(500, b"", "text/plain")
         if len(path) == 6:
             return self._instance(path[5])
+        if self.server.results:
+            return self._send(200, self.server.results, "application/dicom+json")
         results = self._search(path, parse_qs(parts.query))
         return self._send(200, json.dumps(results).encode(), "application/dicom+json")
 
@@ -106,6 +114,8 @@ class _Answer(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        if self.server.packed:
+            self.send_header("Content-Encoding", self.server.packed)
         if status == 200 and self.more:
             self.send_header("Warning", '299 pacs "There are 1 additional results that can be requested"')
         self.end_headers()
@@ -271,6 +281,73 @@ def test_an_instance_is_stored_as_it_comes_and_never_opened(pacs: Pacs, spool: S
     pacs.instance_body = b"DICM\r\n--c\r\n\r\n--" * 10_000
     assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 1
     assert [f.read_bytes() for f in spool.files()] == [pacs.instance_body]
+
+
+def gigabytes(layers: int) -> bytes:
+    """Blanks, packed several times; one layer of 1 GiB is a megabyte."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    body = b"".join(packer.compress(bytes(1 << 24)) for _ in range(64)) + packer.flush()
+    for _ in range(layers - 1):
+        body = gzip.compress(body)
+    return body
+
+
+@pytest.mark.parametrize(
+    ("packed", "results"),
+    [
+        ("gzip", gigabytes(1)),
+        ("gzip, gzip", gigabytes(2)),
+        ("br", b"[]"),
+        ("gzip", b"no gzip"),
+        ("gzip", gzip.compress(b"[]")[:-9]),
+        ("", b"[" + b"{}," * (4 << 20) + b"{}]"),
+    ],
+    ids=["1 GiB", "packed twice", "another way", "none", "cut off", "millions of values"],
+)
+def test_results_that_take_more_memory_than_bytes_end_the_pull(
+    pacs: Pacs, spool: Spool, tmp_path: Path, packed: str, results: bytes
+) -> None:
+    pacs.packed, pacs.results = packed, results
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(NetworkError, match="a page of results"):
+        pull(settings(pacs), spool, tmp_path / "pull.db")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+
+
+def test_a_pacs_that_packs_its_answers_unasked_is_read(pacs: Pacs, spool: Spool, tmp_path: Path) -> None:
+    send = _Answer._send
+    pacs.packed = "gzip"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Answer, "_send", lambda self, status, body, kind: send(self, status, gzip.compress(body), kind))
+        assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 2
+    assert all(file.read_bytes()[128:132] == b"DICM" for file in spool.files())
+
+
+def test_an_answer_that_drips_ends(pacs: Pacs, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drip(self: _Answer, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                self.wfile.write(b" ")
+                time.sleep(0.02)
+
+    monkeypatch.setattr(_Answer, "_send", drip)
+    with pytest.raises(NetworkError, match="slower"):
+        pull(settings(pacs, timeout=0.5), spool, tmp_path / "pull.db")
+
+
+def test_one_study_that_the_pacs_cannot_list_keeps_no_other_away(
+    pacs: Pacs, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("usfmae.client.intake.pacs.ATTEMPTS", 1)
+    pacs.studies = {f"1.2.4.{i}": (f"2026010{i}", [f"1.2.4.{i}.1"]) for i in range(1, 4)}
+    pacs.broken.add("1.2.4.1")
+    done = pull(settings(pacs), spool, tmp_path / "pull.db")
+    assert (done.instances, done.failed) == (2, 1)
+    pacs.broken.clear()
+    assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 1, "it is asked for again"
 
 
 def test_an_answer_that_is_cut_off_is_no_instance(pacs: Pacs, spool: Spool, tmp_path: Path) -> None:

@@ -107,6 +107,30 @@ def test_an_earlier_round_step_or_another_encoder_is_out_of_turn(
     assert agreed is not None and not agreed.restarted, "a restart holds for one request"
 
 
+@pytest.mark.parametrize(
+    ("seed", "step", "why"),
+    [
+        (0, 1, "overlaps"),
+        (0, 2, "overlaps"),
+        (1, 0, "overlaps"),
+        (1, 2, "overlaps"),
+        (0, 0, ""),
+        (1, 3, ""),
+        (1, 90, ""),
+    ],
+)
+def test_no_two_rounds_share_a_part_of_what_they_draw(
+    agent: Agent, aggregator: Aggregator, seed: int, step: int, why: str
+) -> None:
+    """The difference of two updates that share 19 of their 20 steps is made of two steps; a void round comes again whole."""
+    aggregator.ask(1, global_step=0)
+    turns(agent)
+    aggregator.ask(2, seed=seed, global_step=step)
+    turns(agent)
+    first, second = declined(aggregator)
+    assert first == "" and (why in second if why else second == "")
+
+
 def test_a_new_campaigns_name_resets_nothing(agent: Agent, aggregator: Aggregator, site: Site) -> None:
     aggregator.ask(1)
     turns(agent)

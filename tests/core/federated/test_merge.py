@@ -1,5 +1,7 @@
 """Merging: shares that add up, every rule against the formula of its paper, the same bytes in any split into pieces."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -68,7 +70,7 @@ def merged_by(updates, rule, weights, memory=None, encoding="fp32", scales=None,
     files = [TensorFile(spool.path(home, 1, str(i))) for i in range(len(weights))]
     out = home.root / "out.safetensors"
     with TensorFile(target) as opened:
-        admitted = merge.Admitted(files, encoding, merge.blended(weights, scales, step))
+        admitted = merge.Admitted(files, encoding, dataclasses.replace(merge.blended(weights, scales), step=step))
         merge.merge(opened, admitted, rule, merge.MergeFiles(out, {"content": "-"}, memory or {}))
     with TensorFile(out) as result:
         return {name: np.array(result.tensor(name)) for name in base}

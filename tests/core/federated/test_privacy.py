@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from usfmae.core.config import ModelSettings, TrainRecipe
 from usfmae.core.config.privacy import PrivacySettings
 from usfmae.core.config.train import AugmentSettings, Recipe
+from usfmae.core.corpus.batch import Corpus
+from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import PolicyError
 from usfmae.core.federated import privacy
 from usfmae.core.federated.messages import TrainRequest
@@ -99,6 +103,19 @@ def test_draws_are_counted_by_image_and_by_patient_without_public_ones() -> None
     draws = np.array([0, 0, 1, 2, 2, 2, 4, 4])
     assert privacy.drawn(draws, groups, np.array([0, 1, 2, 3])) == Drawn(3, 2, 0.5)
     assert privacy.drawn(np.array([4]), groups, np.array([0])) == Drawn(0, 0, 0.0)
+
+
+def test_copies_of_a_picture_are_one_image_of_one_patient(tmp_path: Path) -> None:
+    """Sent again under other names, studies and patients: as many files as one likes hold no more pictures."""
+    random = np.random.default_rng(0)
+    one, other = (random.integers(0, 255, (32, 32), dtype=np.uint8) for _ in range(2))
+    items = [PackedImage(pixels, f"i{n}", f"g{n}") for n, pixels in enumerate([one] * 6 + [other, one.T.copy()])]
+    write_shard(tmp_path, "t", items)
+    corpus = Corpus([tmp_path])
+    draws = np.array([5, 5, 0, 6, 3, 7])
+    same = privacy.same_pixels(corpus, draws)
+    assert privacy.drawn(draws, corpus.groups, np.arange(8)).images == 5
+    assert privacy.drawn(same, corpus.groups, np.arange(8)) == Drawn(3, 3, 4 / 6)
 
 
 @pytest.mark.parametrize(
