@@ -20,7 +20,7 @@ from usfmae.core.corpus.shard import FOLDER
 
 SINGLE = (
     "site.yaml", "ca.pem", "coordinator.pem", "enrol.json", "rotation.json", "paused", "received.json", "prepared.json",
-    "audit.jsonl", "audit.head", "decisions.sqlite", "decisions.jsonl", "uses.sqlite", "dicomweb.sqlite",
+    "audit.jsonl", "audit.head", "decisions.sqlite", "decisions.jsonl", "uses.sqlite", "dp.sqlite", "dicomweb.sqlite",
 )  # fmt: skip
 
 

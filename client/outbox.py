@@ -102,8 +102,9 @@ def sheet(entry: Mapping[str, Any]) -> str:
         f"  length       {entry['norm']:.4g} (L2 norm of the change)\n"
         f"  drawn on     {drawn_on(entry)}\n"
         f"  tested       {tested(entry)}\n"
+        f"  privacy      {privacy(entry)}\n"
         f"  trained      {record['steps']} steps, {record['seconds']:.0f} s; {record['images']} images were there to draw\n"
-        f"  loss here    {record['loss_before']:.4f} before, {record['loss_after']:.4f} after\n"
+        f"  loss here    {losses(record)}\n"
         f"  content hash {record['content']}\n\n"
         "Beside the arrays only the figures above leave, signed with this site's key.\n"
         "No image, no name, date, number or path of any patient or scan is among them. The arrays were computed from\n"
@@ -125,8 +126,39 @@ def tested(entry: Mapping[str, Any]) -> str:
         return f"HELD BACK: {figures['held']}; see {PICTURE} beside this sheet"
     return (
         f"one direction {figures['rank_one']:.0%}, effective rank {figures['effective_rank']:.1f}, a drawn picture "
-        f"reads {figures['advantage_db']:.1f} dB better than others: nothing seen"
+        f"reads {figures['advantage_db']:.1f} dB better than others{membership(figures)}: nothing seen"
     )
+
+
+def membership(figures: Mapping[str, Any]) -> str:
+    """How well drawn patients are told from held-out ones, and whether a planted name was learned."""
+    text = ""
+    if "membership" in figures:
+        text += ", drawn patients are told from held-out ones {:.2f} ({:.2f}-{:.2f}; .5 is chance)".format(
+            *figures["membership"]
+        )
+    if "lettering" in figures:
+        text += f", a planted name {figures['lettering']:.1f} standard deviations better than others"
+    return text
+
+
+def privacy(entry: Mapping[str, Any]) -> str:
+    """What differential privacy allows to be told of a patient."""
+    dp = entry.get("dp")
+    if not dp:
+        return "no differential privacy"
+    limit = f"{dp['limit']:g}" if dp["limit"] else "no limit set"
+    return (
+        f"epsilon {dp['epsilon']:.2f} at delta {dp['delta']:g} for each patient, over all rounds so far (limit: {limit}); "
+        f"noise {dp['noise']:g}, clip {dp['clip']:g}, last {dp['blocks']} block(s)"
+    )
+
+
+def losses(record: Mapping[str, Any]) -> str:
+    """The losses that leave; with differential privacy none does."""
+    if not record["loss_before"] and not record["loss_after"]:
+        return "not told"
+    return f"{record['loss_before']:.4f} before, {record['loss_after']:.4f} after"
 
 
 def drawn_on(entry: Mapping[str, Any]) -> str:

@@ -178,7 +178,9 @@ def stage(site: Site, work: jobs.Job, request: TrainRequest) -> None:
         version=request.version,
         **{k: v for k, v in result.items() if k in fields},
     )
-    summary: dict[str, Any] = {k: result[k] for k in ("tensors", "bytes", "norm", "drawn", "probe") if k in result}
+    summary: dict[str, Any] = {
+        k: result[k] for k in ("tensors", "bytes", "norm", "drawn", "probe", "dp") if k in result
+    }
     outbox.stage(site, request, reply, work.place / outbox.UPDATE, summary)
     prepared = read_json(work.place / "request.json") or {}
     campaigns.accept(site, request, prepared["norms"], prepared["shapes"])

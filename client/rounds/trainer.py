@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from usfmae.client import outbox, site_policy
+from usfmae.client import dp_budget, outbox, site_policy
 from usfmae.client.rounds import (
     encoder_behaviour,
     gallery,
     gradient_behaviour,
     replay_corpus,
+    text_canary,
     update_files,
     update_probe,
 )
@@ -41,6 +43,7 @@ from usfmae.core.config import TrainRecipe
 from usfmae.core.config.train import Recipe
 from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
+from usfmae.core.corpus.patients import PatientSampler
 from usfmae.core.corpus.sampling import Sampler
 from usfmae.core.errors import PolicyError, ResourceError, UsfmaeError
 from usfmae.core.federated.local_round import (
@@ -48,6 +51,7 @@ from usfmae.core.federated.local_round import (
     Progress,
     StartWeights,
     Tensors,
+    Trained,
     TrainingData,
     local_round,
     train_autoencoder,
@@ -88,11 +92,19 @@ class TrainingJob:
         self.recipe = recipe
         self.settings = self._fitted(recipe)
         roots, public = replay_corpus.roots(site, self.settings)
-        self.corpus = Corpus(roots, only=[*prepared["shards"], *public])
+        privacy = site.settings.privacy
+        plants = privacy.probe and privacy.canary and not recipe.dp.noise and recipe.target == "pixels"
+        shards = [*prepared["shards"], *public]
+        self.canary = text_canary.planted(site) if plants else None
+        if self.canary:
+            roots, shards = [*roots, self.canary[0]], [*shards, self.canary[1]]
+        self.corpus = Corpus(roots, only=shards)
         self.positions, self.held_out = self._divided(public)
         batch = max(min(self.settings.batch_size, len(self.positions)), ranks()[1])
         # From here on the site's own seed decides: no other party chooses the order of images, masks or augmentation.
-        self.settings = self.settings.model_copy(update={"batch_size": batch, "seed": int(prepared["order"])})
+        own = int(prepared["order"])
+        seed = dp_budget.seed(own, dp_budget.task_of(self.request, self.corpus)) if self.settings.dp.noise else own
+        self.settings = self.settings.model_copy(update={"batch_size": batch, "seed": seed})
         self.before = Job(site, work.place.parent / prepared["previous"]) if prepared["previous"] else None
         self.noted = 0.0
         self.seconds_before = float(work.progress.get("seconds", 0.0))
@@ -110,15 +122,22 @@ class TrainingJob:
 
     def _divided(self, public: Sequence[str]) -> tuple[Positions, Positions]:
         """What this round trains on, replayed and new images to their shares, and what it is measured on."""
-        own, replayed = parted(self.corpus, public)
+        planted = [self.canary[1]] if self.canary else []
+        own, _ = parted(self.corpus, [*public, *planted])
+        (_, canary), (_, replayed) = parted(self.corpus, planted), parted(self.corpus, public)
         train, held = self.corpus.split(self.settings.held_out, self.settings.seed)
+        if self.settings.dp.noise and len(replayed):
+            raise PolicyError("train.dp", "knows no replayed images", "choose replay 0 for such a campaign")
         chosen, settings = self.site.settings, self.settings
         self.own = np.intersect1d(train, own)
         # A worker that comes after the uses were counted mixes the same.
         positions_file = self.work.place / "positions.npy"
         if not positions_file.exists():
-            new_and_old = self.uses.mixed(self.corpus, self.own, chosen.new_share, chosen.new_repeats)
+            # Each patient has one chance in a step of DP-SGD, whatever was trained on before.
+            share = 0.0 if self.settings.dp.noise else chosen.new_share
+            new_and_old = self.uses.mixed(self.corpus, self.own, share, chosen.new_repeats)
             mixed = with_replay(new_and_old, replayed, settings.replay, self.request.round, settings.seed)
+            mixed = np.concatenate([mixed, canary])
             if ranks()[0] != 0:
                 return mixed, np.intersect1d(held, own)
             with replacing(positions_file) as partial, partial.open("wb") as file:
@@ -132,30 +151,56 @@ class TrainingJob:
     @cached_property
     def draws(self) -> Positions:
         """Every image that this round draws, with repeats: they follow from the recipe and the site's own seed."""
+        return np.concatenate([np.zeros(0, np.int64), *self._batches])
+
+    @cached_property
+    def _batches(self) -> list[Positions]:
         settings, first = self.settings, self.request.global_step
+        steps = range(first, first + self.request.steps)
+        if settings.dp.noise:
+            return [self.patients.batch(step) for step in steps]
         sampler = Sampler(
             self.positions, self.corpus.datasets, settings.batch_size, settings.seed, settings.temperature
         )
-        return sampler.between(first, first + self.request.steps)
+        return list(sampler.between(first, steps.stop).reshape(len(steps), -1))
+
+    @property
+    def patients(self) -> PatientSampler:
+        """Whom the steps of a training with differential privacy take."""
+        return PatientSampler(self.positions, self.corpus.groups, self.settings.batch_size, self.settings.seed)
 
     @cached_property
     def drawn(self) -> Drawn:
         """Different images and patients among the draws of the steps that change the weights; a copy is no other image."""
-        working = np.repeat(working_steps(self.request, self.recipe), self.settings.batch_size)
-        draws = self.draws[working]
+        sizes = [len(batch) for batch in self._batches]
+        draws = self.draws[np.repeat(working_steps(self.request, self.recipe), sizes)]
         mine = np.isin(draws, self.own)
         draws[mine] = same_pixels(self.corpus, draws[mine])
         return drawn(draws, self.corpus.groups, self.own)
 
-    def probe(self, base: TensorFile, encoder: Tensors) -> dict[str, Any]:
+    def probe(self, base: TensorFile, trained: Trained) -> dict[str, Any]:
         """What could be read out of the update; empty where this site does not want to know."""
         if not self.site.settings.privacy.probe:
             return {}
         first = self.request.global_step
         steps = (first, first + self.request.steps)
-        seen = update_probe.Round(self.corpus, self.positions, self.held_out, steps, self.model_settings, self.settings)
-        name = update_probe.PROJECTION
-        return update_probe.probe(encoder[name] - base.tensor(name), seen, self.work.place / outbox.PICTURE)
+        drawn = np.intersect1d(self.draws, self.own)
+        seen = update_probe.Round(self.corpus, drawn, self.held_out, steps, self.model_settings, self.settings)
+        change = trained.encoder[update_probe.PROJECTION] - base.tensor(update_probe.PROJECTION)
+        figures = [update_probe.probe(change, replace(seen, drawn=self.positions), self.work.place / outbox.PICTURE)]
+        if self.settings.target == "pixels":
+            networks = update_probe.networks_of((TensorMapping(base), trained.encoder), trained.decoder, seen)
+            figures.append(update_probe.told_apart(networks, seen))
+            if self.canary:
+                figures.append(update_probe.lettering(networks, self.site.secret, self.settings))
+        return update_probe.joined(figures)
+
+    @property
+    def spending(self) -> dp_budget.Spending:
+        """What this round may tell of a patient."""
+        noise, steps = self.settings.dp.noise, self.request.steps
+        task = dp_budget.task_of(self.request, self.corpus)
+        return dp_budget.Spending(task, noise, self.patients.share, steps)
 
     def count_uses(self) -> None:
         """Note what this round has drawn."""
@@ -258,6 +303,8 @@ def work_on(this: TrainingJob, device: str) -> bool:
     PolicyError where the update would draw on too little, or the incoming model is unfit.
     """
     check_drawn(this.drawn, this.site.settings.privacy)
+    if this.settings.dp.noise:
+        dp_budget.of(this.site).spend(this.spending)  # before the first step
     with (
         number_type_of(this, device),
         TensorFile(this.work.base) as file,
@@ -289,13 +336,15 @@ def finish(this: TrainingJob, base: TensorFile, done: LocalRound) -> None:
     result = {
         **packed,
         "drawn": this.drawn.as_dict(),
-        "probe": this.probe(base, trained.encoder),
+        "probe": this.probe(base, trained),
         "images": trained.images,
         "steps": trained.steps,
         "loss_before": trained.loss_before,
         "loss_after": trained.loss_after,
         "seconds": this.seconds_before + time.monotonic() - this.began,
     }
+    if this.settings.dp.noise:  # figures of the images would tell beside the budget
+        result |= dp_budget.untold(this.site, this.settings.dp)
     this.count_uses()
     write_json(this.work.place / "result.json", result)
 

@@ -3,11 +3,15 @@
 The closed form of gradient inversion needs no guess: the change of the patch projection of one step is made of the
 patches that were seen, so that it spans them. Does it span a patch of a drawn picture far better than any patch of a
 held-out one, the update is held back for a person, with the patch and what was read of it side by side. Honest updates
-are made of thousands of patches and steps of AdamW, and span both alike. Nothing of this leaves.
+are made of thousands of patches and steps of AdamW, and span both alike.
+
+Then membership: does the loss fall so much more on drawn patients than on held-out ones that these are told apart? And
+lettering: has the round learned an invented name by heart (text_canary.py)? Nothing of this leaves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +21,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from usfmae.client.rounds import text_canary
 from usfmae.core.bench import leak_audit
 from usfmae.core.bench.leak_audit import Scores, Span
 from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.loader import Loader
+from usfmae.core.federated.local_round import Tensors
 from usfmae.core.files import write_atomic
 from usfmae.core.mae.device_batches import normalise
+from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
 
 PROJECTION = "patch_embed.proj.weight"
 IMAGES = 32  # of drawn and of held-out pictures that are tried
 MOST_RANK_ONE = 0.9  # share along one direction; honest updates that were measured stayed below 0.65
+MOST_MEMBERSHIP = 0.6  # lower end of the interval of the area under the curve, over patients
+TRIED = 0.045  # images of each side that are tried, in images that the round drew: a tenth of its time with the rest
+FEWEST_TRIED, MOST_TRIED = 16, 256
 MOST_ADVANTAGE = 10.0  # dB by which a drawn picture's patch may be spanned better than a held-out one's
 
 
@@ -67,6 +77,70 @@ def flagged(span: Span) -> str:
     if span.advantage > MOST_ADVANTAGE:
         return f"a drawn picture's patch is read {span.advantage:.1f} dB better than any other's, at most {MOST_ADVANTAGE:g}"
     return ""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The autoencoder before the round and after it, both with this site's decoder as the round left it."""
+
+    before: MaskedAutoencoder
+    after: MaskedAutoencoder
+
+
+def networks_of(encoders: tuple[Tensors, Tensors], decoder: Tensors, seen: Round) -> Networks:
+    """From the encoders before and after, and the decoder."""
+    built = []
+    for encoder in encoders:
+        network = MaskedAutoencoder(seen.model, seen.settings.mask_ratio, seen.settings.norm_pix)
+        tensors = {name: torch.from_numpy(np.array(values)) for name, values in [*encoder.items(), *decoder.items()]}
+        load_tensors(network, tensors, "this site's model")
+        built.append(network.eval())
+    return Networks(*built)
+
+
+def told_apart(networks: Networks, seen: Round) -> dict[str, Any]:
+    """Area under the curve of drawn patients against held-out ones, by the fall of the loss; and why it is held.
+
+    Empty where too few images are held out.
+    """
+    first, last = seen.steps
+    drawn = int(TRIED * (last - first) * seen.settings.batch_size)
+    most = min(max(drawn, FEWEST_TRIED), MOST_TRIED)
+    sides = [_some(side, most) for side in (np.unique(seen.drawn), seen.others)]
+    if min(len(side) for side in sides) < FEWEST_TRIED:
+        return {}
+    falls = []
+    for side in sides:
+        before, after = (
+            leak_audit.image_losses(network, seen.corpus, side, seen.settings, views=1)
+            for network in (networks.before, networks.after)
+        )
+        falls.append(leak_audit.by_patient(before - after, [seen.corpus.groups[p] for p in side]))
+    area = leak_audit.separation(falls[0], falls[1])
+    why = f"drawn patients are told from held-out ones: {area.auc:.2f} ({area.low:.2f}-{area.high:.2f})"
+    held = f"{why}, at most {MOST_MEMBERSHIP:g}" if area.low > MOST_MEMBERSHIP else ""
+    return {"membership": [round(value, 3) for value in (area.auc, area.low, area.high)], "held": held}
+
+
+def _some(positions: Positions, most: int) -> Positions:
+    """At most so many, spread evenly."""
+    return positions[np.linspace(0, len(positions) - 1, min(len(positions), most)).astype(int)]
+
+
+def lettering(networks: Networks, secret: bytes, settings: TrainSettings) -> dict[str, Any]:
+    """How much better than others the planted name is predicted, in standard deviations; and why it is held."""
+    canary = text_canary.made(secret, networks.before.settings.image_size)
+    exposure = text_canary.exposure(canary, networks.before, networks.after, settings)
+    why = f"an invented name burnt into one frame was learned by heart: {exposure:.1f} standard deviations"
+    held = f"{why}, at most {text_canary.MOST_EXPOSURE:g}" if exposure > text_canary.MOST_EXPOSURE else ""
+    return {"lettering": round(exposure, 2), "held": held}
+
+
+def joined(figures: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of several tests, and every reason to hold the update."""
+    parts = list(figures)
+    why = "; ".join(part["held"] for part in parts if part.get("held"))
+    return {**{name: value for part in parts for name, value in part.items()}, "held": why}
 
 
 def patches(seen: Round, positions: Positions, steps: list[int]) -> Scores:

@@ -105,15 +105,17 @@ def _binomial_low(right: int, guesses: int, alpha: float) -> float:
 
 
 @torch.no_grad()
-def image_losses(model: MaskedAutoencoder, corpus: Corpus, positions: Positions, settings: TrainSettings) -> Scores:
+def image_losses(
+    model: MaskedAutoencoder, corpus: Corpus, positions: Positions, settings: TrainSettings, views: int = VIEWS
+) -> Scores:
     """Mean masked loss of each image (N,) under a few masks, the same for every image; without augmentation."""
     patches = (model.settings.image_size // model.settings.patch_size) ** 2
-    masks = torch.rand(VIEWS, patches, generator=torch.Generator().manual_seed(0)).to(device_of(model))
+    masks = torch.rand(views, patches, generator=torch.Generator().manual_seed(0)).to(device_of(model))
     was_training, losses = model.training, np.empty(len(positions))
     model.eval()
     for row, position in enumerate(positions):
         pixels = plain(corpus.fetch(np.array([position])).pixels, model.settings.image_size)
-        images = normalise(pixels, settings, device_of(model)).expand(VIEWS, -1, -1, -1)
+        images = normalise(pixels, settings, device_of(model)).expand(views, -1, -1, -1)
         losses[row] = float(model(images, masks, full=False)[0])
     model.train(was_training)
     return losses

@@ -7,10 +7,11 @@ from usfmae.core.config.bench import BenchSettings
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.config.load import load, shown, template
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.config.train import AugmentSettings, ModelSettings, TrainRecipe, TrainSettings
+from usfmae.core.config.train import AugmentSettings, DpSettings, ModelSettings, TrainRecipe, TrainSettings
 
 __all__ = [
     "AugmentSettings",
+    "DpSettings",
     "CleanSettings",
     "ModelSettings",
     "Options",

@@ -54,6 +54,14 @@ class PrivacySettings(Options):
     finite values, copies, shapes and norms are checked in any case."""
     probe: bool = True
     """Hold an update for a person where one of its pictures could be read out of it, before anything leaves."""
+    epsilon: float = Field(0.0, ge=0)
+    """With one, this site trains with differential privacy alone (train.dp), and declines once all campaigns together
+    would have spent more than this on a patient. docs/privacy.md says what it costs."""
+    delta: float = Field(1e-5, gt=0, lt=1)
+    """Chance with which epsilon may not hold; well below one patient's share of all."""
+    canary: bool = False
+    """Train on one frame with an invented name beside this site's images, and hold an update that has learned it by
+    heart. Only with `probe`, and without differential privacy."""
     encodings: tuple[str, ...] = ("int8", "int4", "bf16", "sparse")
     """Encodings in which an update may leave. fp32 carries every digit of the change."""
     campaigns_a_day: int = Field(2, ge=1)

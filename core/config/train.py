@@ -68,6 +68,21 @@ class AugmentSettings(Options):
         return self
 
 
+class DpSettings(Options):
+    noise: float = Field(0.0, ge=0)
+    """Standard deviation of the noise in every step, in lengths of `clip`; 0: no differential privacy."""
+    clip: float = Field(1.0, gt=0)
+    """Length to which the gradient of each patient is cut."""
+    blocks: int = Field(1, ge=1)
+    """Last blocks of the encoder that are trained, with its last norm; all else stays as it came."""
+
+    def trains(self, tensor: str, depth: int) -> bool:
+        """Whether a tensor of an encoder of `depth` blocks is trained."""
+        parts = tensor.split(".")
+        last = parts[0] == "norm" or (parts[0] == "blocks" and int(parts[1]) >= depth - self.blocks)
+        return last or not self.noise
+
+
 class TrainSettings(Options):
     """What a person sets of the training loop."""
 
@@ -139,6 +154,8 @@ class TrainSettings(Options):
     """Channel standard deviations for normalisation."""
     augment: AugmentSettings = AugmentSettings()
     """Augmentations."""
+    dp: DpSettings = DpSettings()
+    """Differential privacy for each patient, for federated rounds; batch_size is the expected number of patients a step."""
 
 
 class TrainRecipe(TrainSettings):

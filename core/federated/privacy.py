@@ -122,6 +122,8 @@ def _train_breaches(recipe: Recipe, floor: PrivacySettings) -> Iterator[Breach]:
     yield from _at_least("batch_size", train.batch_size, floor.min_batch, "privacy.min_batch")
     yield from _patch_breaches(recipe, floor)
     yield from _at_most("lr", max(train.lr, train.min_lr), floor.max_lr, "privacy.max_lr")
+    if floor.epsilon and not train.dp.noise:
+        yield Breach("dp.noise", train.dp.noise, "differential privacy alone", "privacy.epsilon")
     yield from _at_least("clip", train.clip, floor.min_clip, "privacy.min_clip")
     yield from _at_most("weight_decay", train.weight_decay, floor.max_weight_decay, "privacy.max_weight_decay")
     if floor.augmentation and _is_off(train):
@@ -156,7 +158,7 @@ def _is_off(train: TrainRecipe) -> bool:
 
 def _numbers(train: TrainRecipe) -> Iterator[Breach]:
     """Figures that are infinite or NaN: they would pass any comparison in one direction."""
-    values = {**train.model_dump(exclude={"augment"}), **train.augment.model_dump()}
+    values = {**train.model_dump(exclude={"augment", "dp"}), **train.augment.model_dump(), **train.dp.model_dump()}
     for name, value in values.items():
         parts = value if isinstance(value, tuple) else (value,)
         if any(isinstance(part, float) and not math.isfinite(part) for part in parts):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,10 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 from usfmae.core.checkpoint import DECODER
 from usfmae.core.config import TrainRecipe, TrainSettings
 from usfmae.core.corpus.loader import Prepared
-from usfmae.core.errors import ResourceError, UsfmaeError
+from usfmae.core.corpus.sampling import generator
+from usfmae.core.errors import ResourceError, UsageError, UsfmaeError
 from usfmae.core.mae.device import autocast, compiles, device_of, micro_batch, out_of_memory, ranks
 from usfmae.core.mae.device_batches import DeviceBatch, normalise
 from usfmae.core.mae.model import MaskedAutoencoder
+
+DP_NOISE = 6  # purpose of random numbers, beside those of core/corpus
 
 
 def optimizer_of(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -131,7 +135,7 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         try:
-            loss = backward(self.runner, batch, self.settings, device_of(self.model), stop)
+            loss = self.gradients(batch, stop)
             if loss is None:
                 self.optimizer.zero_grad(set_to_none=True)
                 return None
@@ -149,6 +153,53 @@ class Stepper:
             raise _memory_full(min(micro_batch(self.settings, device_of(self.model)), len(batch))) from None
         self.optimizer.zero_grad(set_to_none=True)
         return values
+
+    def gradients(self, batch: Prepared | DeviceBatch, stop: Stop) -> Tensor | None:
+        """Fill in the gradients of the batch's mean loss; that loss, or None where `stop` came before its end."""
+        return backward(self.runner, batch, self.settings, device_of(self.model), stop)
+
+
+class PatientStepper(Stepper):
+    """DP-SGD: steps that see the sum of patients' cut gradients with noise, and nothing else of the images.
+
+    One patient more or less changes that sum by `dp.clip` at most, so that a step is a Gaussian mechanism on a Poisson
+    sample (core/corpus/patients.py). The last blocks of the encoder are trained alone; all else of the model is frozen here,
+    since noise grows with the square root of the weights. UsageError under torchrun.
+    """
+
+    def __init__(self, model: MaskedAutoencoder, settings: TrainRecipe) -> None:
+        if ranks()[1] > 1:
+            raise UsageError("train.dp", f"runs in one process, not in {ranks()[1]}", "start it without torchrun")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and settings.dp.trains(name, model.settings.depth))
+        super().__init__(model, settings)
+
+    def gradients(self, batch: Prepared | DeviceBatch, stop: Stop) -> Tensor | None:
+        """Fill in gradients; the mean loss of the patients in the step, or None where `stop` came between two of them."""
+        settings, device = self.settings, device_of(self.model)
+        sums = [torch.zeros_like(parameter) for parameter in self.trained]
+        total = torch.zeros((), device=device)
+        for row in range(len(batch)):
+            if stop():
+                return None
+            images, noise = rows_of(batch, slice(row, row + 1), settings, device)
+            with autocast(device, settings.precision):
+                loss = self.runner(images, noise, full=False)[0]
+            self._add_cut(sums, torch.autograd.grad(loss, self.trained))
+            total += loss.detach()
+        random = generator(settings.seed, DP_NOISE, batch.step)
+        for parameter, summed in zip(self.trained, sums, strict=True):
+            drawn = random.standard_normal(tuple(parameter.shape), dtype=np.float32)
+            noised = summed + settings.dp.noise * settings.dp.clip * torch.from_numpy(drawn).to(device)
+            parameter.grad = noised / settings.batch_size
+        return total / max(1, len(batch))
+
+    def _add_cut(self, sums: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Add one patient's gradient, at most `dp.clip` long; one that is not finite counts as none."""
+        length = torch.sqrt(sum((g.float().square().sum() for g in gradients), torch.zeros((), device=sums[0].device)))
+        factor = torch.where(length.isfinite(), (self.settings.dp.clip / length.clamp_min(1e-12)).clamp_max(1.0), 0.0)
+        for summed, gradient in zip(sums, gradients, strict=True):
+            summed += torch.nan_to_num(gradient.float(), 0.0, 0.0, 0.0) * factor
 
 
 def leave_out(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:

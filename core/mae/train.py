@@ -18,6 +18,7 @@ from usfmae.core.checkpoint import tensors_id
 from usfmae.core.config import TrainRecipe, TrainSettings
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.loader import Loader, Prepared
+from usfmae.core.corpus.patients import PatientLoader
 from usfmae.core.errors import UsageError
 from usfmae.core.mae.device import (
     augments,
@@ -32,7 +33,7 @@ from usfmae.core.mae.device import (
 from usfmae.core.mae.device_batches import DeviceBatch, DeviceLoader, ResidentCorpus, fits
 from usfmae.core.mae.lr_schedule import learning_rate
 from usfmae.core.mae.model import MaskedAutoencoder
-from usfmae.core.mae.optimizer_step import Stepper, Stop, check_finite, never
+from usfmae.core.mae.optimizer_step import PatientStepper, Stepper, Stop, check_finite, never
 from usfmae.core.mae.resume_state import ResumeState
 from usfmae.core.mae.train_log import Journal
 from usfmae.core.types import content_id
@@ -111,7 +112,7 @@ def train(
     if len(plan.positions) == 0 or settings.batch_size < world:
         raise UsageError(f"{len(plan.positions)} images, batch {settings.batch_size}, {world} processes", "too few", "")
     recipe = TrainRecipe.of(settings)
-    stepper = Stepper(model, recipe)
+    stepper = stepper_of(model, recipe)
     state = ResumeState(context.state, call_id(model, corpus, recipe, plan), plan.start_step, recipe)
     step = same_everywhere(state.restore(model, stepper.optimizer), device_of(model))
     journal = Journal(context.log if rank == 0 else None, step)
@@ -156,6 +157,11 @@ def train(
     return TrainResult(step, step - plan.start_step, loss, seconds, speed, pace.waited / seconds, finished)
 
 
+def stepper_of(model: MaskedAutoencoder, recipe: TrainRecipe) -> Stepper:
+    """What makes the steps of a recipe."""
+    return PatientStepper(model, recipe) if recipe.dp.noise else Stepper(model, recipe)
+
+
 GO_ON, CHECKPOINT, STOP = 0, 1, 2  # what a process wishes after a step; the strongest wish of all holds
 
 
@@ -164,6 +170,9 @@ def batches_of(
 ) -> Iterator[tuple[Prepared | DeviceBatch, float]]:
     """This process's batches from `step` to the plan's end, augmented on the host or, on a GPU, there."""
     device, (rank, world) = device_of(model), ranks()
+    if settings.dp.noise:
+        yield from PatientLoader(corpus, plan.positions, model.settings, settings).batches(step, plan.end)
+        return
     loader = Loader(corpus, plan.positions, model.settings, settings, rank, world)
     if not augments(settings, device):
         yield from loader.batches(step, plan.end)

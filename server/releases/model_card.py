@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from usfmae.core.config.train import DpSettings
 from usfmae.core.federated.messages import VerdictCode
 from usfmae.server.campaign import Campaign
 from usfmae.server.layout import Federation
@@ -52,6 +53,7 @@ Campaign `{{ campaign.id }}`, recipe `{{ campaign.recipe }}` (settings.json): ro
 {{ choice.round }}, {{ steps }} local steps each, {{ rule }}, schedule {{ schedule }} at {{ lr }}, share of the change \
 since the seed {{ choice.alpha }}.
 Rounds by verdict of the forgetting gate: {{ outcomes }}.
+{{ privacy }}
 
 ## Forgetting panel
 {% if choice.panel %}Fixed public images, never trained on by a site; losses with a decoder that was refitted alike on other images of \
@@ -130,12 +132,23 @@ def card(
         rule=settings.merge.rule,
         schedule=settings.train.schedule,
         lr=settings.train.lr,
+        privacy=_privacy(settings.train.dp),
         outcomes=", ".join(f"{count} {name}" for name, count in sorted(gates.items())),
         budget=f"{settings.continual.budget:+.0%}",
         transfer=f"{choice.panel['backward_transfer']:+.1%}" if choice.panel else "",
         panel=list(_rows(choice.panel)) if choice.panel else [],
         benchmarks=tables.benchmarks,
         leaks=tables.leaks,
+    )
+
+
+def _privacy(dp: DpSettings) -> str:
+    """What protects a patient, and what does not."""
+    if not dp.noise:
+        return "No differential privacy."
+    return (
+        f"Differential privacy for each patient inside its site: noise {dp.noise:g} times the clip of {dp.clip:g} in every "
+        f"step, last {dp.blocks} block(s) alone. What it comes to (epsilon) hangs on a site's patients; each site's sheet has it."
     )
 
 

@@ -182,8 +182,7 @@ def _judged(this: OpenRound, sealing: Sealing, verdicts: dict[str, Verdict]) -> 
     """Verdicts of a sealed round, from sketches of what was really sent."""
     admitted = [site for site, verdict in sorted(verdicts.items()) if verdict.verdict == VerdictCode.ADMITTED]
     strikes = this.ledger.strikes(this.number, this.settings.gate.direction_rounds - 1)
-    count = sum(math.prod(shape) for shape in this.base.shapes.values())
-    prior = bounded(prior_of(this), count, this.settings.gate)
+    prior = bounded(prior_of(this), moved_weights(this.base, this.settings), this.settings.gate)
     judged = sealing.judge(this.number, admitted, Yardstick(prior, _length_of(this.base), this.settings.gate, strikes))
 
     # The round was put to the custodian before: whoever came after that is late, and who was in it is still.
@@ -218,12 +217,18 @@ def _length_of(base: TensorFile) -> float:
     return math.sqrt(sum(merge.side_by_side(lambda name: square_sum(base.tensor(name)), base.shapes)))
 
 
+def moved_weights(base: TensorFile, settings: CoordinatorSettings) -> int:
+    """How many of an encoder's weights a round moves."""
+    dp, depth = settings.train.dp, settings.model.depth
+    return sum(math.prod(shape) for name, shape in base.shapes.items() if dp.trains(name, depth))
+
+
 def prior_of(this: OpenRound) -> Prior:
     """What the learning rate and the rounds before let expect of this round's lengths."""
     running = campaign.current(this.ledger)
     if running is None:
         return Prior()
-    weights = sum(math.prod(shape) for shape in this.base.shapes.values())
+    weights = moved_weights(this.base, this.settings)
     settings = TrainRecipe.of(this.settings.train, origin=running.origin)
 
     def expected(one: Round) -> float:

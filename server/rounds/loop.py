@@ -113,8 +113,8 @@ class Loop:
             note(logger, "round open", round=number, base=content[:12])
             this, result = commit.OpenRound(self.home, self.ledger, self.settings, current, base, self.sealing), ""
             if self.sealing:
-                count = sum(math.prod(shape) for shape in base.shapes.values())
-                request = self.sealing.asked(request, commit.prior_of(this), count)
+                moved = commit.moved_weights(base, self.settings)
+                request = self.sealing.asked(request, commit.prior_of(this), moved)
             while not result:
                 refused = self._collect(current, request, base)
                 self.transport.release()

@@ -87,7 +87,7 @@ class Sealing:
         self.custodian = public_signing_key(self.link.card.signing_key, "of the custodian")
 
     def asked(self, request: TrainRequest, prior: Prior, count: int) -> TrainRequest:
-        """The round's request, sealed: the custodian, the bound, and the unit of the codes of `count` values."""
+        """The round's request, sealed: the custodian, the bound, and the unit of the codes of the `count` values that move."""
         bound = sealed_round.bounded(prior, count, self.settings.gate).bound
         unit = count_sketch.unit_for(bound / self.settings.gate.clip_limit, count)
         return dataclasses.replace(
