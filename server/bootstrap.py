@@ -19,6 +19,7 @@ from usfmae.core.config import load, template, validated
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import ConfigError
 from usfmae.core.federated.messages import fingerprint
+from usfmae.core.federated.rules import check_rule
 from usfmae.core.files import write_atomic
 from usfmae.core.mae.model import MaskedAutoencoder
 from usfmae.core.mae.weights.init_weights import load_any
@@ -49,8 +50,9 @@ def create(root: Path, new: NewFederation, overrides: Sequence[str] = ()) -> dic
     listed = "[" + ", ".join(json.dumps(n) for n in names) + "]"
     wanted = [f"name={json.dumps(new.name)}", f"network.port={new.port}", f"network.names={listed}", *overrides]
     settings, seed = _with_seed(wanted, new.seed)
+    check_rule(settings)  # refused now, not when the first round opens
     if settings.rounds.sealed:
-        sealing.checked(settings)  # refused now, not when the first round opens
+        sealing.checked(settings)
     root.mkdir(parents=True, exist_ok=True)
     root.chmod(0o700)  # also where it was there before
     _write_seed(home, settings, seed)

@@ -146,7 +146,8 @@ class GateSettings(Options):
 
 class MergeSettings(Options):
     rule: Rule = "auto"
-    """How updates become the next encoder; auto is trimmed from four sites on and fedavg below."""
+    """How updates become the next encoder; auto is trimmed from four sites on and fedavg below, and fedavg where
+    rounds are sealed or sparse."""
     rate: float | None = Field(None, gt=0)
     """Server learning rate on the merged update; none given is the rule's own: 1, for fedavgm 1 - momentum, for fedadam
     0.001."""

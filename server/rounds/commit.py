@@ -23,7 +23,7 @@ from usfmae.core.federated import continuity, merge
 from usfmae.core.federated.admission import Prior, compare, expected_length
 from usfmae.core.federated.enrolment import SiteState
 from usfmae.core.federated.messages import VerdictCode
-from usfmae.core.federated.rules import rule_for
+from usfmae.core.federated.rules import rule_of_round
 from usfmae.core.federated.sealed.sealed_round import Yardstick, bounded
 from usfmae.core.files import copy_atomic
 from usfmae.core.log import note
@@ -139,7 +139,7 @@ def void(this: OpenRound, why: str) -> str:
 def _weighted(this: OpenRound, verdicts: Sequence[Verdict]) -> list[Verdict]:
     """The verdicts with each site's share of the merge: by images where the rule weighs, else the same for all."""
     count, gate = len(verdicts), this.settings.gate
-    if not this.sealing and rule_for(this.settings.merge).for_sites(count).weighted:
+    if not this.sealing and rule_of_round(this.settings, count).weighted:
         enrolled = this.ledger.sites()
         cap = min(gate.weight_cap, gate.fair_limit / count)
         shares = merge.shares([v.images for v in verdicts], cap, [enrolled[v.site].confirmed for v in verdicts])
@@ -259,7 +259,7 @@ def _merge(
 ) -> tuple[str, dict[str, Any]]:
     """The merged encoder's hash, and what the ledger notes: the rule, and where the step was cut for its length."""
     home, settings, record = this.home, this.settings, this.record
-    rule = rule_for(settings.merge).for_sites(1 if sealed else len(admitted))
+    rule = rule_of_round(settings, len(admitted))
     metadata = describe(
         settings.model,
         settings.train,

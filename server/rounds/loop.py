@@ -22,6 +22,7 @@ from usfmae.core.errors import NetworkError, PolicyError, ResourceError
 from usfmae.core.federated.admission import Refusal, UnsignedRefusal, arriving_size, check_figures, examine, identify
 from usfmae.core.federated.enrolment import EnrolledSite, SiteState
 from usfmae.core.federated.messages import VERSION, DeclineReason, TrainRequest, VerdictCode, fingerprint, sign
+from usfmae.core.federated.rules import check_rule
 from usfmae.core.log import note, printable
 from usfmae.core.tensors import TensorFile
 from usfmae.server import campaign, checkpoints
@@ -68,6 +69,7 @@ class Loop:
     ) -> None:
         self.home, self.ledger, self.settings = federation.home, federation.ledger, federation.settings
         self.transport, self.key = transport, federation.signing_key()
+        check_rule(self.settings)
         self.sealing: Sealing | None = None
         if self.settings.rounds.sealed:
             self.settings = sealing.checked(self.settings)

@@ -1,4 +1,6 @@
-"""The default: trimmed from four sites on, where one liar's values can be cut, and FedAvg below."""
+"""The default: trimmed from four sites on, where one liar's values can be cut, and FedAvg below.
+
+FedAvg too where rounds are sealed or sparse (`rules.rule_of_round`)."""
 
 from __future__ import annotations
 

@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from usfmae.core.config.coordinator import MergeSettings
+from usfmae.core.config.coordinator import CoordinatorSettings, MergeSettings
+from usfmae.core.errors import ConfigError
 from usfmae.core.federated import codec, merge
 from usfmae.core.federated.merge import shares
-from usfmae.core.federated.rules import rule_for
+from usfmae.core.federated.rules import check_rule, rule_for, rule_of_round
 from usfmae.core.tensors import TensorFile, Writer
 from usfmae.server.layout import Layout
 from usfmae.server.rounds import spool
@@ -192,6 +193,29 @@ def test_auto_is_fedavg_for_few_sites_and_trimmed_from_four_on(updates, sites):
     assert rule.name == ("trimmed" if sites == 4 else "fedavg") and rule.weighted == (sites == 3)
     one, other = merged(updates, rule.name, weights), merged_by(updates, rule, weights)
     assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("encoding", "name"), [("int8", "trimmed"), ("sparse", "fedavg")])
+def test_auto_cuts_no_values_where_each_site_sends_other_ones(encoding, name):
+    settings = CoordinatorSettings.model_validate({"rounds": {"encoding": encoding}})
+    assert rule_of_round(settings, 5).name == name
+
+
+@pytest.mark.parametrize("rule", ["trimmed", "median"])
+def test_a_rule_that_compares_values_is_refused_for_sparse_updates_because_it_would_learn_nothing(rule):
+    settings = CoordinatorSettings.model_validate({"rounds": {"encoding": "sparse"}, "merge": {"rule": rule}})
+    with pytest.raises(ConfigError, match="sparse"):
+        check_rule(settings)
+    # Five sites that learned the same, each with noise of its own: what they sent has hardly a value in common.
+    random, block = np.random.default_rng(0), 4096
+    learned = random.normal(size=block).astype(np.float32)
+    sent = [
+        codec.unpack(codec.express(learned + random.normal(size=block).astype(np.float32) * 3, "sparse")[0], learned, "sparse")
+        for _ in range(5)
+    ]  # fmt: skip
+    shares, zeros = np.full(5, 0.2), np.zeros(block)
+    cut, mean = (rule_for(MergeSettings(rule=r)).merge(zeros, np.stack(sent), shares, {}) for r in (rule, "fedavg"))
+    assert np.count_nonzero(cut) < 0.1 * np.count_nonzero(mean) and cut @ learned < 0.3 * (mean @ learned)
 
 
 @pytest.mark.parametrize("rule", ["fedavg", "fedavgm", "fedadam", "trimmed", "median"])

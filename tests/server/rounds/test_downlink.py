@@ -21,8 +21,10 @@ def taken(made, number, encoding):
     return tensors
 
 
-@pytest.mark.parametrize("rule", ["fedavg", "fedadam", "median"])
-@pytest.mark.parametrize("encoding", ["int8", "bf16"])
+WAYS = [(encoding, rule) for encoding in ("int8", "bf16") for rule in ("fedavg", "fedadam", "median")]
+
+
+@pytest.mark.parametrize(("encoding", "rule"), [*WAYS, ("int4", "fedavg"), ("sparse", "fedavg"), ("sparse", "auto")])
 def test_an_encoder_is_the_one_before_plus_the_step(federation, encoding, rule):
     made = federation(3, **{"rounds.encoding": encoding, "merge.rule": rule})
     for number in (1, 2, 3):
