@@ -146,8 +146,8 @@ def joined(figures: Iterable[dict[str, Any]]) -> dict[str, Any]:
 def patches(seen: Round, positions: Positions, steps: list[int]) -> Scores:
     """Normalised patches (N, 3 P^2) of the images that these steps draw from `positions`, in a convolution's order."""
     loader = Loader(seen.corpus, positions, seen.model, seen.settings)
-    pixels = np.concatenate([loader.prepare(step).pixels for step in steps])[:IMAGES]
-    images = normalise(pixels, seen.settings, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    images = torch.cat([normalise(loader.prepare(step).pixels, seen.settings, cpu) for step in steps])[:IMAGES]
     side = seen.model.patch_size
     cut = images.unfold(2, side, side).unfold(3, side, side)  # (B, 3, rows, columns, P, P)
     return cut.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * side * side).double().numpy()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,48 @@ from usfmae.core.errors import CorpusError
 from usfmae.core.types import Batch, Pixels, content_id
 
 Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class MixedPixels:
+    """B images of which some are gray and some have colour, each in its own channels until they are computed with."""
+
+    gray: Pixels  # (G, S, S, 1)
+    colour: Pixels  # (B - G, S, S, 3)
+    coloured: NDArray[np.bool_]  # (B,) which of them have colour
+
+    def __len__(self) -> int:
+        return len(self.coloured)
+
+    def __getitem__(self, rows: slice) -> Pixels | MixedPixels:
+        """Some of the images: mixed only where both kinds are among them."""
+        coloured = self.coloured[rows]
+        gray, colour = (
+            part[_span(kind, rows)] for part, kind in ((self.gray, ~self.coloured), (self.colour, self.coloured))
+        )
+        if coloured.all():
+            return colour
+        return MixedPixels(gray, colour, coloured) if coloured.any() else gray
+
+    def wide(self) -> Pixels:
+        """(B, S, S, 3)."""
+        pixels: Pixels = np.empty((len(self), *self.colour.shape[1:]), np.uint8)
+        pixels[~self.coloured], pixels[self.coloured] = self.gray, self.colour
+        return pixels
+
+
+def _span(kind: NDArray[np.bool_], rows: slice) -> slice:
+    """Where the images of a kind among `rows` lie among all of that kind."""
+    start, stop, _ = rows.indices(len(kind))
+    return slice(int(kind[:start].sum()), int(kind[:stop].sum()))
+
+
+def by_channels(images: Sequence[Pixels], make: Callable[[Positions], Pixels]) -> Pixels | MixedPixels:
+    """What `make` gives for the gray images (S, S) and for those with colour (S, S, 3), each by their rows."""
+    coloured = np.array([image.ndim == 3 for image in images])
+    if coloured.all() or not coloured.any():
+        return make(np.arange(len(images)))
+    return MixedPixels(make(np.flatnonzero(~coloured)), make(np.flatnonzero(coloured)), coloured)
 
 
 class Corpus:

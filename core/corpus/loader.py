@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.corpus.augment import Draw, augment, draws
-from usfmae.core.corpus.batch import Corpus, Positions
+from usfmae.core.corpus.batch import Corpus, MixedPixels, Positions, by_channels
 from usfmae.core.corpus.sampling import Sampler, generator
 from usfmae.core.types import Pixels
 
@@ -37,7 +37,7 @@ class Prepared:
     """One process's rows of one optimizer step."""
 
     step: int
-    pixels: Pixels  # (B, S, S, C) uint8, augmented
+    pixels: Pixels | MixedPixels  # (B, S, S, C) uint8, augmented; mixed where some have colour and some have none
     noise: NDArray[np.float32]  # (B, L) mask noise
     ids: tuple[str, ...]  # of the B images
     drawn: BatchDraws | None = None  # set where the pixels are as they lie in the corpus, still to be augmented
@@ -72,16 +72,25 @@ class Loader:
         return BatchDraws(step, self.sampler.batch(step)[self.rows], tuple(chosen), noise)
 
     def prepare(self, step: int) -> Prepared:
-        """The augmented batch. Each image is warped in its own channels; gray ones among colour are widened last."""
+        """The augmented batch, each image in its own channels: gray ones among colour are widened by the model's device."""
         drawn = self.drawn(step)
         images = self.corpus.images(drawn.positions)
-        pixels = augment(images, drawn.draws, self.model.image_size, self.train.augment)
-        return Prepared(step, pixels, drawn.noise, self._ids(drawn))
+
+        def augmented(rows: Positions) -> Pixels:
+            chosen = [drawn.draws[row] for row in rows]
+            return augment([images[row] for row in rows], chosen, self.model.image_size, self.train.augment)
+
+        return Prepared(step, by_channels(images, augmented), drawn.noise, self._ids(drawn))
 
     def unchanged(self, step: int) -> Prepared:
         """The batch as it lies in the corpus, to be augmented where it is trained on."""
         drawn = self.drawn(step)
-        return Prepared(step, self.corpus.fetch(drawn.positions).pixels, drawn.noise, self._ids(drawn), drawn)
+        images = self.corpus.images(drawn.positions)
+
+        def stacked(rows: Positions) -> Pixels:
+            return np.stack([np.atleast_3d(images[row]) for row in rows])
+
+        return Prepared(step, by_channels(images, stacked), drawn.noise, self._ids(drawn), drawn)
 
     def _ids(self, drawn: BatchDraws) -> tuple[str, ...]:
         return tuple(self.corpus.ids[p] for p in drawn.positions)

@@ -12,19 +12,31 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from usfmae.core.config import TrainSettings
 from usfmae.core.corpus.augment import affine
-from usfmae.core.corpus.batch import Corpus, Positions
+from usfmae.core.corpus.batch import Corpus, MixedPixels, Positions
 from usfmae.core.corpus.loader import BatchDraws, Loader, Prepared
 from usfmae.core.types import Pixels
 
 
-def normalise(pixels: Pixels, settings: TrainSettings, device: torch.device) -> Tensor:
+def normalise(pixels: Pixels | MixedPixels, settings: TrainSettings, device: torch.device) -> Tensor:
     """(B, S, S, C) uint8 -> (B, 3, S, S) float on the device; gray becomes three equal channels first."""
+    if isinstance(pixels, MixedPixels):
+        gray, colour = (normalise(part, settings, device) for part in (pixels.gray, pixels.colour))
+        return _woven(gray, colour, pixels.coloured)
     images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
     return normalised(images.permute(0, 3, 1, 2), settings)
+
+
+def _woven(gray: Tensor, colour: Tensor, coloured: NDArray[np.bool_]) -> Tensor:
+    """Images (G, 3, S, S) and (B - G, 3, S, S) in the order (B,) that says which have colour."""
+    whole = colour.new_empty(len(coloured), *colour.shape[1:])
+    for part, kind in ((gray, ~coloured), (colour, coloured)):
+        whole[_moved(np.flatnonzero(kind), whole.device)] = part
+    return whole
 
 
 def normalised(images: Tensor, settings: TrainSettings) -> Tensor:
@@ -103,12 +115,11 @@ class ResidentCorpus:
         device, gray = self.gray.device, self.is_gray[positions]
         if gray.all():
             return self.gray[_moved(self.row[positions], device)]
-        pixels = self.colour.new_empty(len(positions), *self.colour.shape[1:])
-        for kind, source in ((gray, self.gray), (~gray, self.colour)):
-            if kind.any():
-                there = source[_moved(self.row[positions[kind]], device)]
-                pixels[_moved(np.flatnonzero(kind), device)] = there.expand(-1, 3, -1, -1)
-        return pixels
+        parts = (
+            self.gray[_moved(self.row[positions[gray]], device)],
+            self.colour[_moved(self.row[positions[~gray]], device)],
+        )
+        return _woven(parts[0].expand(-1, 3, -1, -1), parts[1], ~gray)
 
 
 def _filled(blocks: list[np.ndarray], count: int, corpus: Corpus, device: torch.device) -> Tensor:
@@ -134,6 +145,14 @@ def _moved(array: np.ndarray, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _placed_pixels(pixels: Pixels | MixedPixels, device: torch.device) -> Tensor:
+    """(B, C, S, S) on the device; gray images among coloured ones cross as one channel."""
+    if isinstance(pixels, MixedPixels):
+        gray, colour = (_placed_pixels(part, device) for part in (pixels.gray, pixels.colour))
+        return _woven(gray.expand(-1, 3, -1, -1), colour, pixels.coloured)
+    return _moved(pixels.transpose(0, 3, 1, 2), device)
 
 
 class DeviceLoader:
@@ -164,7 +183,7 @@ class DeviceLoader:
             assert self.resident is not None
             pixels = self.resident.fetch(drawn.positions)
         else:
-            pixels = _moved(item.pixels.transpose(0, 3, 1, 2), self.device)
+            pixels = _placed_pixels(item.pixels, self.device)
         ids = tuple(loader.corpus.ids[position] for position in drawn.positions)
         noise, size = _moved(drawn.noise, self.device), loader.model.image_size
         return DeviceBatch(drawn.step, pixels, _moved(matrices.astype(np.float32), self.device), noise, ids, size)

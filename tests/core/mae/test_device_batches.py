@@ -11,7 +11,7 @@ import torch
 
 from usfmae.core.config import AugmentSettings, ModelSettings, TrainSettings
 from usfmae.core.corpus.augment import affine, augment, draws
-from usfmae.core.corpus.batch import Corpus
+from usfmae.core.corpus.batch import Corpus, MixedPixels
 from usfmae.core.corpus.loader import Loader
 from usfmae.core.corpus.shard import PackedImage, write_shard
 from usfmae.core.errors import UsfmaeError
@@ -58,7 +58,14 @@ def test_gray_images_among_coloured_ones_are_warped_to_the_bits_of_three_equal_c
     loader = Loader(corpus, np.arange(20), MODEL, TRAIN)
     drawn = loader.drawn(0)
     wide = augment(corpus.fetch(drawn.positions).pixels, drawn.draws, 32, TRAIN.augment)
-    assert wide.shape[-1] == 3 and np.array_equal(loader.prepare(0).pixels, wide)
+    pixels = loader.prepare(0).pixels
+    assert isinstance(pixels, MixedPixels) and len(pixels) == 8 and pixels.gray.shape[-1] == 1
+    assert wide.shape[-1] == 3 and np.array_equal(pixels.wide(), wide)
+    whole = normalise(wide, TRAIN, CPU)
+    assert torch.equal(normalise(pixels, TRAIN, CPU), whole)
+    for start in range(0, 8, 3):  # micro-batches: of one kind, or of both
+        rows = slice(start, start + 3)
+        assert torch.equal(normalise(pixels[rows], TRAIN, CPU), whole[rows])
 
 
 @pytest.mark.parametrize("resident", [True, False])
