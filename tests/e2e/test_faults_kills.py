@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,9 +43,10 @@ CELLS = [(phase, process) for phase in PHASES for process in PROCESSES] + [
 class Matrix:
     """The campaign that is disturbed, and what the undisturbed one made in each round."""
 
-    def __init__(self, root: Path, rounds: int) -> None:
-        template = Federation(root / "template", 2, **{"rounds.steps": 12})
-        self.wanted = template.calm(root / "calm", len(CELLS), rounds)
+    def __init__(self, root: Path, rounds: int, cells: Sequence[tuple[str, str]] = CELLS, **settings: Any) -> None:
+        self.cells = cells
+        template = Federation(root / "template", 2, **{"rounds.steps": 12, **settings})
+        self.wanted = template.calm(root / "calm", len(cells), rounds)
         self.federation = template.copy(root / "disturbed")
         self.folder = self.federation.held()
         self.round = 0
@@ -53,7 +55,7 @@ class Matrix:
         self.agents = {name: self.federation.start_site(name) for name in self.federation.names}
 
     def start_server(self) -> Program:
-        return self.federation.start_server(len(CELLS))
+        return self.federation.start_server(len(self.cells))
 
     # points
 
@@ -106,6 +108,11 @@ def matrix(tmp_path_factory, request) -> Iterator[Matrix]:
 
 @pytest.mark.parametrize(("phase", "process"), CELLS)
 def test_a_killed_process_changes_no_bit(matrix, phase, process):
+    lose(matrix, phase, process)
+
+
+def lose(matrix: Matrix, phase: str, process: str, name: str = "") -> None:
+    """Kill a process in the next round, in this phase; the row of the table has the name, else the phase's."""
     matrix.round += 1
     began, number, federation = time.monotonic(), matrix.round, matrix.federation
     held = matrix.reached("idle")
@@ -115,7 +122,7 @@ def test_a_killed_process_changes_no_bit(matrix, phase, process):
         held = matrix.reached(phase)
     site = matrix.site_of(held)
     matrix.kill(process, site)
-    last = number == len(CELLS)
+    last = number == len(matrix.cells)
     if not last:
         matrix.arm("idle", str(number + 1))
     matrix.release(phase)
@@ -124,6 +131,7 @@ def test_a_killed_process_changes_no_bit(matrix, phase, process):
     if not last:
         matrix.reached("idle")
 
-    found = tables.fault(federation, phase, process, matrix.wanted[number - 1], [number], federation.names, began)
-    assert found == (True, 0, [federation.names])
+    wanted, sites = matrix.wanted[number - 1], federation.names
+    outcome = tables.fault(federation, name or phase, process, wanted, [number], sites, began)
+    assert outcome == (True, 0, [federation.names])
     federation.verify_logs()
