@@ -123,7 +123,8 @@ class Hospital:
         assert result is not None, "nobody stops it"
         tensors, trained = list(result.payload), result.trained
         if request.encoding != "fp32":
-            _save(residual, {tensor.name: tensor.error for tensor in tensors})
+            share = np.float32(codec.decay(request.encoding))
+            _save(residual, {tensor.name: tensor.error * share for tensor in tensors if tensor.error is not None})
         payload = {tensor.name: tensor.data for tensor in tensors}
         _save(folder / "update.safetensors", {n: np.frombuffer(d, np.uint8) for n, d in payload.items()})
         reply = TrainReply(

@@ -194,6 +194,11 @@ def residual_encoding(encoding: str) -> str:
     return lossy(encoding).residual
 
 
+def decay(encoding: str) -> float:
+    """Share of what a packing left out that is added to the next difference."""
+    return lossy(encoding).decay
+
+
 def pack_residual(error: Floats, data: bytes, encoding: str) -> bytes:
     """What `express` left out beside `data`, packed for the disk. `error` is worked on in place."""
     return lossy(encoding).pack_residual(error, data)

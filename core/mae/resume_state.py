@@ -42,8 +42,11 @@ class ResumeState:
     def restore(self, model: MaskedAutoencoder, optimizer: torch.optim.Optimizer) -> int:
         """Go on after this call's last checkpoint, else with an earlier call's moments. Returns the global step.
 
-        A damaged checkpoint is passed over in favour of the one before.
+        A damaged checkpoint is passed over in favour of the one before; one that was cut short in writing is removed.
         """
+        if self.folder and ranks()[0] == 0:
+            for unfinished in self.folder.glob(".step-*.partial"):
+                unfinished.unlink(missing_ok=True)
         for step, path in sorted(self._found().items(), reverse=True):
             try:
                 same = step > self.start and read_metadata(path).get("call") == self.call

@@ -16,6 +16,7 @@ class Encoding(Protocol):
 
     block: int  # values that share an entry of the head; a stretch begins at a multiple of it
     residual: str  # name of the encoding in whose form `pack_residual` writes; its block divides this one's
+    decay: float  # share of what a packing left out that is added to the next difference
 
     def size(self, count: int) -> int:
         """Bytes of `count` values."""

@@ -10,6 +10,7 @@ from usfmae.core.federated.encodings.base import Exact, Floats
 class Bf16:
     block = 256  # no value depends on another; stretches are cut as of int8
     residual = "bf16"
+    decay = 1.0
 
     def size(self, count: int) -> int:
         return 2 * count

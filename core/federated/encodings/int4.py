@@ -16,6 +16,7 @@ RESIDUAL = Int8()  # half a step of int4 is 1/14 of a block's largest value: int
 class Int4:
     block = BLOCK
     residual = "int8"
+    decay = 1.0
 
     def size(self, count: int) -> int:
         return self.head(count) + BLOCK // 2 * _blocks(count)

@@ -19,6 +19,7 @@ STRIDE = 256  # blocks worked on at a time: 256 KiB of float32, so that they sta
 class Int8:
     block = BLOCK
     residual = "int8"
+    decay = 1.0
 
     def size(self, count: int) -> int:
         return self.head(count) + count

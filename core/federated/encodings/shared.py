@@ -28,6 +28,7 @@ class Shared:
     unit: float
     block = int8.BLOCK
     residual = "int8"
+    decay = 1.0
 
     @property
     def name(self) -> str:

@@ -30,6 +30,7 @@ TAIL = Int8()
 class Sparse:
     block = BLOCK
     residual = "int8"
+    decay = DECAY
 
     def size(self, count: int) -> int:
         full, tail = divmod(count, BLOCK)
@@ -81,7 +82,7 @@ class Sparse:
         return TAIL.pack_alone(error)
 
     def add_residual(self, residual: bytes, values: Floats) -> Floats:
-        return TAIL.add_in_place(residual, values, DECAY)
+        return TAIL.add_in_place(residual, values, self.decay)
 
 
 def _packed_rows(rows: Floats) -> tuple[Floats, NDArray[np.uint8], float]:

@@ -86,6 +86,28 @@ def test_kill_9_and_resume_give_the_bits_of_an_uninterrupted_run(corpus: Path, t
     assert json.loads(resumed.stdout)["id"] == wanted_id
 
 
+@pytest.mark.parametrize("file", ["step-000000006.safetensors", "step-000000006.optimizer.safetensors"])
+def test_kill_9_while_a_checkpoint_is_written_leaves_the_one_before_and_no_rest(
+    corpus: Path, tmp_path: Path, file: str
+) -> None:
+    common = ("--corpus", corpus, *SMALL, "--steps=12")
+    assert pretrain(*common, "--out", tmp_path / "straight").returncode == 0
+    dies = (
+        "import os, signal\nfrom usfmae.core import checkpoint\nreal = checkpoint.save_file\n"
+        f"def half(tensors, path, metadata):\n    real(tensors, path, metadata)\n    if {file!r} in path.name:\n"
+        "        os.truncate(path, path.stat().st_size // 2)\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "checkpoint.save_file = half\nfrom usfmae.core.cli import main\nmain()\n"
+    )
+    out = tmp_path / "cut"
+    assert pretrain(*common, "--out", out, launcher=[sys.executable, "-c", dies]).returncode == -signal.SIGKILL
+    assert [path.name for path in (out / "state").glob(f".{file}.*.partial")]
+    assert (out / "state" / "step-000000003.optimizer.safetensors").exists()
+    resumed = pretrain("--out", out, "--resume", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["id"] == load(tmp_path / "straight" / "checkpoint.safetensors").trail.id
+    assert not list((out / "state").glob(".*"))
+
+
 def test_ctrl_c_saves_stops_and_resume_ends_the_run(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     common = [*MAIN, "pretrain", "--corpus", str(corpus), *SMALL, "--steps=90", "--set=train.checkpoint_steps=10000"]

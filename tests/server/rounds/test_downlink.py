@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from usfmae.core.federated import codec
 from usfmae.core.federated.encodings import int8
@@ -49,6 +50,25 @@ def test_what_a_step_leaves_out_is_not_lost(federation):
         if start.size >= int8.BLOCK:
             gone = (made.encoder(60)[name] - start).reshape(-1)[1 : int8.BLOCK]
             assert np.abs(gone - 60e-4).max() < 2 * 0.5 / 127, "within the residue of the site and that of the step"
+
+
+@pytest.mark.parametrize("encoding", ["int8", "sparse"])
+def test_a_virtual_site_carries_on_the_share_of_an_error_that_a_real_one_does(federation, encoding):
+    def trainer(place, request, encoder, decoder):
+        random = np.random.default_rng(0)
+        moved = {name: v + random.normal(0, 1e-3, v.shape).astype("f4") for name, v in encoder.items()}
+        return Trained(moved, images=10, steps=request.steps)
+
+    made = federation(1, trainer=trainer, **{"rounds.encoding": encoding})
+    made.run(1)
+    hospital, base = made.hospitals[0], made.encoder(0)
+    payload = load_file(next(hospital.place.glob("answers/*/update.safetensors")))
+    kept = load_file(hospital.place / "residual.safetensors")
+    moved = trainer(None, made.ledger.rounds()[0], base, None).encoder
+    for name, before in base.items():
+        sent = codec.unpack(payload[name].tobytes(), before.reshape(-1), encoding).reshape(before.shape)
+        error = moved[name] - before - sent
+        assert np.allclose(kept[name], codec.decay(encoding) * error, atol=1e-7)
 
 
 def test_lossless_updates_are_merged_as_they_are(federation):
