@@ -16,9 +16,9 @@ from usfmae.core.clean import text
 from usfmae.core.clean.colour import FAINT_CHROMA
 from usfmae.core.clean.foreign import foreign
 from usfmae.core.clean.inpaint import Planes, brightest_plane, fill, picture_of, planes_of
-from usfmae.core.clean.morphology import bounds, changed, masked
+from usfmae.core.clean.morphology import bounds, changed, channel_difference, masked
 from usfmae.core.clean.ocr import Probability, text_probability
-from usfmae.core.clean.overlay_net import overlay_probability
+from usfmae.core.clean.overlay_net import coloured_text_probability, large_text_probability, overlay_probability
 from usfmae.core.clean.safe import crop_of, safe, scan_region, seen_in
 from usfmae.core.clean.verify import lit_of, suspected
 from usfmae.core.config.clean import CleanSettings
@@ -27,6 +27,7 @@ from usfmae.core.types import CleanImage, Frame, Pixels, Quarantined
 Beat = Callable[[], object]
 
 _SHORTEST = 4  # frames; fewer show too little motion
+_LIT = 24  # gray levels
 _LARGE, _SMALLER = 320, 0.75  # pixels of the shorter side of a large frame; of its size at which it is looked at
 _MOTION = 2.0  # mean gray levels between the darkest and brightest value of the region's pixels
 
@@ -63,26 +64,35 @@ def shows_text(crops: Sequence[Planes], settings: CleanSettings) -> bool:
 
     The overlay network looks at every frame whole: a name that moves, or stands in one frame alone, is as clear there as
     in a still. What stands in a script or a size that it does not know was looked at by the general detector as well, in
-    the first, middle and last frame as the three channels of one picture.
+    the first, middle and last frame as the three channels of one picture: bright print in one pass, dark print in another.
     """
     for crop in crops:
-        lines, thick = text.drawn_lines(seen_smaller(brightest_plane(crop)))
-        if lines or thick:
+        if any(text.sees_text(probability) for probability in views_of(crop)):
             return True
-    middle = (crops[0], crops[len(crops) // 2], crops[-1])
-    together = cv2.merge([text.sharpened(brightest_plane(crop)) for crop in middle]).astype(np.uint8)
-    probability = text_probability(together, settings.precision)
-    return any(True for _ in text.boxes(probability, settings.text_threshold))
+    middle = [brightest_plane(crop) for crop in (crops[0], crops[len(crops) // 2], crops[-1])]
+    for frames in (middle, [cv2.bitwise_not(gray).astype(np.uint8) for gray in middle]):
+        together = cv2.merge([text.sharpened(gray) for gray in frames]).astype(np.uint8)
+        probability = text_probability(together, settings.precision)
+        if any(True for _ in text.boxes(probability, settings.text_threshold)):
+            return True
+    return False
 
 
-def seen_smaller(gray: Pixels) -> Probability:
-    """The overlay network's probability of text (H, W) in a frame seen at three quarters of its size, where the frame is
-    large: print of ten pixels is still print there, and a frame takes half the time."""
-    if min(gray.shape) < _LARGE:
-        return overlay_probability(gray)[0]
-    small = cv2.resize(gray, None, fx=_SMALLER, fy=_SMALLER, interpolation=cv2.INTER_AREA).astype(np.uint8)
-    probability = cv2.resize(overlay_probability(small)[0], gray.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    return probability.astype(np.float32, copy=False)
+def views_of(crop: Planes) -> Iterator[Probability]:
+    """The overlay network's probabilities of text (H, W) in a frame: as it is, smaller, and in its colours.
+
+    A large frame is seen at three quarters of its size: print of ten pixels is still print there, and a frame takes half
+    the time.
+    """
+    bright = brightest_plane(crop)
+    if min(bright.shape) < _LARGE:
+        yield overlay_probability(bright)[0]
+    else:
+        small = cv2.resize(bright, None, fx=_SMALLER, fy=_SMALLER, interpolation=cv2.INTER_AREA).astype(np.uint8)
+        yield cv2.resize(overlay_probability(small)[0], bright.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    yield large_text_probability(bright)
+    if len(crop) == 3:
+        yield coloured_text_probability(channel_difference(picture_of(crop)), bright > _LIT)
 
 
 def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> list[CleanImage | Quarantined] | None:
@@ -102,8 +112,11 @@ def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> l
     here = np.ascontiguousarray(inside[rows, columns])
     dark = masked(np.ascontiguousarray(darkest[rows, columns]), here)
     crop, ownly_coloured = crop_of(dark, here, frames[0].words)
-    middle = masked(np.ascontiguousarray(frames[len(frames) // 2].pixels[rows, columns]), here)
-    if foreign(middle, here, ownly_coloured) is not None:
+    first, middle, last = (
+        masked(np.ascontiguousarray(frames[number].pixels[rows, columns]), here)
+        for number in (0, len(frames) // 2, len(frames) - 1)
+    )
+    if any(foreign(shown, here, ownly_coloured) is not None for shown in (middle, first, last)):
         return None
     finding, _ = seen_in(crop, settings)
     drawn = finding.mask

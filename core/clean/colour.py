@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usfmae.core.clean.finding import Crop, Finding
-from usfmae.core.clean.morphology import brightest_of, components, dilated, gray_of, labelled, largest_of
+from usfmae.core.clean.morphology import (
+    brightest_of,
+    channel_difference,
+    components,
+    dilated,
+    gray_of,
+    labelled,
+    largest_of,
+)
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.types import Mask, Pixels
 
@@ -29,12 +37,6 @@ _INK_CHROMA = 26  # of hues that no flow has
 _LETTERS, _LETTER_HEIGHT = 4, 34  # parts that stand in a row as letters do; pixels across the row
 _LIT, _TINTED, _OFF = 24, 0.6, 0.2  # gray level; share of lit pixels with a colour; share that a tint does not explain
 _LEVELS = 64  # of brightness, for each of which a tint is one colour
-
-
-def chroma(pixels: Pixels) -> Pixels:
-    """How far the channels differ, (H, W) uint8."""
-    red, green, blue = cv2.split(pixels)
-    return cv2.subtract(cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)).astype(np.uint8)
 
 
 def no_flow_hue(pixels: Pixels) -> Mask:
@@ -72,7 +74,7 @@ def _in_a_row(labels: NDArray[Any], depth: NDArray[np.float64], count: int) -> N
 def split(pixels: Pixels) -> tuple[Mask, Mask]:
     """Colour ink and colour flow of an RGB crop, each (H, W)."""
     # What is coloured at all.
-    difference = chroma(pixels)
+    difference = channel_difference(pixels)
     drawn_hue = no_flow_hue(pixels)
     colour = (difference > _CHROMA) | (drawn_hue & (difference > _INK_CHROMA))
     nothing = np.zeros(colour.shape, bool)
@@ -126,7 +128,7 @@ def untinted(pixels: Pixels, inside: Mask) -> tuple[Pixels, bool]:
     """
     # Most pictures have no tint: little of what is lit has a colour.
     lit = inside & (brightest_of(pixels) > _LIT)
-    if not lit.any() or (chroma(pixels)[lit] > FAINT_CHROMA).mean() < _TINTED:
+    if not lit.any() or (channel_difference(pixels)[lit] > FAINT_CHROMA).mean() < _TINTED:
         return pixels, False
 
     # The tint of each level of brightness, taken out of the whole picture.
@@ -137,7 +139,7 @@ def untinted(pixels: Pixels, inside: Mask) -> tuple[Pixels, bool]:
         shift[each] = np.median(pixels[lit][level == each].astype(np.float32) - luma[lit][level == each][:, None], 0)
     neutral = np.clip(pixels - shift[luma.astype(int) * _LEVELS // 256], 0, 255).round().astype(np.uint8)
     neutral[~inside] = 0
-    return neutral, bool((chroma(neutral)[lit] > FAINT_CHROMA).mean() > _OFF)
+    return neutral, bool((channel_difference(neutral)[lit] > FAINT_CHROMA).mean() > _OFF)
 
 
 def find(crop: Crop, settings: CleanSettings) -> Finding:

@@ -8,12 +8,14 @@ from functools import cached_property
 
 import numpy as np
 
-from usfmae.core.clean.morphology import brightest_of
+from usfmae.core.clean.morphology import brightest_of, channel_difference
 from usfmae.core.clean.ocr import Probability
-from usfmae.core.clean.overlay_net import overlay_probability
+from usfmae.core.clean.overlay_net import coloured_text_probability, large_text_probability, overlay_probability
 from usfmae.core.types import Mask, Pixels
 
 Box = tuple[tuple[slice, slice], Mask]  # a window of the picture, and the text within it
+
+_LIT = 24  # gray levels
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,16 @@ class Crop:
     def overlay(self) -> tuple[Probability, Probability]:
         """Probability of drawn text and of drawn graphics at each pixel, each (H, W)."""
         return overlay_probability(brightest_of(self.pixels))
+
+    @cached_property
+    def large_text(self) -> Probability:
+        """Probability of text in the crop seen smaller (H, W)."""
+        return large_text_probability(brightest_of(self.pixels))
+
+    @cached_property
+    def coloured_text(self) -> Probability:
+        """Probability of text in how far the channels differ at each pixel (H, W)."""
+        return coloured_text_probability(channel_difference(self.pixels), brightest_of(self.pixels) > _LIT)
 
 
 @dataclass(frozen=True)

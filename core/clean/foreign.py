@@ -13,14 +13,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from usfmae.core.clean.colour import chroma
-from usfmae.core.clean.morphology import brightest_of, closed, components, dilated, gray_of
+from usfmae.core.clean.morphology import brightest_of, channel_difference, closed, components, dilated, gray_of
 from usfmae.core.clean.ocr import compiled
 from usfmae.core.types import Mask, Pixels
 
 _FACE_MODEL = Path(__file__).parent / "weights" / "centerface.xml"
 _FACE, _GRID = 0.3, 32  # probability of a face; the network takes multiples of this
 _LONGEST = 320  # pixels of the longer side; there a face of 80 to 400 pixels on a screen of 800 is found
+_LONGEST_TURNED = 256  # the same where the picture is turned: 59 of 60 turned faces are found, 60 of 60 at 320
 _SMOOTH, _SMOOTH_SHARE, _UNEVEN = 0.03, 0.19, 7.5  # grain below this is smooth; share of it; sharp beside smooth grain
 _GRAIN, _FINE = 9, 2.0  # pixels over which grain is measured; standard deviation of the blur it is measured against
 _DARK, _WHITE = 40, 235  # mean levels between which grain can be measured
@@ -32,14 +32,23 @@ _MANY_HUES = 0.15
 
 @lru_cache(maxsize=1)
 def _face_network() -> Any:
-    return compiled(_FACE_MODEL)
+    return compiled(_FACE_MODEL, halved=True)
 
 
 def face_probability(pixels: Pixels) -> float:
-    """The highest probability of a face anywhere in an RGB picture (CenterFace; Xu et al. 2019)."""
-    scale = min(1.0, _LONGEST / max(pixels.shape[:2]))
+    """The highest probability of a face anywhere in an RGB picture, upright or turned by quarters (CenterFace; Xu et al.
+    2019, which knows upright faces only)."""
+    highest = 0.0
+    for quarter, longest in enumerate((_LONGEST, *[_LONGEST_TURNED] * 3)):
+        if highest <= _FACE:
+            highest = max(highest, _upright_face_probability(np.rot90(pixels, quarter), longest))
+    return highest
+
+
+def _upright_face_probability(pixels: Pixels, longest: int) -> float:
+    scale = min(1.0, longest / max(pixels.shape[:2]))
     height, width = (max(_GRID, -(-round(side * scale) // _GRID) * _GRID) for side in pixels.shape[:2])
-    resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    resized = cv2.resize(np.ascontiguousarray(pixels), (width, height), interpolation=cv2.INTER_AREA)
     request = _face_network()
     request.infer([resized.transpose(2, 0, 1)[None].astype(np.float32)])
     return float(request.get_output_tensor(0).data.max())
@@ -61,7 +70,7 @@ def is_no_speckle(gray: Pixels, part: Mask) -> bool:
 
 def coloured_block(pixels: Pixels, inside: Mask) -> bool:
     """Whether a filled rectangle of many hues lies in the region: an elastogram or a map, which no flow looks like."""
-    coloured = closed(chroma(pixels) > _BLOCK_CHROMA, 2)
+    coloured = closed(channel_difference(pixels) > _BLOCK_CHROMA, 2)
     hue = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)[:, :, 0]
     many = (hue > _HUES[0]) & (hue < _HUES[1])
     for window, part in components(coloured, smallest=max(_PART, _BLOCK_SHARE * inside.sum())):

@@ -23,6 +23,12 @@ def brightest_of(pixels: Pixels) -> Pixels:
     return cv2.max(cv2.max(red, green), blue).astype(np.uint8)
 
 
+def channel_difference(pixels: Pixels) -> Pixels:
+    """How far the channels of (H, W, 3) differ, (H, W): 0 in gray tissue."""
+    red, green, blue = cv2.split(pixels)
+    return cv2.subtract(cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)).astype(np.uint8)
+
+
 def masked(pixels: Pixels, mask: Mask) -> Pixels:
     """A copy of (H, W, 3) that is black outside the mask (H, W)."""
     return cv2.bitwise_and(pixels, pixels, mask=mask.astype(np.uint8)).astype(np.uint8, copy=False)

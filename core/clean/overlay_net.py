@@ -17,12 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usfmae.core.clean.ocr import Probability, compiled
-from usfmae.core.types import Pixels
+from usfmae.core.types import Mask, Pixels
 
 _WEIGHTS = Path(__file__).parent / "weights" / "overlay.xml"
 _AROUND = 31  # pixels over which level and spread are evened
 _LEAST, _MOST = 4.0, 3.0  # gray levels added to the spread; spreads from the level at most
 _GRID = 8  # the network halves the picture three times
+_SMALLER, _LEAST_SIDE = (
+    (0.5, 0.25),
+    72,
+)  # shares of the size at which large letters are looked for; pixels of such a view
+_COLOURED, _FEWEST = 8, 60  # difference of the channels, and pixels of it, from which there may be print in a colour
 
 
 @lru_cache(maxsize=1)
@@ -51,6 +56,29 @@ def overlay_probability(gray: Pixels) -> tuple[Probability, Probability]:
     text, graphics = (1 / (1 + np.exp(-plane)) for plane in logits)
     size = padded.shape[2], padded.shape[1]
     return _enlarged(text, size)[:height, :width], _enlarged(graphics, size)[:height, :width]
+
+
+def large_text_probability(gray: Pixels) -> Probability:
+    """Probability of text at each pixel of a gray picture (H, W) that is seen at a half and at a quarter of its size:
+    letters of 26 pixels and more, and letters out of focus, are there what the network was trained on. 0 where the
+    picture is too small for that."""
+    probability = np.zeros(gray.shape, np.float32)
+    for share in _SMALLER:
+        if min(gray.shape) * share >= _LEAST_SIDE:
+            small = cv2.resize(gray, None, fx=share, fy=share, interpolation=cv2.INTER_AREA).astype(np.uint8)
+            seen = cv2.resize(overlay_probability(small)[0], gray.shape[::-1], interpolation=cv2.INTER_LINEAR)
+            np.maximum(probability, seen, out=probability)
+    return probability
+
+
+def coloured_text_probability(difference: Pixels, lit: Mask) -> Probability:
+    """Probability of text in how far the channels differ (H, W): tissue has little colour, so that print in a colour
+    stands out there however faint it is. The colour that most of what is lit has is the display's."""
+    common = int(np.median(difference[lit])) if lit.any() else 0
+    own = cv2.subtract(difference, np.full_like(difference, common)).astype(np.uint8)
+    if np.count_nonzero(own > _COLOURED) < _FEWEST:
+        return np.zeros(difference.shape, np.float32)
+    return np.maximum(overlay_probability(own)[0], large_text_probability(own))
 
 
 def _enlarged(plane: Probability, size: tuple[int, int]) -> Probability:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
+from usfmae.core.clean.colour import FAINT_CHROMA
 from usfmae.core.clean.finding import Box, Crop, Finding, together
 from usfmae.core.clean.graphics import CONTRAST, ridge
-from usfmae.core.clean.morphology import bounds, brightest_of, components, dilated, labelled
+from usfmae.core.clean.morphology import bounds, brightest_of, channel_difference, components, dilated, labelled
 from usfmae.core.clean.ocr import Probability, is_word, text_probability
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.types import Mask, Pixels
@@ -30,11 +31,14 @@ _SECOND = 0.75  # of the size at which verification looks
 _SMALL, _SMALL_ZOOM = 320, 1.5  # pixels of the longer side of a small picture, whose print is looked at enlarged
 SURE_DRAWN, _DOUBTED_DRAWN, _GOES_ON_DRAWN = 0.968, 0.9, 0.4  # the overlay network's probabilities of a line
 _SMALLEST_DRAWN = 24  # pixels of which it is so sure
+_GOES_ON_OTHER, _SAME_PLACE = 0.8, 0.3  # the same in smaller views and in colour; share of a place that was seen before
 _PAGE = 0.1  # share of a crop above which text is doubted: five lines over tissue take 0.03, a page of speckle 0.2
 _VESSEL = 0.15  # share of flow in a box; a name beside a vessel has less, a vessel taken for text more
 _INK = 0.1  # share of thin bright detail in a box that is print; in a dotted line's it is a tenth, in a name's a third
 
 _INK_OF_SURE, _BEYOND_DOUBT = 0.02, 0.98  # the same where the overlay network is sure: digits of a ruler
+
+_ALIKE, _ONE_COLOUR = 20, 0.7  # levels by which one colour varies; share of such pixels in letters of one colour
 
 _STROKE = 7  # pixels; a letter's strokes are thinner and stand out in the top-hat, tissue is not
 _AROUND = 31  # pixels over which the strength of that detail is evened
@@ -121,19 +125,35 @@ def _is_page(probability: Probability, settings: CleanSettings) -> bool:
     return bool(doubted.mean() > _PAGE) or any(is_blob(part) for _, part in components(doubted))
 
 
-def drawn_lines(probability: Probability, sure: float = SURE_DRAWN) -> tuple[list[Box], int]:
+def drawn_lines(
+    probability: Probability, sure: float = SURE_DRAWN, goes_on: float = _GOES_ON_DRAWN
+) -> tuple[list[Box], list[Box]]:
     """Lines of text that the overlay network sees in a probability (H, W), each as far as it suspects it to go on; and
-    how many places are thicker than any line though it is sure of them."""
-    lines, thick = [], 0
-    for window, part in components(probability > _GOES_ON_DRAWN, pad=_PAD):
+    the places that are thicker than any line though it is sure of them."""
+    lines, thick = [], []
+    for window, part in components(probability > goes_on, pad=_PAD):
         core = part & (probability[window] > sure)
-        if core.sum() < _SMALLEST_DRAWN:
-            continue
-        if is_blob(core):
-            thick += 1
-        else:
-            lines.append((window, dilated(part, 2)))
+        if core.sum() >= _SMALLEST_DRAWN:
+            (thick if is_blob(core) else lines).append((window, dilated(part, 2)))
     return lines, thick
+
+
+def sees_text(probability: Probability) -> bool:
+    """Whether the overlay network is sure of text anywhere in a probability (H, W)."""
+    lines, thick = drawn_lines(probability)
+    return bool(lines or thick)
+
+
+def other_lines(views: Sequence[Probability], lines: list[Box]) -> tuple[list[Box], int]:
+    """Lines that the overlay network sees in other views (H, W) than the first, outside of the lines seen there; and
+    how many places it is as sure of there that are thicker than any line."""
+    unread = 0
+    for view in views:
+        covered = together(lines, view.shape)
+        more, thick = drawn_lines(view, goes_on=_GOES_ON_OTHER)
+        lines = lines + [each for each in more if covered[each[0]][each[1]].mean() < _SAME_PLACE]
+        unread += sum(covered[window][part].mean() < _SAME_PLACE for window, part in thick)
+    return lines, unread
 
 
 def doubted_lines(crop: Crop, probability: Probability, settings: CleanSettings) -> list[Box]:
@@ -221,6 +241,23 @@ def _thick(probability: Probability, settings: CleanSettings) -> int:
     return sum(is_blob(part) and float(probability[window][part].mean()) > _SURE for window, part in parts)
 
 
+def letters_like_flow(crop: Crop, near: Mask, lines: Sequence[Box]) -> int:
+    """How many places on colour flow look like text in their colour, outside the lines found so far: large letters are
+    as thick as vessels, but all of one colour laid over gray tissue, which no flow is."""
+    probability = np.where(near, crop.coloured_text, np.float32(0))
+    covered = together(lines, near.shape)
+    red, green, blue = (plane.astype(np.int16) for plane in cv2.split(crop.pixels))
+    places = 0
+    for window, part in components(probability > SURE_DRAWN, smallest=_SMALLEST_DRAWN):
+        ink = part & (channel_difference(crop.pixels[window]) > FAINT_CHROMA)
+        if not ink.any() or covered[window][part].mean() > _SAME_PLACE:
+            continue
+        apart = np.stack([(red - green)[window][ink], (green - blue)[window][ink]])
+        near_middle = np.abs(apart - np.median(apart, axis=1, keepdims=True)).max(0) < _ALIKE
+        places += bool(near_middle.mean() > _ONE_COLOUR)
+    return places
+
+
 def _mean_above(values: Probability, threshold: float) -> float:
     above = values[values > threshold]
     return float(above.mean()) if len(above) else 0.0
@@ -240,15 +277,20 @@ def _beyond(flow: Mask, candidates: Sequence[Box]) -> Mask:
 def find(crop: Crop, settings: CleanSettings) -> Finding:
     """Text over the tissue of a crop. Certain is what stands out as print does; the rest is where an engine reads it."""
     beside_flow, near = near_flow(crop, settings)
-    drawn = np.where(near, np.float32(0), crop.overlay[0])
-    lines, unread = drawn_lines(drawn)
+    print_ = ridge(brightest_of(crop.pixels)) > CONTRAST
+    drawn, large, coloured = (
+        np.where(near, np.float32(0), seen) for seen in (crop.overlay[0], crop.large_text, crop.coloured_text)
+    )
+    lines, thick = drawn_lines(drawn)
+    blocks = [(window, part) for window, part in thick if print_[window][part].mean() > _INK]  # lines close together
+    lines, unread = other_lines((large, coloured), lines + blocks)
+    unread += len(thick) - len(blocks)
     lines += doubted_lines(crop, drawn, settings)
     sure, faint = words(beside_flow, settings)
     for candidates in (sure, faint):
         apart, unread_here = apart_from_flow(crop, candidates, beside_flow, settings)
         lines, unread = lines + apart, unread + unread_here
-    unread += _thick(beside_flow, settings)
-    print_ = ridge(brightest_of(crop.pixels)) > CONTRAST
+    unread += _thick(beside_flow, settings) + letters_like_flow(crop, near, lines)
     plain = [
         (window, box)
         for window, box in lines

@@ -74,3 +74,12 @@ def test_a_picture_that_its_display_tints_keeps_its_tissue_and_its_tint() -> Non
     assert result.mask[238:250, 205:330].mean() > 0.9
     assert result.mask[270:400, 120:520].mean() < 0.01
     assert np.array_equal(result.pixels[300:400, 120:520], tinted[300:400, 120:520])
+
+
+def test_a_face_in_a_picture_that_was_turned_is_kept_back_too() -> None:
+    pixels = screen()
+    pixels[150:270, 240:360] = drawn_face(120)
+    for quarter in (1, 2):
+        result = clean(np.ascontiguousarray(np.rot90(pixels, quarter)), SETTINGS)
+        assert isinstance(result, Quarantined)
+        assert result.reason == "face-or-photo"

@@ -59,6 +59,27 @@ def test_print_of_low_contrast_and_letters_far_apart_go(text: str) -> None:
     assert result.mask[270:370, 90:470].mean() < 0.01
 
 
+def test_a_name_out_of_focus_does_not_stay() -> None:
+    pixels, _ = screen()
+    layer = np.zeros(pixels.shape[:2], np.uint8)
+    cv2.putText(layer, "GARCIA JOSE", (110, 240), cv2.FONT_HERSHEY_SIMPLEX, 1.3, 255, 3, cv2.LINE_AA)
+    share = 0.8 / 255 * cv2.GaussianBlur(layer, (0, 0), 2.0)[:, :, None]
+    pixels = np.round(pixels * (1 - share) + 255 * share).astype(np.uint8)
+    result = clean(pixels, SETTINGS)
+    assert isinstance(result, Quarantined) or result.mask[layer > 127].mean() > 0.9
+
+
+@pytest.mark.parametrize("colour", [(255, 90, 80), (90, 120, 255)])
+def test_large_letters_in_a_colour_of_flow_do_not_stay_as_flow(colour: tuple[int, int, int]) -> None:
+    pixels, _ = screen()
+    layer = np.zeros(pixels.shape[:2], np.uint8)
+    cv2.putText(layer, "DOB 12", (95, 260), cv2.FONT_HERSHEY_SIMPLEX, 3, 255, 11, cv2.LINE_AA)
+    share = 0.5 / 255 * layer[:, :, None]
+    pixels = np.round(pixels * (1 - share) + np.array(colour) * share).astype(np.uint8)
+    result = clean(pixels, SETTINGS)
+    assert isinstance(result, Quarantined) or result.mask[layer > 127].mean() > 0.9
+
+
 def test_outside_is_black_and_a_name_over_tissue_cannot_be_read() -> None:
     pixels, (rows, columns) = screen()
     write(pixels, "MILLER ANNA 1961", 120, 40)
