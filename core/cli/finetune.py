@@ -57,6 +57,7 @@ def finetune(
     from usfmae.core.bench.tasks.base import only
     from usfmae.core.config import Settings, load
     from usfmae.core.errors import UsageError, needs
+    from usfmae.core.report.bench import write_finetune
 
     chosen = (f"bench.finetune.recipe={recipe}",) if recipe else ()
     settings = load(Settings, config_file, (*chosen, *overrides))[0].bench
@@ -68,6 +69,7 @@ def finetune(
     if "onnx" in targets:
         needs("onnx", "onnx")  # said before the training, not after it
     report = finetuned(loaded, lambda: load_encoder(model, settings.pooling, weights), settings, out, _print_run)
+    write_finetune(out / "report.html", report)
     for target in targets or ("timm",):
         if (out / classifier.WEIGHTS).exists():  # a model of timm's own leaves none
             folder = out / ("classifier" if target == "timm" else f"classifier-{target}")

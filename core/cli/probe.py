@@ -17,7 +17,7 @@ weights_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder of timm weight files (default: weights/).",
 )
-out_option = click.option("--out", type=NewFolder(), help="Save report.json and per-image probabilities here.")
+out_option = click.option("--out", type=NewFolder(), help="Save report.html, report.json and per-image figures.")
 
 
 @click.command(
@@ -118,11 +118,13 @@ def _say(notes: tuple[str, ...]) -> None:
 
 def _save(out: Path, task: Any, result: dict[str, Any], by_model: list[dict[str, Any]]) -> None:
     from usfmae.core.bench.evaluate import safe_name, save_json, save_predictions
+    from usfmae.core.report.bench import write_probe
 
     for report, predictions in zip(result["models"], by_model, strict=True):
         for head, predictions_of_head in predictions.items():
             save_predictions(out / f"{safe_name(report['model'])}.{head}.csv", task, predictions_of_head)
     save_json(out / "report.json", result)
+    write_probe(out / "report.html", result)
 
 
 def _print(result: dict[str, Any]) -> None:

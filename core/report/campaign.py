@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from usfmae.core.report.page import write_page
+from usfmae.core.types import Pixels
 from usfmae.core.web.chart import PLAIN, REPORT, Axis, line_chart
 from usfmae.core.web.templating import duration, size, stamp
 
@@ -20,7 +21,10 @@ READINGS = {
 AXES = {"forgetting": Axis(percent=True, limits={"seed": 0.0})}
 
 
-def write_campaign(path: Path, campaign: Mapping[str, Any]) -> None:
+Pictures = Sequence[tuple[int, Mapping[str, Pixels]]]  # round (0: the seed), organ -> three pictures side by side
+
+
+def write_campaign(path: Path, campaign: Mapping[str, Any], pictures: Pictures = ()) -> None:
     """`campaign`: its name, sites, rounds (oldest first), not_admitted, declined, chain; as `server.dashboard.view` reads them."""
     committed = [r for r in campaign["rounds"] if r["state"] == "committed"]
     labels = [str(r["number"]) for r in committed]
@@ -40,6 +44,7 @@ def write_campaign(path: Path, campaign: Mapping[str, Any]) -> None:
             for key, text, lines in readings
             if lines
         ],
+        pictures=pictures,
         cosine=_lowest_cosine,
         percent=lambda value: "–" if value is None else f"{value:+.1%}",
         size=size,

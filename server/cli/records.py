@@ -81,14 +81,17 @@ def page(directory: Path, host: str | None, port: int | None) -> None:
 @click.command()
 @federation_directory
 @click.option("--out", type=NewFile(), help="Default: DIRECTORY/campaign.html.")
+@click.option("--gallery", is_flag=True, help="Add pictures of the public panel as the seed and some rounds read it.")
 @as_json
-def report(directory: Path, out: Path | None, as_json: bool) -> None:
+def report(directory: Path, out: Path | None, gallery: bool, as_json: bool) -> None:
     """The campaign as one page to file.
 
-    Sites, rounds, losses by round and organ, what was not admitted and why.
+    Sites, rounds, losses by round and organ, what was not admitted and why. With --gallery also one panel image of each
+    organ, its hidden parts filled by the seed and by up to four rounds: for each a decoder is refitted, as in a round.
 
     \b
     usfmae-server report federation --out campaign.html
+    usfmae-server report federation --gallery
     """
     from usfmae.core import audit
     from usfmae.core.errors import PolicyError
@@ -113,8 +116,15 @@ def report(directory: Path, out: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(values)
         return
+    pictures = []
+    if gallery:
+        from usfmae.server.rounds.panel_gallery import gallery as drawn
+
+        pictures = drawn(
+            home, home.settings(), [one["number"] for one in values["rounds"] if one["state"] == "committed"]
+        )
     file = out or directory / "campaign.html"
-    write_campaign(file, values)
+    write_campaign(file, values, [(one.number, one.organs) for one in pictures])
     click.echo(file)
 
 

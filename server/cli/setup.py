@@ -15,6 +15,12 @@ from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.config.sources import NotifySettings
 from usfmae.server.cli import federation_directory
 
+RANDOM_SEED = (
+    "no --seed: the encoder begins with random weights. The first updates of such an encoder lie along one direction, "
+    "so that sites hold them back for a person, and no panel can tell when a release is good. "
+    "'usfmae pretrain' makes a seed from public scans"
+)
+
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
@@ -48,6 +54,8 @@ def init(
         key = public_signing_key(Path(made["coordinator_key"]).read_text(), made["coordinator_key"])
         click.echo(f"to compare by telephone with what each hospital's init prints: {telephone(key)}")
         click.echo(f"give every hospital: {made['ca']} and {made['coordinator_key']}")
+    if seed is None:
+        click.echo(f"warning: {RANDOM_SEED}", err=True)
 
 
 @click.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,30 @@ def test_the_ledger_of_a_campaign_can_be_read_round_by_round(ten_rounds: Layout,
     assert shown.count("refused</td>") == sum(row["gate"] == "refused" for row in lines) > 0
     for what in ("above 0 is worse", "linear probe", "CKA", "backward transfer", "lowest cosine"):
         assert what in shown
+    assert "<img" not in shown
+
+
+def test_a_campaign_report_shows_what_encoders_make_of_the_panel(ten_rounds: Layout, tmp_path: Path) -> None:
+    from usfmae.server.cli.records import report
+
+    page = tmp_path / "campaign.html"
+    done = CliRunner().invoke(report, [str(ten_rounds.root), "--out", str(page), "--gallery"])
+    assert done.exit_code == 0, done.output
+    shown = page.read_text()
+    assert (
+        re.findall(r"<figcaption>(.*?)</figcaption>", shown)
+        == ["seed", "round 1", "round 4", "round 7", "round 10"] * 2
+    )
+    pictures = re.findall(r'<img src="data:image/png;base64,([^"]+)"', shown)
+    assert len(set(pictures)) > 2  # rounds differ
+
+
+def test_a_campaign_without_a_panel_has_no_gallery(tmp_path: Path) -> None:
+    from usfmae.server.cli.records import report
+
+    home = home_with(tmp_path, None)
+    error = CliRunner().invoke(report, [str(home.root), "--gallery"]).exception
+    assert isinstance(error, UsfmaeError) and "no public images" in str(error)
 
 
 def test_what_the_panel_says_is_there_to_scrape(ten_rounds: Layout) -> None:

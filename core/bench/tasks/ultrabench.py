@@ -2,7 +2,7 @@
 
 `ultrabench butterfly RAW OUT` and its like write images with train.json, validation.json and test.json. Those splits are
 kept as they are; each is one task here, named ultrabench-DATASET after its folder: aul_mass, butterfly, camus, fatty_liver, gbcu,
-mmotu, pocus, stanford_thyroid. Folders without labels (psfhs, open_kidney, aul_liver) hold segmentation and are refused.
+mmotu, pocus, stanford_thyroid. The folders of segmentation tasks are refused, also aul_liver, whose rows repeat aul_mass' labels.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from usfmae.core.bench.tasks.base import BenchmarkTask, Example, Split, required
 from usfmae.core.errors import SourceError
 from usfmae.core.openus46.archive import Entry, entries
 
+SEGMENTATION = ("aul_liver", "open_kidney", "psfhs")
 PARTS = ("train", "validation", "test")
 PATIENT = ("patient", "source")  # pocus names the source video
 NAMED = ("class", "pathology")  # fields that say in words what the label is
@@ -29,6 +30,9 @@ def load(root: Path, seed: int = 42) -> BenchmarkTask:
     listed = entries(root)
     files = {part: required(listed, f"**{part}.json", f"UltraBench data {root}") for part in PARTS}
     top = files["train"].name.rpartition("/")[0]
+    name = _name(root, top)
+    if name in SEGMENTATION:
+        raise SourceError(f"UltraBench data {root}", "is a segmentation task", "give a folder of a classification task")
     images = {entry.name.removeprefix(f"{top}/"): entry for entry in listed}
     rows = {part: _rows(file) for part, file in files.items()}
     every = [row for part in PARTS for row in rows[part]]
@@ -38,7 +42,7 @@ def load(root: Path, seed: int = 42) -> BenchmarkTask:
     parts = [np.arange(start, stop) for start, stop in itertools.pairwise(ends)]
     notes = () if grouped else ("UltraBench names no patients here: images of one patient may stand on both sides",)
     return BenchmarkTask(
-        f"ultrabench-{_name(root, top)}",
+        f"ultrabench-{name}",
         _classes(every),
         examples,
         (Split("official", *parts),),

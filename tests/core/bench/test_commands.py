@@ -48,6 +48,10 @@ def test_probe_prints_one_object_and_saves_every_probability(bus_bra: Path, chec
     assert {t["head"] for t in report["paired"]} == {"logistic", "knn"}
     assert len(report["models"][1]["label_efficiency"]) == 5
     assert (tmp_path / "out" / "pixels.logistic.csv").read_text().count("\n") == 61
+    page = (tmp_path / "out" / "report.html").read_text()
+    score = report["models"][1]["scores"]["logistic"]["all"]["balanced_accuracy"]
+    assert f"{100 * score['value']:.1f}<small>{100 * score['low']:.1f}–{100 * score['high']:.1f}</small>" in page
+    assert str(checkpoint.parent) not in page and "may be scored here" in page and page.count("<caption>") == 4
 
 
 def test_finetune_saves_a_report(bus_bra: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -60,6 +64,8 @@ def test_finetune_saves_a_report(bus_bra: Path, checkpoint: Path, tmp_path: Path
     report = json.loads(out)
     assert report["scores"]["all"]["examples"] == 12 and len(report["runs"]) == 1
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Fine-tuning on bus-bra" in page and "<td>fold-1</td>" in page
 
 
 @pytest.mark.parametrize("fault", ["model", "data"])

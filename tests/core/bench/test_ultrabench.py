@@ -56,6 +56,13 @@ def test_without_patients_it_says_so(tmp_path: Path) -> None:
     assert not task.groups_known and "both sides" in task.notes[0]
 
 
+def test_a_segmentation_folder_with_labels_is_no_second_task(tmp_path: Path) -> None:
+    """`ultrabench aul` writes the labels of aul_mass into aul_liver too."""
+    folder = prepared(tmp_path).rename(tmp_path / "aul_liver_v1.0.1")
+    with pytest.raises(SourceError, match="is a segmentation task"):
+        load("ultrabench", folder)
+
+
 def test_a_segmentation_folder_and_a_missing_image_are_refused(tmp_path: Path) -> None:
     folder = prepared(tmp_path)
     (folder / "images" / "test1.png").unlink()
