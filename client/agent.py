@@ -30,7 +30,7 @@ from usfmae.client.status import stopped_by_signals, write_status
 from usfmae.core import flower_objects
 from usfmae.core.errors import NetworkError, PolicyError, ResourceError, TryLaterError, UsfmaeError
 from usfmae.core.federated import messages as protocol
-from usfmae.core.federated.messages import DeclineReason, TrainRequest
+from usfmae.core.federated.messages import DeclineReason, TrainRequest, UnspokenVersionError
 from usfmae.core.log import note
 from usfmae.core.mae import allocator
 
@@ -76,6 +76,7 @@ class Agent:
         self.stopping = False
         self.busy_at = time.monotonic()
         self.failures = 0
+        self.unspoken = False  # the last request was in a version that this program does not speak
         self.problem = self.logged = ""
         self.state = AgentState.CONNECTING
         self.contact = (read_json(site.root / "status.json") or {}).get("contact")  # Unix time of the last answer
@@ -197,10 +198,13 @@ class Agent:
         except transport_errors.GoneError as error:
             self.site.note("request.gone", "dropped", message=pending.request.id[:12], why=str(error))
             pending.drop()
+        except UnspokenVersionError as error:
+            # The first one is how a newer aggregator learns which version to ask in; a second in a row is a failure.
+            event = "request.refused" if self.unspoken else "request.version"
+            self.unspoken = True
+            self._refuse(pending, error, event)
         except PolicyError as error:
-            logger.warning("request refused: %s", error)
-            self.site.note("request.refused", "refused", message=pending.request.id[:12], why=str(error))
-            self._decline(pending, participation.refusal(error))
+            self._refuse(pending, error, "request.refused")
         except (NetworkError, ResourceError, ConnectionStopped):
             raise
         except Exception as error:
@@ -208,6 +212,11 @@ class Agent:
             self._decline(pending, f"{DeclineReason.REFUSED}: it failed here")
         finally:
             pending.end()
+
+    def _refuse(self, pending: PendingRequest, error: PolicyError, event: str) -> None:
+        logger.warning("request refused: %s", error)
+        self.site.note(event, "refused", message=pending.request.id[:12], why=str(error))
+        self._decline(pending, participation.refusal(error))
 
     def _answer(self, pending: PendingRequest, request: TrainRequest) -> None:
         place = outbox.folder(self.site, outbox.key(request))
@@ -234,7 +243,9 @@ class Agent:
                     "request", f"has no record {protocol.RECORD!r}", "the aggregator runs another program"
                 )
             pending.remember(messages.config_record(fetch(ids[protocol.RECORD])), ids)
-        return participation.checked(self.site, pending.record or {})
+        request = participation.checked(self.site, pending.record or {})
+        self.unspoken = False
+        return request
 
     def _work(self, pending: PendingRequest, request: TrainRequest) -> None:
         """Have the request's job prepared, training, or staged when it is done."""

@@ -62,6 +62,10 @@ WANTED: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (i
 T = TypeVar("T")
 
 
+class UnspokenVersionError(PolicyError):
+    """A message in a version of the protocol that this program does not speak."""
+
+
 class DeclineReason(StrEnum):
     """Why a site sends no update: what `TrainReply.declined` holds. A refusal is followed by a colon and the cause."""
 
@@ -183,7 +187,7 @@ def spoken_version(record: Mapping[str, Any]) -> int:
     unsafe = UNSAFE.get(version) if isinstance(version, int) else None
     spoken = " and ".join(str(one) for one in SPOKEN)
     why = f"{unsafe}; this side speaks version {spoken}" if unsafe else f"this side speaks version {spoken}"
-    raise PolicyError(f"protocol version {version!r:.20}", why, "update usfmae on the older side")
+    raise UnspokenVersionError(f"protocol version {version!r:.20}", why, "update usfmae on the older side")
 
 
 def from_record(kind: type[T], record: Mapping[str, Any]) -> T:

@@ -151,6 +151,20 @@ def test_a_request_the_coordinator_did_not_sign_is_refused_and_audited(
     assert agent.workers.trained == []  # type: ignore[attr-defined]
 
 
+def test_the_first_request_of_a_newer_aggregator_is_no_failure_and_a_second_is(
+    agent: Agent, aggregator: Aggregator, site: Site
+) -> None:
+    """The first answer tells it to ask in this version; where it asks in the newer one again, somebody has to know."""
+    aggregator.ask(version=messages.VERSION + 1)
+    turns(agent)
+    assert replies(aggregator)[0].declined.startswith("refused: protocol version 4")
+    assert replies(aggregator)[0].version == messages.VERSION
+    assert "request.version" in events(site) and "request.refused" not in events(site)
+    aggregator.ask(version=messages.VERSION + 1)
+    turns(agent)
+    assert "request.refused" in events(site)
+
+
 def test_an_encoder_that_is_not_the_signed_one_is_refused(agent: Agent, aggregator: Aggregator, site: Site) -> None:
     aggregator.ask(base="0" * 64)
     turns(agent)

@@ -1,15 +1,21 @@
-"""Loaded by a program of a fault test (through PYTHONPATH): makes it one of the next version, as far as the wire goes.
+"""Loaded by the programs of a fault test (through PYTHONPATH): makes them neighbours, one version of the protocol apart.
 
-It speaks protocol N + 1 and N, as every release speaks its own and the one before. Two fields that this release has are the
-ones that N + 1 brings: in a message of version N they are neither carried nor signed. Nothing else differs, so that what a
-round comes to must be the same bits.
+FEDERATION_VERSION is "next" or "this". Two optional fields that this release has, one of a request and one of a reply, play what
+the next version brings: a program of "this" version neither knows nor signs them, one of the "next" speaks both. Nothing
+else differs, so that what a round comes to must be the same bits.
 """
 
 import os
+import runpy
+from pathlib import Path
 
-if "FEDERATION_NEXT" in os.environ:
+if version := os.environ.get("FEDERATION_VERSION"):
     from usfmae.core.federated import messages
 
-    messages.SPOKEN = (messages.VERSION + 1, messages.VERSION)
-    messages.SINCE = {"min_new": messages.VERSION + 1, "seconds": messages.VERSION + 1}
-    messages.VERSION += 1
+    messages.SINCE = dict.fromkeys(("min_new", "seconds"), messages.VERSION + 1)
+    if version == "next":
+        messages.SPOKEN = (messages.VERSION + 1, messages.VERSION)
+        messages.VERSION += 1
+
+if "FEDERATION_HOLD" in os.environ:  # Python loads one module of this name: the other one's points are wanted too
+    runpy.run_path(str(Path(__file__).parents[1] / "hold" / "sitecustomize.py"))
