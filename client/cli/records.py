@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from usfmae.client.cli import site_directory
-from usfmae.core.cli.audit_log import audit_command
+from usfmae.core.cli.shared_commands import audit_command
 from usfmae.core.cli.shell import NewFile, as_json, print_json
 
 

@@ -8,8 +8,7 @@ import click
 
 from usfmae.client.cli import site_directory
 from usfmae.core.cli.config import settings_group
-from usfmae.core.cli.notify import notify_command
-from usfmae.core.cli.persons import Note, person_group
+from usfmae.core.cli.shared_commands import Note, notify_command, person_group
 from usfmae.core.cli.shell import as_json, overriding, print_json
 from usfmae.core.config.site import SiteSettings
 from usfmae.core.config.sources import NotifySettings

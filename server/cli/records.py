@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from usfmae.core.cli.audit_log import audit_command
+from usfmae.core.cli.shared_commands import audit_command
 from usfmae.core.cli.shell import NewFile, as_json, overriding, print_json
 from usfmae.server.cli import federation_directory
 

@@ -1,4 +1,4 @@
-"""`audit` of both programs: search the log, write it to a file, verify its chain."""
+"""Commands that both programs have, each made for a directory of its own kind: `person`, `notify`, `audit`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,93 @@ from typing import Any, Literal
 import click
 
 from usfmae.core.cli.shell import NewFile, print_json
+from usfmae.core.config.sources import NotifySettings
 
+Note = Callable[..., object]
+Chosen = Callable[[Path], tuple[str, NotifySettings]]  # a directory -> its name and settings
 LogOf = Callable[[Path], Path]  # a directory -> its audit log
 CHAIN = ("line", "time", "actor", "event", "status", "previous", "hash")
+
+
+def person_group(keys_of: Callable[[Path], tuple[Path, Note]]) -> click.Group:
+    """The commands; `keys_of` gives a directory's folder of keys and its way to the audit log."""
+    directory = click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+
+    @click.group("person")
+    def person() -> None:
+        """Tokens of named persons for the page, so that the audit log says who.
+
+        \b
+        usfmae-client person add SITE "Dr. Berg"        usfmae-server person add DIRECTORY "Dr. Berg"
+        usfmae-client person list SITE                  usfmae-server person list DIRECTORY
+        usfmae-client person remove SITE "Dr. Berg"     usfmae-server person remove DIRECTORY "Dr. Berg"
+        """
+
+    @person.command()
+    @directory
+    @click.argument("name")
+    def add(directory: Path, name: str) -> None:
+        """Make a token for NAME and print it, once; an older one of the same name ends."""
+        from usfmae.core.web.access import People
+
+        keys, note = keys_of(directory)
+        token = People(keys).add(name)
+        note("person.added", "ok", name=name)
+        click.echo(token)
+
+    @person.command()
+    @directory
+    @click.argument("name")
+    def remove(directory: Path, name: str) -> None:
+        """End the access of NAME, open sessions too."""
+        from usfmae.core.web.access import People
+
+        keys, note = keys_of(directory)
+        People(keys).remove(name)
+        note("person.removed", "ok", name=name)
+        click.echo(f"{name} has no access any more", err=True)
+
+    @person.command("list")
+    @directory
+    @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+    def list_(directory: Path, as_json: bool) -> None:
+        """The names that have a token."""
+        from usfmae.core.web.access import People
+
+        names = sorted(People(keys_of(directory)[0]).hashes())
+        print_json(names) if as_json else click.echo(
+            "\n".join(names) or "nobody by name; the token is in keys/page.token"
+        )
+
+    return person
+
+
+def notify_command(chosen: Chosen) -> click.Command:
+    """The command; `chosen` opens a directory."""
+
+    @click.command("notify")
+    @click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+    @click.option("--test", is_flag=True, help="Send a notice now, through every channel that is set.")
+    def notify(directory: Path, test: bool) -> None:
+        """Who is told when something waits for a person; send a test.
+
+        The channels of the section 'notify' in the settings: a command, a webhook on the local network, mail through
+        this machine's mail program. Notices hold names of sites and counts, nothing of a patient.
+
+        \b
+        usfmae-client notify SITE --test        usfmae-server notify DIRECTORY --test
+        """
+        from usfmae.core.config.sources import NoticeKind
+        from usfmae.core.web.notify import Notice, send
+
+        name, settings = chosen(directory)
+        for channel, value in settings.model_dump(mode="json", include={"command", "webhook", "mail"}).items():
+            click.echo(f"{channel:9s} {value or 'not set'}")
+        if test:
+            send(settings, Notice(NoticeKind.FAILED, name, "this is a test, nothing failed", 1))
+            click.echo("sent", err=True)
+
+    return notify
 
 
 def audit_command(log_of: LogOf) -> click.Command:
