@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from usfmae.core.checkpoint import Loaded, encoder_of, write_tensors
-from usfmae.core.export.hf_mae import encoder_config, renamed, write_processor
+from usfmae.core.export.hf_mae import encoder_config, no_progress_bar, renamed, write_processor
 from usfmae.core.export.target import ExportOptions, model_of, probe_images
 from usfmae.core.files import write_atomic
 from usfmae.core.mae.weights.foreign_files import SAFETENSORS as WEIGHTS
@@ -40,7 +40,8 @@ def config_of(loaded: Loaded) -> dict[str, object]:
 def difference(loaded: Loaded, out: Path) -> float:
     from transformers import AutoModel
 
-    theirs = AutoModel.from_pretrained(out).eval()
+    with no_progress_bar():
+        theirs = AutoModel.from_pretrained(out).eval()
     images = probe_images(loaded)
     ours, answer = model_of(loaded).features(images), theirs(images)
     tokens = float((answer.last_hidden_state - ours).abs().max())

@@ -9,6 +9,8 @@ There q, k and v are three matrices; here one `qkv` holds them in that order. Tw
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -93,11 +95,26 @@ def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """transformers shows a bar for every file it reads, also one that takes no time."""
+    from transformers.utils import logging
+
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()
+
+
 @torch.no_grad()
 def difference(loaded: Loaded, out: Path) -> float:
     from transformers import ViTMAEForPreTraining
 
-    theirs = ViTMAEForPreTraining.from_pretrained(out).eval()
+    with no_progress_bar():
+        theirs = ViTMAEForPreTraining.from_pretrained(out).eval()
     images, ours = probe_images(loaded), model_of(loaded)
     noise = torch.rand(len(images), ours.pos_embed.shape[1] - 1, generator=torch.Generator().manual_seed(1))
     loss, prediction, _ = ours(images, noise)

@@ -62,6 +62,14 @@ def test_timm_takes_the_weights_by_model_name_too(loaded: Loaded, tmp_path: Path
     assert torch.allclose(theirs.forward_features(images), model_of(loaded).features(images), atol=1e-4)
 
 
+def test_an_export_shows_no_bar_of_another_library(
+    loaded: Loaded, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    export(loaded, "hf", tmp_path)
+    assert "Loading" not in capfd.readouterr().err
+
+
 def test_timm_reads_normalisation_from_the_export(loaded: Loaded, tmp_path: Path) -> None:
     import timm
 
