@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -37,6 +39,7 @@ from usfmae.core.web.application import WebPage, assemble
 SHOWN = 24  # kept frames, or quarantined ones, on a page
 PANELS = 12  # reconstructions on a page
 AHEAD = 6  # pictures that are made before somebody asks for them
+WARMED, WARM_SECONDS = 2, 60.0  # of these already on the overview, so often: a decoding process takes seconds to start
 
 
 class SitePage(WebPage):
@@ -49,6 +52,7 @@ class SitePage(WebPage):
         self.site = site
         self.intake, self.shelf = quarantine.Intake(), outbox.Outbox(site)
         self.album, self.previews = corpus_view.CorpusView(), PreviewCache()
+        self.warmed = -math.inf
         self.templates.filters |= {"meaning": meaning, "question": view.question}
 
     def show(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
@@ -62,6 +66,9 @@ class SitePage(WebPage):
 
     async def overview(self, request: Request) -> Response:
         totals = await asyncio.to_thread(view.overview, self.site, self.intake, self.shelf)
+        if totals["waiting"] and time.monotonic() - self.warmed > WARM_SECONDS:
+            self.warmed = time.monotonic()
+            self._look_ahead(await asyncio.to_thread(quarantine.waiting, self.site, self.intake, "", WARMED))
         return self.show(request, "overview.html", totals=totals)
 
     async def quarantine(self, request: Request, notice: str = "") -> Response:

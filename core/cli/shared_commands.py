@@ -105,7 +105,11 @@ def audit_command(log_of: LogOf) -> click.Command:
     @click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
     @click.argument("action", required=False, type=click.Choice(["show", "verify"]), default="show")
     @click.option("--text", default="", help="Only entries in which this occurs: a round, a hash, a name.")
-    @click.option("--event", default="", help="Only this event; 'outbox' stands for all that begin with 'outbox.'.")
+    @click.option(
+        "--event",
+        default="",
+        help="Only this event, or those that begin so: 'outbox' for outbox.sent, 'site' for site-add.",
+    )
     @click.option("--status", default="", help="Only this status: ok, refused, failed.")
     @click.option("--by", default="", help="Only what this person decided, or this part of the program wrote.")
     @click.option(

@@ -28,7 +28,7 @@ class AuditFilter:
     """
 
     text: str = ""  # occurs anywhere in the entry, large or small letters
-    event: str = ""  # the event, or its beginning up to a dot: `outbox` admits `outbox.sent`
+    event: str = ""  # the event, or its beginning: `outbox` admits `outbox.sent`, `site` admits `site-add`
     status: str = ""
     by: str = ""  # the person who decided, or the part of the program that wrote the entry
     since: str = ""
@@ -49,7 +49,7 @@ class AuditFilter:
     def admits(self, entry: dict[str, Any]) -> bool:
         time, event = str(entry.get("time", "")), str(entry.get("event", ""))
         return (
-            (not self.event or event == self.event or event.startswith(f"{self.event}."))
+            (not self.event or event == self.event or event.startswith((f"{self.event}.", f"{self.event}-")))
             and (not self.status or entry.get("status") == self.status)
             and (not self.by or self.by in (entry.get("by"), entry.get("actor")))
             and self.since <= time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -202,6 +203,25 @@ def test_a_broken_audit_log_is_said_loudly(page: TestClient, site: Site) -> None
     assert "unbroken" in page.get("/audit").text
     site.audit_log.write_text(site.audit_log.read_text().replace("st-olav", "other"))
     assert "hash chain is broken" in page.get("/audit").text
+
+
+def test_the_overview_warms_the_light_table_up_once_in_a_while(
+    page: TestClient, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def picture(site: Site, held: quarantine.QuarantinedFrame) -> FramePreview:
+        made.append(held.id)
+        return FramePreview(PNG)
+
+    monkeypatch.setattr(quarantine, "picture", picture)
+    log_in(page, site)
+    for _ in range(3):
+        assert page.get("/").status_code == 200
+    deadline = time.monotonic() + 10
+    while len(made) < 2 and time.monotonic() < deadline:
+        page.get("/outbox")
+    assert len(made) == 2
 
 
 def test_the_audit_log_is_searched_and_saved(page: TestClient, site: Site) -> None:

@@ -19,6 +19,7 @@ ENTRIES = (
     ("2026-03-14", "request.refused", "refused", {"why": "min_patients 3 of 20"}),
     ("2026-03-31", "outbox.sent", "ok", {"entry": "r1-abc", "note": "=HYPERLINK(1)"}),
     ("2026-04-01", "outboxes", "failed", {}),
+    ("2026-04-02", "site-add", "ok", {}),
 )
 
 
@@ -36,15 +37,16 @@ def log(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("wanted", "lines"),
     [
-        ({}, [1, 2, 3, 4, 5]),
+        ({}, [1, 2, 3, 4, 5, 6]),
+        ({"event": "site"}, [6]),
         ({"event": "outbox"}, [1, 2, 4]),
         ({"event": "outbox.sent"}, [4]),
         ({"status": "refused"}, [3]),
         ({"by": "Anna Berg"}, [2]),
-        ({"by": "site"}, [1, 2, 3, 4, 5]),
+        ({"by": "site"}, [1, 2, 3, 4, 5, 6]),
         ({"text": "MIN_PATIENTS 3"}, [3]),
         ({"since": "2026-03", "until": "2026-03"}, [2, 3, 4]),
-        ({"since": "2026-03-01T09:31"}, [3, 4, 5]),
+        ({"since": "2026-03-01T09:31"}, [3, 4, 5, 6]),
         ({"until": "2026-03-14 09:30"}, [1, 2, 3]),
         ({"event": "outbox", "since": "2026-03"}, [2, 4]),
         ({"text": "nowhere"}, []),
@@ -72,4 +74,4 @@ def test_an_exported_entry_still_proves_its_hash_and_a_cell_is_no_formula(log: P
 def test_a_damaged_line_hides_no_other(log: Path) -> None:
     lines = log.read_text().splitlines()
     log.write_text("\n".join([lines[0], lines[1][:40], *lines[2:]]) + "\n")
-    assert [entry["line"] for entry in search(log, AuditFilter())] == [1, 3, 4, 5]
+    assert [entry["line"] for entry in search(log, AuditFilter())] == [1, 3, 4, 5, 6]
