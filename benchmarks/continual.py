@@ -1,13 +1,14 @@
 """Which recipe learns new organs without forgetting the old one? Real scans, a tiny model, the product's own parts.
 
-    python benchmarks/continual.py [--quick] [--json] [--data DIR] [--cache DIR] [--seeds 3] [--first 0]
-        [--steps 48] [--unit 6] [--all] [--workers 2] [--out DIR]
+    python benchmarks/continual.py [--quick] [--json] [--data DIR] [--cache DIR] [--seeds 5] [--first 0]
+        [--steps 96] [--unit 12] [--all] [--workers 2] [--out DIR]
 
 A seed learns breast; then four sites hold ovary, lung (clips), lung (frames) and fetal heads. Each arm is run from
-each of the seeds with its own held-out patients, by the recipe that benchmarks/objective.py chose. Endpoints, fixed beforehand: the
+each of the seeds with its own held-out patients, by the recipe that benchmarks/objective.py chose, on as many images: a site
+alone does the steps of all sites together. Endpoints, fixed beforehand: the
 masked loss of held-out patients with a decoder refitted alike for every arm, AUROC of BUS-BRA (old), and of ovary and
 POCUS frames (new), by patient. Finished runs are kept in the cache, so an interrupted experiment goes on; --quick is one seed and
-three arms. --out writes the table (Markdown) and the plot (SVG).
+three arms. --out writes the table (Markdown), the plot (SVG) and what they show with every run (JSON).
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def main() -> None:
     wanted = [(name, seed) for seed in seeds for name in names]
     given.cache.mkdir(parents=True, exist_ok=True)
     root = continual_data.prepare(given.data, given.cache)
-    results_file = given.cache / f"results-{recipe_id({'size': asdict(size), 'model': arms.MODEL.model_dump()})[:12]}"
+    made = {"size": asdict(size), "model": arms.MODEL.model_dump(), "data": root.name}
+    results_file = given.cache / f"results-{recipe_id(made)[:12]}"
     results_file.mkdir(exist_ok=True)
     if not given.report:
         _run(wanted, size, root, given.cache, results_file, given.workers)
@@ -87,7 +89,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=data, help="folder of real ultrasound with its index.csv")
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "usfmae" / "continual"
     parser.add_argument("--cache", type=Path, default=cache, help="corpora, seeds and finished runs")
-    parser.add_argument("--seeds", type=int, default=3, help="repetitions of every arm")
+    parser.add_argument("--seeds", type=int, default=5, help="repetitions of every arm")
     parser.add_argument("--steps", type=int, default=arms.Size.steps, help="optimizer steps of every site")
     parser.add_argument("--unit", type=int, default=arms.Size.unit, help="local steps of a round with E = 1")
     parser.add_argument(
@@ -98,7 +100,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one seed, three arms")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--report", action="store_true", help="run nothing: report the finished runs in the cache")
-    parser.add_argument("--out", type=Path, help="folder for continual-table.md and continual.svg")
+    parser.add_argument("--out", type=Path, help="folder for continual-table.md, continual.svg and continual.json")
     return parser.parse_args()
 
 

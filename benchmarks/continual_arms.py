@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from continual_data import NEW, OLD, Scans, scans, spread
+from continual_data import JUDGED, NEW, OLD, Scans, scans, spread
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,6 +35,7 @@ from usfmae.core.mae.model import MaskedAutoencoder, fresh, load_tensors
 from usfmae.core.mae.refit import Refit, refitted
 from usfmae.core.mae.targets import predicting
 from usfmae.core.mae.train import TrainContext, TrainPlan, train
+from usfmae.core.types import recipe_id
 
 Tensors = dict[str, Tensor]
 
@@ -53,8 +54,8 @@ class Size:
 
     seed_steps: int = 200
     seed_batch: int = 32
-    steps: int = 48  # optimizer steps of every site, and of the centralised arm with the sites' batches together
-    unit: int = 6  # local steps of a round with E = 1
+    steps: int = 96  # optimizer steps of every site, and of the centralised arm with the sites' batches together
+    unit: int = 12  # local steps of a round with E = 1
     batch: int = 16
     lr: float = 1e-3
     refit_steps: int = 120  # of the decoder that every encoder is read with
@@ -92,7 +93,8 @@ ADAM = {"rule": "fedadam", "rate": 1e-3, "momentum": 0.9, "second_momentum": 0.9
 ARMS = (
     Arm("seed only", kind="seed", main=True),
     Arm("centralised", kind="centralised", main=True),
-    *(Arm(f"alone: {site}", kind=f"alone:{site}", main=True) for site in NEW),
+    # As many images and seconds as the sites of a federation have together: one that stays away trains on for itself.
+    *(Arm(f"alone: {site}", kind=f"alone:{site}", longer=len(NEW), main=True) for site in NEW),
     Arm("federated", main=True),
     Arm("federated, frozen seed", target="mixture", main=True),
     Arm("federated, replay 25 %", replay=0.25, main=True),
@@ -124,11 +126,12 @@ def settings(size: Size, seed: int, **changes: Any) -> TrainRecipe:
 
 def seed_model(root: Path, size: Size, seed: int, cache: Path) -> Tensors:
     """The weights every arm of one repetition starts from: trained on the old organ alone; kept in the cache."""
-    file = cache / f"seed-{seed}-{size.seed_steps}x{size.seed_batch}-{MODEL.width}x{MODEL.depth}.pt"
+    recipe = settings(size, seed, batch_size=size.seed_batch, schedule="cosine")
+    number = recipe_id({"model": MODEL.model_dump(), "train": recipe.model_dump(), "steps": size.seed_steps})
+    file = cache / f"seed-{seed}-{number[:12]}.pt"
     if file.exists():
         return torch.load(file)  # type: ignore[no-any-return]
-    model, data = fresh(MODEL, seed=seed), scans(root, seed, "organ")
-    recipe = settings(size, seed, batch_size=size.seed_batch, schedule="cosine")
+    model, data = fresh(MODEL, recipe.mask_ratio, recipe.norm_pix, seed), scans(root, seed, "organ")
     train(model, data.corpus, recipe, TrainPlan(data.old, size.seed_steps))
     with replacing(file) as partial:
         torch.save(model.state_dict(), partial)
@@ -277,7 +280,7 @@ class Run:
         areas = {
             organ: auroc_of(followed, panel[organ], refit.train) for organ in panel if panel[organ].labels is not None
         }
-        new_areas = [areas[organ] for organ in NEW if organ in areas]
+        new_areas = [areas[organ] for organ in JUDGED]
         return {
             "old_loss": losses[OLD],
             "new_loss": float(np.mean([losses[organ] for organ in NEW])),

@@ -32,6 +32,7 @@ ORGAN_OF = {
     "pocus_frames": "lung-frames",
     "hc18": "fetal-head",
 }
+JUDGED = ("ovary", "lung-frames")  # new organs whose classes are an endpoint; the clips have too few patients
 UNLABELLED = ("stu_hospital", "hc18")
 HELD_OUT = 0.25
 FITTED = 400  # images of an organ that a probe is fitted on
@@ -39,7 +40,7 @@ FITTED = 400  # images of an organ that a probe is fitted on
 
 def prepare(data: Path, cache: Path) -> Path:
     """Write the corpora once; returns their folder."""
-    root = cache / f"corpora-{SIZE}-{FRAMES}"
+    root = cache / f"corpora-{SIZE}-{FRAMES}-by-video"
     with (data / "index.csv").open(newline="") as stream:
         rows = [r for r in csv.DictReader(stream) if r["dataset"] in ORGAN_OF and r["kind"] != "mask"]
     for dataset in ORGAN_OF:
@@ -51,11 +52,22 @@ def prepare(data: Path, cache: Path) -> Path:
 
 def _packed(data: Path, row: dict[str, str]) -> Iterator[PackedImage]:
     label = "" if row["dataset"] in UNLABELLED else row["label"]
-    group = row["group"].split(" | ")[0] if row["dataset"] != "stu_hospital" else ""
+    group = _group(row)
     for number, frame in enumerate(_frames(data / row["path"])):
         name = f"{label}|{row['path']}#{number}"  # public scans: the name may say what they are
         image = CleanImage(frame, np.zeros(frame.shape[:2], bool), Trail(name))
         yield square(image, SIZE, f"{row['dataset']}/{group}" if group else "", ORGAN_OF[row["dataset"]])
+
+
+def _group(row: dict[str, str]) -> str:
+    """The patient as far as a data set says who it is; "" where it says nothing.
+
+    POCUS names a source and a video: only `pat1` and the like are patients, the other sources are collections.
+    """
+    first = row["group"].split(" | ")[0]
+    if row["dataset"] == "stu_hospital":
+        return ""
+    return row["group"] if row["dataset"] == "pocus_frames" and not first.startswith("pat") else first
 
 
 def _frames(path: Path) -> Iterator[NDArray[np.uint8]]:

@@ -30,7 +30,7 @@ def plot(results: dict[str, Any]) -> str:
         f"<rect width='{width}' height='{height}' fill='white'/>",
         f"<text x='{LEFT}' y='18' font-size='14' font-weight='600'>Held-out masked loss against the seed's</text>",
         *_legend(LEFT, 38),
-        *(_text(LEFT - 10, TOP + ROW * i + ROW / 2 + 4, name, "end") for i, name in enumerate(arms)),
+        *(text_at(LEFT - 10, TOP + ROW * i + ROW / 2 + 4, name, "end") for i, name in enumerate(arms)),
     ]
     for start, measure, title in ((LEFT, "new_loss", "new organs"), (LEFT + PANEL + GAP, "old_loss", "old organ")):
         out += _panel(start, title, {name: change[measure] for name, change in arms.items()}, measure == "old_loss")
@@ -48,15 +48,15 @@ def _panel(start: float, title: str, values: dict[str, dict[str, Any]], limited:
 
     step = next(s for s in (0.02, 0.05, 0.1, 0.2) if (high - low) / s <= 8)
     ticks = [k * step for k in range(int(low / step) - 1, int(high / step) + 1) if low <= k * step <= high]
-    out = [_text(start, TOP - 8, f"{title}, change in %; left is better")]
+    out = [text_at(start, TOP - 8, f"{title}, change in %; left is better")]
     for tick in ticks:
         shade, wide = (SOFT, 1.5) if abs(tick) < 1e-9 else (LINE, 1)
-        out.append(_line(x(tick), TOP, x(tick), bottom, shade, wide))
-        out.append(_text(x(tick), bottom + 16, f"{100 * tick:+.0f}" if abs(tick) > 1e-9 else "0", "middle", SOFT))
-    out.append(_text(x(0), bottom + 32, "the seed", "middle", SOFT))
+        out.append(line_to(x(tick), TOP, x(tick), bottom, shade, wide))
+        out.append(text_at(x(tick), bottom + 16, f"{100 * tick:+.0f}" if abs(tick) > 1e-9 else "0", "middle", SOFT))
+    out.append(text_at(x(0), bottom + 32, "the seed", "middle", SOFT))
     if limited:
-        out.append(_line(x(0.1), TOP, x(0.1), bottom, LIMIT, 1.5, "4 3"))
-        out.append(_text(x(0.1) + 4, bottom + 32, "budget +10 %", "start", LIMIT))
+        out.append(line_to(x(0.1), TOP, x(0.1), bottom, LIMIT, 1.5, "4 3"))
+        out.append(text_at(x(0.1) + 4, bottom + 32, "budget +10 %", "start", LIMIT))
     for i, (name, value) in enumerate(values.items()):
         out += _arm(name, value, TOP + ROW * i + ROW / 2, x, high)
     return out
@@ -65,9 +65,9 @@ def _panel(start: float, title: str, values: dict[str, dict[str, Any]], limited:
 def _arm(name: str, value: dict[str, Any], y: float, x: Callable[[float], float], high: float) -> list[str]:
     colour = KINDS[kind_of(name)][0]
     half, mean = value["half"] or 0.0, value["mean"]
-    whisker = _line(x(mean - half), y, x(mean + half), y, colour, 1.5)
+    whisker = line_to(x(mean - half), y, x(mean + half), y, colour, 1.5)
     if mean > high:
-        return [_text(x(high) - 6, y + 4, f"{100 * mean:+.0f} % →", "end", colour)]
+        return [text_at(x(high) - 6, y + 4, f"{100 * mean:+.0f} % →", "end", colour)]
     return [whisker, _mark(kind_of(name), x(mean), y, f"{name}: {mean:+.1%}")]
 
 
@@ -84,15 +84,15 @@ def _mark(kind: str, x: float, y: float, title: str) -> str:
 def _legend(start: float, y: float) -> list[str]:
     out = []
     for i, (kind, (_, text)) in enumerate(KINDS.items()):
-        out += [_mark(kind, start + 6 + 150 * i, y - 4, text), _text(start + 18 + 150 * i, y, text)]
-    return [*out, _text(start + 18 + 450, y, "bar: 95 % interval over seeds", "start", SOFT)]
+        out += [_mark(kind, start + 6 + 150 * i, y - 4, text), text_at(start + 18 + 150 * i, y, text)]
+    return [*out, text_at(start + 18 + 450, y, "bar: 95 % interval over seeds", "start", SOFT)]
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = INK) -> str:
+def text_at(x: float, y: float, text: str, anchor: str = "start", colour: str = INK) -> str:
     return f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' fill='{colour}'>{text}</text>"
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float, dash: str = "") -> str:
+def line_to(x1: float, y1: float, x2: float, y2: float, colour: str, width: float, dash: str = "") -> str:
     return (
         f"<line x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}' stroke='{colour}' stroke-width='{width}'"
         f" stroke-dasharray='{dash or 'none'}'/>"

@@ -1,7 +1,7 @@
 """Objectives of pretraining at equal processor seconds: which one gives the best frozen encoder?
 
     python benchmarks/objective.py CORPUS ROOT --out DIR [--part choose] [--first 100] [--seeds 1] [--seconds 60]
-        [--arm NAME ...] [--minutes 60] [--report] [--json]
+        [--arm NAME ...] [--minutes 60] [--report] [--plot FILE] [--json]
 
 CORPUS: a corpus made by `usfmae prepare` from data sets that are no benchmark (everything at hand but BUS-BRA and
 MMOTU-2D). ROOT holds `bus_bra/`, `mmotu_2d/`, `pocus_frames/` and `index.csv`. A step of every arm is timed first, in turn, and an arm
@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from objective_plot import plot
 from objective_probes import Probes
 from scipy import stats
 
@@ -207,7 +208,8 @@ def compared(done: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _row(
     arm: str, by_seed: dict[int, dict[str, Any]], reference: dict[int, dict[str, Any]], rivals: int
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"seeds": sorted(by_seed), "steps": next(iter(by_seed.values())).get("steps")}
+    steps = next((cell["steps"] for cell in by_seed.values() if "steps" in cell), None)
+    row: dict[str, Any] = {"seeds": sorted(by_seed), "steps": steps}
     shared = sorted(set(by_seed) & set(reference))
     for measure in next(iter(by_seed.values()))["figures"]:
         values = [by_seed[seed]["figures"][measure] for seed in sorted(by_seed)]
@@ -256,6 +258,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no cell after this time; call again")
     parser.add_argument("--arm", choices=ARMS, action="append", help="only these")
     parser.add_argument("--report", action="store_true", help="run nothing: report the finished cells")
+    parser.add_argument("--plot", type=Path, help="also write the picture (SVG)")
     parser.add_argument("--json", action="store_true", help="print JSON (the only form there is)")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -269,6 +272,8 @@ def main() -> None:
                     finished(Cell(arm, seed, options.seconds), corpus, probes, options.out, options.part)
     done = cells(options.out, options.part, options.seconds)
     report = {"part": options.part, "images": len(corpus), "seconds": options.seconds, "arms": compared(done)}
+    if options.plot:
+        options.plot.write_text(plot(report))
     print(json.dumps(report, indent=1))
 
 

@@ -15,13 +15,14 @@ import yaml
 from usfmae.core import audit, checkpoint, keys
 from usfmae.core.checkpoint import Loaded
 from usfmae.core.checkpoint_header import describe
-from usfmae.core.config import load, template, validated
+from usfmae.core.config import filled, load, template
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import ConfigError
 from usfmae.core.federated.messages import fingerprint
 from usfmae.core.federated.rules import check_rule
 from usfmae.core.files import write_atomic
 from usfmae.core.mae.model import MaskedAutoencoder
+from usfmae.core.mae.presets import values_of
 from usfmae.core.mae.weights.init_weights import load_any
 from usfmae.server import certificates
 from usfmae.server.layout import Layout
@@ -92,9 +93,11 @@ def _write_keys(home: Layout, settings: CoordinatorSettings) -> None:
 
 
 def _with_seed(wanted: Sequence[str], seed: Path | None) -> tuple[CoordinatorSettings, Loaded | None]:
-    """Settings; a seed brings its own architecture and recipe, which `wanted` keys override."""
+    """Settings: what `wanted` sets; beneath it the preset that it names; beneath that a seed's architecture and recipe."""
+    settings, origins = load(CoordinatorSettings, None, wanted)
+    chosen = values_of(settings.train.preset) if "train.preset" in origins else {}
     if seed is None:
-        return load(CoordinatorSettings, None, wanted)[0], None
+        return filled(settings, origins, chosen), None
     loaded = load_any(seed)
     if not checkpoint.decoder_of(loaded.tensors):
         raise ConfigError(
@@ -102,13 +105,9 @@ def _with_seed(wanted: Sequence[str], seed: Path | None) -> tuple[CoordinatorSet
             "holds no decoder, or one whose heads nothing states",
             "use a pretraining checkpoint, or 'usfmae import FILE --decoder-heads N --out CHECKPOINT' first",
         )
-    brought = {"model": loaded.model, "train": loaded.train.settings().model_copy(update={"steps": None})}
-    settings, origins = load(CoordinatorSettings, None, wanted)
-    values = settings.model_dump()
-    for section, options in brought.items():
-        own = {key.split(".", 1)[1] for key in origins if key.startswith(f"{section}.")}
-        values[section].update({k: v for k, v in options.model_dump().items() if k not in own})
-    return validated(CoordinatorSettings, values, "settings with the seed's"), loaded
+    recipe = loaded.train.settings().model_copy(update={"steps": None})
+    brought = {"model": loaded.model.model_dump(), "train": recipe.model_dump()}
+    return filled(settings, origins, brought, {"train": chosen.get("train", {})}), loaded
 
 
 def _write_seed(home: Layout, settings: CoordinatorSettings, loaded: Loaded | None) -> None:

@@ -201,12 +201,14 @@ def _begin(
 ) -> Campaign:
     last = ledger.last_round()
     recipe = recipe_of(settings)
+    steps = settings.rounds.total_steps or settings.rounds.steps * (rounds or length or OPEN_ENDED)
+    check_learns(settings, rounds or max(1, steps // settings.rounds.steps), steps)
     begun = Campaign(
         id=name,
         first=last.number + 1 if last else 1,
         rounds=rounds,
         origin=last.global_step + last.steps if last else 0,
-        steps=settings.rounds.total_steps or settings.rounds.steps * (rounds or length or OPEN_ENDED),
+        steps=steps,
         seed=seed,
         recipe=recipe_id(recipe),
         settings=recipe,
@@ -214,6 +216,22 @@ def _begin(
     )
     ledger.set_facts({RECORD: _text([*campaigns(ledger), begun]), "campaign": name})
     return begun
+
+
+def check_learns(settings: CoordinatorSettings, rounds: int, end: int) -> None:
+    """PolicyError where a planned round would have a learning rate of 0 in all of its steps: its updates say nothing.
+
+    `end`: steps from the campaign's first to the end of its schedule. The first step of a warm-up is at 0 by design.
+    """
+    recipe, steps = TrainRecipe.of(settings.train), settings.rounds.steps
+    for number in range(rounds):
+        first, last = max(number * steps, 1), max((number + 1) * steps - 1, 1)
+        if not any(learning_rate(step, end, recipe) > 0 for step in (first, (first + last) // 2, last)):
+            why = f"the learning rate is 0 from step {first} on, in round {number + 1} of {rounds}: nothing would be learned"
+            raise PolicyError(
+                f"train.lr {recipe.lr:g}, train.schedule {recipe.schedule}, rounds.total_steps {settings.rounds.total_steps}",
+                why, "set a rate, a longer rounds.total_steps, or train.constant above 0",
+            )  # fmt: skip
 
 
 def _serving(home: Layout) -> bool:

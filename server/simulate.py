@@ -33,8 +33,17 @@ from usfmae.core.federated.local_round import (
     local_round,
     train_autoencoder,
 )
-from usfmae.core.federated.messages import RAW, REPLY_COUNTS, TrainReply, TrainRequest, fingerprint, sign, to_record
-from usfmae.core.files import replacing
+from usfmae.core.federated.messages import (
+    RAW,
+    REPLY_COUNTS,
+    DeclineReason,
+    TrainReply,
+    TrainRequest,
+    fingerprint,
+    sign,
+    to_record,
+)
+from usfmae.core.files import copy_atomic, replacing
 from usfmae.core.keys import read_private
 from usfmae.core.types import content_id
 from usfmae.server.layout import Federation, Layout
@@ -55,9 +64,9 @@ def masked_autoencoder(place: Path, request: TrainRequest, encoder: TENSORS, dec
     """The real training: the hospital's corpus, its own decoder and optimizer state, the campaign's recipe."""
     recipe = read_recipe(request.recipe)
     settings = recipe.train
-    own, frozen = place / "decoder.safetensors", place / f"teacher-{request.campaign}.safetensors"
+    own, frozen = place / "decoder.safetensors", teacher_file(place, settings.teacher)
     if settings.target != "pixels" and not frozen.exists():
-        _save(frozen, encoder)  # the encoder this hospital began the campaign with: the seed
+        _save(frozen, encoder)  # the campaign's first round: its encoder is the teacher
     corpus = Corpus([place / "corpus"])
     mine, held = corpus.split(settings.held_out, settings.seed)
     trained = train_autoencoder(
@@ -74,6 +83,11 @@ def masked_autoencoder(place: Path, request: TrainRequest, encoder: TENSORS, dec
     assert trained is not None, "nobody stops it"
     _save(own, trained.decoder)
     return trained
+
+
+def teacher_file(place: Path, teacher: str) -> Path:
+    """Where a virtual hospital keeps the frozen teacher of this hash."""
+    return place / f"teacher-{teacher[:16]}.safetensors"
 
 
 def _save(path: Path, tensors: Mapping[str, Any]) -> None:
@@ -110,6 +124,21 @@ class Hospital:
         shapes = {name: base[name].shape for name in payload}
         arrived = {n: Arrived.whole(request.encoding, shapes[n], RAW, d.tobytes()) for n, d in payload.items()}
         return record, arrived
+
+    def lacking(self, task: RoundTask) -> dict[str, Any] | None:
+        """A decline where the campaign's frozen teacher is not here and does not come along; else None."""
+        request, teacher = task.request, read_recipe(task.request.recipe).train.teacher
+        if not teacher or teacher == request.base or teacher_file(self.place, teacher).exists():
+            return None
+        if task.teacher is not None:
+            copy_atomic(task.teacher, teacher_file(self.place, teacher))
+            return None
+        why = DeclineReason.NEED_TEACHER
+        reply = TrainReply(
+            request.campaign, request.round, request.base, declined=why, site=self.site, recipient=self.coordinator,
+            expires=time.time() + REPLY_COUNTS,
+        )  # fmt: skip
+        return to_record(sign(reply, self.key))
 
     def _work(self, request: TrainRequest, base: TENSORS, decoder: Path, folder: Path) -> None:
         began = time.perf_counter()
@@ -166,7 +195,11 @@ class InProcess:
     def answers(self, messages: Iterable[str]) -> Iterable[Answer]:
         for message in self.order([m for m in messages if m in self.waiting]):
             task = self.waiting.pop(message)
-            record, arrays = self.hospitals[task.site].answer(task.request, task.encoder, self.decoder)
+            hospital = self.hospitals[task.site]
+            if declined := hospital.lacking(task):
+                yield Answer(message, declined)
+                continue
+            record, arrays = hospital.answer(task.request, task.encoder, self.decoder)
             yield Answer(message, record, arrays)
 
     def withdraw(self, messages: Iterable[str]) -> None:

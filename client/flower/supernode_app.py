@@ -82,6 +82,8 @@ def _worked(site: Site, request: TrainRequest, content: RecordDict, workers: Wor
         seen = _base(site, request, work, content, room)
         if request.with_decoder:
             _write(content, messages.DECODER, work.decoder)
+        if request.with_teacher:
+            _write(content, messages.TEACHER, work.teacher)
         if request.with_replay:
             files = {name: array.data for name, array in content.array_records[messages.REPLAY].items()}
             replay_corpus.put(site, participation.recipe_of(request).train, files, room)

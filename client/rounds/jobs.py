@@ -45,6 +45,11 @@ class Job:
         return self.place / "seed-decoder.safetensors"
 
     @property
+    def teacher(self) -> Path:
+        """The campaign's frozen teacher, where it came with the request and is not inspected yet."""
+        return self.place / "teacher.safetensors"
+
+    @property
     def trained_decoder(self) -> Path:
         """This site's own decoder as the round left it."""
         return self.place / "decoder.safetensors"

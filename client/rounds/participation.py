@@ -15,7 +15,7 @@ from typing import Any
 
 from usfmae.client import outbox, site_policy
 from usfmae.client.flower import download
-from usfmae.client.rounds import apply_step, campaigns, jobs, model_inspection, replay_corpus, sealing
+from usfmae.client.rounds import apply_step, campaigns, frozen_teacher, jobs, model_inspection, replay_corpus, sealing
 from usfmae.client.rounds.campaigns import CampaignState
 from usfmae.client.site import Site, read_json
 from usfmae.core import flower_objects
@@ -77,6 +77,8 @@ def _lacking(site: Site, request: TrainRequest, recipe: Recipe) -> str:
         return DeclineReason.NO_NEW_IMAGES
     if apply_step.missing_base(site, request):
         return DeclineReason.NEED_BASE
+    if teacher := "" if request.with_teacher else frozen_teacher.lacking(site, request, recipe.train):
+        return teacher
     lacking = replay_corpus.lacking(site, recipe.train)
     if lacking and not (request.with_replay and lacking == DeclineReason.NEED_REPLAY):
         return lacking
@@ -103,6 +105,8 @@ def fetch(
     wanted = {} if request.delta_from else {messages.ENCODER: work.base}
     if request.with_decoder:
         wanted[messages.DECODER] = work.decoder
+    if request.with_teacher:
+        wanted[messages.TEACHER] = work.teacher
     others = [(messages.STEP, request.delta_from), (messages.REPLAY, request.with_replay)]
     names = [*wanted, *(name for name, comes in others if comes)]
     absent = [name for name in names if name not in ids]
@@ -146,9 +150,12 @@ def accept(site: Site, work: jobs.Job, request: TrainRequest, seen: model_inspec
         seen = model_inspection.inspect(work.base, request.base, parent, limits, seen)
         if work.decoder.exists():
             model_inspection.inspect_decoder(work.decoder, request.decoder)
+        if work.teacher.exists():
+            model_inspection.inspect(work.teacher, recipe.train.teacher, parent, limits)
+            frozen_teacher.settle(site, request, recipe.train, work.teacher)
     except PolicyError:
-        work.base.unlink(missing_ok=True)
-        work.decoder.unlink(missing_ok=True)
+        for file in (work.base, work.decoder, work.teacher):
+            file.unlink(missing_ok=True)
         raise
     jobs.prepare(work, request, recipe.train.seed, seen.norms, seen.shapes)
     campaigns.take_up(site, request)

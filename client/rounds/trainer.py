@@ -27,6 +27,7 @@ from safetensors.numpy import load_file, save_file
 from usfmae.client import dp_budget, outbox, site_policy
 from usfmae.client.rounds import (
     encoder_behaviour,
+    frozen_teacher,
     gallery,
     gradient_behaviour,
     replay_corpus,
@@ -234,22 +235,8 @@ class TrainingJob:
         raise LostError("decoder", "this site's is lost or damaged", DeclineReason.NEED_DECODER)
 
     def teacher(self, base: Tensors) -> Tensors | None:
-        """The frozen encoder whose features this campaign predicts; None where it predicts pixels.
-
-        It is the encoder of this site's first round of the campaign: the seed, for a site that was there from the
-        beginning. It is written once and never changes, so a killed round goes on with the same one.
-        """
-        if self.settings.target == "pixels":
-            return None
-        path = self.site.root / "campaigns" / self.request.campaign / "teacher.safetensors"
-        if path.exists() and update_files.is_whole(path):
-            return load_file(path)
-        frozen = {name: np.array(base[name]) for name in base}
-        if ranks()[0] == 0:
-            with replacing(path) as partial_file:
-                save_file(frozen, partial_file)
-            update_files.seal(path)
-        return frozen
+        """The frozen encoder whose features this campaign predicts; None where it predicts pixels."""
+        return frozen_teacher.load(self.site, self.request, self.settings, base, ranks()[0] == 0)
 
     def note(self, record: StepRecord) -> bool:
         """Progress for `status`, at most once a second; True where training should stop after this step."""

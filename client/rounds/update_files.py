@@ -83,6 +83,10 @@ def is_whole(path: Path) -> bool:
         return False
 
 
+def is_sealed(path: Path) -> bool:
+    return _seal(path).exists()
+
+
 def _seal(path: Path) -> Path:
     return path.with_suffix(".crc32")
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Self
+
+from pydantic import model_validator
+
 from usfmae.core.config.base import Options, keys_of, validated
 from usfmae.core.config.bench import BenchSettings
 from usfmae.core.config.clean import CleanSettings
-from usfmae.core.config.load import load, shown, template
+from usfmae.core.config.load import filled, load, shown, template
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.config.train import AugmentSettings, DpSettings, ModelSettings, TrainRecipe, TrainSettings
+from usfmae.core.config.train import (
+    AugmentSettings,
+    DpSettings,
+    ModelSettings,
+    TrainRecipe,
+    TrainSettings,
+    check_patches,
+)
 
 __all__ = [
     "AugmentSettings",
@@ -19,6 +30,7 @@ __all__ = [
     "Settings",
     "TrainRecipe",
     "TrainSettings",
+    "filled",
     "keys_of",
     "load",
     "shown",
@@ -40,3 +52,8 @@ class Settings(Options):
     """The training loop."""
     bench: BenchSettings = BenchSettings()
     """Benchmarks."""
+
+    @model_validator(mode="after")
+    def _patches(self) -> Self:
+        check_patches(self.model, self.train)
+        return self

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from usfmae.core.config.base import Options
 from usfmae.core.config.sources import MetricsSettings, NotifySettings, PageSettings
-from usfmae.core.config.train import ModelSettings, TrainSettings
+from usfmae.core.config.train import ModelSettings, TrainSettings, check_patches
 
 
 class ContinualSettings(Options):
@@ -196,3 +196,8 @@ class CoordinatorSettings(Options):
     """The masked autoencoder, part of every request."""
     train: TrainSettings = TrainSettings()
     """Local training, part of every request."""
+
+    @model_validator(mode="after")
+    def _patches(self) -> Self:
+        check_patches(self.model, self.train)
+        return self

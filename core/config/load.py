@@ -87,6 +87,25 @@ def load(
     return validated(options, values, str(file) if file else "configuration"), origins
 
 
+def filled(settings: T, origins: Mapping[str, str], *beneath: Mapping[str, Any]) -> T:
+    """`settings` with the values of `beneath`, later ones over earlier, wherever nobody has set a key.
+
+    `origins`: where each key that somebody set came from, as `load` gives it. ConfigError where they do not fit.
+    """
+    values = settings.model_dump()
+    for layer in beneath:
+        for key in _flat(layer):
+            if key not in origins:
+                put(values, key, _at(layer, key))
+    return validated(type(settings), values, "settings")
+
+
+def _at(values: Mapping[str, Any], dotted: str) -> Any:
+    for part in dotted.split("."):
+        values = values[part]
+    return values
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for key, value in values.items():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from usfmae.core.config.base import Options, validated
 from usfmae.core.errors import ConfigError
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Spread = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ModelSettings(Options):
@@ -116,7 +119,7 @@ class TrainSettings(Options):
     """After warm-up: cosine to min_lr (one run of known length), or infinite: cooldown, constant, then a linear anneal."""
     anneal: float = Field(0.1, ge=0, le=1)
     """Share of all steps in which the infinite schedule falls to min_lr at the end."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW betas."""
     weight_decay: float = Field(0.01, ge=0)
     """AdamW weight decay, on every tensor."""
@@ -150,7 +153,7 @@ class TrainSettings(Options):
     """Steps between checkpoints, in place of minutes."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Channel means for normalisation (ImageNet, as in the paper)."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[Spread, Spread, Spread] = (0.229, 0.224, 0.225)
     """Channel standard deviations for normalisation."""
     augment: AugmentSettings = AugmentSettings()
     """Augmentations."""
@@ -168,6 +171,8 @@ class TrainRecipe(TrainSettings):
     """Global step at which the schedule begins: a new campaign warms up again from here."""
     proximal: float = Field(0.0, ge=0)
     """FedProx: strength of the pull towards the weights a round began with."""
+    teacher: str = ""
+    """Hash of the frozen encoder whose features a federation's sites predict: the one its campaign began with."""
     replay: float = Field(0.0, ge=0, le=0.5)
     """Share of replayed public images in a site's training."""
     replay_corpus: str = ""
@@ -181,6 +186,15 @@ class TrainRecipe(TrainSettings):
     def settings(self) -> TrainSettings:
         """The part of it that a person sets."""
         return TrainSettings.model_validate(self.model_dump(include=set(TrainSettings.model_fields)))
+
+
+def check_patches(model: ModelSettings, train: TrainSettings) -> None:
+    """ValueError where so many patches are hidden, or so few, that nothing is left to see or to predict."""
+    patches = (model.image_size // model.patch_size) ** 2
+    visible = int(patches * (1 - train.mask_ratio))
+    if not 0 < visible < patches:
+        left = "visible" if not visible else "hidden"
+        raise ValueError(f"train.mask_ratio {train.mask_ratio:g} of {patches} patches leaves none {left}")
 
 
 LONGEST = 64 * 1024  # bytes; ours has about 1,500
@@ -200,7 +214,9 @@ def read_recipe(text: str) -> Recipe:
     try:
         _check_limits(text)
         values = json.loads(text, parse_constant=_no_number)
-        return Recipe(ModelSettings.model_validate(values["model"]), TrainRecipe.model_validate(values["train"]))
+        recipe = Recipe(ModelSettings.model_validate(values["model"]), TrainRecipe.model_validate(values["train"]))
+        check_patches(recipe.model, recipe.train)
+        return recipe
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise ConfigError("recipe", f"unreadable: {reason:.200}", "update usfmae on the older side") from None

@@ -23,7 +23,7 @@ from usfmae.core.corpus.augment import plain
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.mae.device import autocast, device_of, micro_batch
 from usfmae.core.mae.device_batches import normalise
-from usfmae.core.mae.evaluation import chunks, evaluate
+from usfmae.core.mae.evaluation import chunks
 from usfmae.core.mae.model import MaskedAutoencoder
 
 Floats = NDArray[np.float64]
@@ -60,24 +60,26 @@ class Reading:
         return asdict(self)
 
 
-def read(
+def probes(
     model: MaskedAutoencoder, organ: Organ, settings: TrainSettings, seed_features: Floats | None = None
-) -> tuple[Reading, Floats]:
-    """The reading of one organ, and the features (N, D) it rests on. Without `seed_features` there is no CKA.
+) -> tuple[dict[str, float | None], Floats]:
+    """CKA, kNN and linear probe of an organ as a `Reading` has them, and the features (N, D) they rest on.
 
-    `model` holds the encoder and the decoder that its loss is read with.
+    Without `seed_features` there is no CKA, without classes no probe.
     """
-    loss = evaluate(model, organ.corpus, organ.measured, settings)
     measured = features(model, organ.corpus, organ.measured, settings)
     similar = cka(measured, seed_features) if seed_features is not None else None
     if organ.labels is None:
-        return Reading(loss, cka=similar), measured
+        return {"cka": similar}, measured
     fitted = features(model, organ.corpus, organ.fitted, settings)
     labels, truth = organ.labels[organ.fitted], organ.labels[organ.measured]
     fit, test = fitted[labels >= 0], measured[truth >= 0]
     labels, truth = labels[labels >= 0], truth[truth >= 0]
-    probes = {"knn": knn(fit, labels, test, truth), "probe": linear_probe(fit, labels, test, truth)}
-    return Reading(loss, cka=similar, **probes), measured
+    return {
+        "cka": similar,
+        "knn": knn(fit, labels, test, truth),
+        "probe": linear_probe(fit, labels, test, truth),
+    }, measured
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ whom it is for and until when it counts; never the transport's run or message id
 
     request  aggregator -> site   record + encoder tensors, or the packed step to them from the encoder `delta_from` names
                                   (+ decoder tensors where `with_decoder`,
-                                  + the public corpus' files where `with_replay`)
+                                  + the public corpus' files where `with_replay`,
+                                  + the frozen teacher's tensors where `with_teacher`)
     reply    site -> aggregator   record + packed delta of the encoder (see codec.py)
     decline  site -> aggregator   record with `declined` set: no images, paused, need-..., refused
 """
@@ -42,6 +43,7 @@ ENCODER = "encoder"  # request: fp32 tensors of the base encoder
 STEP = "step"  # request: what leads to the base from the encoder before it, packed as an update
 DECODER = "decoder"  # request: fp32 tensors of the seed's decoder
 REPLAY = "replay"  # request: files of the public corpus as arrays of bytes, by name
+TEACHER = "teacher"  # request: fp32 tensors of the encoder whose features the campaign predicts
 UPDATE = "update"  # reply: the packed delta
 
 # How tensors stand in a message. A request's are Flower's own (npy, float32). A reply's have the tensor's true shape,
@@ -75,6 +77,7 @@ class DeclineReason(StrEnum):
     NEED_BASE = "need-base"  # the whole encoder, not a step to it
     NEED_DECODER = "need-decoder"
     NEED_REPLAY = "need-replay"
+    NEED_TEACHER = "need-teacher"
     NO_REPLAY = "no-replay"  # it has no copy of the public corpus and takes none
     REFUSED = "refused"
 
@@ -131,6 +134,7 @@ class TrainRequest:
     delta_from: str = ""  # tensors_id of the encoder from which STEP leads to the base; "" where ENCODER comes
     with_decoder: bool = False  # the seed's decoder comes along (a site's first round in a campaign)
     with_replay: bool = False  # the public corpus comes along (the site said it has none)
+    with_teacher: bool = False  # the frozen teacher comes along (the site said it has none)
     min_new: int = 0  # a site with fewer images it never trained on declines; 0 asks every site
     deadline: float = 0.0  # Unix time after which the reply is not used; 0 for none
     recipient: str = ""  # fingerprint of the site it is for

@@ -70,7 +70,7 @@ TRIAL: dict[str, dict[str, Any]] = {
 
 def preset(name: str) -> tuple[ModelSettings, TrainSettings]:
     """Settings of a preset. Raises UsageError for an unknown name."""
-    settings = validated(Settings, _values(name), f"preset {name}")
+    settings = validated(Settings, values_of(name), f"preset {name}")
     return settings.model, settings.train
 
 
@@ -86,7 +86,7 @@ def configure(
     of the preset, which all else overrides.
     """
     chosen, origins = load(Settings, file, overrides)
-    values = _values(name or chosen.train.preset)
+    values = values_of(name or chosen.train.preset)
     for section, changed in (beneath or {}).items():
         values[section] |= changed
     for key in origins:
@@ -99,7 +99,8 @@ def configure(
     return validated(Settings, values, "configuration")
 
 
-def _values(name: str) -> dict[str, Any]:
+def values_of(name: str) -> dict[str, Any]:
+    """What a preset sets, by section. Raises UsageError for an unknown name."""
     if name not in PRESETS:
         raise UsageError(f"preset {name}", "unknown", f"choose one of {', '.join(PRESETS)}")
     return {section: _copy(values) for section, values in PRESETS[name].items()}

@@ -17,7 +17,7 @@ from usfmae.core import flower_objects
 from usfmae.core.federated import replay as replays
 from usfmae.core.federated.admission import Arrived
 from usfmae.core.federated.enrolment import EnrolledSite, SiteState
-from usfmae.core.federated.messages import DECODER, ENCODER, RAW, RECORD, REPLAY, STEP, UPDATE, to_record
+from usfmae.core.federated.messages import DECODER, ENCODER, RAW, RECORD, REPLAY, STEP, TEACHER, UPDATE, to_record
 from usfmae.core.tensors import TensorFile
 from usfmae.server.flower.link_state import LinkState, Reply, config_record, normal_pem
 from usfmae.server.rounds.transport import Answer, RoundTask
@@ -44,6 +44,8 @@ class GatewayTransport:
         arrays = {STEP: self._file(task.step)} if task.step else {ENCODER: self._offered(task.encoder)}
         if task.decoder:
             arrays[DECODER] = self._offered(task.decoder)
+        if task.teacher:
+            arrays[TEACHER] = self._offered(task.teacher)
         if task.replay:
             arrays[REPLAY] = self._files(task.replay)
         return self.link.send(node, {RECORD: to_record(task.request)}, arrays, task.ttl)

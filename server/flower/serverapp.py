@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from usfmae.core.federated import replay as replays
 from usfmae.core.federated.admission import Arrived
 from usfmae.core.federated.enrolment import EnrolledSite, SiteState
-from usfmae.core.federated.messages import DECODER, ENCODER, RAW, RECORD, REPLAY, STEP, UPDATE, to_record
+from usfmae.core.federated.messages import DECODER, ENCODER, RAW, RECORD, REPLAY, STEP, TEACHER, UPDATE, to_record
 from usfmae.core.tensors import TensorFile
 from usfmae.server.flower.link_state import PASSING
 from usfmae.server.rounds.transport import Answer, RoundTask
@@ -50,9 +50,11 @@ class FlowerWire:
             content[ENCODER] = self._record(task.encoder)
         if task.decoder:
             content[DECODER] = self._record(task.decoder)
+        if task.teacher:
+            content[TEACHER] = self._record(task.teacher)
         if task.replay:
             content[REPLAY] = self._files(task.replay)
-        self._drop_others((task.encoder, task.step))
+        self._drop_others((task.encoder, task.step, task.teacher))
         message = Message(content, node, MessageType.TRAIN, ttl=task.ttl, group_id=str(task.request.round))
         return next(iter(self.grid.push_messages([message])), "") or ""
 

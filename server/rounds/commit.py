@@ -341,8 +341,8 @@ def _summary(admitted: Sequence[Verdict]) -> dict[str, float | int]:
     }
 
 
-def prune(home: Layout, keep: int, number: int) -> None:
-    """Remove old rounds' checkpoints (never the seed's), steps, and what was remembered of older rounds.
+def prune(home: Layout, keep: int, number: int, seed: int = 0) -> None:
+    """Remove old rounds' checkpoints (never that of a `seed`, the federation's or the campaign's), steps, and what was remembered of older rounds.
 
     The last round's step and what it left out stay: the next one's are written over them.
     """
@@ -350,5 +350,5 @@ def prune(home: Layout, keep: int, number: int) -> None:
         if int(file.stem.rsplit("-", 1)[1]) < (number - 1 if file.suffix == ".bin" else number):
             file.unlink()
     if keep:
-        for old in range(1, number - keep + 1):
+        for old in set(range(1, number - keep + 1)) - {seed}:
             home.checkpoint(old).unlink(missing_ok=True)

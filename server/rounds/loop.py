@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from usfmae.core import audit
@@ -80,6 +81,9 @@ class Loop:
         self.not_before: dict[str, float] = {}  # site -> time before which it is not asked again
         self.late: dict[str, tuple[str, TrainRequest]] = {}  # messages of closed rounds still out
         self.without_replay: set[str] = set()  # sites that have said they hold no copy of the replay corpus
+        self.without_teacher: set[str] = set()  # sites that have said they lack the campaign's frozen teacher
+        self.teacher: Path | None = None  # that teacher, where features are predicted
+        self.teacher_id = ""  # its hash
         self.without_base: set[str] = set()  # sites that have said they do not hold the encoder before the round's
         self.speaks: dict[str, int] = {}  # sites that have answered in an earlier protocol -> its version
         self.unsigned: Counter[str] = Counter()  # replies of this round that their site had not signed
@@ -111,7 +115,7 @@ class Loop:
         with TensorFile(before) as base:
             step = last.global_step + last.steps if last else 0
             current = self.ledger.open_round(number, content, step, self.settings.rounds.steps)
-            request = train_request(self.settings, current, running, self.decoder)
+            request = train_request(self.settings, current, running, self.decoder, self._teacher(running))
             note(logger, "round open", round=number, base=content[:12])
             this, result = commit.OpenRound(self.home, self.ledger, self.settings, current, base, self.sealing), ""
             if self.sealing:
@@ -130,12 +134,21 @@ class Loop:
         self.unsigned.clear()
         note(logger, "round committed", round=number, result=result[:12])
         spool.clear(self.home, number)
-        commit.prune(self.home, self.settings.keep, number)
+        commit.prune(self.home, self.settings.keep, number, running.seed)
         self.committed(number)
 
     def _committed(self) -> int:
         last = self.ledger.last_round()
         return last.number if last else 0
+
+    def _teacher(self, running: Campaign) -> str:
+        """Hash of the encoder whose features the campaign predicts, the one it began with; "" for pixels."""
+        if self.settings.train.target == "pixels":
+            return ""
+        if self.teacher != self.home.checkpoint(running.seed):
+            self.teacher = self.home.checkpoint(running.seed)
+            self.teacher_id = checkpoints.check(self.teacher)
+        return self.teacher_id
 
     def _gate(self) -> ForgettingGate | None:
         """The forgetting gate, where the campaign asks for one: it loads torch, the loop does not."""
@@ -197,6 +210,7 @@ class Loop:
             delta_from=before,
             with_decoder=not site.has_decoder,
             with_replay=ships,
+            with_teacher=site.site in self.without_teacher,
             recipient=site.site,
             version=self.speaks.get(site.site, VERSION),
             expires=self.clock() + wanted,
@@ -209,6 +223,7 @@ class Loop:
             self.home.step(request.round - 1) if before else None,
             None if site.has_decoder else self.home.decoder,
             self.settings.continual.replay if ships else None,
+            self.teacher if request.with_teacher else None,
             wanted,
         )
         message = self.transport.ask(task)
@@ -283,10 +298,14 @@ class Loop:
         if reply.declined == DeclineReason.NEED_REPLAY and not request.with_replay and replayed(self.settings):
             self.without_replay.add(site.site)
             return
+        if reply.declined == DeclineReason.NEED_TEACHER and self.teacher and not request.with_teacher:
+            self.without_teacher.add(site.site)
+            return
         if reply.declined == DeclineReason.NEED_BASE and request.delta_from:
             self.without_base.add(site.site)
             return
         self.without_replay.discard(site.site)
+        self.without_teacher.discard(site.site)
         if reply.declined:
             self._verdict(Verdict(request.round, site.site, VerdictCode.DECLINED, reply.declined), site)
             return

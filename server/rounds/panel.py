@@ -12,7 +12,7 @@ loss with the seed's decoder as it was stands beside it. kNN and probe need no d
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,9 @@ from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.shard import FOLDER
 from usfmae.core.errors import ConfigError, PolicyError
 from usfmae.core.federated.forgetting import Tensors
-from usfmae.core.federated.forgetting_panel import Floats, Organ, Reading, backward_transfer, read
-from usfmae.core.mae.evaluation import evaluate
+from usfmae.core.federated.forgetting_panel import Floats, Organ, Reading, backward_transfer, probes
 from usfmae.core.mae.model import MaskedAutoencoder, load_tensors
-from usfmae.core.mae.refit import Refit, refitted
+from usfmae.core.mae.refit import encoded, follow, loss_of, views_for
 from usfmae.core.types import content_id
 from usfmae.server.layout import Layout
 
@@ -63,11 +62,9 @@ class PanelReader:
         if unknown:
             raise ConfigError(f"continual.old: {', '.join(unknown)}", "no such organ in the panel", "correct it")
         self.decoder = load(home.decoder).tensors
-        self.refit = Refit(
-            seed.model, refit_recipe(seed.train), panel.corpus, panel.fitted, settings.refit_steps, self.decoder
-        )
+        self.fit, self.steps = refit_recipe(seed.train), settings.refit_steps
         # How a loss is read belongs to what is compared: a ledger's figures of another way are measured again.
-        self.fingerprint = content_id(panel.fingerprint, "refit", str(settings.refit_steps))
+        self.fingerprint = content_id(panel.fingerprint, "refit, images encoded once", str(settings.refit_steps))
         self.model = MaskedAutoencoder(seed.model, seed.train.mask_ratio, seed.train.norm_pix)
         self.features: dict[str, Floats] = {}
         self.seed, self.features = self._read(seed.tensors)
@@ -86,21 +83,23 @@ class PanelReader:
         }
 
     def _read(self, encoder: Tensors) -> tuple[dict[str, Reading], dict[str, Floats]]:
-        load_tensors(self.model, {**encoder, **self.decoder}, "encoder of the round")
-        self.model.eval()
-        followed = refitted(encoder, self.refit)
-        read_by_organ = {
-            name: read(followed, organ, self.train, self.features.get(name))
-            for name, organ in self.panel.organs.items()
-        }
-        readings = {
-            name: replace(reading, seed_decoder_loss=self._seed_decoder_loss(self.panel.organs[name]))
-            for name, (reading, _) in read_by_organ.items()
-        }
-        return readings, {name: values for name, (_, values) in read_by_organ.items()}
+        model, organs = self.model, self.panel.organs
+        load_tensors(model, {**encoder, **self.decoder}, "encoder of the round")
+        model.eval()
 
-    def _seed_decoder_loss(self, organ: Organ) -> float:
-        return evaluate(self.model, organ.corpus, organ.measured, self.train)
+        # Every image goes through the encoder once; the decoders start from there.
+        measured = {name: encoded(model, organ.corpus, organ.measured, self.train) for name, organ in organs.items()}
+        before = {name: loss_of(model, images, self.train) for name, images in measured.items()}
+        if self.steps:
+            fitted = self.panel.fitted
+            views = views_for(len(fitted), self.fit, self.steps)
+            follow(model, encoded(model, self.panel.corpus, fitted, self.fit, views), self.fit, self.steps)
+        after = {name: loss_of(model, images, self.train) for name, images in measured.items()}
+
+        # Whole images, for what needs no decoder.
+        probed = {name: probes(model, organ, self.train, self.features.get(name)) for name, organ in organs.items()}
+        readings = {name: Reading(after[name], before[name], **figures) for name, (figures, _) in probed.items()}
+        return readings, {name: values for name, (_, values) in probed.items()}
 
 
 def refit_recipe(train: TrainSettings) -> TrainSettings:

@@ -15,13 +15,21 @@ from usfmae.server.campaign import Campaign
 from usfmae.server.ledger import Round
 
 
-def train_request(settings: CoordinatorSettings, current: Round, running: Campaign, decoder: str) -> TrainRequest:
-    """The round's request, the same for every site but for what comes along; `decoder`: hash of the seed's.
+def train_request(
+    settings: CoordinatorSettings, current: Round, running: Campaign, decoder: str, teacher: str = ""
+) -> TrainRequest:
+    """The round's request, the same for every site but for what comes along.
 
-    It is signed for each site when it is sent.
+    `decoder`, `teacher`: hashes of the seed's decoder and of the campaign's frozen teacher, "" where it has none. It is
+    signed for each site when it is sent.
     """
-    proximal = rule_for(settings.merge).proximal
-    placed = {"steps": running.end_step, "origin": running.origin, "proximal": proximal, **replayed(settings)}
+    placed = {
+        "steps": running.end_step,
+        "origin": running.origin,
+        "proximal": rule_for(settings.merge).proximal,
+        "teacher": teacher,
+        **replayed(settings),
+    }
     return TrainRequest(
         campaign=running.id,
         round=current.number,

@@ -25,6 +25,7 @@ class RoundTask:
     step: Path | None = None  # what leads to the encoder, where the site has the one before
     decoder: Path | None = None
     replay: Path | None = None  # folder of the public corpus, where the site has no copy
+    teacher: Path | None = None  # the encoder whose features are predicted, where the site lacks it
     ttl: float = 600.0  # seconds for which an answer is wanted
 
 

@@ -11,9 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from tests.server.virtual import home_with, honest, loop_of
-from usfmae.core.errors import PolicyError
+from usfmae.core.checkpoint import load, save
+from usfmae.core.errors import ConfigError, PolicyError
 from usfmae.core.federated.local_round import Trained
 from usfmae.server import campaign
+from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
 from usfmae.server.simulate import populate
 
@@ -70,3 +72,55 @@ def test_campaigns_end_and_begin_from_the_command_line(tmp_path: Path) -> None:
     assert "begins with round 2" in run(command, ["start", str(home.root), "--rounds", "3"]).output
     listed = json.loads(run(command, ["list", str(home.root), "--json"]).output)
     assert [(one["first"], one["rounds"], one["ended"] is None) for one in listed] == [(1, 0, False), (2, 3, True)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "rounds"),
+    [
+        (["train.lr=0"], 2),
+        (["rounds.total_steps=4"], 3),  # a planned campaign that is longer than its schedule
+        (["train.schedule=infinite", "train.constant=0", "train.warmup=0"], 10),
+    ],
+)
+def test_a_campaign_in_which_a_round_would_learn_nothing_is_refused_at_its_start(
+    tmp_path: Path, changed: list[str], rounds: int
+) -> None:
+    home = home_with(tmp_path, None)
+    ledger = Ledger(home.ledger)
+    loop_of(home, populate(home, 1, 8, honest)).run(1)
+    campaign.end(home, ledger)
+    with pytest.raises(PolicyError, match=r"rate is 0 .*nothing would be learned"):
+        campaign.start(home, ledger, home.settings(changed), rounds, None)
+    campaign.start(home, ledger, home.settings(), rounds, None)
+
+
+def test_a_preset_that_a_person_names_at_init_brings_its_values_and_explicit_keys_win(tmp_path: Path) -> None:
+    train = home_with(tmp_path, None, "train.preset=best", "train.lr=5e-4", "train.augment.rotation=7").settings().train
+    assert (train.mask_ratio, train.norm_pix, train.optimizer, train.lr) == (0.75, True, "muon", 5e-4)
+    # The same beside a seed, whose recipe lies beneath both.
+    seed = Layout(tmp_path / "home")
+    path = tmp_path / "seed.safetensors"
+    encoder = load(seed.checkpoint(0))
+    save(path, {**encoder.tensors, **load(seed.decoder).tensors}, encoder.metadata)
+    again = home_with(tmp_path / "again", None, "train.augment.zoom_min=0.9", "train.optimizer=adamw", seed=path)
+    train = again.settings().train
+    assert (train.augment.rotation, train.augment.zoom_min, train.optimizer, train.mask_ratio) == (
+        7,
+        0.9,
+        "adamw",
+        0.75,
+    )
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        ["train.mask_ratio=0.999"],
+        ["model.image_size=16", "model.patch_size=16"],
+        ["train.betas=[1,1]"],
+        ["train.std=[0,1,1]"],
+    ],
+)
+def test_settings_that_no_training_can_have_are_refused_at_init(tmp_path: Path, wanted: list[str]) -> None:
+    with pytest.raises(ConfigError):
+        home_with(tmp_path, None, *wanted)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -11,8 +10,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.server.virtual import home_with, loop_of
-from usfmae.client.rounds.trainer import TrainingJob
 from usfmae.core.checkpoint import encoder_of, load
+from usfmae.core.federated.messages import VerdictCode
+from usfmae.server import campaign
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger
 from usfmae.server.simulate import masked_autoencoder, populate
@@ -41,17 +41,30 @@ def test_the_seed_is_every_sites_teacher_and_stays_while_the_encoder_learns(tmp_
     assert any(not np.array_equal(now[n], tensor) for n, tensor in load(pixels.checkpoint(2)).tensors.items())
 
 
-def test_a_sites_worker_freezes_the_encoder_of_its_first_round(tmp_path: Path) -> None:
-    job = SimpleNamespace(
-        settings=SimpleNamespace(target="latents"),
-        site=SimpleNamespace(root=tmp_path),
-        request=SimpleNamespace(campaign="c1"),
-    )
-    first, later = {"a": np.ones(3, np.float32)}, {"a": np.zeros(3, np.float32)}
-    frozen = [TrainingJob.teacher(cast(Any, job), base) for base in (first, later)]
-    assert all(f is not None and f["a"].tolist() == [1, 1, 1] for f in frozen)
-    job.request.campaign = "c2"
-    again = TrainingJob.teacher(cast(Any, job), later)
-    assert again is not None and again["a"].tolist() == [0, 0, 0]
-    job.settings.target = "pixels"
-    assert TrainingJob.teacher(cast(Any, job), later) is None
+def test_a_hospital_that_joins_late_or_lost_it_gets_the_campaigns_teacher(tmp_path: Path) -> None:
+    home, places = federation(tmp_path, "train.target=latents", "keep=1")
+    for file in places[0].glob("teacher-*.safetensors"):
+        file.unlink()
+    hospitals = populate(home, 3, 16, masked_autoencoder)  # the third was not there before
+    loop_of(home, hospitals).run(4)
+    seed = load(home.checkpoint(0)).tensors
+    for hospital in hospitals:
+        (teacher,) = hospital.place.glob("teacher-*.safetensors")
+        assert all(np.array_equal(values, seed[name].numpy()) for name, values in load_file(teacher).items())
+    ledger = Ledger(home.ledger)
+    assert all(v.verdict == VerdictCode.ADMITTED for n in (3, 4) for v in ledger.verdicts(n).values())
+    assert len(ledger.verdicts(3)) == 3
+
+
+def test_a_campaigns_teacher_is_the_encoder_it_began_with_and_is_not_pruned(tmp_path: Path) -> None:
+    home, _ = federation(tmp_path, "train.target=latents", "keep=1")
+    ledger = Ledger(home.ledger)
+    campaign.end(home, ledger)
+    campaign.start(home, ledger, home.settings(), 3, None)
+    began = load(home.checkpoint(2)).tensors
+    hospitals = populate(home, 3, 16, masked_autoencoder)
+    loop_of(home, hospitals).run(0)
+    assert ledger.last_round().number == 5 and home.checkpoint(2).exists() and not home.checkpoint(3).exists()
+    for hospital in hospitals:
+        files = [load_file(path) for path in hospital.place.glob("teacher-*.safetensors")]
+        assert any(all(np.array_equal(v, began[n].numpy()) for n, v in tensors.items()) for tensors in files)
