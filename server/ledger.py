@@ -384,6 +384,12 @@ class Ledger:
         query = "SELECT 1 FROM replies WHERE site = ? AND content = ? AND round != ? AND verdict = 'admitted'"
         return self._db.execute(query, (site, content, number)).fetchone() is not None
 
+    def lowest_loss(self, site: str, first: int) -> float | None:
+        """The least held-out loss after training that a site reached in its admitted rounds from round `first` on."""
+        query = "SELECT min(loss_after) AS loss FROM replies WHERE site = ? AND verdict = 'admitted' AND round >= ?"
+        row = self._db.execute(query, (site, first)).fetchone()
+        return None if row["loss"] is None else float(row["loss"])
+
     def lengths(self, before: int, rounds: int = 3) -> list[tuple[int, float]]:
         """Round and merged length of each update admitted in the rounds just before this one."""
         query = (

@@ -24,11 +24,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from usfmae.client import outbox, site_policy
 from usfmae.client.page import learning, view
-from usfmae.client.review import corpus_view, quarantine
+from usfmae.client.review import corpus_view, gallery, quarantine
 from usfmae.client.review.frame_preview import FramePreview
 from usfmae.client.review.preview_cache import PreviewCache
 from usfmae.client.review.quarantine import QuarantinedFrame
-from usfmae.client.rounds import campaigns, gallery
+from usfmae.client.rounds import campaigns
 from usfmae.client.site import Site
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.report.reasons import meaning

@@ -25,10 +25,10 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from usfmae.client import dp_budget, outbox, site_policy
+from usfmae.client.review import gallery
 from usfmae.client.rounds import (
     encoder_behaviour,
     frozen_teacher,
-    gallery,
     gradient_behaviour,
     replay_corpus,
     text_canary,

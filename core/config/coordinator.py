@@ -131,6 +131,9 @@ class GateSettings(Options):
     tensor_limit: float = Field(2.9, gt=1)
     """A tensor of the merged encoder whose norm would grow or shrink by more than this is moved less: sites refuse such
     a leap (`max_norm_ratio`, 3 unless they set another)."""
+    drift_limit: float = Field(2.0, gt=1)
+    """A site whose held-out loss before training is more than this many times the lowest it has reached in the campaign is
+    set aside for the round: its images are not what they were, as after a broken export."""
     direction_limit: float = Field(-0.1, ge=-1, le=0)
     """With three sites or more, an update whose cosine to the sum of the others is below this points against them..."""
     agreement: float = Field(0.1, ge=-1, le=1)

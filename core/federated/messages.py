@@ -115,6 +115,7 @@ class VerdictCode(StrEnum):
     NORM = "norm"
     TOO_SMALL = "too-small"
     DIRECTION = "direction"
+    DRIFT = "drift"  # its held-out loss jumped: its images are not what they were
     FORGETS = "forgets"  # it broke the forgetting budget
     REVOKED = "revoked"
 

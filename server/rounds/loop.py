@@ -21,8 +21,17 @@ from typing import TYPE_CHECKING
 from usfmae.core import audit
 from usfmae.core.errors import NetworkError, PolicyError, ResourceError
 from usfmae.core.federated.admission import Refusal, UnsignedRefusal, arriving_size, check_figures, examine, identify
+from usfmae.core.federated.drift import check_drift
 from usfmae.core.federated.enrolment import EnrolledSite, SiteState
-from usfmae.core.federated.messages import VERSION, DeclineReason, TrainRequest, VerdictCode, fingerprint, sign
+from usfmae.core.federated.messages import (
+    VERSION,
+    DeclineReason,
+    TrainReply,
+    TrainRequest,
+    VerdictCode,
+    fingerprint,
+    sign,
+)
 from usfmae.core.federated.rules import check_rule
 from usfmae.core.log import note, printable
 from usfmae.core.tensors import TensorFile
@@ -84,6 +93,7 @@ class Loop:
         self.without_teacher: set[str] = set()  # sites that have said they lack the campaign's frozen teacher
         self.teacher: Path | None = None  # that teacher, where features are predicted
         self.teacher_id = ""  # its hash
+        self.first = 1  # number of the running campaign's first round
         self.without_base: set[str] = set()  # sites that have said they do not hold the encoder before the round's
         self.speaks: dict[str, int] = {}  # sites that have answered in an earlier protocol -> its version
         self.unsigned: Counter[str] = Counter()  # replies of this round that their site had not signed
@@ -115,6 +125,7 @@ class Loop:
         with TensorFile(before) as base:
             step = last.global_step + last.steps if last else 0
             current = self.ledger.open_round(number, content, step, self.settings.rounds.steps)
+            self.first = running.first
             request = train_request(self.settings, current, running, self.decoder, self._teacher(running))
             note(logger, "round open", round=number, base=content[:12])
             this, result = commit.OpenRound(self.home, self.ledger, self.settings, current, base, self.sealing), ""
@@ -292,17 +303,7 @@ class Loop:
             note(logger, "asking in an earlier protocol", site=site.name, version=reply.version)
             self.speaks[site.site] = reply.version
             return
-        if reply.declined == DeclineReason.NEED_DECODER and site.has_decoder:
-            self.ledger.note_decoder(site.site, False)
-            return
-        if reply.declined == DeclineReason.NEED_REPLAY and not request.with_replay and replayed(self.settings):
-            self.without_replay.add(site.site)
-            return
-        if reply.declined == DeclineReason.NEED_TEACHER and self.teacher and not request.with_teacher:
-            self.without_teacher.add(site.site)
-            return
-        if reply.declined == DeclineReason.NEED_BASE and request.delta_from:
-            self.without_base.add(site.site)
+        if self._lacks(reply, site, request):
             return
         self.without_replay.discard(site.site)
         self.without_teacher.discard(site.site)
@@ -312,6 +313,9 @@ class Loop:
         if self.ledger.seen_content(site.site, reply.content, request.round):
             raise Refusal(VerdictCode.REPLAYED, "the same update was admitted in another round")
         check_figures(reply, site, request, self.settings.gate)
+        if not request.with_decoder:  # with the seed's decoder, a site's loss begins anew
+            lowest = self.ledger.lowest_loss(site.site, self.first)
+            check_drift(reply, lowest, self.settings.gate.drift_limit)
         sizes = {n: arriving_size(math.prod(s), reply) for n, s in base.shapes.items()}
         with spool.storing(self.home, request.round, site.site, sizes) as keep:
             norm = examine(reply, answer.arrays, base, keep)
@@ -333,6 +337,21 @@ class Loop:
             seconds=reply.seconds,
         )
         self._verdict(verdict, site)
+
+    def _lacks(self, reply: TrainReply, site: EnrolledSite, request: TrainRequest) -> bool:
+        """Whether a decline says what has to come along; the site is asked again in the same round, with that."""
+        why = reply.declined
+        if why == DeclineReason.NEED_DECODER and site.has_decoder:
+            self.ledger.note_decoder(site.site, False)
+        elif why == DeclineReason.NEED_REPLAY and not request.with_replay and replayed(self.settings):
+            self.without_replay.add(site.site)
+        elif why == DeclineReason.NEED_TEACHER and self.teacher and not request.with_teacher:
+            self.without_teacher.add(site.site)
+        elif why == DeclineReason.NEED_BASE and request.delta_from:
+            self.without_base.add(site.site)
+        else:
+            return False
+        return True
 
     def _verdict(self, verdict: Verdict, site: EnrolledSite) -> None:
         verdict = dataclasses.replace(verdict, detail=printable(verdict.detail))

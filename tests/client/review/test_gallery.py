@@ -16,7 +16,7 @@ from tests.client.conftest import MODEL, TRAIN
 from tests.client.test_page import log_in
 from usfmae.client import outbox
 from usfmae.client.page.app import application
-from usfmae.client.rounds import gallery
+from usfmae.client.review import gallery
 from usfmae.client.site import Site, write_json
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.federated.messages import TrainRequest
