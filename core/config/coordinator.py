@@ -15,7 +15,7 @@ from usfmae.core.config.train import ModelSettings, TrainSettings, check_patches
 class ContinualSettings(Options):
     panel: Path | None = None
     """Public images that measure forgetting: a folder of corpora, PANEL/ORGAN or PANEL/ORGAN/CLASS."""
-    panel_images: int = Field(96, ge=8)
+    panel_images: int = Field(80, ge=8)
     """At most this many images of an organ are measured, and as many again fit the probe."""
     panel_every: int = Field(1, ge=1)
     """Rounds between two looks at the panel; a round without one is not gated."""
@@ -25,7 +25,7 @@ class ContinualSettings(Options):
     """Images by anatomy over all sites, as they have told the coordinator; stands in the model card of a release."""
     old: tuple[str, ...] = ()
     """Organs the seed knows, for backward transfer; none given means every organ of the panel."""
-    refit_steps: int = Field(100, ge=0)
+    refit_steps: int = Field(40, ge=0)
     """Steps of 16 images in which the server fits a decoder to an encoder before it reads a loss; 0: the seed's decoder."""
     budget: float = Field(0.10, ge=0)
     """A round that leaves an organ's refitted masked loss more than this share above the seed's is moved back or refused."""

@@ -224,12 +224,18 @@ def _merged(
             row += base
 
     # The rule, on what it remembers of the round before.
-    memory = {
-        key: np.full(piece.base.size, rule.start(key)) if values is None else values[piece.where].copy()
+    before = {
+        key: np.full(piece.base.size, rule.start(key)) if values is None else values[piece.where]
         for key, values in held.items()
     }
+    memory = {key: values.copy() for key, values in before.items()}
     values = rule.merge(base, trained, blend.weights, memory)
-    return values if factor == 1 else base + factor * (values - base), memory
+    if factor == 1:
+        return values, memory
+
+    # A step that is cut leaves no more of itself in the memory than in the encoder: else the next rounds make up for it.
+    memory = {key: before[key] + factor * (now - before[key]) for key, now in memory.items()}
+    return base + factor * (values - base), memory
 
 
 def _next(

@@ -116,7 +116,7 @@ RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] =
     "10^9 steps": ({}, {}, {"steps": 10**9}, "steps is 1000000000"),
     "decoder 200,000 deep": ({}, {"decoder_depth": 200_000, "decoder_width": 128}, {}, "bytes of the model is"),
     "262,144 tokens": ({}, {"image_size": 1024, "patch_size": 2}, {}, "patches an image is 262144"),
-    "lr 1e30, std 0": ({"lr": 1e30, "std": (0.0, 0.0, 0.0)}, {}, {}, "lr is 1e+30"),
+    "lr 1e30, std 0": ({"lr": 1e30, "std": (1e-30, 1e-30, 1e-30)}, {}, {}, "lr is 1e+30"),
 }
 
 

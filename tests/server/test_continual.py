@@ -26,6 +26,7 @@ from usfmae.core.federated.local_round import Trained
 from usfmae.core.federated.messages import VerdictCode
 from usfmae.core.mae.model import fresh
 from usfmae.core.mae.train import TrainPlan, train
+from usfmae.core.tensors import TensorFile
 from usfmae.server.layout import Federation, Layout
 from usfmae.server.ledger import Ledger
 from usfmae.server.releases.release import choose, release
@@ -124,6 +125,20 @@ def test_the_site_that_makes_a_round_forget_is_left_out_and_the_round_counts(
     second = ledger.rounds()[1]
     assert second.summary["sites"] == 2 and second.summary["gate"]["outcome"] == "accepted"
     assert second.result != second.base and excess(second.summary) <= 0.10
+
+
+def test_of_a_round_that_is_moved_back_the_servers_momentum_keeps_the_same_share(
+    tmp_path: Path, panel: Path, seed: Path
+) -> None:
+    more = ("merge.rule=fedavgm", "merge.rate=1", "continual.blame=false", "continual.budget=0.02")
+    home = home_with(tmp_path, panel, *more, "continual.steps_back=[0.01]", seed=seed)
+    loop_of(home, populate(home, 2, 8, forgetful(1, ("virtual-001", "virtual-002")))).run(1)
+    assert Ledger(home.ledger).rounds()[0].summary["gate"]["outcome"] == "interpolated"
+    before, after = (load(home.checkpoint(number)).tensors for number in (0, 1))
+    with TensorFile(home.memory("velocity", 1)) as velocity:
+        for name, tensor in after.items():
+            step = (tensor.double() - before[name].double()).numpy()
+            assert np.allclose(velocity.tensor(name), step, atol=1e-6), name
 
 
 def test_a_crash_between_gate_and_commit_ends_in_the_same_round(

@@ -58,7 +58,7 @@ def test_every_preset_is_within_the_default_floor(name: str) -> None:
         ({"weight_decay": 2.0}, {}, {}, "weight_decay"),
         ({"augment": QUIET}, {}, {}, "augmentation"),
         ({"std": (1e6, 1e6, 1e6)}, {}, {}, "std"),
-        ({"std": (0.0, 0.2, 0.2)}, {}, {}, "std"),
+        ({"std": (1e-6, 0.2, 0.2)}, {}, {}, "std"),
         ({"mean": (0.5, -9.0, 0.5)}, {}, {}, "mean"),
         ({"betas": (0.9, 1.0)}, {}, {}, "betas"),
         ({"proximal": 1e9}, {}, {}, "proximal"),
