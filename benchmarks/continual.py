@@ -4,8 +4,8 @@
         [--steps 96] [--unit 12] [--all] [--workers 2] [--out DIR]
 
 A seed learns breast; then four sites hold ovary, lung (clips), lung (frames) and fetal heads. Each arm is run from
-each of the seeds with its own held-out patients, by the recipe that benchmarks/objective.py chose, on as many images: a site
-alone does the steps of all sites together. Endpoints, fixed beforehand: the
+each of the seeds with its own held-out patients, by the recipe that benchmarks/objective.py chose. A site alone has as many
+images as the federation has ("alone"), or trains as long as each hospital does in it ("alone, as long"). Endpoints, fixed beforehand: the
 masked loss of held-out patients with a decoder refitted alike for every arm, AUROC of BUS-BRA (old), and of ovary and
 POCUS frames (new), by patient. Finished runs are kept in the cache, so an interrupted experiment goes on; --quick is one seed and
 three arms. --out writes the table (Markdown), the plot (SVG) and what they show with every run (JSON).

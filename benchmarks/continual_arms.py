@@ -93,12 +93,15 @@ ADAM = {"rule": "fedadam", "rate": 1e-3, "momentum": 0.9, "second_momentum": 0.9
 ARMS = (
     Arm("seed only", kind="seed", main=True),
     Arm("centralised", kind="centralised", main=True),
-    # As many images and seconds as the sites of a federation have together: one that stays away trains on for itself.
+    # As many images as the sites of a federation have together; and as long as each of them trains in it.
     *(Arm(f"alone: {site}", kind=f"alone:{site}", longer=len(NEW), main=True) for site in NEW),
+    *(Arm(f"alone, as long: {site}", kind=f"alone:{site}", main=True) for site in NEW),
+    Arm("centralised, as many steps", kind="centralised", e=len(NEW), longer=len(NEW), main=True),
     Arm("federated", main=True),
     Arm("federated, frozen seed", target="mixture", main=True),
     Arm("federated, replay 25 %", replay=0.25, main=True),
     Arm("federated, IID", split="iid", main=True),
+    Arm("federated, four times as long", longer=len(NEW), main=True),
     Arm("shared decoder", decoder="shared"),
     Arm("random local decoders", decoder="random"),
     Arm("AdamW reset", optimizer="reset"),
@@ -257,7 +260,9 @@ class Run:
         if self.arm.kind == "federated":
             self.federated()
         elif self.arm.kind == "centralised":
-            self.together(np.concatenate([s.positions for s in self.sites.values()]), self.size.batch * len(self.sites))
+            # One batch of all sites' together, or `e` times as many steps of a smaller one: as many images.
+            batch = self.size.batch * len(self.sites) // self.arm.e
+            self.together(np.concatenate([s.positions for s in self.sites.values()]), batch)
         elif self.arm.kind.startswith("alone:"):
             self.together(self.sites[self.arm.kind.split(":")[1]].positions, self.size.batch)
 
