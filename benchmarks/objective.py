@@ -1,7 +1,7 @@
 """Objectives of pretraining at equal processor seconds: which one gives the best frozen encoder?
 
     python benchmarks/objective.py CORPUS ROOT --out DIR [--part choose] [--first 100] [--seeds 1] [--seconds 60]
-        [--arm NAME ...] [--minutes 60] [--report] [--plot FILE] [--json]
+        [--encoder trial] [--arm NAME ...] [--minutes 60] [--report] [--plot FILE] [--json]
 
 CORPUS: a corpus made by `usfmae prepare` from data sets that are no benchmark (everything at hand but BUS-BRA and
 MMOTU-2D). ROOT holds `bus_bra/`, `mmotu_2d/`, `pocus_frames/` and `index.csv`. A step of every arm is timed first, in turn, and an arm
@@ -47,7 +47,18 @@ from usfmae.core.mae.refit import Refit, refitted
 from usfmae.core.mae.targets import student
 from usfmae.core.mae.train import TrainPlan, train
 
-SETTINGS = configure("tiny", beneath=TRIAL)
+ENCODERS = {
+    "trial": TRIAL["model"],
+    "vit-tiny": {"image_size": 112, "patch_size": 16, "width": 192, "depth": 12, "heads": 3},  # with tiny's decoder
+}
+
+
+class Chosen:
+    """The encoder of this call."""
+
+    settings = configure("tiny", beneath=TRIAL)
+
+
 REFERENCE, RANDOM = "paper: pixels 25 %", "random weights"
 MILD = {"rotation": 15, "two_sided": True, "zoom_min": 0.8, "zoom_max": 1.25}
 NORM = {"mask_ratio": 0.75, "norm_pix": True}
@@ -94,14 +105,14 @@ class Cell:
 def recipe(arm: str, seed: int) -> TrainSettings:
     changed = {"seed": seed, "keep": 1, "precision": "fp32", "lr": 1e-3, **ARMS[arm]}
     changed.pop("decoder_depth", None)
-    return TrainSettings.model_validate({**SETTINGS.train.model_dump(), **changed})
+    return TrainSettings.model_validate({**Chosen.settings.train.model_dump(), **changed})
 
 
 def network(arm: str, seed: int, teacher: dict[str, torch.Tensor] | None) -> MaskedAutoencoder:
     """An arm's model before its first step; where a student starts from its teacher, with those weights."""
-    settings, depth = recipe(arm, seed), ARMS[arm].get("decoder_depth", SETTINGS.model.decoder_depth)
-    model = SETTINGS.model.model_copy(update={"decoder_depth": depth})
-    made = student(model, settings, teacher, SETTINGS.model)
+    settings, depth = recipe(arm, seed), ARMS[arm].get("decoder_depth", Chosen.settings.model.decoder_depth)
+    model = Chosen.settings.model.model_copy(update={"decoder_depth": depth})
+    made = student(model, settings, teacher, Chosen.settings.model)
     if teacher is not None and "from teacher" in arm:
         made.load_state_dict({**made.state_dict(), **encoder_of(teacher)})
     return made
@@ -113,7 +124,7 @@ def step_seconds(corpus: Corpus, out: Path) -> dict[str, float]:
     measured: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     if not set(ARMS) <= set(measured):
         missing = [REFERENCE, *(arm for arm in ARMS if arm not in measured and arm != REFERENCE)]
-        teacher = fresh(SETTINGS.model, seed=0).state_dict()
+        teacher = fresh(Chosen.settings.model, seed=0).state_dict()
         made = {arm: network(arm, 0, None if recipe(arm, 0).target == "pixels" else teacher) for arm in missing}
         turns: dict[str, list[float]] = {arm: [] for arm in missing}
         for _ in range(TURNS):
@@ -159,7 +170,7 @@ def teacher_of(cell: Cell, corpus: Corpus, out: Path, cost: dict[str, float]) ->
 def held_out_loss(encoder: dict[str, torch.Tensor], corpus: Corpus, measured: Corpus) -> float:
     """Masked loss of normalised patches on BUS-BRA, with a decoder refitted alike for every encoder."""
     settings = recipe("normalised 75 %", 0)
-    refit = Refit(SETTINGS.model, settings, corpus, np.arange(len(corpus)), REFITTED)
+    refit = Refit(Chosen.settings.model, settings, corpus, np.arange(len(corpus)), REFITTED)
     return evaluate(refitted(encoder, refit), measured, np.arange(0, len(measured), 2), settings)
 
 
@@ -255,6 +266,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="processor seconds of each cell's training")
     parser.add_argument("--first", type=int, default=100, help="number of the first seed")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--encoder", choices=ENCODERS, default="trial", help="a folder of its own (--out) for each")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no cell after this time; call again")
     parser.add_argument("--arm", choices=ARMS, action="append", help="only these")
     parser.add_argument("--report", action="store_true", help="run nothing: report the finished cells")
@@ -262,16 +274,23 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON (the only form there is)")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    Chosen.settings = configure("tiny", beneath={"model": ENCODERS[options.encoder]})
     options.out.mkdir(parents=True, exist_ok=True)
     corpus, end = Corpus([options.corpus]), time.monotonic() + 60 * options.minutes
     if not options.report:
-        probes = Probes(options.root)
+        probes = Probes(options.root, Chosen.settings.model.image_size)
         for seed in range(options.first, options.first + options.seeds):
             for arm in options.arm or ARMS:
                 if time.monotonic() < end:
                     finished(Cell(arm, seed, options.seconds), corpus, probes, options.out, options.part)
     done = cells(options.out, options.part, options.seconds)
-    report = {"part": options.part, "images": len(corpus), "seconds": options.seconds, "arms": compared(done)}
+    report = {
+        "encoder": options.encoder,
+        "part": options.part,
+        "images": len(corpus),
+        "seconds": options.seconds,
+        "arms": compared(done),
+    }
     if options.plot:
         options.plot.write_text(plot(report))
     print(json.dumps(report, indent=1))

@@ -25,19 +25,18 @@ from usfmae.core.types import Pixels, content_id
 
 FOLDS = 5
 CHOOSING = 0.4  # share of the patients that recipes are chosen on
-SIZE = 64
 
 
 class Probes:
     """The tasks below ROOT, their pictures as squares, and both parts of each; read once for all encoders."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, size: int) -> None:
         tasks = {
             "bus-bra": load_task("bus-bra", root / "bus_bra"),
             "mmotu-2d": load_task("mmotu-2d", root / "mmotu_2d"),
             "pocus": pocus(root),
         }
-        self.pixels: dict[str, Pixels] = {name: squares(task, SIZE) for name, task in tasks.items()}
+        self.pixels: dict[str, Pixels] = {name: squares(task, size) for name, task in tasks.items()}
         self.parts = {part: {name: parted(task, part) for name, task in tasks.items()} for part in ("choose", "report")}
 
     def read(self, spec: str, part: str) -> tuple[dict[str, float], dict[str, Predictions]]:
