@@ -60,7 +60,7 @@ def test_every_preset_is_within_the_default_floor(name: str) -> None:
         ({"std": (1e6, 1e6, 1e6)}, {}, {}, "std"),
         ({"std": (1e-6, 0.2, 0.2)}, {}, {}, "std"),
         ({"mean": (0.5, -9.0, 0.5)}, {}, {}, "mean"),
-        ({"betas": (0.9, 1.0)}, {}, {}, "betas"),
+        ({"betas": (0.9, 0.999999)}, {}, {}, "betas"),
         ({"proximal": 1e9}, {}, {}, "proximal"),
         ({"augment": AugmentSettings(zoom_min=0.05, zoom_max=0.1)}, {}, {}, "augment.zoom_min"),
         ({"augment": AugmentSettings(zoom_min=200, zoom_max=400)}, {}, {}, "augment.zoom_max"),
