@@ -15,7 +15,7 @@ from usfmae.core.config.train import ModelSettings, TrainSettings, check_patches
 class ContinualSettings(Options):
     panel: Path | None = None
     """Public images that measure forgetting: a folder of corpora, PANEL/ORGAN or PANEL/ORGAN/CLASS."""
-    panel_images: int = Field(96, ge=8)
+    panel_images: int = Field(64, ge=8)
     """At most this many images of an organ are measured, and as many again fit the probe."""
     panel_every: int = Field(1, ge=1)
     """Rounds between two looks at the panel; a round without one is not gated."""
