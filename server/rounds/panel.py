@@ -82,6 +82,19 @@ class PanelReader:
             "backward_transfer": backward_transfer(self.seed, readings, self.old),
         }
 
+    def followed(self, encoder: Tensors) -> MaskedAutoencoder:
+        """The model whose loss is read: this encoder and the decoder that follows it. The next reading changes it."""
+        load_tensors(self.model, {**encoder, **self.decoder}, "encoder of the round")
+        self._follow()
+        return self.model.eval()
+
+    def _follow(self) -> None:
+        """Train the decoder of the model that is held on images that its encoder sees once."""
+        if self.steps:
+            fitted = self.panel.fitted
+            views = views_for(len(fitted), self.fit, self.steps)
+            follow(self.model, encoded(self.model, self.panel.corpus, fitted, self.fit, views), self.fit, self.steps)
+
     def _read(self, encoder: Tensors) -> tuple[dict[str, Reading], dict[str, Floats]]:
         model, organs = self.model, self.panel.organs
         load_tensors(model, {**encoder, **self.decoder}, "encoder of the round")
@@ -90,10 +103,7 @@ class PanelReader:
         # Every image goes through the encoder once; the decoders start from there.
         measured = {name: encoded(model, organ.corpus, organ.measured, self.train) for name, organ in organs.items()}
         before = {name: loss_of(model, images, self.train) for name, images in measured.items()}
-        if self.steps:
-            fitted = self.panel.fitted
-            views = views_for(len(fitted), self.fit, self.steps)
-            follow(model, encoded(model, self.panel.corpus, fitted, self.fit, views), self.fit, self.steps)
+        self._follow()
         after = {name: loss_of(model, images, self.train) for name, images in measured.items()}
 
         # Whole images, for what needs no decoder.

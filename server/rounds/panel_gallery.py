@@ -14,7 +14,6 @@ from usfmae.core.checkpoint import load
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import ConfigError
 from usfmae.core.mae.evaluation import panel
-from usfmae.core.mae.refit import refitted
 from usfmae.core.types import Pixels
 from usfmae.server.layout import Layout
 from usfmae.server.rounds.panel import PanelReader, opened
@@ -49,6 +48,6 @@ def _spread(numbers: list[int]) -> list[int]:
 
 
 def _pictures(reader: PanelReader, home: Layout, number: int) -> dict[str, Pixels]:
-    model = refitted(load(home.checkpoint(number)).tensors, reader.refit)
+    model = reader.followed(load(home.checkpoint(number)).tensors)
     organs = list(reader.panel.organs.items())[:MOST_ORGANS]
     return {name: panel(model, organ.corpus, organ.measured[:1], reader.train) for name, organ in organs}

@@ -67,7 +67,7 @@ def excess(summary: Any) -> float:
 
 @pytest.fixture(scope="module")
 def ten_rounds(tmp_path_factory: pytest.TempPathFactory, panel: Path, seed: Path) -> Layout:
-    home = home_with(tmp_path_factory.mktemp("ten"), panel, "gate.weight_cap=0.6", "continual.budget=0.03", seed=seed)
+    home = home_with(tmp_path_factory.mktemp("ten"), panel, "gate.weight_cap=0.6", "continual.budget=0.02", seed=seed)
     loop_of(home, populate(home, 2, 8, forgetful(6, ("virtual-002",)))).run(10)
     return home
 
@@ -330,6 +330,6 @@ def test_a_release_says_what_it_was_trained_on_and_how_it_did(ten_rounds: Layout
     settings = ten_rounds.settings(["continual.anatomies={breast: 1200, lung: 300}"])
     release(ten_rounds, settings, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    for what in ("| breast | 1,200 |", "| lung | 300 |", "Budget +3%", "5 accepted"):
+    for what in ("| breast | 1,200 |", "| lung | 300 |", "Budget +2%", "5 accepted"):
         assert what in card
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["rounds"]["steps"] == 4
