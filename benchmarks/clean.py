@@ -1,14 +1,16 @@
-"""Scores cleaning on synthetic overlays over real clean scans: what stays readable, what tissue is harmed, how fast.
+"""Scores cleaning on drawn and on real overlays: what stays readable, what tissue is harmed, how fast.
 
-    python benchmarks/clean.py --json [--data DIR] [--parts DIR] [--half both|scoring|tuning|fresh] [--profiles safe,paper]
-                               [--whole]
+    python benchmarks/clean.py --json [--data DIR] [--parts DIR] [--half all|both|scoring|tuning|fresh] [--limit N]
+                               [--kinds drawn,real] [--profiles safe,paper] [--workers N] [--whole]
     python benchmarks/clean.py --half scoring --parts DIR --only safe-3        one part and no table, to share the work
 
-The work is cut into parts of about 33 annotated pictures, 38 clean stills and 8 clean clips, each with a seed of its
-own and about a minute of one core. Both the scoring half and the fresh part, whose data sets and type faces neither half
-holds, are run: two parts for the safe profile and one for the paper profile of the scoring half, one and one of the
-fresh part; with --whole ten and two, three and one. A part that lies in DIR is not computed again, so a run that was cut
-off goes on. Speed is measured last, on the scoring half.
+Drawn: synthetic overlays over real clean scans. The work is cut into parts of about 33 annotated pictures, 38 clean
+stills and 8 clean clips, each with a seed of its own and about a minute of one core. Tuning half, scoring half and the
+fresh part, whose data sets and type faces neither half holds, stand apart (`both`: without the tuning half): two parts
+for the safe profile and one for the paper profile of a half, one and one of the fresh part; with --whole ten and two,
+three and one. Real: pictures that a person labelled (`labelled.py`), tuning and scoring apart. Parts and rows that lie
+in DIR are not computed again, so a run that was cut off goes on. --limit takes the first N pictures of every kind.
+Speed is measured last, on the scoring half.
 
 Strings that the reader cannot read before cleaning do not count. Strings of quarantined frames do not leak and count
 as unreadable; how many annotated frames that concerns is printed beside. Progress goes to stderr.
@@ -24,8 +26,9 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,7 @@ import overlays
 import scans
 from attack import readable
 from clean_speed import speed
+from labelled import real_tables, tissue_of
 from numpy.typing import NDArray
 
 from usfmae.core.clean import clean, clean_clip
@@ -46,7 +50,6 @@ from usfmae.core.types import CleanImage, Frame, Quarantined
 
 Pixels = NDArray[np.uint8]
 
-TISSUE = 3  # gray levels above the screen's dark level; below lie black and the noise of codecs
 KINDS = {"outside": "outside", "tissue": "tissue", "low": "low"}
 
 
@@ -58,6 +61,13 @@ class Size:
     strings_tissue: int = 100
     clean_stills: int = 38
     clips: int = 8
+    annotated: int = 1000  # pictures at most
+
+    def at_most(self, limit: int | None) -> Size:
+        """As this, for a short run."""
+        if limit is None:
+            return self
+        return replace(self, annotated=limit, clean_stills=min(self.clean_stills, limit), clips=min(self.clips, 1))
 
 
 PART = {"tuning": Size(), "scoring": Size(), "fresh": Size(clean_stills=18, clips=1)}
@@ -165,14 +175,6 @@ def score_annotated(
         score.flow_kept += int((plain & ~result.mask).sum())
 
 
-def tissue_of(pixels: Pixels) -> NDArray[np.bool_]:
-    """Pixels clearly above the screen's own dark level (0 on most devices)."""
-    gray = pixels.max(2)
-    counts = np.bincount(gray.ravel(), minlength=256)[:32]
-    level = int(counts.argmax()) if counts.max() > 0.03 * gray.size else 0
-    return gray > level + TISSUE
-
-
 def score_clean(score: Score, pixels: Pixels, result: CleanImage | Quarantined, kind: str) -> None:
     """Book one scan without overlays: quarantined, or the share of its tissue that was changed."""
     score.quarantined[kind].append(isinstance(result, Quarantined))
@@ -187,7 +189,8 @@ def quality(root: Path, half: str, size: Size, options: CleanSettings, seed: int
     for picture in annotated(root, half, seed):
         were_readable = [readable(picture.pixels, s) for s in picture.strings]
         score_annotated(score, picture, clean(picture.pixels, options), were_readable)
-        if score.strings["outside"] >= size.strings_outside and score.strings["tissue"] >= size.strings_tissue:
+        enough = score.strings["outside"] >= size.strings_outside and score.strings["tissue"] >= size.strings_tissue
+        if enough or score.frames >= size.annotated:
             break
     sources = scans.sources(root, half)
     for source in some(sources, size.clean_stills, seed):
@@ -206,13 +209,14 @@ def some(sources: list[scans.Source], count: int, seed: int) -> list[scans.Sourc
     return [sources[i % len(sources)] for i in range(seed * count, (seed + 1) * count)]
 
 
-def part(folder: Path, name: str, root: Path, half: str) -> None:
+def part(folder: Path, name: str, root: Path, half: str, limit: int | None = None) -> None:
     """Compute one part, "profile-seed", unless it lies in the folder."""
+    cv2.setNumThreads(1)
     file = folder / f"{name}.json"
     if file.exists():
         return
     profile, seed = name.split("-")
-    score = quality(root, half, PART[half], CleanSettings(profile=profile), int(seed))
+    score = quality(root, half, PART[half].at_most(limit), CleanSettings(profile=profile), int(seed))
     file.with_suffix(".new").write_text(json.dumps(vars(score)))
     file.with_suffix(".new").rename(file)
     print(f"{name}: {dict(score.strings)} readable {dict(score.readable)}", file=sys.stderr)
@@ -248,45 +252,68 @@ def timed(root: Path, half: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("USFMAE_TEST_DATA", "../shared/data")))
-    parser.add_argument("--half", choices=("both", "scoring", "tuning", "fresh"), default="both")
+    parser.add_argument("--half", choices=("all", "both", "scoring", "tuning", "fresh"), default="all")
+    parser.add_argument("--kinds", default="drawn,real")
     parser.add_argument("--profiles", default="safe,paper")
     parser.add_argument("--parts", type=Path, help="where the parts lie, or will lie; default: a temporary folder")
     parser.add_argument("--only", help="compute this part, such as safe-3, and stop")
+    parser.add_argument("--limit", type=int, help="the first N pictures of every kind: a short run")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; as many as there are cores")
     parser.add_argument("--whole", action="store_true", help="all parts: about a quarter of an hour of one core")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     cv2.setNumThreads(1)
-    halves = ("scoring", "fresh") if options.half == "both" else (options.half,)
-    start, report = time.time(), dict[str, Any]()
+    halves = {"all": ("tuning", "scoring", "fresh"), "both": ("scoring", "fresh")}.get(options.half, (options.half,))
     with tempfile.TemporaryDirectory() as temporary:
-        for half in halves:
-            folder = (options.parts or Path(temporary)) / half
-            folder.mkdir(parents=True, exist_ok=True)
-            if options.only:
-                part(folder, options.only, options.data, half)
-            else:
-                report[half] = table_of(folder, half, options)
-    if not options.only:
-        report["seconds"] = round(time.time() - start)
-        print(json.dumps(report) if options.json else "\n".join(lines(report)))
+        options.parts = options.parts or Path(temporary)
+        if options.only:
+            part(_folder(options, halves[0]), options.only, options.data, halves[0], options.limit)
+            return
+        report = measured(halves, options)
+    print(json.dumps(report) if options.json else "\n".join(lines(report)))
 
 
-def table_of(folder: Path, half: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The tables of one half by profile, and the speed, which is measured on all but the fresh part."""
-    report: dict[str, Any] = {}
-    for profile in options.profiles.split(","):
-        names = [f"{profile}-{seed}" for seed in range(PARTS[options.whole][half][profile])]
-        for name in names:
-            part(folder, name, options.data, half)
-        report[profile] = merged([folder / f"{name}.json" for name in names]).table()
-    return report if half == "fresh" else report | {"timing": timed(options.data, half)}
+def measured(halves: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Drawn and real overlays, each half and profile apart, and the speed."""
+    start, report, kinds = time.time(), dict[str, Any](), options.kinds.split(",")
+    if "real" in kinds:
+        profiles = options.profiles.split(",")
+        real = [half for half in halves if half != "fresh"]
+        report["real"] = real_tables(options.data, options.parts, real, profiles, options.limit, options.workers)
+    if "drawn" in kinds:
+        report["drawn"] = {half: table_of(half, options) for half in halves}
+        if "scoring" in halves and options.limit is None:
+            report["timing"] = timed(options.data, "scoring")
+    return report | {"seconds": round(time.time() - start)}
 
 
-def lines(report: dict[str, Any]) -> Iterator[str]:
-    for half, tables in report.items():
-        if isinstance(tables, dict):
-            for name, table in tables.items():
-                yield from (f"{half:8s}{name:7s}{key:24s}{value}" for key, value in table.items())
+def _folder(options: argparse.Namespace, half: str) -> Path:
+    """Where the parts of a half lie; those of a short run apart."""
+    folder: Path = options.parts / (half if options.limit is None else f"{half}-{options.limit}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def table_of(half: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The tables of one half by profile, its parts computed side by side."""
+    folder, parts = _folder(options, half), PARTS[options.whole][half]
+    names = {
+        profile: [f"{profile}-{seed}" for seed in range(parts[profile])] for profile in options.profiles.split(",")
+    }
+    with ProcessPoolExecutor(options.workers) as pool:
+        every = [name for some in names.values() for name in some]
+        for job in [pool.submit(part, folder, name, options.data, half, options.limit) for name in every]:
+            job.result()
+    return {profile: merged([folder / f"{name}.json" for name in some]).table() for profile, some in names.items()}
+
+
+def lines(report: dict[str, Any], path: str = "") -> Iterator[str]:
+    """One figure a line, under the names of its tables."""
+    for key, value in report.items():
+        if isinstance(value, dict) and key not in ("recall", "reasons", "quarantine_reasons", "left_by_label"):
+            yield from lines(value, f"{path} {key}".strip())
+        else:
+            yield f"{path:40s}{key:24s}{value}"
 
 
 if __name__ == "__main__":
