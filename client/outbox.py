@@ -26,7 +26,7 @@ from usfmae.client.site import Site, read_json, write_json
 from usfmae.core import account, flower_objects
 from usfmae.core.errors import PolicyError, UsageError
 from usfmae.core.federated.codec import PayloadHash
-from usfmae.core.federated.messages import RAW, TrainReply, TrainRequest
+from usfmae.core.federated.messages import RAW, TrainReply, TrainRequest, to_record
 from usfmae.core.files import replacing, write_atomic
 from usfmae.core.tensors import TensorFile
 from usfmae.core.types import content_id
@@ -79,7 +79,7 @@ def stage(site: Site, request: TrainRequest, reply: TrainReply, update: Path, su
         "release": "approve" if held else site.settings.release,
         "floor": site.settings.privacy.model_dump(include={"min_images", "min_patients", "max_patient_share"}),
         **summary,
-        "record": {**reply.__dict__},
+        "record": to_record(reply),
     }
     write_atomic(place / "sheet.txt", sheet(entry).encode())
     write_json(place / "entry.json", entry)

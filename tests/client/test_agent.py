@@ -165,6 +165,18 @@ def test_the_first_request_of_a_newer_aggregator_is_no_failure_and_a_second_is(
     assert "request.refused" in events(site)
 
 
+def test_a_site_that_speaks_a_later_version_too_answers_an_older_aggregator_in_its_own(
+    agent: Agent, aggregator: Aggregator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fields of the later version are not among what is staged, signed and sent."""
+    monkeypatch.setattr(messages, "SPOKEN", (4, 3))
+    monkeypatch.setattr(messages, "SINCE", {"custodian": 4, "mask": 4, "task": 4})
+    aggregator.ask(version=3)
+    turns(agent)
+    (reply,) = replies(aggregator)
+    assert (reply.version, reply.declined, reply.steps) == (3, "", 3)
+
+
 def test_an_encoder_that_is_not_the_signed_one_is_refused(agent: Agent, aggregator: Aggregator, site: Site) -> None:
     aggregator.ask(base="0" * 64)
     turns(agent)
