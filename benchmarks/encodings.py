@@ -115,8 +115,9 @@ def run(way: Way, seed: int, root: Path, cache: Path) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         one = PackedRun(way, seed, continual_data.scans(root, seed, "organ"), start, Path(folder))
         one.run()
-        figures = {name: one.measured()[name] for name in (*MEASURES, "bytes")}
-    return {"way": way.name, "seed": seed, "seconds": time.process_time() - began, **figures}
+        figures = one.measured()
+    chosen = {name: figures[name] for name in (*MEASURES, "bytes")}
+    return {"way": way.name, "seed": seed, "seconds": time.process_time() - began, **chosen}
 
 
 def report(results: list[dict[str, Any]]) -> dict[str, Any]:

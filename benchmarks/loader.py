@@ -30,7 +30,7 @@ from usfmae.core.corpus.augment import augment
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.loader import Loader
 from usfmae.core.corpus.shard import square, write_shard
-from usfmae.core.mae.device_batches import DeviceLoader, ResidentCorpus
+from usfmae.core.mae.device_batches import DeviceLoader, ResidentCorpus, normalise
 from usfmae.core.mae.model import fresh
 from usfmae.core.mae.presets import preset
 from usfmae.core.mae.train import StepRecord, TrainContext, TrainPlan, train
@@ -66,6 +66,7 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     coloured = pack(tinted(pictures(options), COLOURED), folder / "coloured")
     programs = {"ours": packed(corpus, "paper"), "ours_exact": packed(corpus, "official-notebook")}
     programs |= {"coloured": packed(coloured, "paper"), "coloured_wide": widened(coloured), "for_device": drawn(corpus)}
+    programs |= {"normalised": packed(corpus, "paper", True), "coloured_normalised": packed(coloured, "paper", True)}
     programs["official"] = official(files)
     rounds: dict[str, list[float]] = {name: [] for name in programs}
     for number in range(options.rounds + 1):
@@ -82,6 +83,7 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "official_images_per_second_per_core": speed["official"],
         "two_per_cent_colour_images_per_second_per_core": speed["coloured"],
         "two_per_cent_colour_of_gray": speed["coloured"] / speed["ours"],
+        "two_per_cent_colour_of_gray_normalised": speed["coloured_normalised"] / speed["normalised"],
         "two_per_cent_colour_all_widened_first": speed["coloured_wide"],
         "for_a_device_images_per_second_per_core": speed["for_device"],
         "torchvision_exact_images_per_second_per_core": speed["ours_exact"],
@@ -157,15 +159,17 @@ def pack(images: list[np.ndarray], folder: Path) -> Corpus:
     return Corpus([folder])
 
 
-def packed(corpus: Corpus, name: str) -> Callable[[int], int]:
-    """This program's loader: batches of 64 as `train` gets them."""
+def packed(corpus: Corpus, name: str, normalised: bool = False) -> Callable[[int], int]:
+    """This program's loader: batches of 64 as `train` gets them; `normalised`: as the model does, in micro-batches."""
     model, settings = preset(name)
     loader = Loader(corpus, np.arange(len(corpus)), model, settings)
 
     def run(number: int) -> int:
         steps = 8
         for step in range(number * steps, (number + 1) * steps):
-            loader.prepare(step)
+            pixels = loader.prepare(step).pixels
+            for start in range(0, len(pixels) if normalised else 0, 12):
+                normalise(pixels[start : start + 12], settings, CPU)
         return steps * settings.batch_size
 
     return run
