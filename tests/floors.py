@@ -16,7 +16,7 @@ LOWERED: dict[str, Any] = {
     "min_visible": 0.0,
     "min_visible_patches": 1,
     "probe": False,
-    "encodings": ("int8", "bf16", "fp32"),
+    "encodings": ("int8", "int4", "sparse", "bf16", "fp32"),
     "campaigns_a_day": 1000,
     "requests_a_day": 100_000,
 }

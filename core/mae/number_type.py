@@ -95,9 +95,10 @@ def _seconds(x: torch.Tensor, weight: torch.Tensor) -> float:
 
 def _read(file: Path) -> NumberType | None:
     try:
-        return NumberType(**json.loads(file.read_text()))
+        stored = NumberType(**json.loads(file.read_text()))
     except (OSError, ValueError, TypeError):
         return None
+    return stored if stored.chosen in ("bf16", "fp32") else None
 
 
 @contextmanager

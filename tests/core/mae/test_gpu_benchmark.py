@@ -44,9 +44,9 @@ def test_training_needs_no_package_of_a_hospital() -> None:
 
 @pytest.mark.e2e
 def test_every_phase_runs_dry_on_a_cpu_and_says_what_is_right(tmp_path: Path) -> None:
-    done = run("import sys, gpu; sys.exit(gpu.main())", "--out", str(tmp_path), "--dry")
+    done = run("import sys, gpu; sys.exit(gpu.main())", "--out", str(tmp_path), "--dry", "--json")
     results = json.loads((tmp_path / "gpu.json").read_text())
-    assert done.returncode == 0, (results, done.stderr[-800:])
+    assert done.returncode == 0 and json.loads(done.stdout) == results, (results, done.stderr[-800:])
     assert set(results) == {"machine", "correct", "speed", "fed", "killed", "learns"}
     assert results["correct"]["augmentation"]["ok"] and results["correct"]["curve"]["ok"]
     assert results["killed"]["same_bits"]

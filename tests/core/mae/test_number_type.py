@@ -41,8 +41,17 @@ def test_a_measurement_is_made_once_a_machine(seconds: dict[str, float], tmp_pat
     assert number_type(WIDE, TrainSettings(), "cpu", file).chosen == "bf16"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"machine": "another"}))
     assert number_type(WIDE, TrainSettings(), "cpu", file).chosen == "fp32"
-    file.write_text("{")
-    assert number_type(WIDE, TrainSettings(), "cpu", file).chosen == "fp32"
+
+
+def test_a_damaged_measurement_is_made_again(seconds: dict[str, float], tmp_path: Path) -> None:
+    file = tmp_path / "number-type.json"
+    number_type(WIDE, TrainSettings(), "cpu", file)
+    whole = json.loads(file.read_text())
+    seconds["fp32"] = 0.1
+    for damaged in (b"", b"{", b"[]", b"\xff", b"null", b'{"chosen": 1}', json.dumps(whole | {"chosen": "fp8"}).encode()):
+        file.write_bytes(damaged)
+        assert number_type(WIDE, TrainSettings(), "cpu", file).chosen == "fp32"
+        assert json.loads(file.read_text())["chosen"] == "fp32"
 
 
 def test_what_is_asked_for_and_narrow_models_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
