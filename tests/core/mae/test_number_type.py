@@ -48,7 +48,15 @@ def test_a_damaged_measurement_is_made_again(seconds: dict[str, float], tmp_path
     number_type(WIDE, TrainSettings(), "cpu", file)
     whole = json.loads(file.read_text())
     seconds["fp32"] = 0.1
-    for damaged in (b"", b"{", b"[]", b"\xff", b"null", b'{"chosen": 1}', json.dumps(whole | {"chosen": "fp8"}).encode()):
+    for damaged in (
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b"null",
+        b'{"chosen": 1}',
+        json.dumps(whole | {"chosen": "fp8"}).encode(),
+    ):
         file.write_bytes(damaged)
         assert number_type(WIDE, TrainSettings(), "cpu", file).chosen == "fp32"
         assert json.loads(file.read_text())["chosen"] == "fp32"
