@@ -47,7 +47,8 @@ class ResumeState:
         if self.folder and ranks()[0] == 0:
             for unfinished in self.folder.glob(".step-*.partial"):
                 unfinished.unlink(missing_ok=True)
-        for step, path in sorted(self._found().items(), reverse=True):
+        states = sorted(self._found().items(), reverse=True)
+        for step, path in states:
             try:
                 same = step > self.start and read_metadata(path).get("call") == self.call
                 if not same and step > self.start:
@@ -63,6 +64,8 @@ class ResumeState:
             self._saved = step if same else -1
             self.updates = int(metadata["updates"]) - (step - self.start if same else 0)
             break
+        if self.restored == self.start and states and states[0][0] > self.start:
+            logger.warning("the checkpoints in %s are of other settings or images: begun anew", self.folder)
         return self.restored
 
     def due(self, step: int) -> bool:

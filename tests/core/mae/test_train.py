@@ -21,7 +21,7 @@ from usfmae.core.mae.device import micro_batch
 from usfmae.core.mae.evaluation import Stopped, evaluate, target_variance
 from usfmae.core.mae.model import MaskedAutoencoder, fresh
 from usfmae.core.mae.optimizer_step import backward
-from usfmae.core.mae.train import StepRecord, TrainContext, TrainPlan, TrainResult, learning_rate, train
+from usfmae.core.mae.train import StepRecord, TrainContext, TrainPlan, TrainResult, call_id, learning_rate, train
 
 MODEL = ModelSettings(
     image_size=32, patch_size=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2
@@ -85,6 +85,26 @@ def test_a_finished_call_repeated_gives_its_weights_without_training(corpus: Cor
     result = go(second, corpus, 4, state=tmp_path, log=tmp_path / "log", on_step=kill_after(4))
     assert weights(second) == weights(first)
     assert (result.steps, result.finished) == (4, True) and math.isfinite(result.loss)
+
+
+def test_a_release_that_knows_one_more_setting_goes_on_with_the_checkpoints_of_this_one(corpus: Corpus) -> None:
+    class Later(TrainRecipe):
+        one_more: int = 3
+        """A setting that this release has not."""
+
+    plan, now = TrainPlan(np.arange(len(corpus)), 7), TrainRecipe.of(SETTINGS)
+    later = Later(**now.model_dump())
+    assert call_id(new(), corpus, now, plan) == call_id(new(), corpus, later, plan)
+    assert call_id(new(), corpus, now, plan) != call_id(new(), corpus, later.model_copy(update={"one_more": 4}), plan)
+
+
+def test_checkpoints_that_are_not_gone_on_with_are_said(
+    corpus: Corpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    go(new(), corpus, 2, state=tmp_path / "s")
+    assert "begun anew" not in caplog.text
+    go(new(), corpus, 2, SETTINGS.model_copy(update={"lr": 0.5}), state=tmp_path / "s")
+    assert "are of other settings or images: begun anew" in caplog.text
 
 
 def test_two_calls_in_a_row_equal_one(corpus: Corpus, tmp_path: Path) -> None:
