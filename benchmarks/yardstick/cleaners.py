@@ -1,9 +1,9 @@
 """Runs a cleaner over a part of the yardstick and writes what it keeps.
 
-    python cleaners.py NAME PART OUT
+    python cleaners.py NAME PART OUT [--spacy-model en_core_web_lg]
 
 NAME: none, tesseract, rapidocr, presidio, usfmae-safe, usfmae-paper. Each needs its own package installed
-(pytesseract, rapidocr, presidio-image-redactor with spaCy's en_core_web_lg, usfmae). A cleaner of your own is a function
+(pytesseract, rapidocr, presidio-image-redactor with a model of spaCy, best in an environment of its own, usfmae). A cleaner of your own is a function
 (name, frames) -> pictures to keep, or None where one is kept back; add it to CLEANERS, or write the folder yourself.
 OUT/seconds.json holds processor seconds for each picture, import and warm-up left out.
 """
@@ -71,12 +71,16 @@ def rapidocr() -> Cleaner:
     return lambda frames: [_painted_over(frame, boxes(frame)) for frame in frames]
 
 
-def presidio() -> Cleaner:
+def presidio(model: str = "en_core_web_lg") -> Cleaner:
     """Microsoft Presidio's image redactor as it comes: it blanks what it takes for personal data."""
     from PIL import Image
-    from presidio_image_redactor import ImageRedactorEngine
+    from presidio_analyzer import AnalyzerEngine
+    from presidio_analyzer.nlp_engine import NlpEngineProvider
+    from presidio_image_redactor import ImageAnalyzerEngine, ImageRedactorEngine
 
-    engine = ImageRedactorEngine()
+    languages = {"nlp_engine_name": "spacy", "models": [{"lang_code": "en", "model_name": model}]}
+    analyzer = AnalyzerEngine(nlp_engine=NlpEngineProvider(nlp_configuration=languages).create_engine())
+    engine = ImageRedactorEngine(image_analyzer_engine=ImageAnalyzerEngine(analyzer_engine=analyzer))
     return lambda frames: [np.asarray(engine.redact(Image.fromarray(f), fill=(0, 0, 0)), np.uint8) for f in frames]
 
 
@@ -113,12 +117,14 @@ def main() -> None:
     parser.add_argument("name", choices=CLEANERS)
     parser.add_argument("part", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--spacy-model", default="en_core_web_lg", help="of presidio's analyzer")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     groups: dict[str, list[str]] = defaultdict(list)
     for item in json.loads((options.part / "truth.json").read_text())["items"]:
         groups[item["clip"] or item["name"]].append(item["name"])
-    cleaner, seconds = CLEANERS[options.name](), {}
+    cleaner = presidio(options.spacy_model) if options.name == "presidio" else CLEANERS[options.name]()
+    seconds = {}
     cleaner([np.zeros((240, 320, 3), np.uint8)])  # load what is loaded at first use
     for group, names in groups.items():
         paths = [options.part / "pictures" / f"{name}.png" for name in names]

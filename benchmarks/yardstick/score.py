@@ -1,12 +1,13 @@
 """Scores what a cleaner left of a part of the yardstick.
 
-    python score.py PART CLEANED [--json]
+    python score.py PART CLEANED [--json] [--enter "NAME VERSION" --command "HOW IT WAS RUN"]
 
 CLEANED holds the pictures that the cleaner keeps, under the names of PART/pictures and of the same size; a picture that
 is not there was kept back and leaks nothing. A string counts where it can be seen at all in the drawn picture: Tesseract
 reads it, or its ink stands out of its surroundings by their standard deviation. It is left where Tesseract reads it
 (60 % alike, turned upright, enlarged, both polarities), or where a quarter of its contrast to its surroundings still
-stands, which no choice of reading program changes. Needs NumPy, OpenCV, pytesseract.
+stands, which no choice of reading program changes. --enter writes the totals to the leaderboard (`board.py`). Needs NumPy,
+OpenCV, pytesseract.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
+import board
 import cv2
 import numpy as np
 import pytesseract
@@ -146,8 +148,13 @@ def main() -> None:
     parser.add_argument("part", type=Path)
     parser.add_argument("cleaned", type=Path)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--enter", metavar="NAME", help="name and version of the cleaner, for the leaderboard")
+    parser.add_argument("--command", default="", help="how it was run, for the leaderboard")
     options = parser.parse_args()
     rows = score(options.part, options.cleaned)
+    if options.enter:
+        truth = json.loads((options.part / "truth.json").read_text())
+        board.enter(board.entry_of(rows, options.enter, truth, options.command, options.cleaned))
     if options.json:
         print(json.dumps(rows, indent=1))
         return
