@@ -33,7 +33,7 @@ from usfmae.core.types import CleanImage, Pixels, Scan
 
 TRUTH = Path(__file__).parent / "truth"
 HALVES = {
-    "tuning": ("mmotu_2d", "covid_blues"),
+    "tuning": ("mmotu_2d", "covid_blues", "dicom_us"),
     "scoring": ("bus_bra", "hc18", "fast_u_net"),
 }
 KINDS = {  # what the targets speak of
