@@ -27,7 +27,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from usfmae.core.errors import UsfmaeError
+from usfmae.core.errors import UsageError, UsfmaeError
 from usfmae.core.report.audit_search import exported, search
 from usfmae.core.web import audit_view, templating
 from usfmae.core.web.access import SESSION_HOURS, Access, local_path
@@ -137,7 +137,8 @@ class WebPage:
         """Any exception of one request costs that one."""
         if isinstance(error, HTTPException):
             return self.show(request, "problem.html", error.status_code, text=error.detail)
-        return self.show(request, "problem.html", 503, text=str(error))
+        status = 400 if isinstance(error, UsageError) else 503
+        return self.show(request, "problem.html", status, text=str(error))
 
 
 class LoginFirst:
