@@ -313,7 +313,7 @@ def lines(report: dict[str, Any], path: str = "") -> Iterator[str]:
         if isinstance(value, dict) and key not in ("recall", "reasons", "quarantine_reasons", "left_by_label"):
             yield from lines(value, f"{path} {key}".strip())
         else:
-            yield f"{path:40s}{key:24s}{value}"
+            yield f"{path:44s} {key:24s}{value}"
 
 
 if __name__ == "__main__":

@@ -218,8 +218,8 @@ def _figures(of: Sequence[Row]) -> dict[str, Any]:
         "left": {kind: {"shapes": sum(shapes[m] for m in marks), "left": sum(left[m] for m in marks),
                         "pictures": sum(any(row.left[m] for m in marks) for row in kept)}
                  for kind, marks in KINDS.items()},
-        "left_by_label": {m: f"{left[m]} of {shapes[m]}" for m in Mark if shapes[m]},
-        "recall": {m: round(removed[m] / ink[m], 4) for m in Mark if ink[m]},
+        "left_by_label": {str(m): f"{left[m]} of {shapes[m]}" for m in Mark if shapes[m]},
+        "recall": {str(m): round(removed[m] / ink[m], 4) for m in Mark if ink[m]},
         "tissue_changed_mean": round(100 * statistics.mean(harmed), 4) if harmed else None,
         "tissue_changed_worst": round(100 * max(harmed), 4) if harmed else None,
     }  # fmt: skip

@@ -138,3 +138,10 @@ def test_an_image_of_another_corpus_has_no_frame(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="not known to this corpus"):
         corpus_view.origin(site, corpus_view.KeptImage("imported.gray", 0))
     assert read_index(site.corpus / FOLDER / "imported.gray.json").shard.count == 1
+
+
+def test_the_list_says_what_is_guaranteed_and_what_is_best_effort(tmp_path: Path) -> None:
+    site = made(tmp_path)
+    shelved(site, "0001-000000", 1)
+    text = opened(site).get("/kept").text
+    assert "Guaranteed: identifiers." in text and "Best effort: calipers, rulers, bars" in text
