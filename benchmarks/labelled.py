@@ -46,7 +46,7 @@ LEFT = 0.25  # share of a shape's contrast from which it is left
 FAINTEST = 3  # gray levels above the surroundings from which a pixel can be ink
 AROUND = 21  # pixels over which the surroundings are the median
 MARGIN = 5  # pixels around a shape in which a change is no harm
-READ = ReadSettings()
+READ = ReadSettings(fps=1000)  # every frame of a clip
 
 Mask = NDArray[np.bool_]
 
@@ -70,18 +70,7 @@ class Labelled:
         if hashlib.sha256(path.read_bytes()).hexdigest() != self.picture.sha256:
             raise SystemExit(f"{path}: not the picture that was labelled")
         (scan,) = (scan for scan in discover([path], b"labels", READ) if isinstance(scan, Scan))
-        return _frame(scan, self.picture.frame)
-
-
-def _frame(scan: Scan, index: int) -> Pixels:
-    if scan.kind == "video":  # every frame, not three a second
-        video = cv2.VideoCapture(str(scan.path))
-        for _ in range(index):
-            video.grab()
-        pixels = video.read()[1]
-        video.release()
-        return np.ascontiguousarray(pixels[:, :, ::-1])
-    return next(frame.pixels for frame in read(scan, READ) if frame.index == index)
+        return next(frame.pixels for frame in read(scan, READ) if frame.index == self.picture.frame)
 
 
 @dataclass
