@@ -39,7 +39,7 @@ from usfmae.core.web.access import Access, People
 from usfmae.core.web.application import WebPage, assemble
 
 HOST = "127.0.0.1"
-READ = ReadSettings()
+READ = ReadSettings(fps=1000)  # every frame of a clip, so that labels of a later one are found
 
 
 @dataclass(frozen=True)
