@@ -5,7 +5,7 @@
 NAME: none, tesseract, rapidocr, presidio, usfmae-safe, usfmae-paper. Each needs its own package installed
 (pytesseract, rapidocr, presidio-image-redactor with a model of spaCy, best in an environment of its own, usfmae). A cleaner of your own is a function
 (name, frames) -> pictures to keep, or None where one is kept back; add it to CLEANERS, or write the folder yourself.
-OUT/seconds.json holds processor seconds for each picture, import and warm-up left out.
+OUT/seconds.json holds processor seconds for each picture, of programs that were started too, import and warm-up left out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -129,9 +128,9 @@ def main() -> None:
     for group, names in groups.items():
         paths = [options.part / "pictures" / f"{name}.png" for name in names]
         frames = [np.ascontiguousarray(cv2.imread(str(path))[:, :, ::-1]) for path in paths]
-        began = time.process_time()
+        began = sum(os.times()[:4])  # with the processes that were started and have ended
         cleaned = cleaner(frames)
-        seconds[group] = round((time.process_time() - began) / len(frames), 4)
+        seconds[group] = round((sum(os.times()[:4]) - began) / len(frames), 4)
         for name, pixels in zip(names, cleaned, strict=True):
             if pixels is not None:
                 path = options.out / f"{name}.png"
