@@ -118,7 +118,8 @@ class LabellingPage(WebPage):
     hint = "The token stands in the terminal in which the page was started."
 
     def __init__(self, labels: LabelSet, keys: Path) -> None:
-        super().__init__("usfmae.core.annotate", Access(People(keys), lambda *_, **__: None))
+        access = Access(People(keys), lambda *_, **__: None)
+        super().__init__("usfmae.core.annotate", access, keys / "audit.jsonl")  # no log is kept of a page on loopback
         self.labels = labels
         self.writing = asyncio.Lock()
 
