@@ -86,3 +86,14 @@ def test_names_follow_from_the_secret_and_differ():
 def test_figures_of_all_tests_stand_together():
     parts = [{"rank_one": 0.5, "held": ""}, {"membership": [0.9, 0.8, 1.0], "held": "told apart"}, {}]
     assert update_probe.joined(parts) == {"rank_one": 0.5, "membership": [0.9, 0.8, 1.0], "held": "told apart"}
+
+
+def test_a_corpus_with_some_colour_is_read_in_whole(tmp_path):
+    """Batches of gray pictures, of coloured ones and of both lie side by side."""
+    random = np.random.default_rng(0)
+    shapes = [(SIDE, SIDE, 3) if number == 0 else (SIDE, SIDE) for number in range(20)]
+    pictures = [random.integers(0, 256, shape, np.uint8) for shape in shapes]
+    write_shard(tmp_path, "all", [PackedImage(p, f"{i:064d}", f"p-{i}") for i, p in enumerate(pictures)])
+    mixed = Corpus([tmp_path], verify=False)
+    rows = update_probe.patches(seen(mixed, np.arange(20), 3), np.arange(20), [0, 1, 2])
+    assert rows.shape == (24 * 16, 3 * 8 * 8) and np.isfinite(rows).all()
