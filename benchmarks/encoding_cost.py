@@ -1,6 +1,6 @@
 """What updates that travel in fewer bytes cost in learning: int8, int4 and sparse at equal rounds and at equal bytes.
 
-    python benchmarks/encodings.py --json [--data DIR] [--cache DIR] [--seeds 5] [--first 0]
+    python benchmarks/encoding_cost.py --json [--data DIR] [--cache DIR] [--seeds 5] [--first 0]
 
 The experiment of benchmarks/continual.py (a seed that knows breast, four sites with other organs, the same endpoints, fixed
 beforehand), with rounds as the product has them: packed updates, what they leave out kept at the site, a merge, and a
@@ -157,7 +157,7 @@ def main() -> None:
     for seed in range(options.first, options.first + options.seeds):
         for way in WAYS:
             recipe = {"way": asdict(way), "size": asdict(arms.Size()), "model": arms.MODEL.model_dump()}
-            place = options.cache / f"encodings-{seed}-{recipe_id(recipe)[:10]}.json"
+            place = options.cache / f"encoding-cost-{seed}-{recipe_id(recipe)[:10]}.json"
             if not place.exists() and not options.report:
                 with replacing(place) as partial:
                     partial.write_text(json.dumps(run(way, seed, root, options.cache)))
