@@ -134,6 +134,22 @@ def glyphs(text: str, rng: Rng, spacing: float) -> Floats:
     return np.ascontiguousarray(cover[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
 
 
+def worn(cover: Floats, rng: Rng) -> Floats:
+    """What screens, cameras and codecs do to letters (h, w): out of focus, lines of the screen missing, a raster, faded."""
+    draw, (height, width) = rng.random(), cover.shape
+    if draw < 0.16:
+        return np.asarray(cv2.GaussianBlur(cover, (0, 0), rng.uniform(0.7, min(2.2, 0.6 + height / 12))), np.float32)
+    rows, columns = np.mgrid[:height, :width]
+    if draw < 0.23:
+        return np.where(rows % rng.integers(2, 4) == 0, cover * rng.uniform(0, 0.5), cover).astype(np.float32)
+    if draw < 0.26:
+        return np.where((rows + columns) % 2 == 0, cover * rng.uniform(0, 0.5), cover).astype(np.float32)
+    if draw < 0.32:
+        faded = np.linspace(1, rng.uniform(0.15, 0.6), width)
+        return np.asarray(cover * (faded if rng.random() < 0.5 else faded[::-1]), np.float32)
+    return cover
+
+
 def line_of(cover: Floats, spacing: float) -> Floats:
     """The whole line (h, w) that the letters of a coverage stand in."""
     height = cover.shape[0]
@@ -174,14 +190,15 @@ def write(canvas: Canvas, rng: Rng) -> None:
     line = np.asarray(
         cv2.dilate(cv2.copyMakeBorder(line_of(cover, spacing), 2, 2, 2, 2, 0), np.ones((5, 3))), np.float32
     )
-    cover, line = turned(np.asarray(cv2.copyMakeBorder(cover, 2, 2, 2, 2, 0), np.float32), line, rng)
+    cover = worn(np.asarray(cv2.copyMakeBorder(cover, 2, 2, 2, 2, 0), np.float32), rng)
+    cover, line = turned(cover, line, rng)
     height, width = cover.shape
     y = int(rng.integers(-height // 3, max(CROP - height * 2 // 3, -height // 3) + 1))
     x = int(rng.integers(-width // 2, max(-width // 2 + 1, CROP - width // 2)))
     rows, columns = slice(max(0, y), min(CROP, y + height)), slice(max(0, x), min(CROP, x + width))
     part = slice(rows.start - y, rows.stop - y), slice(columns.start - x, columns.stop - x)
     cover, line = cover[part], line[part]
-    if min(cover.shape) < 4 or not (cover > 0.5).any():
+    if min(cover.shape) < 4 or not (cover > 0.3).any():
         return
     below = canvas.gray[rows, columns]
     below[:] = below * (1 - cover) + _level(below, rng) * cover
@@ -276,6 +293,8 @@ def example(fields: list[Floats], tissue: list[Floats], rng: Rng) -> tuple[Float
     gray = gray[:, ::-1] if rng.random() < 0.5 else gray
     gray = gray[::-1] if rng.random() < 0.2 else gray
     gray = np.clip(gray * rng.uniform(0.6, 1.25) + rng.uniform(-8, 8), 0, 255).astype(np.float32)
+    if rng.random() < 0.15:  # a far field
+        gray *= np.float32(rng.uniform(0.15, 0.6))
     if rng.random() < 0.2:  # the black screen beside the scan
         angle = rng.uniform(0, 2 * np.pi)
         rows, columns = np.mgrid[:CROP, :CROP] - CROP / 2
@@ -333,15 +352,15 @@ def loss_of(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return 4 * (entropy * (1 + drawn) * wrong).mean() + 0.5 * dice.mean()
 
 
-def train(network: OverlayNet, tissue: list[Floats], minutes: float, seed: int) -> int:
+def train(network: OverlayNet, tissue: list[Floats], options: argparse.Namespace) -> int:
     """Steps made in so many minutes of processor time, the rate falling along a cosine."""
-    rng = np.random.default_rng(seed)
+    rng, minutes = np.random.default_rng(options.seed), options.minutes
     fields = [speckle(rng) for _ in range(300)]
-    optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=1e-4)
+    optimiser = torch.optim.AdamW(network.parameters(), options.rate, weight_decay=1e-4)
     start, step = time.process_time(), 0
     while (done := (time.process_time() - start) / (60 * minutes)) < 1:
         for group in optimiser.param_groups:
-            group["lr"] = RATE * min(1, step / 100) * (0.5 + 0.5 * np.cos(np.pi * done)) + 1e-5
+            group["lr"] = options.rate * min(1, step / 100) * (0.5 + 0.5 * np.cos(np.pi * done)) + 1e-5
         seen, truth = zip(*(example(fields, tissue, rng) for _ in range(BATCH)), strict=True)
         inputs = torch.from_numpy(np.stack(seen)).to(memory_format=torch.channels_last)
         loss = loss_of(network(inputs), torch.from_numpy(np.stack(truth)))
@@ -373,7 +392,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=11)
     parser.add_argument("--tissue", type=Path)
-    parser.add_argument("--start", type=Path)
+    parser.add_argument("--start", type=Path, help="weights to go on from, at a rate of their own")
+    parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -382,7 +402,7 @@ def main() -> None:
     if options.start:
         network.load_state_dict(torch.load(options.start, weights_only=True))
     tissue = squares(options.tissue)
-    steps = train(network, tissue, options.minutes, options.seed)
+    steps = train(network, tissue, options)
     options.out.mkdir(parents=True, exist_ok=True)
     save(network, options.out)
     print(json.dumps({"steps": steps, "examples": steps * BATCH, "tissue": len(tissue), "minutes": options.minutes}))

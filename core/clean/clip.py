@@ -22,7 +22,7 @@ from usfmae.core.clean.overlay_net import coloured_text_probability, large_text_
 from usfmae.core.clean.safe import crop_of, safe, scan_region, seen_in
 from usfmae.core.clean.verify import lit_of, suspected
 from usfmae.core.config.clean import CleanSettings
-from usfmae.core.types import CleanImage, Frame, Pixels, Quarantined
+from usfmae.core.types import CleanImage, Frame, Mask, Pixels, Quarantined
 
 Beat = Callable[[], object]
 
@@ -59,40 +59,42 @@ def extremes(frames: Sequence[Frame]) -> tuple[Pixels, Pixels]:
     return darkest, brightest
 
 
-def shows_text(crops: Sequence[Planes], settings: CleanSettings) -> bool:
-    """Whether text stands in any of the cleaned crops, wherever and however short.
+def shows_text(crops: Sequence[Planes], filled: Mask, settings: CleanSettings) -> bool:
+    """Whether text stands in any of the cleaned crops, wherever and however short, but in what was filled (H, W).
 
     The overlay network looks at every frame whole: a name that moves, or stands in one frame alone, is as clear there as
     in a still. What stands in a script or a size that it does not know was looked at by the general detector as well, in
     the first, middle and last frame as the three channels of one picture: bright print in one pass, dark print in another.
     """
     for crop in crops:
-        if any(text.sees_text(probability) for probability in views_of(crop)):
+        if any(text.sees_text(view, filled, smallest) for view, smallest in views_of(crop)):
             return True
     middle = [brightest_plane(crop) for crop in (crops[0], crops[len(crops) // 2], crops[-1])]
     for frames in (middle, [cv2.bitwise_not(gray).astype(np.uint8) for gray in middle]):
         together = cv2.merge([text.sharpened(gray) for gray in frames]).astype(np.uint8)
         probability = text_probability(together, settings.precision)
-        if any(True for _ in text.boxes(probability, settings.text_threshold)):
+        if any(not text.is_fill(filled, box) for box in text.boxes(probability, settings.text_threshold)):
             return True
     return False
 
 
-def views_of(crop: Planes) -> Iterator[Probability]:
-    """The overlay network's probabilities of text (H, W) in a frame: as it is, smaller, and in its colours.
+def views_of(crop: Planes) -> Iterator[tuple[Probability, int]]:
+    """The overlay network's probabilities of text (H, W) in a frame, as it is, smaller, and in its colours, each with the
+    pixels of the smallest text.
 
     A large frame is seen at three quarters of its size: print of ten pixels is still print there, and a frame takes half
     the time.
     """
     bright = brightest_plane(crop)
     if min(bright.shape) < _LARGE:
-        yield overlay_probability(bright)[0]
+        yield overlay_probability(bright)[0], text.SMALLEST_DRAWN
     else:
         small = cv2.resize(bright, None, fx=_SMALLER, fy=_SMALLER, interpolation=cv2.INTER_AREA).astype(np.uint8)
-        yield cv2.resize(overlay_probability(small)[0], bright.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    yield large_text_probability(bright)
+        seen = cv2.resize(overlay_probability(small)[0], bright.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        yield seen.astype(np.float32, copy=False), text.SMALLEST_DRAWN
+    yield large_text_probability(bright), text.SMALLEST_LARGE
     if len(crop) == 3:
-        yield coloured_text_probability(channel_difference(picture_of(crop)), bright > _LIT)
+        yield coloured_text_probability(channel_difference(picture_of(crop)), bright > _LIT), text.SMALLEST_DRAWN
 
 
 def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> list[CleanImage | Quarantined] | None:
@@ -132,7 +134,7 @@ def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> l
     crops = [planes_of(masked(np.ascontiguousarray(frame.pixels[rows, columns]), here), drawn) for frame in frames]
     fill(crops, drawn, settings.inpaint_radius, FAINT_CHROMA)
     beat()
-    if shows_text(crops, settings):
+    if shows_text(crops, drawn, settings):
         return None
     beat()
     notes = {"region": round(float(inside.mean()), 4), "together": len(frames)}

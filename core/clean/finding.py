@@ -26,6 +26,7 @@ class Crop:
     inside: Mask  # (H, W) the scan
     flow: Mask  # (H, W) colour flow, which stays
     words: tuple[str, ...] = ()  # name, id and dates of the header
+    seen_smaller: bool = True  # whether large letters are looked for
 
     def cut(self, window: tuple[slice, slice]) -> Crop:
         """A part of it."""
@@ -39,6 +40,8 @@ class Crop:
     @cached_property
     def large_text(self) -> Probability:
         """Probability of text in the crop seen smaller (H, W)."""
+        if not self.seen_smaller:
+            return np.zeros(self.inside.shape, np.float32)
         return large_text_probability(brightest_of(self.pixels))
 
     @cached_property

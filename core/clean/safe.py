@@ -90,8 +90,11 @@ def cleaned_crop(original: Pixels, crop: Crop, cut: float, settings: CleanSettin
 
 
 def without_text(original: Pixels, crop: Crop, settings: CleanSettings) -> Pixels:
-    """An RGB crop of what is no ultrasound, for a person who may release it: text is filled, nothing else is touched."""
-    drawn = text.find(crop, settings).mask & crop.inside
+    """An RGB crop of what is no ultrasound, for a person who may release it: text is filled, nothing else is touched.
+
+    Large letters are not looked for: the features of a face look like them.
+    """
+    drawn = text.find(replace(crop, seen_smaller=False), settings).mask & crop.inside
     return masked(inpainted(original, drawn, settings.inpaint_radius), crop.inside)
 
 

@@ -30,7 +30,11 @@ _ZOOM, _NEAR_FLOW, _LARGE_FLOW = (
 _SECOND = 0.75  # of the size at which verification looks
 _SMALL, _SMALL_ZOOM = 320, 1.5  # pixels of the longer side of a small picture, whose print is looked at enlarged
 SURE_DRAWN, _DOUBTED_DRAWN, _GOES_ON_DRAWN = 0.968, 0.9, 0.4  # the overlay network's probabilities of a line
-_SMALLEST_DRAWN = 24  # pixels of which it is so sure
+SMALLEST_DRAWN, SMALLEST_LARGE = (
+    24,
+    768,
+)  # pixels of which it is so sure, and where it saw them at a quarter of the size
+_FILLED = 0.5  # share of a place within what was filled from which it is the fill's doing
 _GOES_ON_OTHER, _SAME_PLACE = 0.8, 0.3  # the same in smaller views and in colour; share of a place that was seen before
 _PAGE = 0.1  # share of a crop above which text is doubted: five lines over tissue take 0.03, a page of speckle 0.2
 _VESSEL = 0.15  # share of flow in a box; a name beside a vessel has less, a vessel taken for text more
@@ -126,22 +130,29 @@ def _is_page(probability: Probability, settings: CleanSettings) -> bool:
 
 
 def drawn_lines(
-    probability: Probability, sure: float = SURE_DRAWN, goes_on: float = _GOES_ON_DRAWN
+    probability: Probability, sure: float = SURE_DRAWN, goes_on: float = _GOES_ON_DRAWN, smallest: int = SMALLEST_DRAWN
 ) -> tuple[list[Box], list[Box]]:
     """Lines of text that the overlay network sees in a probability (H, W), each as far as it suspects it to go on; and
     the places that are thicker than any line though it is sure of them."""
     lines, thick = [], []
     for window, part in components(probability > goes_on, pad=_PAD):
         core = part & (probability[window] > sure)
-        if core.sum() >= _SMALLEST_DRAWN:
+        if core.sum() >= smallest:
             (thick if is_blob(core) else lines).append((window, dilated(part, 2)))
     return lines, thick
 
 
-def sees_text(probability: Probability) -> bool:
-    """Whether the overlay network is sure of text anywhere in a probability (H, W)."""
-    lines, thick = drawn_lines(probability)
-    return bool(lines or thick)
+def sees_text(probability: Probability, filled: Mask, smallest: int = SMALLEST_DRAWN) -> bool:
+    """Whether the overlay network is sure of text anywhere in a probability (H, W) but in what was filled (H, W)."""
+    lines, thick = drawn_lines(probability, smallest=smallest)
+    return any(not is_fill(filled, box) for box in lines + thick)
+
+
+def is_fill(filled: Mask, box: Box) -> bool:
+    """Whether a place lies for the most part in what was filled (H, W): nothing of the original is left there, and what
+    looks like text is the fill."""
+    window, part = box
+    return bool(filled[window][part].mean() > _FILLED)
 
 
 def other_lines(views: Sequence[Probability], lines: list[Box]) -> tuple[list[Box], int]:
@@ -248,7 +259,7 @@ def letters_like_flow(crop: Crop, near: Mask, lines: Sequence[Box]) -> int:
     covered = together(lines, near.shape)
     red, green, blue = (plane.astype(np.int16) for plane in cv2.split(crop.pixels))
     places = 0
-    for window, part in components(probability > SURE_DRAWN, smallest=_SMALLEST_DRAWN):
+    for window, part in components(probability > SURE_DRAWN, smallest=SMALLEST_DRAWN):
         ink = part & (channel_difference(crop.pixels[window]) > FAINT_CHROMA)
         if not ink.any() or covered[window][part].mean() > _SAME_PLACE:
             continue
