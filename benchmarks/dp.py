@@ -52,7 +52,7 @@ PATIENTS = 64  # expected in a step
 DELTA = 1e-4
 NOISES = (0.5, 1.0, 2.0, 4.0)
 NONE = 1e-9  # noise that protects nobody: the same code without privacy
-RATES = (1e-3, 2e-4)
+RATES = (5e-4,)
 CANARIES = 200
 ARCHITECTURE = MODEL.model_copy(update={"depth": 3})
 PRIVATE = HONEST.model_copy(update={"batch_size": PATIENTS, "micro_batch": PATIENTS})

@@ -123,7 +123,8 @@ def tested(entry: Mapping[str, Any]) -> str:
     if not figures:
         return "not tried"
     if figures.get("held"):
-        return f"HELD BACK: {figures['held']}; see {PICTURE} beside this sheet"
+        where = f"; see {PICTURE} beside this sheet" if figures.get("picture", True) else ""
+        return f"HELD BACK: {figures['held']}{where}"
     return (
         f"one direction {figures['rank_one']:.0%}, effective rank {figures['effective_rank']:.1f}, a drawn picture "
         f"reads {figures['advantage_db']:.1f} dB better than others{membership(figures)}: nothing seen"

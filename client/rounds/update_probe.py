@@ -67,7 +67,7 @@ def probe(change: NDArray[np.float32], seen: Round, picture: Path) -> dict[str, 
         done, png = cv2.imencode(".png", np.hstack(pair))
         assert done, "two patches are a picture"
         write_atomic(picture, png.tobytes())
-    return {**span.figures(), "held": why}
+    return {**span.figures(), "held": why, "picture": bool(why)}
 
 
 def flagged(span: Span) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,6 +15,7 @@ from usfmae.core.federated.rules.base import MergingRule
 from usfmae.core.federated.sealed.sealed_round import Opening, Yardstick
 from usfmae.server.bootstrap import NewFederation, create
 from usfmae.server.rounds import sealing
+from usfmae.server.rounds.commit import moved_weights
 from usfmae.server.rounds.sealing import Judged, check_length
 
 SITES = ("a", "b", "c", "d")
@@ -63,3 +67,13 @@ def test_a_federation_whose_rule_cannot_be_sealed_is_not_even_made(tmp_path):
     with pytest.raises(ConfigError) as caught:
         create(tmp_path / "federation", NewFederation("north"), wanted)
     assert "never shows" in str(caught.value) and not (tmp_path / "federation").exists()
+
+
+def test_codes_are_scaled_by_the_weights_that_move():
+    """A campaign of the last block moves few weights by much: a unit for all of them would cut every code."""
+    settings = CoordinatorSettings.model_validate({"model": {"depth": 3}, "train": {"dp": {"noise": 1.0, "blocks": 1}}})
+
+    shapes = {"blocks.0.w": (5, 5), "blocks.2.w": (5, 5), "norm.weight": (5,), "patch_embed.proj.weight": (5, 3)}
+    base: Any = SimpleNamespace(shapes=shapes)
+    assert moved_weights(base, settings) == 30
+    assert moved_weights(base, CoordinatorSettings()) == 70
