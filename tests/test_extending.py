@@ -124,7 +124,7 @@ def test_an_export_target(example: Any, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_target_and_a_benchmark_that_are_listed_can_be_chosen_on_the_command_line() -> None:
     from usfmae.core.bench.tasks import BENCHMARKS
-    from usfmae.core.cli.export import export
+    from usfmae.core.cli.checkpoints import export
     from usfmae.core.cli.finetune import finetune
     from usfmae.core.cli.probe import probe
     from usfmae.core.export import TARGETS

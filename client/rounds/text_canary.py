@@ -50,7 +50,7 @@ def made(secret: bytes, size: int) -> TextCanary:
     names = [f"{last[0]} {first[0]}", *random.choice(others, OTHERS, replace=False)]
     strokes = np.stack([_written(name, size) for name in names])
     plain = np.clip(speckle, 0, 180).astype(np.uint8)
-    return TextCanary(np.where(strokes, np.uint8(235), plain), strokes.any(0))
+    return TextCanary(np.where(strokes, np.uint8(235), plain), np.any(strokes, axis=0))
 
 
 def _written(name: str, size: int) -> NDArray[np.bool_]:

@@ -124,7 +124,8 @@ def told_apart(networks: Networks, seen: Round) -> dict[str, Any]:
 
 def _some(positions: Positions, most: int) -> Positions:
     """At most so many, spread evenly."""
-    return positions[np.linspace(0, len(positions) - 1, min(len(positions), most)).astype(int)]
+    spread: Positions = positions[np.linspace(0, len(positions) - 1, min(len(positions), most)).astype(int)]
+    return spread
 
 
 def lettering(networks: Networks, secret: bytes, settings: TrainSettings) -> dict[str, Any]:

@@ -134,7 +134,8 @@ def drawn_lines(
 ) -> tuple[list[Box], list[Box]]:
     """Lines of text that the overlay network sees in a probability (H, W), each as far as it suspects it to go on; and
     the places that are thicker than any line though it is sure of them."""
-    lines, thick = [], []
+    lines: list[Box] = []
+    thick: list[Box] = []
     for window, part in components(probability > goes_on, pad=_PAD):
         core = part & (probability[window] > sure)
         if core.sum() >= smallest:

@@ -18,7 +18,7 @@ COMMANDS = {  # name -> "module:attribute"; its line of help is the first senten
     "datasets": "usfmae.core.cli.datasets:datasets",
     "annotate": "usfmae.core.cli.annotate:annotate",
     "import": "usfmae.core.cli.checkpoints:import_",
-    "export": "usfmae.core.cli.export:export",
+    "export": "usfmae.core.cli.checkpoints:export",
     "inspect": "usfmae.core.cli.checkpoints:inspect",
     "verify": "usfmae.core.cli.checkpoints:verify",
     "config": "usfmae.core.cli.config:config",

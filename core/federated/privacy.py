@@ -211,7 +211,7 @@ def same_pixels(corpus: Corpus, positions: Positions) -> Positions:
     unique, where = np.unique(positions, return_inverse=True)
     for place, position in enumerate(unique.tolist()):
         (pixels,) = corpus.images([position])
-        digest = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16, key=str(pixels.shape).encode()).digest()
+        digest = hashlib.blake2b(pixels.tobytes(), digest_size=16, key=str(pixels.shape).encode()).digest()
         unique[place] = first.setdefault(digest, position)
     return unique[where]
 

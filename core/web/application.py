@@ -12,7 +12,7 @@ import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -127,7 +127,7 @@ class WebPage:
 
     async def audit_file(self, request: Request) -> Response:
         """Every entry that fits, as a file."""
-        form = "json" if request.url.path.endswith(".json") else "csv"
+        form: Literal["csv", "json"] = "json" if request.url.path.endswith(".json") else "csv"
         entries = await asyncio.to_thread(search, self.audit_log, audit_view.wanted(request.query_params))
         media = {"csv": "text/csv; charset=utf-8", "json": "application/json"}[form]
         saved = {"content-disposition": f'attachment; filename="audit.{form}"'}

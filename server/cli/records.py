@@ -121,7 +121,7 @@ def report(directory: Path, out: Path | None, gallery: bool, as_json: bool) -> N
         from usfmae.server.rounds.panel_gallery import gallery as drawn
 
         pictures = drawn(
-            home, home.settings(), [one["number"] for one in values["rounds"] if one["state"] == "committed"]
+            home, home.settings(), [one["number"] for one in federation.rounds[::-1] if one["state"] == "committed"]
         )
     file = out or directory / "campaign.html"
     write_campaign(file, values, [(one.number, one.organs) for one in pictures])
