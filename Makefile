@@ -82,7 +82,7 @@ packages: tesseract  ## ... and of what the ordinary tests start
 lock:                ## pin the newest packages that pyproject.toml admits, with and without their hashes
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
-	build/lock/bin/pip install --quiet --disable-pip-version-check "setuptools>=77" ".[dev,bench,onnx,cstore,ray]"
+	build/lock/bin/pip install --quiet --disable-pip-version-check "setuptools>=77" ".[dev,bench,onnx,cstore,ray,dp]"
 	{ echo "# Every package of the tested environment (Python 3.11, Linux x86-64). Made by 'make lock'."; \
 	  build/lock/bin/pip freeze --all --exclude usfmae --exclude pip; } > requirements.lock
 	$(MAKE) hashes PIP=build/lock/bin/pip

@@ -29,6 +29,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -300,7 +301,7 @@ def table_of(half: str, options: argparse.Namespace) -> dict[str, Any]:
     names = {
         profile: [f"{profile}-{seed}" for seed in range(parts[profile])] for profile in options.profiles.split(",")
     }
-    with ProcessPoolExecutor(options.workers) as pool:
+    with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
         every = [name for some in names.values() for name in some]
         for job in [pool.submit(part, folder, name, options.data, half, options.limit) for name in every]:
             job.result()

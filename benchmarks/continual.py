@@ -19,6 +19,7 @@ import os
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -67,7 +68,7 @@ def _run(
 ) -> None:
     """Every arm and seed that is not on disk; seeds first, since all arms of a repetition start from one."""
     missing = [one for one in wanted if not _place(results_file, *one).exists()]
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         for done in [pool.submit(arms.seed_model, root, size, seed, cache) for seed in sorted({s for _, s in missing})]:
             done.result()
         jobs = {}

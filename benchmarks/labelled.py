@@ -15,8 +15,10 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +168,10 @@ def rows(root: Path, file: Path, profile: str, wanted: Sequence[Labelled], worke
     stored = {row.key: row for row in _stored(file)}
     missing = [one for one in wanted if one.key not in stored]
     work = partial(row_of, root=root, profile=profile)
-    with file.open("a") as stream, ProcessPoolExecutor(max(1, min(workers, len(missing)))) as pool:
-        for row in pool.map(work, missing):
+    # new processes, never a fork: a lock that a thread of ours holds would stay locked in it for ever
+    some = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else nullcontext()
+    with file.open("a") as stream, some as pool:
+        for row in pool.map(work, missing) if pool else map(work, missing):
             stored[row.key] = row
             stream.write(json.dumps(vars(row)) + "\n")
             stream.flush()

@@ -6,7 +6,7 @@ import errno
 import json
 import resource
 import signal
-from multiprocessing import Process
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -111,7 +111,7 @@ def _append_many(log: Path) -> None:
 
 def test_two_writers_share_one_chain(tmp_path: Path) -> None:
     log = tmp_path / "audit.jsonl"
-    writers = [Process(target=_append_many, args=(log,)) for _ in range(2)]
+    writers = [get_context("spawn").Process(target=_append_many, args=(log,)) for _ in range(2)]
     for writer in writers:
         writer.start()
     for writer in writers:
