@@ -23,13 +23,16 @@ from usfmae.core.cli.examples import EXAMPLES
 from usfmae.core.config.base import Options, keys_of
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCS = ROOT / "docs"
+PAGES = [page for folder in (DOCS, DOCS / "results") for page in sorted(folder.glob("*.md"))]
 TOP = ("README.md", "CONTRIBUTING.md")  # pages that stand beside the folder docs/
-TEXT = {page.name: page.read_text() for page in PAGES} | {name: (ROOT / name).read_text() for name in TOP}
+TEXT = {str(page.relative_to(DOCS)): page.read_text() for page in PAGES} | {
+    name: (ROOT / name).read_text() for name in TOP
+}
 
 
 def _reference() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+    spec = importlib.util.spec_from_file_location("reference", DOCS / "reference.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -194,7 +197,7 @@ def test_settings_in_snippets_are_real() -> None:
 
 def test_links_and_pictures_lead_somewhere() -> None:
     for page, text in TEXT.items():
-        folder = ROOT if page in TOP else ROOT / "docs"
+        folder = ROOT if page in TOP else (DOCS / page).parent
         for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", text):
             if target.startswith("reference/"):
                 assert target.removeprefix("reference/").removesuffix(".md") in {
@@ -231,7 +234,8 @@ def test_every_target_of_make_that_a_page_names_exists(page: str) -> None:
 def test_every_page_is_in_the_table_of_contents() -> None:
     index = TEXT["index.md"]
     for page in PAGES:
-        assert page.stem == "index" or re.search(rf"^{re.escape(page.stem)}$", index, re.MULTILINE), page.name
+        name = str(page.relative_to(DOCS).with_suffix(""))
+        assert name == "index" or re.search(rf"^{re.escape(name)}$", index, re.MULTILINE), name
 
 
 def test_pages_speak_of_released_versions() -> None:
