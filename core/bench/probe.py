@@ -1,7 +1,7 @@
 """Frozen features: kNN and logistic regression on every split, and how few labelled patients suffice.
 
 Logistic regression: standardised features, C chosen by cross-entropy over grouped folds of train and validation, then
-fitted on both. (Balanced accuracy on one small validation part chose C by chance: docs/benchmarks.md.)
+fitted on both. (Balanced accuracy on one small validation part chose C by chance: docs/results/benchmarks.md.)
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from usfmae.core.config.base import Options
 
 # What each recipe sets where the person says nothing. `paper` states a grid and augmentations, the rest is a reading.
-# `good` is ours: docs/benchmarks.md says on which validation parts it was chosen.
+# `good` is ours: docs/results/benchmarks.md says on which validation parts it was chosen.
 RECIPES: dict[str, dict[str, Any]] = {
     "good": {},
     "paper": {

@@ -5,7 +5,7 @@ steps for every encoder that is compared) and, beside it, with the seed's decode
 frozen features where the organ has classes; CKA to the seed. N images, D features, K classes.
 
 Why refit: a loss belongs to an encoder and a decoder. With the seed's decoder it rises as soon as an encoder moves, so
-a panel that reads it so takes learning for forgetting (docs/continual.md).
+a panel that reads it so takes learning for forgetting (docs/results/continual.md).
 """
 
 from __future__ import annotations

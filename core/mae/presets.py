@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "augment": {"crop": "torchvision", "resize": "nearest"},
         },
     },
-    # Chosen by benchmarks/objective.py at equal processor seconds, with a small encoder (docs/benchmarks.md).
+    # Chosen by benchmarks/objective.py at equal processor seconds, with a small encoder (docs/results/benchmarks.md).
     "best": {
         "train": {
             "preset": "best",
@@ -54,7 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 # What a trial of the benchmarks changes of `tiny`: an encoder that learns in two minutes what a probe of frozen
-# features can show, where `tiny` itself learns hardly more than brightness (docs/benchmarks.md).
+# features can show, where `tiny` itself learns hardly more than brightness (docs/results/benchmarks.md).
 TRIAL: dict[str, dict[str, Any]] = {
     "model": {
         "image_size": 64,

@@ -1,7 +1,7 @@
 """The leak audit: is an image of a benchmark also in the pretraining corpus, as the same file or as the same picture?
 
 Pictures are compared by a 256-bit perceptual hash of the packed squares, the benchmark's in all eight orientations, so
-that re-encoded, resized, brightened, mirrored and turned copies are found. Measured in `docs/benchmarks.md`.
+that re-encoded, resized, brightened, mirrored and turned copies are found. Measured in `docs/results/benchmarks.md`.
 """
 
 from __future__ import annotations
