@@ -32,7 +32,7 @@ _MANY_HUES = 0.15
 
 @lru_cache(maxsize=1)
 def _face_network() -> Any:
-    return compiled(_FACE_MODEL, halved=True)
+    return compiled(_FACE_MODEL)
 
 
 def face_probability(pixels: Pixels) -> float:

@@ -32,7 +32,7 @@ _COLOURED, _FEWEST = 8, 60  # difference of the channels, and pixels of it, from
 
 @lru_cache(maxsize=1)
 def _network() -> Any:
-    return compiled(_WEIGHTS, halved=True)
+    return compiled(_WEIGHTS)
 
 
 def features(gray: Pixels) -> NDArray[np.float32]:

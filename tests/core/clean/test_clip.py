@@ -38,7 +38,7 @@ def timed(frames: list[Pixels]) -> Iterator[Frame]:
 
 
 def test_a_static_name_goes_from_every_frame_in_one_look() -> None:
-    images, _ = simulate(Tissue(9), frames=24)
+    images, _ = simulate(Tissue(1), frames=24)
     frames = [np.repeat(image[:, :, None], 3, axis=2) for image in images[::4]]
     for frame in frames:
         cv2.putText(frame, "GARCIA JOSE", (200, 240), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (255, 255, 255), 2, cv2.LINE_AA)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from usfmae.core.clean import detector_graph, ocr
+from usfmae.core.clean import detector_graph, foreign, ocr
 
 PROGRAM = """
 import os, threading, numpy
@@ -60,3 +61,16 @@ def test_an_unknown_network_runs_as_it_is_and_the_log_says_so(
     logits = detector_graph.openvino().compile_model(detector_graph.streamlined(model), "CPU", settings)(batch)[0]
     assert np.abs(1 / (1 + np.exp(-logits)) - stated).max() < 1e-4
     assert "not the known one" in caplog.text
+
+
+@pytest.mark.parametrize(("feature", "precision"), [("amx_bf16", "bf16"), ("avx512_bf16", "f32"), ("", "f32")])
+def test_networks_take_half_precision_only_where_the_processor_multiplies_tiles_of_it(
+    monkeypatch: pytest.MonkeyPatch, feature: str, precision: str
+) -> None:
+    monkeypatch.setattr(ocr, "_has", lambda name: name == feature)
+    monkeypatch.setattr(ocr, "_request", lambda model, arithmetic: arithmetic)
+    ocr._fastest.cache_clear()
+    try:
+        assert ocr.compiled(Path(foreign.__file__).parent / "weights" / "centerface.xml") == precision
+    finally:
+        ocr._fastest.cache_clear()
