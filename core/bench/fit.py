@@ -128,7 +128,7 @@ class Training:
 
     def _epoch(self, epoch: int) -> float:
         """One pass over the training part; the last batch's loss."""
-        batches = math.ceil(len(self.split.train) / self.choice.batch)
+        batches = len(self._bounds())
         self.model.train()
         loss = torch.zeros(())
         for step, (images, labels) in enumerate(self._batches(epoch), start=(epoch - 1) * batches):
@@ -148,9 +148,17 @@ class Training:
             logits: Tensor = self.model(self.encoder.prepare(images.to(self.device)))
         return logits.float()
 
+    def _bounds(self) -> list[tuple[int, int]]:
+        """Begin and end of each batch. One image left over joins the last batch: batch norm needs two."""
+        images, size = len(self.split.train), self.choice.batch
+        starts = list(range(0, images, size))
+        if self.settings.norm == "batch" and images % size == 1 and len(starts) > 1:
+            starts.pop()
+        return list(zip(starts, [*starts[1:], images], strict=True))
+
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled, augmented batches of one epoch; the next is made while the model works on this one."""
-        settings, size = self.settings, self.choice.batch
+        settings = self.settings
         order = np.random.default_rng((self.seed, epoch)).permutation(self.split.train)
         augmentation = AugmentSettings(
             rotation=settings.rotation,
@@ -160,19 +168,20 @@ class Training:
             zoom_max=settings.zoom_max,
         )
 
-        def make(start: int) -> tuple[Tensor, Tensor]:
-            rows = order[start : start + size]
+        def make(start: int, end: int) -> tuple[Tensor, Tensor]:
+            rows = order[start:end]
             chosen = draws(len(rows), self.pixels.shape[1], augmentation, self.seed, epoch * 1_000_003 + start)
             images = augment(self.pixels[rows], chosen, self.encoder.size, augmentation)
             return torch.from_numpy(images), torch.from_numpy(self.task.labels[rows])
 
         with ThreadPoolExecutor(1) as pool:
-            following = pool.submit(make, 0)
-            for start in range(size, len(order) + size, size):
+            first, *later = self._bounds()
+            following = pool.submit(make, *first)
+            for bounds in later:
                 batch = following.result()
-                if start < len(order):
-                    following = pool.submit(make, start)
+                following = pool.submit(make, *bounds)
                 yield batch
+            yield following.result()
 
     @torch.inference_mode()
     def probabilities(self, positions: Positions) -> Floats:

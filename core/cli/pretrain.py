@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from usfmae.core.cli.shell import NewFolder, configured, print_json
-from usfmae.core.errors import CorpusError, UsageError
+from usfmae.core.errors import CorpusError, UsageError, needs
 from usfmae.core.mae import allocator
 
 if TYPE_CHECKING:
@@ -96,13 +96,13 @@ def pretrain(
     config_file: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
-    _check(corpora, out, again, grid, more_grid)
+    logs += ("tensorboard",) if tensorboard else ()
+    _check(corpora, out, again, logs, grid, more_grid)
     in_a_good_allocator(device)
     from usfmae.core.mae import pretrain as runs
     from usfmae.core.mae.device import joined
     from usfmae.core.mae.presets import configure
 
-    logs += ("tensorboard",) if tensorboard else ()
     place = runs.free_device(device)
     if again:
         options: dict[str, object] = {
@@ -136,9 +136,16 @@ def pretrain(
 
 
 def _check(
-    corpora: tuple[Path, ...], out: Path, again: bool, grid: tuple[str, ...], more_grid: tuple[str, ...]
+    corpora: tuple[Path, ...],
+    out: Path,
+    again: bool,
+    logs: tuple[str, ...],
+    grid: tuple[str, ...],
+    more_grid: tuple[str, ...],
 ) -> None:
-    """What can be refused at once, before torch is loaded."""
+    """What can be refused at once, before torch is loaded and a folder is made."""
+    for name in logs:
+        needs(name, name)
     if more_grid and not grid:
         raise UsageError(f"argument {more_grid[0]}", "not understood", "values to try belong to --grid")
     if again:

@@ -111,6 +111,17 @@ def test_a_visible_class_is_learned_and_a_second_call_trains_nothing(
     assert run() == first and all(kept for _, kept in told)
 
 
+def test_one_image_left_over_is_no_batch_of_its_own(folder_task: Path, checkpoint: Path, tmp_path: Path) -> None:
+    task = only(load("folder", folder_task), ["fold-1"])
+    batch = len(task.splits[0].train) - 1
+    once = {"lrs": (1e-3,), "batch_sizes": (batch,), "seeds": (0,), "epochs": 1}
+    settings = SETTINGS.model_copy(update={**once, "norm": "batch"})
+    said, _ = finetune(
+        task, lambda: encoders.load(str(checkpoint)), squares(task, 32), settings, tmp_path, lambda *a: None
+    )
+    assert len(said) == 1
+
+
 def test_of_equal_accuracy_the_smaller_cross_entropy_counts(folder_task: Path) -> None:
     task = load("folder", folder_task)
     positions = np.arange(len(task.examples))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from usfmae.core import audit, manifest
 from usfmae.core.checkpoint import load, save
 from usfmae.core.checkpoint_header import describe
-from usfmae.core.cli import group
+from usfmae.core.cli import group, pretrain
 from usfmae.core.config import ModelSettings, TrainSettings
 from usfmae.core.corpus.shard import PackedImage, write_shard
-from usfmae.core.errors import CheckpointError, ConfigError, CorpusError, PolicyError, UsageError
+from usfmae.core.errors import CheckpointError, ConfigError, CorpusError, PolicyError, ResourceError, UsageError
 from usfmae.core.keys import public_pem
 from usfmae.core.mae import train_log
 from usfmae.core.mae.model import fresh
@@ -87,6 +88,7 @@ def test_loggers_are_remembered_and_need_no_network(
             seen.append(("close", 0, None))
 
     monkeypatch.setitem(train_log.LOGGERS, name, Spy)
+    monkeypatch.setattr(pretrain, "needs", lambda library, extra: None)
     run = ("--out", tmp_path / "r", "--device", "cpu")
     usfmae("pretrain", "--corpus", corpus, *run, *SETS, "--steps", 2, "--log", name)
     assert ("picture", 2, True) in seen and ("scalars", 2, ["held_out_loss", "held_out_share_of_variance"]) in seen
@@ -94,6 +96,15 @@ def test_loggers_are_remembered_and_need_no_network(
     usfmae("pretrain", *run, "--resume", "--steps", 3)
     assert seen[0] == ("open", 2, "r") and seen[-1][0] == "close"
     assert [s for kind, s, names in seen if kind == "scalars" and "loss" in str(names)][:1] == [3]
+
+
+def test_a_logger_that_is_not_installed_is_said_before_a_folder_is_made(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ResourceError, match=r"usfmae\[wandb\]"):
+        usfmae("pretrain", "--corpus", corpus, "--out", tmp_path / "r", *SETS, "--steps", 1, "--log", "wandb")
+    assert not (tmp_path / "r").exists()
 
 
 def test_without_a_terminal_progress_is_lines_and_resume_says_what_it_ignores(
