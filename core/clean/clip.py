@@ -14,7 +14,7 @@ import numpy as np
 
 from usfmae.core.clean import text
 from usfmae.core.clean.colour import FAINT_CHROMA
-from usfmae.core.clean.foreign import foreign
+from usfmae.core.clean.foreign import foreign, may_show_face
 from usfmae.core.clean.inpaint import Planes, brightest_plane, fill, picture_of, planes_of
 from usfmae.core.clean.morphology import bounds, changed, channel_difference, masked
 from usfmae.core.clean.ocr import Probability, text_probability
@@ -132,6 +132,8 @@ def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> l
     beat()
     # Filled in every frame, and every frame verified.
     crops = [planes_of(masked(np.ascontiguousarray(frame.pixels[rows, columns]), here), drawn) for frame in frames]
+    if any(may_show_face(picture_of(crop)) for crop in crops):
+        return None
     fill(crops, drawn, settings.inpaint_radius, FAINT_CHROMA)
     beat()
     if shows_text(crops, drawn, settings):

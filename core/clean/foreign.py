@@ -21,6 +21,7 @@ _FACE_MODEL = Path(__file__).parent / "weights" / "centerface.xml"
 _FACE, _GRID = 0.3, 32  # probability of a face; the network takes multiples of this
 _LONGEST = 320  # pixels of the longer side; there a face of 80 to 400 pixels on a screen of 800 is found
 _LONGEST_TURNED = 256  # the same where the picture is turned: 59 of 60 turned faces are found, 60 of 60 at 320
+_LONGEST_IN_CLIP, _FACE_IN_CLIP = 192, 0.15  # in frames of a clip, where a find sends every frame to the look above
 _SMOOTH, _SMOOTH_SHARE, _UNEVEN = 0.03, 0.19, 7.5  # grain below this is smooth; share of it; sharp beside smooth grain
 _GRAIN, _FINE = 9, 2.0  # pixels over which grain is measured; standard deviation of the blur it is measured against
 _DARK, _WHITE = 40, 235  # mean levels between which grain can be measured
@@ -43,6 +44,12 @@ def face_probability(pixels: Pixels) -> float:
         if highest <= _FACE:
             highest = max(highest, _upright_face_probability(np.rot90(pixels, quarter), longest))
     return highest
+
+
+def may_show_face(pixels: Pixels) -> bool:
+    """Whether an upright face may stand in a frame of a clip: a look at a smaller size, with a lower bound, at a third of
+    the time of a look at a still. Where it may, the frame is cleaned as one."""
+    return _upright_face_probability(pixels, _LONGEST_IN_CLIP) > _FACE_IN_CLIP
 
 
 def _upright_face_probability(pixels: Pixels, longest: int) -> float:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from usfmae.core.clean import clean
+from usfmae.core.clean import clean, clean_clip
 from usfmae.core.clean.foreign import coloured_block, face_probability
 from usfmae.core.config import CleanSettings
-from usfmae.core.types import CleanImage, Pixels, Quarantined
+from usfmae.core.types import CleanImage, Frame, Pixels, Quarantined
 
 SETTINGS = CleanSettings()
 
 
-def screen() -> Pixels:
-    rng = np.random.default_rng(0)
+def screen(seed: int = 0) -> Pixels:
+    rng = np.random.default_rng(seed)
     gray = cv2.GaussianBlur(rng.rayleigh(60, (360, 440)), (0, 0), 1.6)
     pixels = np.zeros((480, 640, 3), np.uint8)
     pixels[60:420, 100:540] = np.clip(gray, 4, 255).astype(np.uint8)[:, :, None]
@@ -83,3 +83,13 @@ def test_a_face_in_a_picture_that_was_turned_is_kept_back_too() -> None:
         result = clean(np.ascontiguousarray(np.rot90(pixels, quarter)), SETTINGS)
         assert isinstance(result, Quarantined)
         assert result.reason == "face-or-photo"
+
+
+def test_a_face_in_one_frame_of_a_clip_is_kept_back() -> None:
+    frames = [screen(number) for number in range(9)]
+    frames[2][150:270, 240:360] = drawn_face(120)  # neither in the first nor in the middle nor in the last
+    clip = (Frame(pixels, index=number, time=number / 3) for number, pixels in enumerate(frames))
+    results = list(clean_clip(clip, SETTINGS))
+    assert isinstance(results[2], Quarantined)
+    assert results[2].reason == "face-or-photo"
+    assert sum(isinstance(result, CleanImage) for result in results) == 8
