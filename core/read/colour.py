@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut, convert_color_space
 
-from usfmae.core.read.dicom_pixels import jpeg_is_ybr
+from usfmae.core.read import jpeg
 from usfmae.core.read.facts import Unreadable
 from usfmae.core.read.raster import as_rgb
 from usfmae.core.types import Pixels
@@ -124,7 +124,7 @@ class Converter:
     def _colour(self, array: NDArray[Any], stream: bytes) -> Pixels:
         # Decoders of JPEG 2000 undo RCT and ICT themselves; those arrays are RGB here.
         declared_ybr = self.declared in ("YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420")
-        by_stream = jpeg_is_ybr(stream) if stream.startswith(b"\xff\xd8") else None
+        by_stream = jpeg.is_ybr(stream) if stream.startswith(b"\xff\xd8") else None
         ybr = is_ybr(array, declared_ybr) if by_stream is None else by_stream
         if ybr != declared_ybr:
             self.notes.add("colour-space-corrected")

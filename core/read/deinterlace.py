@@ -1,66 +1,19 @@
 """Interlaced clips, as recorders of ultrasound machines write them (MPEG-2, H.264, DV, AVCHD).
 
-The FFmpeg in cv2 from 4.13 on cannot convert an interlaced frame to RGB. cv2 does not look at that and hands out a
-buffer that nothing filled: black, heap bytes, or the last scan. FFmpeg says so in its log alone, which is listened to
-here. Such frames are decoded by the `ffmpeg` program where it is installed, else
-they are kept back.
+The FFmpeg in cv2 from 4.13 on cannot convert an interlaced frame to RGB, which only its log says (`ffmpeg.py`). Such
+frames are decoded by the `ffmpeg` program where it is installed, else they are kept back.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import subprocess
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.errors import ResourceError
 from usfmae.core.types import Pixels
-
-AV_LOG_ERROR = 16
-CONVERTER = b"SWScaler"  # the class name of FFmpeg's converter of pictures (libswscale)
-LOG = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-
-
-class Conversion:
-    """Counts conversions of pictures that failed, from the log of the FFmpeg that cv2 brings along."""
-
-    def __init__(self) -> None:
-        self.failures = 0
-        self.library: ctypes.CDLL | None = None
-        self.callback = LOG(self._heard)
-
-    def listen(self) -> None:
-        """Called after each opening of a clip: cv2 sets a log of its own with the first.
-
-        ResourceError where the FFmpeg in use cannot be found: its frames could not be trusted.
-        """
-        if self.library is None:
-            self.library = ctypes.CDLL(_loaded("libavutil"))
-        self.library.av_log_set_callback(self.callback)
-
-    def _heard(self, context: int | None, level: int, _text: bytes, _arguments: Any) -> None:
-        """`context` points to an object whose first field points to its class, whose first field is the name."""
-        if level <= AV_LOG_ERROR and context:
-            class_ = ctypes.c_void_p.from_address(context).value
-            if class_ and ctypes.c_char_p.from_address(class_).value == CONVERTER:
-                self.failures += 1
-
-
-def _loaded(name: str) -> str:
-    """The path of a library that is loaded into this process."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        path = line.split(maxsplit=5)[-1]
-        if Path(path).name.startswith(name):
-            return path
-    raise ResourceError("OpenCV", "comes without an FFmpeg of its own", "pip install opencv-python")
-
-
-conversion = Conversion()
 
 
 class Deinterlacer:

@@ -300,12 +300,11 @@ def _mpeg(
     file: BinaryIO, ds: Dataset, count: int, settings: ReadSettings, notes: set[str], failed: dict[int, str]
 ) -> Iterator[Frame]:
     """One MPEG-2, H.264 or HEVC stream: all fragments after the offset table, joined (PS3.5 8.2.5 ff., A.4)."""
-    stated, noted = frame_times(ds, count, settings)
+    times, noted = frame_times(ds, count, settings)
     file.seek(0)
     items = io.BytesIO(pydicom.dcmread(file, force=True).PixelData)
     parse_basic_offsets(items)
     with in_memory(b"".join(generate_fragments(items))) as descriptor:
-        there = yield from video.decoded(descriptor, settings, notes, failed, () if noted else stated)
+        there = yield from video.decoded(descriptor, settings, notes, failed, () if noted else times, count)
     if there != count:
         notes.add("frames-miscounted")
-        failed.update((index, "missing-frame") for index in kept_indices(stated, settings.fps) if index >= there)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -31,6 +31,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from usfmae.core.read import jpeg
 from usfmae.core.read.facts import Unreadable
 
 PIXEL_DATA = (0x7FE0, 0x0010)
@@ -279,19 +280,21 @@ class FrameDecoder:
         """(H, W[, 3]) samples of a frame, and its code stream ("" where there is none)."""
         data = self.pixels.bytes_of(frame)
         stream = data if self.pixels.syntax.is_encapsulated else b""
-        if self.pixels.syntax in JPEG and sample_precision(stream) == 12:
+        if self.pixels.syntax in JPEG and jpeg.sample_precision(stream) == 12:
             raise Unreadable("unsupported-jpeg-12-bit", "JPEG Extended with 12 bits a sample is not decoded")
         source = encapsulate([data], has_bot=False) if stream else data
         options = self.options | self._by_stream(stream)
         # GDCM hands out the stream's own samples; Pillow converts some to RGB, and nobody would know which.
         plugin = "gdcm" if self.pixels.syntax in JPEG and options.get("samples_per_pixel") == 3 else ""
         array, _ = self.decoder.as_array(source, index=0, raw=True, validate=True, decoding_plugin=plugin, **options)
+        if self.pixels.syntax in JPEG and not jpeg.is_whole(stream, array):
+            raise Unreadable("truncated", "the code stream ends before its picture")
         up, down = self.shifts
         return (array << up >> down if down else array), stream
 
     def _by_stream(self, stream: bytes) -> dict[str, Any]:
         """What the code stream says of its samples a pixel where the label says otherwise. Raises Unreadable."""
-        count, bits = stream_format(stream)
+        count, bits = jpeg.stream_format(stream)
         if bits > self.options["bits_allocated"]:
             raise Unreadable("unsupported-pixels", f"{bits} bits a sample where the label says fewer")
         if count in (0, self.options.get("samples_per_pixel")):
@@ -299,62 +302,3 @@ class FrameDecoder:
         if count not in (1, 3):
             raise Unreadable("unsupported-pixels", f"{count} samples a pixel")
         return {"samples_per_pixel": count, "photometric_interpretation": "MONOCHROME2" if count == 1 else "RGB"}
-
-
-def _segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
-    """(marker, body) of the segments of a JPEG stream before its samples (ITU T.81 B.1.1.4)."""
-    place = 2
-    while place + 4 <= len(stream) and stream[place] == 0xFF:
-        length = int.from_bytes(stream[place + 2 : place + 4], "big")
-        yield stream[place + 1], stream[place + 4 : place + 2 + length]
-        place += 2 + length
-
-
-def _is_frame(marker: int) -> bool:
-    """Whether it starts a frame: SOF0 to SOF15 without DHT, JPG and DAC."""
-    return 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
-
-
-def sample_precision(stream: bytes) -> int:
-    """Bits of a sample of a JPEG stream, 0 where it does not say."""
-    return next((body[0] for marker, body in _segments(stream) if _is_frame(marker) and body), 0)
-
-
-JPEG_LS_FRAME = 0xF7  # SOF55 (ITU T.87)
-CODE_STREAM = b"\xff\x4f\xff\x51"  # SOC and SIZ of JPEG 2000, also within JP2 (ITU T.800 A.5.1)
-
-
-def stream_format(stream: bytes) -> tuple[int, int]:
-    """(samples a pixel, bits a sample) of a JPEG, JPEG-LS or JPEG 2000 stream by its own markers; 0 where none speaks."""
-    if stream.startswith(b"\xff\xd8"):
-        frames = (body for marker, body in _segments(stream) if _is_frame(marker) or marker == JPEG_LS_FRAME)
-        return next(((body[5], body[0]) for body in frames if len(body) > 5), (0, 0))
-    start = stream.find(CODE_STREAM, 0, 4096)
-    size = stream[start + 40 : start + 43] if start >= 0 else b""
-    return (int.from_bytes(size[:2], "big"), (size[2] & 0x7F) + 1) if len(size) == 3 else (0, 0)
-
-
-def jpeg_is_ybr(stream: bytes) -> bool | None:
-    """Whether a JPEG stream of three components holds YCbCr, by its own markers; None where they do not say.
-
-    Adobe's transform flag decides, then JFIF (always YCbCr), then components called R, G, B, then sub-sampled chroma.
-    """
-    jfif = False
-    for marker, body in _segments(stream):
-        if marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
-            return body[11] != 0
-        jfif = jfif or (marker == 0xE0 and body[:4] == b"JFIF")
-        if _is_frame(marker):
-            return _by_components(body, jfif, lossy=marker in (0xC0, 0xC1, 0xC2))
-    return None
-
-
-def _by_components(body: bytes, jfif: bool, lossy: bool) -> bool | None:
-    if len(body) < 15 or body[5] != 3 or not lossy:
-        return None
-    names, factors = (body[6], body[9], body[12]), (body[7], body[10], body[13])
-    if names in ((82, 71, 66), (114, 103, 98)):
-        return False
-    if jfif or len(set(factors)) > 1:
-        return True
-    return None

@@ -1,8 +1,12 @@
-"""Still pictures: PNG, JPEG, BMP, TIFF, with 8 or 16 bits, through Pillow (cv2 where Pillow would lose bits)."""
+"""Still pictures: PNG, JPEG, WebP, BMP, TIFF, with 8 or 16 bits, through Pillow (cv2 where Pillow would lose bits).
+
+Pillow fills up pictures that end early. Whether a PNG or a JPEG holds all of its picture is therefore looked at here.
+"""
 
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, BinaryIO
@@ -10,18 +14,24 @@ from typing import Any, BinaryIO
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from usfmae.core.config.read import ReadSettings
 from usfmae.core.errors import UsfmaeError
+from usfmae.core.read import jpeg
 from usfmae.core.read.facts import Facts, RefusedScan, Unreadable, check_size, guarded, refuse_icon
 from usfmae.core.read.source import opened
 from usfmae.core.types import Frame, Pixels, Scan
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff")
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
-MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
-
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff", ".webp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+PNG, WEBP, TIFF = b"\x89PNG\r\n\x1a\n", b"WEBP", (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+MAGIC = (PNG, b"\xff\xd8\xff", b"BM", *TIFF)
+# Pictures that are known and not read, by the name of their first box (ISO 15444-1, ISO 18181-2, ISO 23008-12)
+BOXES = {
+    b"jP  ": "jpeg-2000", b"JXL ": "jpeg-xl", b"ftypavif": "avif", b"ftypavis": "avif", b"ftypheic": "heif",
+    b"ftypheix": "heif", b"ftypmif1": "heif",
+}  # fmt: skip
 PICTURE = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS")  # chunks of a PNG that decide its pixels
 
 # Our own limit is checked on the header; Pillow's warning would come after it.
@@ -29,27 +39,61 @@ Image.MAX_IMAGE_PIXELS = None
 
 
 def recognises(head: bytes) -> bool:
+    if head[8:12] == WEBP or _unread(head):
+        return True
     return head.startswith(MAGIC) and (head[:2] != b"BM" or len(head) > 26)
 
 
+def _unread(head: bytes) -> str:
+    return BOXES.get(head[4:8]) or BOXES.get(head[4:12], "")
+
+
 def _open(file: BinaryIO) -> Image.Image:
+    if name := _unread(file.read(12)):
+        raise Unreadable(f"unsupported-{name}", "pictures of this kind are not decoded")
+    file.seek(0)
     with guarded("unreadable"):  # Pillow raises OSError, SyntaxError, struct.error, ... on damaged headers
-        return Image.open(_picture_alone(file), formats=FORMATS)
+        try:
+            return Image.open(_picture_alone(file), formats=FORMATS)
+        except UnidentifiedImageError:
+            _refuse_tiff(file)
+            raise
+
+
+def _refuse_tiff(file: BinaryIO) -> None:
+    """Unreadable, by its own name, for a TIFF whose header is sound and whose kind of sample Pillow does not know."""
+    file.seek(0)
+    if (head := file.read(8)).startswith(TIFF):
+        head += file.read(8) if b"+" in head[:4] else b""  # BigTIFF
+        tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+        file.seek(tags.next)
+        tags.load(file)
+        bits, kind = tags[BITS][0], SAMPLE_KINDS.get(tags.get(SAMPLE_FORMAT, (1,))[0], "unknown")
+        raise Unreadable("unsupported-tiff", f"{kind} samples of {bits} bits, photometric {tags[PHOTOMETRIC]}")
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(name, start, end) of the chunks of a PNG; the last may end beyond the file."""
+    place = len(PNG)
+    while place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        yield data[place + 4 : place + 8], place, end
+        place = end
 
 
 def _picture_alone(file: BinaryIO) -> BinaryIO:
     """A PNG without the chunks that are no picture: Pillow refuses sound files for long text or a large profile."""
-    start = file.read(len(MAGIC[0]))
+    magic = file.read(len(PNG))
     file.seek(0)
-    if start != MAGIC[0]:
+    if magic != PNG:
         return file
     data = file.read()
-    chunks, place = [data[:8]], 8
-    while place < len(data):
-        length, name = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+    chunks = [PNG]
+    for name, start, end in _chunks(data):
+        if name == b"acTL" and int.from_bytes(data[start + 8 : start + 12], "big") > 1:
+            raise Unreadable("unsupported-animation", "a PNG of several pictures")
         if name in PICTURE:
-            chunks.append(data[place : place + 12 + length])
-        place += 12 + length
+            chunks.append(data[start:end])
     return io.BytesIO(b"".join(chunks))
 
 
@@ -63,7 +107,10 @@ def facts(scan: Scan, settings: ReadSettings) -> Facts:
 
 
 def _pages(image: Image.Image) -> int:
-    return int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
+    pages = int(getattr(image, "n_frames", 1)) if image.format in ("TIFF", "WEBP") else 1
+    if pages > 1 and image.format == "WEBP":
+        raise Unreadable("unsupported-animation", "a WebP of several pictures")
+    return pages
 
 
 def frames(
@@ -95,7 +142,10 @@ def frames(
 def _page(image: Image.Image, file: BinaryIO, page: int, pages: int, settings: ReadSettings) -> NDArray[Any]:
     image.seek(page)
     check_size(image.width, image.height, pages, settings)
-    return _samples(image, file, page)
+    samples = _samples(image, file, page)
+    if not _is_whole(image, file, samples):
+        raise Unreadable("truncated", "the file ends before its picture")
+    return samples
 
 
 def _range(image: Image.Image, file: BinaryIO, pages: int, settings: ReadSettings) -> tuple[float | None, float | None]:
@@ -113,9 +163,11 @@ def _range(image: Image.Image, file: BinaryIO, pages: int, settings: ReadSetting
 
 
 # Tags of TIFF 6.0 and the values that Pillow and cv2 pass over
+BITS = 258  # of each sample
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 PLANES, SEPARATE = 284, 2
 SAMPLE_FORMAT, SIGNED = 339, 2
+SAMPLE_KINDS = {1: "unsigned", SIGNED: "signed", 3: "floating", 5: "complex", 6: "complex"}
 
 
 def _samples(image: Image.Image, file: BinaryIO, page: int) -> NDArray[Any]:
@@ -129,10 +181,39 @@ def _samples(image: Image.Image, file: BinaryIO, page: int) -> NDArray[Any]:
     if _deep_colour(image):
         if tags.get(PLANES) == SEPARATE:
             raise Unreadable("unsupported-pixels", "colour planes of 16 bits")
-        deep = _decode_cv2(file, page)
-        if deep is not None:
-            return deep
+        return _decode_cv2(file, page)
     return np.asarray(image.convert("RGB"))
+
+
+def _is_whole(image: Image.Image, file: BinaryIO, samples: NDArray[Any]) -> bool:
+    """Whether a PNG or a JPEG holds the whole picture that was decoded from it; other formats end in an error."""
+    if image.format not in ("PNG", "JPEG", "MPO"):
+        return True
+    if image.format == "PNG" and image.mode != "P" and samples[-1].any() and not image.info.get("interlace"):
+        return True  # what is absent is black
+    file.seek(0)
+    data = file.read()
+    return _is_whole_png(data) if image.format == "PNG" else jpeg.is_whole(data, samples)
+
+
+SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by the colour type of a PNG
+# (first column, first row, columns, rows between) of the passes of an interlaced PNG (Adam7)
+PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+def _is_whole_png(data: bytes) -> bool:
+    """Whether as many bytes are packed in a PNG as its header asks for: rows, each with a byte for its filter."""
+    width, height = (int.from_bytes(data[place : place + 4], "big") for place in (16, 20))
+    bits = data[24] * SAMPLES[data[25]]
+    missing = 0
+    for left, top, across, down in PASSES if data[28] else ((0, 0, 1, 1),):
+        columns, rows = -(-max(0, width - left) // across), -(-max(0, height - top) // down)
+        missing += rows * (1 + -(-columns * bits // 8)) if columns else 0
+    unpack = zlib.decompressobj()
+    for name, start, end in _chunks(data):
+        if name == b"IDAT" and missing > 0:
+            missing -= len(unpack.decompress(data[start + 8 : end - 4], missing))
+    return missing <= 0
 
 
 def turned_around(samples: NDArray[Any]) -> NDArray[Any]:
@@ -145,17 +226,17 @@ def _deep_colour(image: Image.Image) -> bool:
     if image.format == "PNG":
         return "16B" in str(getattr(image, "tile", ""))
     if image.format == "TIFF":
-        bits = getattr(image, "tag_v2", {}).get(258, ())  # BitsPerSample
+        bits = getattr(image, "tag_v2", {}).get(BITS, ())
         return len(bits) >= 3 and max(bits) > 8
     return False
 
 
-def _decode_cv2(file: BinaryIO, page: int) -> NDArray[Any] | None:
+def _decode_cv2(file: BinaryIO, page: int) -> NDArray[Any]:
     file.seek(0)
     data = np.frombuffer(file.read(), np.uint8)
     decoded, pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED, range=(page, page + 1))
     if not decoded:
-        return None
+        raise Unreadable("undecodable", "colour of 16 bits")
     return pages[0][..., [2, 1, 0]] if pages[0].ndim == 3 else np.asarray(pages[0])
 
 

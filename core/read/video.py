@@ -1,31 +1,25 @@
 """Clips: mp4, mov, avi, mpeg, mkv, gif, through the FFmpeg in cv2. Frames are chosen by presentation time.
 
-Only containers known by their first bytes reach the demuxer (no playlists), and it gets an open descriptor and no right
-to open anything, so that a hostile clip cannot make it fetch another file. (cv2 crashes on damaged AVI in a stream object.)
+Only containers known by their first bytes reach the demuxer (no playlists). What a decoder complains of is not kept, and
+what a container states and does not hold is counted. (cv2 crashes on damaged AVI in a stream object.)
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import cv2
 
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.read.deinterlace import Deinterlacer, conversion
-from usfmae.core.read.facts import Facts, Unreadable, check_size
+from usfmae.core.read.deinterlace import Deinterlacer
+from usfmae.core.read.facts import Facts, Unreadable
+from usfmae.core.read.ffmpeg import complaints, open_capture
 from usfmae.core.read.raster import as_rgb
 from usfmae.core.read.source import descriptor_of
 from usfmae.core.read.timing import FrameSampler
 from usfmae.core.types import Frame, Scan
-
-# cv2 reads these when it opens a clip. Quiet, because FFmpeg's messages can quote what stands in a file.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-DEMUXERS = "avi,mov,mpeg,mpegvideo,mpegts,matroska,gif,asf,h264,hevc,dv"
-OPTIONS = f"protocol_whitelist;fd|format_whitelist;{DEMUXERS}|fd;"
-_opening = threading.Lock()  # cv2 takes its options out of the environment
 
 SUFFIXES = (
     ".mp4",
@@ -46,8 +40,9 @@ SUFFIXES = (
 )
 BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")  # ISO 14496-12, QuickTime
 MAGIC = (b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"\x1aE\xdf\xa3", b"GIF8", b"0&\xb2u\x8ef\xcf\x11", b"\x1f\x07\x00")
+MOST_RATE = 1000  # frames a second that are believed
 PACKET, SYNC = 188, 0x47  # bytes of a packet of a transport stream, and the first of each (ISO 13818-1 2.4.3.2)
-TIMED = 4  # bytes of time that AVCHD puts before each packet
+TIME = 4  # bytes of time that AVCHD puts before each packet
 
 
 def recognises(head: bytes) -> bool:
@@ -58,7 +53,7 @@ def recognises(head: bytes) -> bool:
 
 def is_transport_stream(head: bytes) -> bool:
     """Three packets in a row, plain or as AVCHD recorders write them (.mts, .m2ts)."""
-    plain, timed = head[::PACKET], head[TIMED :: PACKET + TIMED]
+    plain, timed = head[::PACKET], head[TIME :: PACKET + TIME]
     return any(len(sync_bytes) >= 3 and set(sync_bytes[:3]) == {SYNC} for sync_bytes in (plain, timed))
 
 
@@ -79,30 +74,21 @@ def container(head: bytes) -> str:
     return names.get(head[:3], "video")
 
 
-def open_capture(descriptor: int, settings: ReadSettings) -> cv2.VideoCapture:
-    """A decoder on one thread of what a descriptor holds, with its picture size checked. Raises Unreadable."""
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    with _opening:
-        os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = f"{OPTIONS}{descriptor}"
-        capture = cv2.VideoCapture("fd:", cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-        conversion.listen()
-    if not capture.isOpened():
-        raise Unreadable("unreadable", "no decodable video stream")
-    width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
-    check_size(int(width), int(height), 1, settings)
-    return capture
-
-
 def facts(scan: Scan, settings: ReadSettings) -> Facts:
     with descriptor_of(scan, settings) as descriptor:
         name = container(os.pread(descriptor, 1024, 0))
         capture = open_capture(descriptor, settings)
         count, rate = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
         capture.release()
-    counted = rate > 0 and 0 < count <= settings.max_frames
-    total = int(count) if counted else 1
-    planned = max(1, round(total / max(rate, settings.fps) * settings.fps)) if counted else 1
-    return Facts(name, total, planned)
+    seconds = count / rate if rate > 0 and count > 0 else 0.0
+    planned = min(count, round(seconds * settings.fps))
+    total = count if _is_plausible(count, rate, settings) else planned
+    return Facts(name, max(1, int(total)), max(2, int(planned)))  # planned as a clip, whatever it turns out to hold
+
+
+def _is_plausible(count: float, rate: float, settings: ReadSettings) -> bool:
+    """FFmpeg gives a bare DV stream 60,000 frames a second, and a stream without an end a count below zero."""
+    return 0 < rate <= MOST_RATE and 0 < count <= settings.max_frames
 
 
 def frames(
@@ -115,67 +101,134 @@ def frames(
 
 
 def decoded(
-    descriptor: int, settings: ReadSettings, notes: set[str], failed: dict[int, str], times: Sequence[float] = ()
-) -> Generator[Frame, None, int]:
-    """Frames of a clip at `settings.fps`; `times`, where a header states them, go before the stream's own.
+    descriptor: int, settings: ReadSettings, notes: set[str], failed: dict[int, str],
+    times: Sequence[float] = (), stated: int = 0,
+) -> Generator[Frame, None, int]:  # fmt: skip
+    """Frames of a clip at `settings.fps`; `times` and the count `stated` by a header go before the stream's own.
 
     Its value is the number of frames that the stream holds, kept or not.
     Raises Unreadable where not one frame decodes.
     """
     capture = open_capture(descriptor, settings)
     size = (int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)))
+    if _code(capture) == "AV01":
+        raise Unreadable("unsupported-av1", "AV1 is not decoded")
+    clip = _Clip(capture, container(os.pread(descriptor, 1024, 0)), settings, notes, times, stated)
     fields = Deinterlacer(descriptor, size, settings)
     try:
-        return (yield from _kept_frames(capture, fields, settings, notes, failed, times))
+        return (yield from _kept_frames(clip, fields, failed))
     finally:
         capture.release()
         fields.close()
 
 
-def _kept_frames(
-    capture: cv2.VideoCapture, fields: Deinterlacer, settings: ReadSettings,
-    notes: set[str], failed: dict[int, str], times: Sequence[float],
-) -> Generator[Frame, None, int]:  # fmt: skip
-    sampler = FrameSampler(settings.fps)
-    index, time, filled = -1, 0.0, False
-    while capture.grab():
-        index += 1
-        time = times[index] if index < len(times) else _time(capture, index, time, settings, notes)
-        if index >= settings.max_frames:
-            raise Unreadable("too-many-frames", f"the limit is {settings.max_frames}")
-        if not sampler.wants(time):
+def _code(capture: cv2.VideoCapture) -> str:
+    return int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True).decode("latin-1").upper()
+
+
+COUNTED = ("AVI", "MOV", "MP4")  # containers that state how many frames they hold
+TIMED = ("Matroska", "WMV")  # that state how long they last
+REORDERED = 16  # frames by which a decoder may hold a picture back: its complaint comes that much before the picture
+
+
+@dataclass
+class _Clip:
+    """A clip while its frames pass by: the time of each, which are asked for, and which can be trusted."""
+
+    capture: cv2.VideoCapture
+    container: str
+    settings: ReadSettings
+    notes: set[str]
+    times: Sequence[float]
+    stated: int
+    index: int = -1
+    time: float = 0.0
+    is_damaged: bool = False
+
+    def __post_init__(self) -> None:
+        self.sampler = FrameSampler(self.settings.fps)
+        self.heard, self.damaged_at = complaints.damage, 0
+
+    def next(self) -> bool:
+        """Step to the next frame; False at the end. Raises Unreadable beyond the limit.
+
+        After damage no frame is trusted until one that is coded on its own and was decoded later.
+        """
+        if not self.capture.grab():
+            return False
+        self.index += 1
+        if self.index >= self.settings.max_frames:
+            raise Unreadable("too-many-frames", f"the limit is {self.settings.max_frames}")
+        self.time = self._time(self.index)
+        if complaints.damage != self.heard:
+            self.heard, self.damaged_at, self.is_damaged = complaints.damage, self.index, True
+        elif self.is_damaged and self.index > self.damaged_at + REORDERED:
+            self.is_damaged = self.capture.get(cv2.CAP_PROP_FRAME_TYPE) != ord("I")
+        return True
+
+    def _time(self, index: int) -> float:
+        """Presentation time in seconds; where a stream states none (or jumps back) the rate continues it."""
+        if index < len(self.times):
+            return self.times[index]
+        stated = self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000.0
+        if index == 0:
+            return 0.0
+        return stated if stated > self.time else self.time + 1.0 / self._rate()
+
+    def _rate(self) -> float:
+        rate = self.capture.get(cv2.CAP_PROP_FPS)
+        if not 0 < rate <= MOST_RATE:
+            self.notes.add("default-rate")
+            rate = self.settings.default_rate
+        return rate
+
+    def lost(self) -> dict[int, str]:
+        """After the end: the frames that were to be kept and never came, each with the reason."""
+        lost = {}
+        if complaints.damage != self.heard:  # its last words: a picture that was given up, or a file that broke off
+            lost[self.index + 1] = "damaged"
+        for index in range(self.index + 1, self.index + 1 + self._absent()):
+            self.time = self.times[index] if index < len(self.times) else self.time + 1.0 / self._rate()
+            if self.sampler.wants(self.time):
+                lost.setdefault(index, "missing-frame")
+        return lost
+
+    def _absent(self) -> int:
+        """How many frames are stated and did not come."""
+        there = self.index + 1
+        if self.stated:
+            return max(0, self.stated - there)
+        count, rate = self.capture.get(cv2.CAP_PROP_FRAME_COUNT), self.capture.get(cv2.CAP_PROP_FPS)
+        if not _is_plausible(count, rate, self.settings) or self.container not in (*COUNTED, *TIMED):
+            return 0
+        return max(0, int(count) - (there if self.container in COUNTED else round(self.time * rate) + 1))
+
+
+def _kept_frames(clip: _Clip, fields: Deinterlacer, failed: dict[int, str]) -> Generator[Frame, None, int]:
+    filled = False
+    while clip.next():
+        if not clip.sampler.wants(clip.time):
             continue
-        before = conversion.failures
-        decoded, pixels = capture.retrieve()
-        if conversion.failures != before:  # it says it succeeded, and nothing was written into `pixels`
-            picture = fields.frame(index)
-            reason = "interlaced"
-        else:
-            picture = as_rgb(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)) if decoded and pixels is not None else None
-            reason = "undecodable"
+        unconverted = complaints.unconverted
+        decoded, pixels = clip.capture.retrieve()
+        picture, reason = None, "undecodable"
+        if clip.is_damaged:
+            reason = "damaged"
+        elif complaints.unconverted != unconverted:  # it says it succeeded, and nothing was written into `pixels`
+            picture, reason = fields.frame(clip.index), "interlaced"
+        elif decoded and pixels is not None:
+            picture = as_rgb(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
         if picture is None:
-            failed[index] = reason
+            failed[clip.index] = reason
             continue
         filled = True
         if reason == "interlaced":
-            notes.add("deinterlaced")
-        yield Frame(picture, index=index, time=time)
+            clip.notes.add("deinterlaced")
+        yield Frame(picture, index=clip.index, time=clip.time)
+    failed.update(clip.lost())
     if not filled:
         reasons = set(failed.values())
         failed.clear()
-        raise Unreadable("interlaced" if "interlaced" in reasons else "no-pixels", "not one frame could be decoded")
-    return index + 1
-
-
-def _time(capture: cv2.VideoCapture, index: int, last: float, settings: ReadSettings, notes: set[str]) -> float:
-    """Presentation time in seconds; where a stream states none (or jumps back) the rate continues it."""
-    stated = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000.0
-    if index == 0:
-        return 0.0
-    if stated > last:
-        return stated
-    rate = capture.get(cv2.CAP_PROP_FPS)
-    if not 0 < rate <= 1000:
-        notes.add("default-rate")
-        rate = settings.default_rate
-    return last + 1.0 / rate
+        reason = next((one for one in ("interlaced", "damaged") if one in reasons), "no-pixels")
+        raise Unreadable(reason, "not one frame could be decoded")
+    return clip.index + 1
