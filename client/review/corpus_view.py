@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,7 +41,8 @@ class KeptImage:
 class CorpusView:
     """How many images each shard has."""
 
-    shards: list[tuple[str, int]] = field(default_factory=list)  # newest first
+    # What persons let in, then by the numbers that shards are given one after the other, newest first
+    shards: list[tuple[str, int]] = field(default_factory=list)
     listed: tuple[Path, int] | None = None  # the folder, and when a name in it last changed
 
     def refresh(self, corpus: Path) -> CorpusView:
@@ -51,8 +51,7 @@ class CorpusView:
         state = (folder, folder.stat().st_mtime_ns) if folder.exists() else None
         if state is None or state != self.listed:
             counts = CorpusLedger(corpus).image_counts()
-            newest = sorted((os.stat(f"{folder}/{name}").st_mtime_ns, name) for name in counts)[::-1]  # noqa: PTH116
-            self.shards = [(name.removesuffix(".json"), counts[name]) for _, name in newest]
+            self.shards = [(name.removesuffix(".json"), counts[name]) for name in sorted(counts, reverse=True)]
             self.listed = state
         return self
 

@@ -5,8 +5,10 @@ Every frame that is met ends in exactly one count: kept, kept back, or a near-du
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,7 +16,18 @@ import numpy as np
 from usfmae.core.config import Settings
 from usfmae.core.errors import ConfigError, ResourceError
 from usfmae.core.read import RefusedScan, Unreadable, read
-from usfmae.core.sandbox.records import Alive, Answer, CleanUnit, Done, Kept, KeptBack, Outcome, ScanEnded, number_of
+from usfmae.core.sandbox.records import (
+    Alive,
+    Answer,
+    CleanUnit,
+    Done,
+    Kept,
+    KeptBack,
+    Outcome,
+    ScanEnded,
+    Unforeseen,
+    number_of,
+)
 from usfmae.core.types import CleanImage, Frame, Pixels, Quarantined, Scan, Trail, content_id
 
 SIDE = 16  # 16 x 16 comparisons: 256 bits
@@ -69,6 +82,16 @@ class OpenScan:
         return ScanEnded(self.number, self.outcome, self.reason, frames, self.duplicates, tuple(sorted(self.notes)))
 
 
+CORE = Path(__file__).parents[1]
+
+
+def unforeseen(error: Exception) -> Unforeseen:
+    """For the log: what would else hide behind `cleaning-failed`."""
+    places = [(Path(frame.filename), frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
+    path, line = next((place for place in reversed(places) if place[0].is_relative_to(CORE)), (Path(__file__), 0))
+    return Unforeseen(type(error).__name__, f"{path.relative_to(CORE.parent)}:{line}")
+
+
 Sent = list[tuple[OpenScan, Trail, int]]  # of each frame that went to cleaning: its scan, its trail, its index
 
 
@@ -105,7 +128,8 @@ def _settle(
         named = cut_to_scan(replace(result, trail=trail), settings.clean)
         packed = square(named, settings.model.image_size, "", "", augment.resize, augment.aspect)
         image = Kept(owner.number, index, packed.pixels.shape, *_figures(result))
-    except Exception:
+    except Exception as error:
+        answer(unforeseen(error))
         answer(KeptBack(owner.number, index, "packing-failed"))
         return
     answer(image, packed.pixels.tobytes())
@@ -138,7 +162,8 @@ def frames_of(scans: Sequence[OpenScan], sent: Sent, settings: Settings, answer:
             one.outcome, one.reason = Outcome.FAILED, f"os-{error.errno}"
         except (ResourceError, ConfigError):
             raise
-        except Exception:
+        except Exception as error:
+            answer(unforeseen(error))
             one.outcome, one.reason = Outcome.QUARANTINED, "reading-failed"
     answer(Alive("cleaning", scans[-1].number))
 
@@ -148,7 +173,8 @@ def _frames_of_one(one: OpenScan, sent: Sent, settings: Settings, bits: int, ans
     for frame in read(one.scan, settings.read, one.notes, one.failed):
         try:
             duplicate = seen.is_duplicate(frame.pixels)
-        except Exception:  # out of memory too: this frame, and reading goes on
+        except Exception as error:  # out of memory too: this frame, and reading goes on
+            answer(unforeseen(error))
             one.failed[frame.index] = "reading-failed"
             continue
         one.frames += 1
@@ -170,7 +196,7 @@ def cleaned(
     An unforeseen error keeps frames back; a missing program is no such error.
     """
     if together and settings.clean.profile == "safe":
-        yield from _cleaned_together(frames, settings, lambda: answer(Alive("cleaning", 0)))
+        yield from _cleaned_together(frames, settings, answer)
         return
     from usfmae.core import clean
 
@@ -180,12 +206,13 @@ def cleaned(
         except (ResourceError, ConfigError):
             raise
         except Exception as error:
+            answer(unforeseen(error))
             result = _given_up(frame.trail, error)
         yield result
 
 
 def _cleaned_together(
-    frames: Iterator[Frame], settings: Settings, beat: Callable[[], None]
+    frames: Iterator[Frame], settings: Settings, answer: Callable[[Answer], None]
 ) -> Iterator[CleanImage | Quarantined]:
     from usfmae.core import clean
 
@@ -198,12 +225,13 @@ def _cleaned_together(
 
     done = 0
     try:
-        for result in clean.clean_clip(counted(), settings.clean, beat):
+        for result in clean.clean_clip(counted(), settings.clean, lambda: answer(Alive("cleaning", 0))):
             done += 1
             yield result
     except (ResourceError, ConfigError):
         raise
     except Exception as error:
+        answer(unforeseen(error))
         # What the static overlay was to be found on is not trusted singly either.
         yield from (_given_up(trail, error) for trail in given[done:])
         for frame in frames:

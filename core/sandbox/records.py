@@ -225,11 +225,34 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Unforeseen:
+    """An error that no rule names, by its kind and where in this package it arose: its text may quote the scan."""
+
+    kind: Annotated[str, Field(pattern=r"^\w{1,64}$")]
+    at: Annotated[str, Field(pattern=r"^[\w/]{1,100}\.py:\d{1,6}$")]
+    event: Literal["unforeseen"] = "unforeseen"
+
+
+@dataclass(frozen=True)
 class Done:
     event: Literal["done"] = "done"
 
 
-Answer = Ready | Open | Alive | Kept | KeptBack | ScanEnded | Identity | Members | Picture | NoPicture | Fault | Done
+Answer = (
+    Ready
+    | Open
+    | Alive
+    | Kept
+    | KeptBack
+    | ScanEnded
+    | Identity
+    | Members
+    | Picture
+    | NoPicture
+    | Fault
+    | Unforeseen
+    | Done
+)
 
 
 # The codec ----------------------------------------------------------------------------------------------------

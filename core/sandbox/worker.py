@@ -156,6 +156,9 @@ class Worker:
                     return
                 if isinstance(answer, records.Fault):  # the machine lacks something; no scan is to blame
                     raise ResourceError(answer.what, answer.why, answer.do)
+                if isinstance(answer, records.Unforeseen):
+                    logger.warning("an unforeseen error in a decoding process: %s at %s", answer.kind, answer.at)
+                    continue
                 if isinstance(answer, records.Open):
                     self._open(answer, scans)
                     continue

@@ -127,7 +127,7 @@ Frames = Callable[..., Any]
 
 @pytest.mark.parametrize("where", ["seen", "square", "read", "clean"])
 def test_an_unforeseen_error_anywhere_leaves_no_frame_in_no_count(
-    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     script = tmp_path / "child.py"
     script.write_text(BROKEN.format(where=where))
@@ -141,6 +141,8 @@ def test_an_unforeseen_error_anywhere_leaves_no_frame_in_no_count(
         one.close()
     assert result.balanced and len(images) == result.kept
     assert (result.frames, result.kept, result.reason) == BALANCE[where]
+    assert "ArithmeticError at core/sandbox/clean_unit.py:" in caplog.text, "the cause is not said"
+    assert "Doe" not in caplog.text and "a.tif" not in caplog.text
 
 
 BALANCE = {"seen": (6, 5, ""), "square": (6, 5, ""), "read": (2, 2, "reading-failed"), "clean": (6, 0, "")}
@@ -157,20 +159,20 @@ def broken(name, function, number):
     def wrapped(*arguments, **more):
         calls.append(name)
         if where == name and calls.count(name) == number:
-            raise ArithmeticError("unforeseen")
+            raise ArithmeticError("of Jane Doe")
         return function(*arguments, **more)
     return wrapped
 
 def clip(frames, settings, beat):
     for frame in list(frames):
         if where == "clean":
-            raise ArithmeticError("unforeseen")
+            raise ArithmeticError("of Jane Doe")
         yield CleanImage(frame.pixels, np.zeros(frame.pixels.shape[:2], bool), frame.trail)
 
 def read(*arguments):
     for number, frame in enumerate(original(*arguments)):
         if where == "read" and number == 2:
-            raise ArithmeticError("unforeseen")
+            raise ArithmeticError("of Jane Doe")
         yield frame
 
 original = clean_unit.read
