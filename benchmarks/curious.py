@@ -137,7 +137,7 @@ class CuriousCoordinator:
     def ask(self, request: TrainRequest, weights: Weights, seconds: float = 180) -> Reply | None:
         """Send it; what the hospital answers, or None where it says nothing in time."""
         self.transport.connected()
-        task = RoundTask(self.site.fingerprint, request, weights.encoder, None, weights.decoder, None, 3600.0)
+        task = RoundTask(self.site.fingerprint, request, weights.encoder, decoder=weights.decoder, ttl=3600.0)
         message = self.transport.ask(task)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
