@@ -102,6 +102,7 @@ def sheet(entry: Mapping[str, Any]) -> str:
         f"  length       {entry['norm']:.4g} (L2 norm of the change)\n"
         f"  drawn on     {drawn_on(entry)}\n"
         f"  tested       {tested(entry)}\n"
+        f"{to_decide(entry)}"
         f"  privacy      {privacy(entry)}\n"
         f"  trained      {record['steps']} steps, {record['seconds']:.0f} s; {record['images']} images were there to draw\n"
         f"  loss here    {losses(record)}\n"
@@ -123,12 +124,27 @@ def tested(entry: Mapping[str, Any]) -> str:
     if not figures:
         return "not tried"
     if figures.get("held"):
-        where = f"; see {PICTURE} beside this sheet" if figures.get("picture", True) else ""
-        return f"HELD BACK: {figures['held']}{where}"
+        return f"HELD BACK: {figures['held']}"
     return (
         f"one direction {figures['rank_one']:.0%}, effective rank {figures['effective_rank']:.1f}, a drawn picture "
         f"reads {figures['advantage_db']:.1f} dB better than others{membership(figures)}: nothing seen"
     )
+
+
+def to_decide(entry: Mapping[str, Any]) -> str:
+    """What a person does with an update that its probe held back, as a line of the sheet; "" for any other."""
+    figures = entry.get("probe") or {}
+    if not figures.get("held"):
+        return ""
+    if not figures.get("picture", True):
+        advice = "reject it; more patients or fewer steps in a round tell less of each"
+    else:
+        advice = (
+            f"compare the halves of {PICTURE}: left what was drawn, right what the update gives away. Alike: reject, and "
+            "tell the coordinator. Not alike: approve. Updates of an encoder that has learned little, from a random "
+            "or a short seed, are often held like this"
+        )
+    return f"  to decide    {advice}. Without a decision the round goes on without this site\n"
 
 
 def membership(figures: Mapping[str, Any]) -> str:

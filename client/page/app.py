@@ -157,6 +157,11 @@ class SitePage(WebPage):
             request, "outbox.html", 400 if bad else 200, entries=shown, total=len(entries), notice=notice, bad=bad
         )
 
+    async def read_from_update(self, request: Request) -> Response:
+        """What the probe read from an update that it held back, beside what was drawn."""
+        file = outbox.folder(self.site, request.path_params["id"]) / outbox.PICTURE
+        return _picture(file.read_bytes() if file.is_file() else b"")
+
     async def campaigns(self, request: Request, notice: str = "", bad: bool = False) -> Response:
         listed = await asyncio.to_thread(campaigns.agreements, self.site)
         shown = [(one, campaigns.in_words(one)) for one in listed[::-1]]
@@ -267,6 +272,7 @@ def application(site: Site) -> Starlette:
         Route("/campaigns/{name}", page.agree, methods=["POST"]),
         Route("/outbox", page.left),
         Route("/outbox/{id}", page.approve, methods=["POST"]),
+        Route("/outbox/{id}/probe.png", page.read_from_update),
         Route("/audit", page.audit),
         Route("/audit.csv", page.audit_file),
         Route("/audit.json", page.audit_file),

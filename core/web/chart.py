@@ -80,7 +80,7 @@ def line_chart(
         parts.append(f'<text x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{escape(axis.text(value))}</text>')
     titled = next((i for i in _labelled(len(labels)) if not str(labels[i]).isalpha()), 0)  # not a name such as "seed"
     for i in _labelled(len(labels)):
-        anchor = "end" if i == len(labels) - 1 > 0 else "start" if i == 0 and len(labels) > 1 else "middle"
+        anchor = "end" if i == len(labels) - 1 > 0 else "start" if i == 0 else "middle"
         text = f"{x_title} {labels[i]}".strip() if i == titled else str(labels[i])
         parts.append(f'<text x="{at(i, low)[0]:.1f}" y="{height - 8}" text-anchor="{anchor}">{escape(text)}</text>')
 

@@ -186,6 +186,23 @@ def test_approval_of_what_waits_to_leave(page: TestClient, site: Site) -> None:
     assert twice.status_code == 400 and "already" in twice.text
 
 
+def test_a_held_update_shows_its_picture_and_says_how_to_decide(page: TestClient, site: Site) -> None:
+    place = site.root / "outbox" / "r00001-abc"
+    place.mkdir(parents=True)
+    record = {"images": 9, "steps": 5, "seconds": 1.0, "loss_before": 0.5, "loss_after": 0.4, "content": "c" * 64}
+    entry = {"campaign": "c", "round": 1, "recipient": "https://fl", "tensors": 3, "bytes": 99, "norm": 1.0}
+    entry |= {"probe": {"held": "95% is one direction", "picture": True}, "release": "approve", "created": 1e9}
+    write_json(place / "entry.json", {"id": place.name, "record": {**record, "encoding": "int8"}, **entry})
+    (place / outbox.PICTURE).write_bytes(b"\x89PNG")
+    picture = f"/outbox/{place.name}/probe.png"
+    assert page.get(picture, follow_redirects=False).status_code == 303, "not without a login"
+    log_in(page, site)
+    shown = page.get("/outbox").text
+    assert "HELD BACK: 95% is one direction" in shown and "Not alike: approve" in shown and picture in shown
+    assert page.get(picture).content == b"\x89PNG"
+    assert page.get("/outbox/r00009-none/probe.png").status_code == 404
+
+
 def test_an_update_that_waits_shows_on_every_page(page: TestClient, site: Site) -> None:
     log_in(page, site)
     assert "badge" not in page.get("/audit").text
