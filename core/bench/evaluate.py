@@ -15,15 +15,13 @@ from usfmae.core.bench.encoders.base import Encoder
 from usfmae.core.bench.features import Progress, aspect_of, features, squares
 from usfmae.core.bench.finetune import finetune
 from usfmae.core.bench.fit import FitRun
-from usfmae.core.bench.metrics import Predictions, compare, score
+from usfmae.core.bench.metrics import COMPARED, PRINTED, Predictions, compare, score
 from usfmae.core.bench.probe import probe
 from usfmae.core.bench.tasks.base import BenchmarkTask
 from usfmae.core.config.bench import BenchSettings
 from usfmae.core.files import write_atomic
 
-COMPARED = ("ultrasam.f1", "balanced_accuracy", "auroc")
 CELL = 20  # width of a printed column
-PRINTED = ("paper.f1", *COMPARED, "auroc_by_split")
 
 
 def scored(task: BenchmarkTask, runs: Predictions | Sequence[Predictions], settings: BenchSettings) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 BINS = 15  # of the calibration error
+COMPARED = ("ultrasam.f1", "balanced_accuracy", "auroc")
+PRINTED = ("paper.f1", *COMPARED, "auroc_by_split")
 
 
 @dataclass(frozen=True)

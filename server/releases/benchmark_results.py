@@ -10,12 +10,11 @@ from typing import Any, get_args
 from torch import Tensor
 
 from usfmae.core.bench.encoders.base import Pooling
+from usfmae.core.bench.metrics import PRINTED
 from usfmae.core.checkpoint import tensors_id
 from usfmae.core.config import TrainSettings
 from usfmae.core.errors import PolicyError, SourceError
 from usfmae.core.types import content_id
-
-MEASURES = ("accuracy", "balanced_accuracy", "f1", "auc")
 
 
 def results(paths: Sequence[Path], encoder: dict[str, Tensor], train: TrainSettings) -> list[list[str]]:
@@ -26,7 +25,7 @@ def results(paths: Sequence[Path], encoder: dict[str, Tensor], train: TrainSetti
     """
     own = {content_id(tensors_id(encoder), pooling, str(train.mean), str(train.std)) for pooling in get_args(Pooling)}
     lines = [line for path in paths for line in _lines(path, own)]
-    return [["task", "images", "head", "splits", *MEASURES], *lines] if lines else []
+    return [["task", "images", "head", "splits", *PRINTED], *lines] if lines else []
 
 
 def _lines(path: Path, own: set[str]) -> Iterator[list[str]]:
@@ -42,7 +41,7 @@ def _lines(path: Path, own: set[str]) -> Iterator[list[str]]:
         heads = {"fine-tuned": scores} if "all" in scores else scores
         for head, parts in heads.items():
             for part, values in parts.items():
-                yield [task["name"], str(task["images"]), head, part, *(_cell(values.get(m)) for m in MEASURES)]
+                yield [task["name"], str(task["images"]), head, part, *(_cell(values.get(m)) for m in PRINTED)]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from usfmae.core.bench.encoders.masked import checkpoint as encoder_for_probe
+from usfmae.core.bench.metrics import Predictions, measures
 from usfmae.core.checkpoint import encoder_of, load, save
 from usfmae.core.checkpoint_header import describe
 from usfmae.core.config import ModelSettings, TrainSettings
@@ -31,9 +33,13 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "weights.safetensors"
 
 
+TWO = Predictions(np.array([0, 1]), np.eye(2), ("p", "q"), ("a", "b"), ("s", "s"))
+MEASURED = tuple(measures(TWO))  # what a probe really reports
+
+
 def report(model_id: str) -> dict[str, Any]:
     measure = {"value": 0.631, "low": 0.602, "high": 0.66}
-    scores = {"knn": {"all": {"accuracy": measure, "balanced_accuracy": measure, "confusion": [[1, 0], [0, 1]]}}}
+    scores = {"knn": {"all": {**dict.fromkeys(MEASURED, measure), "confusion": [[1, 0], [0, 1]]}}}
     task = {"name": "bus-bra", "images": 1875, "classes": ["benign", "malignant"]}
     other = {"model": "random", "model_id": "f" * 64, "scores": scores}
     return {"task": task, "models": [{"model": "a.safetensors", "model_id": model_id, "scores": scores}, other]}
@@ -46,8 +52,8 @@ def test_results_of_these_weights_become_a_table(weights: Path, tmp_path: Path, 
     loaded = load(weights)
     head, line = results([tmp_path / "report.json"], encoder_of(loaded.tensors), loaded.train)
     assert dict(zip(head, line, strict=True)) == {
-        "task": "bus-bra", "images": "1875", "head": "knn", "splits": "all", "accuracy": "63.1 (60.2-66.0)",
-        "balanced_accuracy": "63.1 (60.2-66.0)", "f1": "-", "auc": "-",
+        "task": "bus-bra", "images": "1875", "head": "knn", "splits": "all",
+        **dict.fromkeys(("paper.f1", "ultrasam.f1", "balanced_accuracy", "auroc", "auroc_by_split"), "63.1 (60.2-66.0)"),
     }  # fmt: skip
     assert results([], encoder_of(loaded.tensors), loaded.train) == []
 
