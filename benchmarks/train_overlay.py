@@ -1,11 +1,12 @@
 """Trains the overlay network of cleaning: text and graphics drawn over simulated speckle, and over crops of real tissue.
 
-    python benchmarks/train_overlay.py --out DIR [--minutes 11] [--tissue FOLDER] [--start WEIGHTS.pt] [--seed 7]
+    python benchmarks/train_overlay.py --out DIR [--minutes 11] [--tissue FOLDER] [--labelled mmotu_2d] [--seed 7]
+        [--start core/clean/weights/overlay.xml --rate 0.0015]
 
 Speckle is the envelope of a filtered complex Gaussian field over a random map of tissue, compressed in many ways. Half of
-the crops carry text, most of it 20 to 50 gray levels above what lies below; a third carry graphics. Where `--tissue` names
-a folder of pictures, squares of them in which nothing is drawn are mixed in, so that the network knows real tissue. One
-core does it in a quarter of an hour. Writes DIR/overlay.pt, overlay.xml and overlay.bin, and prints one JSON line.
+the crops carry text, most of it 20 to 50 gray levels above what lies below; half carry graphics (`marks.py`), small ones
+with their numbers too. Half of the crops are of real tissue where there is any: of a folder of pictures in which nothing is drawn (`--tissue`), and
+of the labelled pictures of a data set (`--labelled`), with what a person saw drawn in them. Writes DIR/overlay.pt, overlay.xml and overlay.bin, and prints one JSON line.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from labelled import contrast, ink_of, pictures
 from lettering import FAMILY, GIVEN, face
+from marks import mark
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import nn
 from torch.nn import functional as F
 
+from usfmae.core.annotate import Mark
 from usfmae.core.clean.ocr import openvino
 from usfmae.core.clean.overlay_net import features
 
@@ -41,6 +45,7 @@ FACES = (
 )  # fmt: skip
 SIGNS = string.ascii_uppercase * 2 + string.ascii_lowercase + string.digits * 2 + ".,-/:^"
 BATCH, RATE = 24, 2.5e-3
+WRITTEN = (Mark.IDENTIFIER, Mark.TEXT, Mark.DIGITS)
 
 
 def tissue_map(rng: Rng) -> Floats:
@@ -105,19 +110,31 @@ class Canvas:
 
 
 def phrase(rng: Rng) -> str:
-    """A name, a date, or signs in no order."""
+    """A name, a date, a number, a measurement, or signs in no order."""
     draw = rng.random()
-    if draw < 0.4:
+    if draw < 0.3:
         return f"{rng.choice(FAMILY)}{rng.choice([', ', ' ', '^'])}{rng.choice(GIVEN)}"
-    if draw < 0.55:
+    if draw < 0.42:
         return f"{rng.integers(1, 32):02}.{rng.integers(1, 13):02}.{rng.integers(1930, 2025)}"
+    if draw < 0.62:
+        return short(rng)
+    if draw < 0.72:
+        return (
+            f"{rng.choice(['1 D', 'D', '2 L', '+', 'Dist', 'x'])} {rng.uniform(0.1, 20):.2f}{rng.choice(['cm', ' mm'])}"
+        )
     first, second = ("".join(rng.choice(list(SIGNS), int(rng.integers(2, 12)))) for _ in range(2))
     return f"{first} {second}" if rng.random() < 0.5 else first
 
 
+def short(rng: Rng) -> str:
+    """The number or letter that stands beside a caliper or a tick."""
+    draw = rng.random()
+    return str(rng.integers(1, 10) if draw < 0.6 else rng.integers(10, 25) if draw < 0.8 else rng.choice(list(SIGNS)))
+
+
 def glyphs(text: str, rng: Rng, spacing: float) -> Floats:
     """Coverage (h, w) 0..1 of a line of text with its letters `spacing` times as far apart as usual."""
-    size = int(rng.integers(9, 22) if rng.random() < 0.85 else rng.integers(22, 36))
+    size = int(rng.integers(7, 22) if rng.random() < 0.87 else rng.integers(22, 36))
     font = face(str(rng.choice(FACES)), size)
     starts, x = [], 2.0
     for sign in text:
@@ -178,11 +195,11 @@ def turned(cover: Floats, line: Floats, rng: Rng) -> tuple[Floats, Floats]:
     return cover, line
 
 
-def write(canvas: Canvas, rng: Rng) -> None:
-    """One line of text, wherever, its ends perhaps beyond the crop."""
-    apart = rng.random() < 0.16
+def write(canvas: Canvas, rng: Rng, text: str = "", at: tuple[int, int] | None = None) -> None:
+    """One line of text, wherever, its ends perhaps beyond the crop; or this text, upright at this place (x, y)."""
+    apart = not text and rng.random() < 0.16
     spacing = float(rng.uniform(1.4, 3.6)) if apart else 1.0
-    cover = glyphs(phrase(rng)[: 8 if apart else 40], rng, spacing)
+    cover = glyphs(text or phrase(rng)[: 8 if apart else 40], rng, spacing)
     if not cover.size:
         return
     if rng.random() < 0.2:
@@ -191,11 +208,17 @@ def write(canvas: Canvas, rng: Rng) -> None:
         cv2.dilate(cv2.copyMakeBorder(line_of(cover, spacing), 2, 2, 2, 2, 0), np.ones((5, 3))), np.float32
     )
     cover = worn(np.asarray(cv2.copyMakeBorder(cover, 2, 2, 2, 2, 0), np.float32), rng)
-    cover, line = turned(cover, line, rng)
-    height, width = cover.shape
-    y = int(rng.integers(-height // 3, max(CROP - height * 2 // 3, -height // 3) + 1))
-    x = int(rng.integers(-width // 2, max(-width // 2 + 1, CROP - width // 2)))
-    rows, columns = slice(max(0, y), min(CROP, y + height)), slice(max(0, x), min(CROP, x + width))
+    (height, width), side = cover.shape, len(canvas.gray)
+    if at is None:
+        cover, line = turned(cover, line, rng)
+        height, width = cover.shape
+        y = int(rng.integers(-height // 3, max(side - height * 2 // 3, -height // 3) + 1))
+        x = int(rng.integers(-width // 2, max(-width // 2 + 1, side - width // 2)))
+    else:
+        x, y = at[0] - (width if rng.random() < 0.3 else 0), at[1] - height // 2
+        if not (x + width > 0 and x < side and y + height > 0 and y < side):
+            return
+    rows, columns = slice(max(0, y), min(side, y + height)), slice(max(0, x), min(side, x + width))
     part = slice(rows.start - y, rows.stop - y), slice(columns.start - x, columns.stop - x)
     cover, line = cover[part], line[part]
     if min(cover.shape) < 4 or not (cover > 0.3).any():
@@ -219,93 +242,77 @@ def _level(below: Floats, rng: Rng) -> Any:
     return max(0.0, level - rng.uniform(35, 120))
 
 
-def mark(rng: Rng) -> NDArray[np.uint8]:
-    """One graphic (CROP, CROP) 0..255: line, caliper, dotted line, ellipse, arrow, ruler or box."""
-    layer = np.zeros((CROP, CROP), np.uint8)
-    (x, y), (x1, y1) = rng.integers(0, CROP, (2, 2)).tolist()
-    thick, smooth = int(rng.integers(1, 3)), cv2.LINE_AA if rng.random() < 0.5 else cv2.LINE_8
-    kind = str(rng.choice(["line", "caliper", "dots", "ellipse", "arrow", "arrow", "ruler", "box"]))
-    if kind == "line":
-        cv2.line(layer, (x, y), (x if rng.random() < 0.5 else x1, y1), 255, thick, smooth)
-    elif kind == "caliper":
-        arm = int(rng.integers(4, 10))
-        one, other = ((arm, 0), (0, arm)) if rng.random() < 0.5 else ((arm, arm), (arm, -arm))
-        for dx, dy in (one, other):
-            cv2.line(layer, (x - dx, y - dy), (x + dx, y + dy), 255, thick, smooth)
-    elif kind == "dots":
-        length, side = max(1.0, float(np.hypot(x1 - x, y1 - y))), int(rng.integers(1, 4))
-        for t in np.arange(0, length, rng.uniform(4, 11)) / length:
-            row, column = int(y + t * (y1 - y)), int(x + t * (x1 - x))
-            layer[row : row + side, column : column + side] = 255
-    elif kind == "ellipse":
-        axes = int(rng.integers(6, 40)), int(rng.integers(6, 40))
-        cv2.ellipse(layer, (x, y), axes, float(rng.uniform(0, 180)), 0, 360, 255, thick, smooth)
-    elif kind == "arrow":
-        _arrow(layer, np.array([x, y]), rng, smooth)
-    elif kind == "ruler":
-        gap, length, width = int(rng.integers(7, 34)), int(rng.integers(2, 10)), int(rng.integers(1, 3))
-        every = int(rng.choice([0, 5, 10]))
-        for number, row in enumerate(range(int(rng.integers(0, gap)), CROP, gap)):
-            layer[row : row + width, x : x + length + 4 * bool(every and number % every == 0)] = 255
-        layer = np.ascontiguousarray(layer.T) if rng.random() < 0.5 else layer
-    else:
-        cv2.rectangle(layer, (x, y), (x1, y1), 255, thick)
-    return layer
-
-
-def _arrow(layer: NDArray[np.uint8], tail: NDArray[np.int64], rng: Rng, smooth: int) -> None:
-    angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(12, 34)
-    along = np.array([np.cos(angle), np.sin(angle)])
-    tip = tail + length * along
-    start, end = ([int(v) for v in point.round()] for point in (tail.astype(float), tip))
-    if rng.random() < 0.6:
-        cv2.arrowedLine(layer, start, end, 255, int(rng.integers(1, 4)), smooth, 0, float(rng.uniform(0.25, 0.5)))
-        return
-    neck, side = tip - rng.uniform(6, 14) * along, rng.uniform(3, 8) * np.array([-along[1], along[0]])
-    head = np.array([tip, neck + side, neck - side]).round().astype(np.int32)
-    if rng.random() < 0.6:
-        cv2.fillPoly(layer, [head], 255)
-    else:
-        cv2.polylines(layer, [head], True, 255, 1)
-    if rng.random() < 0.6:
-        cv2.line(layer, start, [int(v) for v in neck.round()], 255, 1, smooth)
-
-
 def draw(canvas: Canvas, rng: Rng) -> None:
-    """One graphic, bright or dark."""
-    layer = mark(rng)
-    covered = layer > 127
+    """One graphic, bright or dark, some of its marks numbered."""
+    layer, numbered = mark(len(canvas.gray), rng)
+    covered = layer > 80
     if not covered.any():
         return
     below = float(canvas.gray[covered].mean())
-    level = max(min(255.0, below + 70), float(rng.uniform(110, 255))) if rng.random() < 0.85 else max(0.0, below - 80)
+    level = max(min(255.0, below + 50), float(rng.uniform(90, 255))) if rng.random() < 0.88 else max(0.0, below - 80)
     cover = layer / np.float32(255) * np.float32(1 if rng.random() < 0.7 else rng.uniform(0.5, 1))
     canvas.gray[:] = canvas.gray * (1 - cover) + level * cover
-    canvas.graphics[:] = np.maximum(canvas.graphics, cv2.dilate((layer > 80).astype(np.float32), np.ones((3, 3))))
+    canvas.graphics[:] = np.maximum(canvas.graphics, cv2.dilate(covered.astype(np.float32), np.ones((5, 5))))
+    if rng.random() < 0.6:
+        for number, (x, y) in enumerate(numbered, int(rng.integers(1, 9))):
+            write(canvas, rng, str(number) if rng.random() < 0.8 else short(rng), (int(x), int(y)))
 
 
-def example(fields: list[Floats], tissue: list[Floats], rng: Rng) -> tuple[Floats, Floats]:
-    """What the network sees of one crop (2, CROP, CROP), and the truth (2, CROP / 4, CROP / 4)."""
-    pool = tissue if tissue and rng.random() < 0.45 else fields
-    field = pool[int(rng.integers(len(pool)))]
-    y, x = (int(rng.integers(0, side - CROP + 1)) for side in field.shape)
-    gray = field[y : y + CROP, x : x + CROP]
-    gray = gray[:, ::-1] if rng.random() < 0.5 else gray
-    gray = gray[::-1] if rng.random() < 0.2 else gray
-    gray = np.clip(gray * rng.uniform(0.6, 1.25) + rng.uniform(-8, 8), 0, 255).astype(np.float32)
+def draw_bar(canvas: Canvas, rng: Rng) -> None:
+    """The bar of all gray levels that stands beside a scan, and now and then reaches into it."""
+    side = len(canvas.gray)
+    width, length = int(rng.integers(4, 18)), int(rng.integers(30, 2 * side))
+    x, y = int(rng.integers(-4, side)), int(rng.integers(-length + 10, side - 10))
+    levels = np.linspace(rng.uniform(180, 255), rng.uniform(0, 60), length)[:, None]
+    bar = (levels if rng.random() < 0.8 else levels[::-1]) * np.ones((1, width))
+    if rng.random() < 0.3:
+        bar[[0, -1]] = bar[:, [0, -1]] = 220
+    rows, columns = slice(max(0, y), min(side, y + length)), slice(max(0, x), min(side, x + width))
+    canvas.gray[rows, columns] = bar[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
+    canvas.graphics[rows, columns] = 1
+    if rng.random() < 0.25:
+        for plane in (canvas.gray, canvas.text, canvas.graphics):
+            plane[:] = plane.T.copy()
+
+
+def part_of(field: Canvas, rng: Rng) -> Canvas:
+    """A square of a field as it may be shown: mirrored, brighter or darker, beside the black screen. It is larger or
+    smaller than a crop, to whose size it is brought when it is drawn on."""
+    side = int(CROP / rng.uniform(0.55, 1.25)) if rng.random() < 0.4 else CROP
+    side = min(side, *field.gray.shape)
+    y, x = (int(rng.integers(0, whole - side + 1)) for whole in field.gray.shape)
+    across, down = 1 - 2 * int(rng.random() < 0.5), 1 - 2 * int(rng.random() < 0.2)
+    planes = (plane[y : y + side, x : x + side][::down, ::across] for plane in (field.gray, field.text, field.graphics))
+    canvas = Canvas(*(plane.copy() for plane in planes))
+    canvas.gray = np.clip(canvas.gray * rng.uniform(0.6, 1.25) + rng.uniform(-8, 8), 0, 255).astype(np.float32)
     if rng.random() < 0.15:  # a far field
-        gray *= np.float32(rng.uniform(0.15, 0.6))
+        canvas.gray *= np.float32(rng.uniform(0.15, 0.6))
     if rng.random() < 0.2:  # the black screen beside the scan
-        angle = rng.uniform(0, 2 * np.pi)
-        rows, columns = np.mgrid[:CROP, :CROP] - CROP / 2
-        gray *= columns * np.cos(angle) + rows * np.sin(angle) + rng.uniform(-20, 60) > 0
-    canvas = Canvas(gray, np.zeros_like(gray), np.zeros_like(gray))
-    for _ in range(int(rng.integers(1, 3)) if rng.random() < 0.4 else 0):
+        angle, (rows, columns) = rng.uniform(0, 2 * np.pi), np.mgrid[:side, :side] - side / 2
+        lit = columns * np.cos(angle) + rows * np.sin(angle) + rng.uniform(-20, 60) > 0
+        for plane in (canvas.gray, canvas.text, canvas.graphics):
+            plane *= lit
+    return canvas
+
+
+def example(fields: list[Canvas], tissue: list[Canvas], rng: Rng) -> tuple[Floats, Floats]:
+    """What the network sees of one crop (2, CROP, CROP), and the truth (2, CROP / 4, CROP / 4)."""
+    pool = tissue if tissue and rng.random() < 0.5 else fields
+    canvas = part_of(pool[int(rng.integers(len(pool)))], rng)
+    if rng.random() < 0.07:
+        draw_bar(canvas, rng)
+    for _ in range(int(rng.integers(1, 4)) if rng.random() < 0.5 else 0):
         draw(canvas, rng)
-    if rng.random() < 0.68:
+    if rng.random() < 0.55:
         for _ in range(1 if rng.random() < 0.75 else 2):
             write(canvas, rng)
-    pixels = np.clip(canvas.gray, 0, 255).round().astype(np.uint8)
+    seen = canvas.gray
+    if rng.random() < 0.2:
+        seen = cv2.GaussianBlur(seen, (0, 0), rng.uniform(0.4, 0.9))
+    if len(seen) != CROP:
+        smooth = cv2.INTER_AREA if len(seen) > CROP else int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
+        seen = cv2.resize(seen, (CROP, CROP), interpolation=smooth)
+    pixels = np.clip(seen, 0, 255).round().astype(np.uint8)
     if rng.random() < 0.6:
         quality = int(rng.integers(75, 97) if rng.random() < 0.7 else rng.integers(25, 75))
         coded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
@@ -352,10 +359,10 @@ def loss_of(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return 4 * (entropy * (1 + drawn) * wrong).mean() + 0.5 * dice.mean()
 
 
-def train(network: OverlayNet, tissue: list[Floats], options: argparse.Namespace) -> int:
+def train(network: OverlayNet, fields: list[Canvas], tissue: list[Canvas], options: argparse.Namespace) -> int:
     """Steps made in so many minutes of processor time, the rate falling along a cosine."""
-    rng, minutes = np.random.default_rng(options.seed), options.minutes
-    fields = [speckle(rng) for _ in range(300)]
+    rng, minutes = np.random.default_rng(options.seed + 1), options.minutes
+    network.train()
     optimiser = torch.optim.AdamW(network.parameters(), options.rate, weight_decay=1e-4)
     start, step = time.process_time(), 0
     while (done := (time.process_time() - start) / (60 * minutes)) < 1:
@@ -379,30 +386,95 @@ def save(network: OverlayNet, folder: Path) -> None:
     openvino().save_model(model, folder / "overlay.xml", compress_to_fp16=True)
 
 
-def squares(folder: Path | None) -> list[Floats]:
-    """The largest channel of every picture in a folder, as far as it is large enough."""
-    if folder is None:
-        return []
+def plain(gray: Floats) -> Canvas:
+    """A picture (H, W) in which nothing is drawn."""
+    return Canvas(gray, np.zeros_like(gray), np.zeros_like(gray))
+
+
+def clean_tissue(folder: Path) -> list[Canvas]:
+    """The largest channel of every picture in a folder, in which nothing is drawn."""
     pictures = [cv2.imread(str(path)) for path in sorted(folder.iterdir())]
-    return [p.max(2).astype(np.float32) for p in pictures if p is not None and min(p.shape[:2]) >= CROP]
+    return [plain(p.max(2).astype(np.float32)) for p in pictures if p is not None and min(p.shape[:2]) >= CROP]
+
+
+def labelled_tissue(root: Path, dataset: str) -> list[Canvas]:
+    """The largest channel of every labelled picture of a data set, and what a person saw drawn in it."""
+    found = []
+    for one in (one for one in pictures("tuning") if one.dataset == dataset):
+        pixels = one.pixels(root)
+        canvas, signal = plain(pixels.max(2).astype(np.float32)), contrast(pixels)
+        for shape in one.picture.shapes:
+            inside = shape.mask(*canvas.gray.shape)
+            if shape.label in WRITTEN:
+                canvas.text[inside] = 1
+            elif shape.label is Mark.BAR and shape.box:
+                canvas.graphics[inside] = 1
+            else:
+                ink = cv2.dilate(ink_of(signal, inside).astype(np.float32), np.ones((5, 5)))
+                np.maximum(canvas.graphics, ink, out=canvas.graphics)
+        found.append(canvas)
+    return [canvas for canvas in found if min(canvas.gray.shape) >= CROP]
+
+
+def continued(file: Path, seen: torch.Tensor) -> OverlayNet:
+    """The network with the weights of a file: PyTorch's, or OpenVINO's, whose normalisations are folded into the
+    convolutions before them. Those are made anew from what is `seen` (B, 2, H, W), so that training can go on."""
+    network = OverlayNet().eval()
+    if file.suffix == ".pt":
+        network.load_state_dict(torch.load(file, weights_only=True))
+        return network
+    halves = [
+        torch.from_numpy(np.array(op.get_data(), np.float32))
+        for op in openvino().Core().read_model(file).get_ordered_ops()
+        if op.get_type_name() == "Constant" and op.get_element_type().get_type_name() == "f16"
+    ]
+    kernels, offsets = ([h for h in halves if (h.shape[0] == 1) == flat] for flat in (False, True))
+    modules = dict(network.named_modules())
+    for name in ("s1.0", "s1.1", "s2.0", "s2.1", "l2", "s3.0", "s3.1", "s4.0", "s4.1", "l3", "h", "o"):
+        kernel, offset = kernels.pop(0), offsets.pop(0).flatten()
+        layer: Any = modules[name] if isinstance(modules[name], nn.Conv2d) else modules[f"{name}.0"]
+        layer.weight.data.copy_(kernel)
+        if layer is modules[name]:
+            layer.bias.data.copy_(offset)
+            continue
+        normal: Any = modules[f"{name}.1"]
+        before: list[torch.Tensor] = []
+        hook = normal.register_forward_pre_hook(lambda _, given, into=before: into.append(given[0]))
+        with torch.no_grad():
+            network(seen)
+        hook.remove()
+        spread, mean = torch.var_mean(before[0], (0, 2, 3), correction=0)
+        normal.running_mean.copy_(mean)
+        normal.running_var.copy_(spread)
+        normal.weight.data.copy_((spread + normal.eps).sqrt())
+        normal.bias.data.copy_(offset + mean)
+    return network
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=11)
-    parser.add_argument("--tissue", type=Path)
+    parser.add_argument("--tissue", type=Path, help="a folder of pictures in which nothing is drawn")
+    parser.add_argument("--labelled", default="", help="a data set of truth/, of the tuning half")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--start", type=Path, help="weights to go on from, at a rate of their own")
     parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     torch.manual_seed(options.seed)
-    network = OverlayNet().to(memory_format=torch.channels_last)
+    tissue = clean_tissue(options.tissue) if options.tissue else []
+    tissue += labelled_tissue(options.data, options.labelled) if options.labelled else []
+    rng = np.random.default_rng(options.seed)
+    fields = [plain(speckle(rng)) for _ in range(300)]
+    network = OverlayNet()
     if options.start:
-        network.load_state_dict(torch.load(options.start, weights_only=True))
-    tissue = squares(options.tissue)
-    steps = train(network, tissue, options)
+        network = continued(
+            options.start, torch.from_numpy(np.stack([example(fields, tissue, rng)[0] for _ in range(96)]))
+        )
+    steps = train(network.to(memory_format=torch.channels_last), fields, tissue, options)  # type: ignore[call-overload]
     options.out.mkdir(parents=True, exist_ok=True)
     save(network, options.out)
     print(json.dumps({"steps": steps, "examples": steps * BATCH, "tissue": len(tissue), "minutes": options.minutes}))

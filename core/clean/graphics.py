@@ -30,7 +30,12 @@ _MANY, _LARGE = 20, 0.95  # bright grains from which ink must be told by its siz
 
 _TICK, _TICK_SPAN, _TICK_GAP, _FEWEST_TICKS = 40, 14, (7, 90), 5  # gray levels; pixels; pixels; ticks of a ruler
 
-_DRAWN, _WIDE, _STROKE_CONTRAST = 0.95, 11, 24  # the network's probability; pixels of a filled head; gray levels
+_DRAWN, _DOUBTED = 0.85, 0.6  # the network's probabilities of a stroke
+_FEW, _MANY_STROKES = (
+    0.003,
+    0.05,
+)  # shares of a crop: doubted strokes that go too; strokes that must be layers of tissue
+_WIDE, _STROKE_CONTRAST = 11, 12  # pixels of a filled head; gray levels
 
 _REACH = 4  # pixels around the centre of a cross
 _STRAIGHT = (
@@ -301,11 +306,20 @@ def graphics(pixels: Pixels) -> tuple[Mask, Mask]:
 def find(crop: Crop, settings: CleanSettings) -> Finding:
     """Graphics over the tissue of a crop with their rim; colour flow is none."""
     ink, measured = graphics(crop.pixels)
-    ink |= strokes(crop)
+    drawn, surely = strokes(crop)
+    ink, measured = ink | drawn, measured | surely
     return Finding(dilated(ink & ~crop.flow) & ~crop.flow, dilated(measured) & ~crop.flow)
 
 
-def strokes(crop: Crop) -> Mask:
-    """Bright thin detail (H, W) where the overlay network sees drawn graphics: arrows and ticks, of which there are too
-    many forms for a rule each."""
-    return dilated(crop.overlay[1] > _DRAWN) & (ridge(brightest_of(crop.pixels), _WIDE) > _STROKE_CONTRAST)
+def strokes(crop: Crop) -> tuple[Mask, Mask]:
+    """Bright thin detail (H, W) where the overlay network sees drawn graphics: small crosses, arrows and ticks, of which
+    there are too many forms for a rule each. And that of which it is sure.
+
+    What it doubts goes too where it is little: of coarse speckle it doubts many grains, of a drawn picture a few faint
+    marks. Where it is sure of very many strokes it takes layers for them, and none counts.
+    """
+    thin = ridge(brightest_of(crop.pixels), _WIDE) > _STROKE_CONTRAST
+    sure, doubted = (dilated(crop.overlay[1] > least) & thin for least in (_DRAWN, _DOUBTED))
+    sure &= sure.mean() < _MANY_STROKES
+    few = (doubted & ~sure).mean() < _FEW
+    return doubted if few else sure, sure

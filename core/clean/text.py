@@ -35,6 +35,8 @@ SMALLEST_DRAWN, SMALLEST_LARGE = (
     768,
 )  # pixels of which it is so sure, and where it saw them at a quarter of the size
 _FILLED = 0.5  # share of a place within what was filled from which it is the fill's doing
+_CORE = 0.05  # share of a line that the network is sure of; streaks of tissue that it merely suspects have less
+_NUMBER, _DOUBTED_NUMBER, _THIN = 300, 0.5, 16  # pixels of one or two signs; probability; gray levels of their strokes
 _GOES_ON_OTHER, _SAME_PLACE = 0.8, 0.3  # the same in smaller views and in colour; share of a place that was seen before
 _PAGE = 0.1  # share of a crop above which text is doubted: five lines over tissue take 0.03, a page of speckle 0.2
 _VESSEL = 0.15  # share of flow in a box; a name beside a vessel has less, a vessel taken for text more
@@ -138,9 +140,23 @@ def drawn_lines(
     thick: list[Box] = []
     for window, part in components(probability > goes_on, pad=_PAD):
         core = part & (probability[window] > sure)
-        if core.sum() >= smallest:
+        if core.sum() >= max(smallest, _CORE * part.sum()):
             (thick if is_blob(core) else lines).append((window, dilated(part, 2)))
     return lines, thick
+
+
+def numbers(probability: Probability, pixels: Pixels) -> list[Box]:
+    """Places no larger than a number of two figures that the overlay network suspects in a probability (H, W), and where
+    thin bright detail stands in an RGB crop. The network is hardly ever sure of a single figure beside a caliper; so small a place may
+    be filled on less."""
+    detail = ridge(brightest_of(pixels)) > _THIN
+    return [
+        (window, dilated(part, 2))
+        for window, part in components(probability > _GOES_ON_DRAWN, pad=4, smallest=_SMALLEST)
+        if part.sum() <= _NUMBER
+        and probability[window][part].max() > _DOUBTED_NUMBER
+        and detail[window][part].mean() > _INK
+    ]
 
 
 def sees_text(probability: Probability, filled: Mask, smallest: int = SMALLEST_DRAWN) -> bool:
@@ -297,7 +313,7 @@ def find(crop: Crop, settings: CleanSettings) -> Finding:
     blocks = [(window, part) for window, part in thick if print_[window][part].mean() > _INK]  # lines close together
     lines, unread = other_lines((large, coloured), lines + blocks)
     unread += len(thick) - len(blocks)
-    lines += doubted_lines(crop, drawn, settings)
+    lines += doubted_lines(crop, drawn, settings) + numbers(drawn, crop.pixels)
     sure, faint = words(beside_flow, settings)
     for candidates in (sure, faint):
         apart, unread_here = apart_from_flow(crop, candidates, beside_flow, settings)

@@ -59,6 +59,18 @@ def test_print_of_low_contrast_and_letters_far_apart_go(text: str) -> None:
     assert result.mask[270:370, 90:470].mean() < 0.01
 
 
+def test_small_crosses_and_the_figures_beside_them_go() -> None:
+    pixels, _ = screen()
+    layer = np.zeros(pixels.shape[:2], np.uint8)
+    for number, (x, y) in enumerate(((150, 150), (220, 180), (330, 240), (400, 300)), 1):
+        cv2.drawMarker(layer, (x, y), 255, (cv2.MARKER_CROSS, cv2.MARKER_TILTED_CROSS)[number % 2], 7, 1)
+        cv2.putText(layer, str(number), (x + 7, y - 3), cv2.FONT_HERSHEY_SIMPLEX, 0.35, 255, 1, cv2.LINE_AA)
+    share = 0.8 / 255 * cv2.GaussianBlur(layer, (0, 0), 0.5)[:, :, None]
+    result = cleaned(np.round(pixels * (1 - share) + 255 * share).astype(np.uint8))
+    assert result.mask[layer > 127].mean() > 0.8
+    assert result.mask[85:130, 90:470].mean() < 0.03
+
+
 def test_a_name_out_of_focus_does_not_stay() -> None:
     pixels, _ = screen()
     layer = np.zeros(pixels.shape[:2], np.uint8)

@@ -8,6 +8,7 @@ import pytest
 
 from usfmae.core.clean import clean
 from usfmae.core.clean.graphics import graphics, shortest_line
+from usfmae.core.clean.text import drawn_lines, numbers
 from usfmae.core.config import CleanSettings
 from usfmae.core.types import CleanImage, Pixels, Quarantined
 
@@ -77,3 +78,21 @@ def test_specks_that_stand_in_a_row_by_chance_are_not_certain() -> None:
     field = cv2.GaussianBlur(np.random.default_rng(0).rayleigh(60, (128, 128)), (0, 0), 0.7)
     grains = np.repeat(np.clip(1.3 * field, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
     assert graphics(grains)[1].mean() < 0.01
+
+
+def test_a_streak_of_which_the_network_is_hardly_anywhere_sure_is_no_line() -> None:
+    probability = np.zeros((80, 200), np.float32)
+    probability[30:50, 10:190] = 0.6
+    probability[35:41, 20:26] = 0.99
+    assert drawn_lines(probability) == ([], [])
+    probability[35:41, 20:60] = 0.99
+    assert len(drawn_lines(probability)[0]) == 1
+
+
+def test_a_figure_is_filled_on_less_than_a_line_and_a_spot_of_tissue_is_not() -> None:
+    probability, pixels = np.zeros((80, 200), np.float32), np.full((80, 200, 3), 60, np.uint8)
+    for x in (20, 80):  # a figure, and as much as suspected where nothing thin is bright
+        probability[30:44, x : x + 10] = 0.7
+    probability[20:60, 120:180] = 0.7
+    pixels[32:42, 24:26] = pixels[22:58, 130:132] = 200
+    assert [window[1].start + 4 for window, _ in numbers(probability, pixels)] == [20]
