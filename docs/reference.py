@@ -1,19 +1,23 @@
-"""Writes docs/reference/*.md from the code: commands, settings, metrics, exit codes; nothing is kept by hand."""
+"""Writes docs/reference/*.md from the code: commands, settings, metrics, exit codes, thresholds of cleaning; nothing is kept by hand."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from usfmae.core import errors, metrics
+from usfmae.core import clean, errors, metrics
 from usfmae.core.cli.shell import LazyGroup
 from usfmae.core.config.base import Options, sub_options
+from usfmae.core.config.clean import CleanSettings
 
 PROGRAMS = {"usfmae": "usfmae.core.cli", "usfmae-client": "usfmae.client.cli", "usfmae-server": "usfmae.server.cli"}
 ROOTS = {
@@ -36,11 +40,30 @@ EXIT_CODES = {
     75: ("try later", "Paused, quiet hours, or another run at work: the same command works later."),
     130: ("stopped", "Ctrl-C. The same command goes on."),
 }
+# On what a threshold of cleaning was set, as far as a page, a comment or a commit says so; nothing is known of the others.
+SET_ON = {
+    "foreign._FACE": "at most 0.12 on 36 real scans at this size",
+    "foreign._LONGEST_TURNED": "60 turned faces, 60 pictures without",
+    "foreign._LONGEST_IN_CLIP": "43 clips of COVID-BLUES and POCUS, at most 0.07 without a face; 172 faces drawn into them",
+    "graphics._MANY": "69 pictures of the tuning half, 123 real stills of four data sets",
+    "ocr._STRIP": "80 crops",
+    "text.SURE_DRAWN": "40 clean scans tuned on, of which it touches none, and drawn strings",
+    "text._SECOND": "144 drawn strings of low and 432 of normal contrast",
+    "text._SMALL": "19 drawn strings of low contrast on small pictures of the tuning data",
+    "CleanSettings.most_suspected": "66 annotated pictures, 38 clean stills and 8 clips of the tuning half",
+    "CleanSettings.inpaint_radius": "40 pictures; 308 strings of the fresh part of 0.1",
+}
 
 
 def write_reference(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    pages = {"commands": commands(), "settings": settings(), "metrics": measured(), "exit-codes": exit_codes()}
+    pages = {
+        "commands": commands(),
+        "settings": settings(),
+        "metrics": measured(),
+        "exit-codes": exit_codes(),
+        "thresholds": thresholds(),
+    }
     for name, lines in pages.items():
         text = "\n".join(lines) + "\n"
         file = folder / f"{name}.md"
@@ -150,6 +173,41 @@ def exit_codes() -> Iterator[str]:
             classes.setdefault(found.exit_code, []).append(f"`{name}`")
     for code, (meaning, action) in EXIT_CODES.items():
         yield f"| {code} | {meaning} | {', '.join(classes.get(code, []))} | {action} |"
+
+
+def thresholds() -> Iterator[str]:
+    yield "# Thresholds of cleaning\n"
+    yield "Every number that decides what is removed, kept or kept back, where it stands in `core/clean`, and on what it was set."
+    yield "\n| threshold | value | meaning | set on |\n|---|---|---|---|"
+    for names, value, meaning in every_threshold():
+        known = next((SET_ON[name] for name in names if name in SET_ON), "not recorded")
+        yield f"| {', '.join(f'`{name}`' for name in names)} | {value} | {_cell(meaning)} | {known} |"
+
+
+def every_threshold() -> Iterator[tuple[list[str], str, str]]:
+    """(names, value, meaning) of every number at the top of a module of `core/clean`, and of every one that can be set."""
+    for name, field in CleanSettings.model_fields.items():
+        if isinstance(field.default, int | float):
+            yield [f"CleanSettings.{name}"], str(field.default), field.description or ""
+    for path in sorted(Path(next(iter(clean.__path__))).glob("*.py")):
+        source = path.read_text()
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.Assign) and _is_number(node.value):
+                target = node.targets[0]
+                names = [ast.unparse(each) for each in (target.elts if isinstance(target, ast.Tuple) else [target])]
+                lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+                meaning = " ".join(comments[line] for line in lines if line in comments)
+                yield [f"{path.stem}.{name}" for name in names], ast.unparse(node.value), meaning
+
+
+def _is_number(node: ast.expr) -> bool:
+    """Whether a value is a number, or several."""
+    if isinstance(node, ast.Tuple):
+        return all(map(_is_number, node.elts))
+    node = node.operand if isinstance(node, ast.UnaryOp) else node
+    return isinstance(node, ast.Constant) and type(node.value) in (int, float)
 
 
 if __name__ == "__main__":

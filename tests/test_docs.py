@@ -108,6 +108,21 @@ def test_reference_holds_every_setting_metric_and_exit_code(tmp_path: Path) -> N
     assert all(f"| {code} |" in listed for code in codes)
 
 
+def test_every_threshold_of_cleaning_says_what_it_means_and_none_that_is_gone_is_explained(tmp_path: Path) -> None:
+    found = list(REFERENCE.every_threshold())
+    assert {"text.SURE_DRAWN", "foreign._FACE", "CleanSettings.most_filled"} <= {
+        n for names, *_ in found for n in names
+    }
+    unexplained = {name for names, _, meaning in found if not meaning for name in names}
+    assert unexplained <= {
+        f"graphics.{name}" for name in ("_DOT_CONTRAST", "_MAX_CALIPERS", "_MAX_DOTS", "_AS_BRIGHT", "_GAP")
+    }
+    assert set(REFERENCE.SET_ON) <= {name for names, *_ in found for name in names}
+    REFERENCE.write_reference(tmp_path)
+    page = (tmp_path / "thresholds.md").read_text()
+    assert all(f"`{name}`" in page for names, *_ in found for name in names)
+
+
 SHELL = re.compile(r"```(console|bash)\n(.*?)```", re.DOTALL)
 
 

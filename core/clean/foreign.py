@@ -28,7 +28,7 @@ _DARK, _WHITE = 40, 235  # mean levels between which grain can be measured
 _PART, _FEWEST = 1500, 500  # pixels of a part that is judged alone, and of what can be measured in it
 _BLOCK_CHROMA, _BLOCK_SHARE, _BLOCK_FILL, _BLOCK_SIDE = 30, 0.015, 0.85, 30  # of an elastogram's block
 _HUES = (22, 100)  # of OpenCV's 180: yellow, green and cyan, which flow shows little of
-_MANY_HUES = 0.15
+_MANY_HUES = 0.15  # share of them in a block from which it is no flow
 
 
 @lru_cache(maxsize=1)

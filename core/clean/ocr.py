@@ -31,7 +31,7 @@ Probability = NDArray[np.float32]
 
 _GRID = 32  # the detector takes multiples of this
 _STRIP, _STRIP_OF_SMALL = 24, 40  # rows of known words beside a crop, and beside one narrower than _NARROW
-_NARROW = 256
+_NARROW = 256  # pixels of width
 ANCHORS = 2 * _STRIP  # rows that the known words add to a crop
 DETECTOR, _RECOGNISER = "PP-OCRv6_det_small.onnx", "PP-OCRv6_rec_small.onnx"
 _DEBIAN_TESSDATA = Path("/usr/share/tesseract-ocr/5/tessdata")

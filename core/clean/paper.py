@@ -16,7 +16,7 @@ from usfmae.core.clean.ocr import tesseract_data
 from usfmae.core.types import Mask, Pixels
 
 _SATURATION, _VALUE = 40, 20  # ink: more saturated and brighter than these, 0..255
-_CLUSTERS = 3
+_CLUSTERS = 3  # of colour
 _RADIUS = 3.0  # pixels
 
 
