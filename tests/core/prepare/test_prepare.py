@@ -269,3 +269,23 @@ def test_the_official_notebooks_resize_can_be_asked_for(tmp_path: Path, quick_pr
         prepare(Sources([tmp_path / "source"]), tmp_path / resize, Settings.model_validate(settings), secret=SECRET)
         got = pixels(tmp_path / resize)
         assert ((got > 20) & (got < 235)).any() == filtered
+
+
+def test_a_wide_scan_is_padded_where_its_aspect_is_kept_which_is_another_recipe(
+    tmp_path: Path, quick_process: None
+) -> None:
+    (tmp_path / "source").mkdir()
+    picture = np.zeros((60, 120), np.uint8)
+    picture[20:50, 10:110] = np.random.default_rng(0).integers(100, 200, (30, 100))  # black all around, as a screen is
+    Image.fromarray(picture).save(tmp_path / "source" / "wide.png")
+    settings = {
+        aspect: Settings.model_validate({"model": {"image_size": 48}, "train": {"augment": {"aspect": aspect}}})
+        for aspect in ("squash", "keep")
+    }
+    for aspect, chosen in settings.items():
+        prepare(Sources([tmp_path / "source"]), tmp_path / aspect, chosen, secret=SECRET)
+    squashed, kept = pixels(tmp_path / "squash")[0], pixels(tmp_path / "keep")[0]
+    assert squashed[[0, -1]].mean() > 90  # cut to the scan, then stretched
+    assert (kept[:15] == 0).all() and (kept[-15:] == 0).all() and kept[20:28].mean() > 90  # 100 x 30 in a square
+    with pytest.raises(UsageError, match="other settings"):
+        prepare(Sources([tmp_path / "source"]), tmp_path / "squash", settings["keep"], secret=SECRET)
