@@ -56,7 +56,7 @@ def measured(root: Path, name: str, turns: int) -> dict[str, object]:
     encoder = root / "encoder.safetensors"
     write_tensors(encoder, encoder_of(model.state_dict()), {})
     pixels = normalise(corpus.fetch(rows[:INSPECTED]).pixels, settings, torch.device("cpu"))
-    change = 1e-3 * torch.randn(model.patch_embed.proj.weight.shape).numpy()
+    change = update_probe.Change(1e-3 * torch.randn(model.patch_embed.proj.weight.shape).double().numpy())
     seen = update_probe.Round(corpus, rows[::2], rows[1::2], (0, floor.min_steps), model_settings, settings)
     parts: dict[str, Callable[[], object]] = {
         "encoder read": lambda: model_inspection.read(encoder),

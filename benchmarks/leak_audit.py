@@ -6,7 +6,7 @@ FOLDER holds pictures (PNG); the first number in a name is the patient. A tiny m
 is written after each:
 
     probe        updates of one step on 1 to 8 images with 1 to 4 visible patches, and honest rounds of 20 steps of 32
-                 images; both packed as int8, as they leave. Share of each that `outbox probe` holds
+                 images. Share of each that the probe of an outbox holds
     membership   patients drawn against patients held out: after a campaign as the floor allows it, and of a model that is
                  overfitted on purpose on 24 patients without augmentation, which must alarm
     canaries     images of noise, each trained on where a coin says so; the coins are guessed by the loss, which bounds
@@ -31,10 +31,10 @@ import torch
 
 from usfmae.client.rounds import update_probe
 from usfmae.core.bench import leak_audit
-from usfmae.core.config import AugmentSettings, ModelSettings, TrainSettings
+from usfmae.core.config import AugmentSettings, ModelSettings, TrainRecipe, TrainSettings
 from usfmae.core.corpus.batch import Corpus, Positions
 from usfmae.core.corpus.shard import PackedImage, write_shard
-from usfmae.core.federated import codec
+from usfmae.core.mae.lr_schedule import learning_rate
 from usfmae.core.mae.model import MaskedAutoencoder, fresh
 from usfmae.core.mae.train import TrainPlan, train
 
@@ -146,6 +146,8 @@ def probe(corpus: Corpus, rounds: int, folder: Path) -> dict[str, Any]:
         "honest_held": sum(bool(one["held"]) for one in honest),
         "honest_most_advantage_db": max(one["advantage_db"] for one in honest),
         "honest_most_rank_one": max(one["rank_one"] for one in honest),
+        "honest_least_beyond_few": min(one["beyond_few"] for one in honest),
+        "attacks_most_beyond_few": max(one["beyond_few"] for one in made),
     }
 
 
@@ -156,13 +158,13 @@ def probed(
     steps: int,
     base: MaskedAutoencoder | None = None,
 ) -> dict[str, Any]:
-    """One round, packed as int8, under the probe."""
+    """One round under the probe."""
     start = base or fresh(MODEL, settings.mask_ratio, False, settings.seed)
     after = trained(corpus, sides[0], settings, steps, start)
-    name = update_probe.PROJECTION
-    old, new = (model.state_dict()[name].numpy() for model in (start, after))
-    sent = codec.pack({name: old}, {name: new}, "int8").payload[name]
-    change = codec.unpack(sent, old.reshape(-1), "int8").reshape(old.shape).astype(np.float32)
+    old, new = (model.state_dict()[update_probe.PROJECTION].numpy() for model in (start, after))
+    recipe = TrainRecipe.of(settings)
+    rates = np.array([learning_rate(step, steps, recipe) for step in range(steps)])
+    change = update_probe.gradients(old, new, rates * settings.weight_decay)
     seen = update_probe.Round(corpus, sides[0], sides[1], (0, steps), MODEL, settings)
     with tempfile.TemporaryDirectory() as place:
         return update_probe.probe(change, seen, Path(place) / "probe.png")

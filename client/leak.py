@@ -55,7 +55,7 @@ def audit(site: Site, checkpoint: Path | None = None) -> dict[str, Any]:
         drop = new[0] - old[0], new[1] - old[1]
         scores = {"loss": new, "loss drop": drop, "moved features": (moved[0], moved[1])}
         change = encoder[update_probe.PROJECTION] - base[update_probe.PROJECTION]
-        result["span"] = _span(this, change.numpy())
+        result["span"] = _span(this, update_probe.Change(change.double().numpy()))
     membership = leak_audit.report(scores, groups)
     return {**result, "model_id": tensors_id(encoder), "membership": membership, "worst": leak_audit.worst(membership)}
 
@@ -99,7 +99,7 @@ def _losses(
     return mine, theirs
 
 
-def _span(this: TrainingJob, change: Any) -> dict[str, Any]:
+def _span(this: TrainingJob, change: update_probe.Change) -> dict[str, Any]:
     first = this.request.global_step
     steps = (first, first + this.request.steps)
     seen = update_probe.Round(this.corpus, this.positions, this.held_out, steps, this.model_settings, this.settings)

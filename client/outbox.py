@@ -141,8 +141,7 @@ def to_decide(entry: Mapping[str, Any]) -> str:
     else:
         advice = (
             f"compare the halves of {PICTURE}: left what was drawn, right what the update gives away. Alike: reject, and "
-            "tell the coordinator. Not alike: approve. Updates of an encoder that has learned little, from a random "
-            "or a short seed, are often held like this"
+            "tell the coordinator. Not alike: approve"
         )
     return f"  to decide    {advice}. Without a decision the round goes on without this site\n"
 

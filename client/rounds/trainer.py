@@ -63,6 +63,7 @@ from usfmae.core.federated.privacy import (
     Drawn,
     check_drawn,
     drawn,
+    learning_rates,
     parameters,
     same_pixels,
     working_steps,
@@ -187,7 +188,9 @@ class TrainingJob:
         steps = (first, first + self.request.steps)
         drawn = np.intersect1d(self.draws, self.own)
         seen = update_probe.Round(self.corpus, drawn, self.held_out, steps, self.model_settings, self.settings)
-        change = trained.encoder[update_probe.PROJECTION] - base.tensor(update_probe.PROJECTION)
+        weights = base.tensor(update_probe.PROJECTION), trained.encoder[update_probe.PROJECTION]
+        decay = learning_rates(self.request, self.recipe) * self.recipe.weight_decay
+        change = update_probe.gradients(*weights, decay)
         figures = [update_probe.probe(change, replace(seen, drawn=self.positions), self.work.place / outbox.PICTURE)]
         if self.settings.target == "pixels":
             networks = update_probe.networks_of((TensorMapping(base), trained.encoder), trained.decoder, seen)

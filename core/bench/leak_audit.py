@@ -30,6 +30,7 @@ Scores = NDArray[np.float64]
 REPEATS = 1000  # of the bootstrap over patients, and of the shuffled null
 VIEWS = 4  # masks an image is judged under
 RANKS = (1, 2, 4, 8, 16, 32)  # of the span that patches are projected on
+FEW = 32  # patches that a change is made of, at least
 FLAT = 0.05  # standard deviation of a normalised patch that shows nothing
 
 
@@ -144,6 +145,7 @@ class Span:
 
     rank_one: float  # share of its squares along its first direction
     effective_rank: float  # exponential of the entropy of these shares
+    beyond_few: float  # share of its squares outside its first FEW directions: next to nothing where it is made of as few patches
     advantage: float  # dB by which it spans a patch of a drawn image better than any patch of others
     patch: int  # the drawn patch that it spans best
     spanned: Scores  # (P,), that patch as the change gives it
@@ -152,6 +154,7 @@ class Span:
         return {
             "rank_one": round(self.rank_one, 4),
             "effective_rank": round(self.effective_rank, 2),
+            "beyond_few": float(f"{self.beyond_few:.2g}"),
             "advantage_db": round(self.advantage, 2),
         }
 
@@ -170,7 +173,8 @@ def span(change: Scores, drawn: Scores, others: Scores) -> Span:
         if advantage > best[0]:
             best = (advantage, patch, drawn[patch] @ basis.T @ basis)
     entropy = -float((live * np.log(live)).sum())
-    return Span(float(shares[0]), math.exp(entropy), max(best[0], 0.0), best[1], best[2])
+    beyond = float(shares[min(FEW, len(shares) // 2) :].sum())
+    return Span(float(shares[0]), math.exp(entropy), beyond, max(best[0], 0.0), best[1], best[2])
 
 
 def _left_over(patches: Scores, basis: Scores) -> Scores:

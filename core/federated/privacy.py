@@ -71,10 +71,15 @@ def working_steps(request: TrainRequest, recipe: TrainRecipe) -> NDArray[np.bool
 
     A schedule that ends after its first step would leave the images of one batch in an update of many steps.
     """
+    rates = learning_rates(request, recipe)
+    return np.asarray(rates >= WORKING_RATE * rates.max(initial=0.0))
+
+
+def learning_rates(request: TrainRequest, recipe: TrainRecipe) -> NDArray[np.float64]:
+    """The rate of each step of a round: (steps,)."""
     first = request.global_step
     end = recipe.steps or first + request.steps
-    rates = np.array([learning_rate(first + step, end, recipe) for step in range(request.steps)])
-    return np.asarray(rates >= WORKING_RATE * rates.max(initial=0.0))
+    return np.array([learning_rate(first + step, end, recipe) for step in range(request.steps)])
 
 
 def check(request: TrainRequest, recipe: Recipe, floor: PrivacySettings, largest_model: float) -> None:

@@ -9,9 +9,10 @@ import pytest
 
 from usfmae.client.rounds import text_canary, update_probe
 from usfmae.client.rounds.update_probe import Networks, Round
-from usfmae.core.config import AugmentSettings, ModelSettings, TrainSettings
+from usfmae.core.config import AugmentSettings, ModelSettings, TrainRecipe, TrainSettings
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.corpus.shard import PackedImage, write_shard
+from usfmae.core.mae.lr_schedule import learning_rate
 from usfmae.core.mae.model import fresh
 from usfmae.core.mae.train import TrainPlan, train
 
@@ -97,3 +98,33 @@ def test_a_corpus_with_some_colour_is_read_in_whole(tmp_path):
     mixed = Corpus([tmp_path], verify=False)
     rows = update_probe.patches(seen(mixed, np.arange(20), 3), np.arange(20), [0, 1, 2])
     assert rows.shape == (24 * 16, 3 * 8 * 8) and np.isfinite(rows).all()
+
+
+GREEDY = {"batch_size": 4, "micro_batch": 4, "lr": 1e4, "clip": 1e-9, "mask_ratio": 0.85}
+
+
+def projections(corpus: Corpus, settings: TrainSettings, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The patch projection before and after a round from random weights, and the decay of its steps."""
+    before, after = (fresh(MODEL, settings.mask_ratio, False, 1) for _ in range(2))
+    train(after, corpus, settings, TrainPlan(np.arange(20), steps))
+    weights = (model.state_dict()[update_probe.PROJECTION].numpy() for model in (before, after))
+    rates = [learning_rate(step, steps, TrainRecipe.of(settings)) for step in range(steps)]
+    return *weights, np.array(rates) * settings.weight_decay
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-6])
+def test_an_update_that_a_few_patches_made_is_held_though_its_decay_hides_them(corpus, tmp_path, decay):
+    settings = SETTINGS.model_copy(update={**GREEDY, "weight_decay": decay})
+    change = update_probe.gradients(*projections(corpus, settings, 1))
+    seen = Round(corpus, np.arange(20), np.arange(20, 40), (0, 1), MODEL, settings)
+    figures = update_probe.probe(change, seen, tmp_path / "probe.png")
+    assert figures["beyond_few"] < 1e-9 and "patches or fewer" in figures["held"] and (tmp_path / "probe.png").exists()
+
+
+def test_the_first_round_of_a_random_encoder_leaves(tmp_path):
+    pixels = np.random.default_rng(4).integers(0, 256, (40, SIDE, SIDE)).astype(np.uint8)
+    write_shard(tmp_path, "all", [PackedImage(one, f"{i:064d}", f"p-{i}") for i, one in enumerate(pixels)])
+    corpus = Corpus([tmp_path], verify=False)
+    change = update_probe.gradients(*projections(corpus, SETTINGS, 12))
+    figures = update_probe.probe(change, seen(corpus, np.arange(20), 12), tmp_path / "probe.png")
+    assert figures["held"] == "" and figures["beyond_few"] > 1e-5

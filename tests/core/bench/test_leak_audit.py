@@ -53,6 +53,7 @@ def test_a_change_made_of_few_patches_spans_them(count: int) -> None:
     seen = span(outer(drawn[:count], 3, noise=1e-3), drawn, others)
     assert seen.advantage > 20 and seen.patch < count
     assert (seen.rank_one > 0.9) == (count == 1)
+    assert span(outer(drawn[:count], 3), drawn, others).beyond_few < 1e-20
 
 
 def test_a_change_made_of_thousands_spans_nobody_better() -> None:
@@ -60,7 +61,7 @@ def test_a_change_made_of_thousands_spans_nobody_better() -> None:
     smooth = random.normal(size=(12, 192))
     patches = random.normal(size=(3000, 12)) @ smooth + 0.3 * random.normal(size=(3000, 192))
     seen = span(outer(patches[:2000], 5), patches[:500], patches[2000:2500])
-    assert seen.advantage < 10 and seen.rank_one < 0.9
+    assert seen.advantage < 10 and seen.rank_one < 0.9 and seen.beyond_few > 1e-3
 
 
 def test_the_worst_attack_is_the_one_that_surely_tells_most() -> None:
