@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,21 @@ WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "net", "network
 AVERAGED = ("model_ema", "state_dict_ema", "ema", "ema_state_dict", "ema_model", "averaged_model")
 # Modules of Python itself that a training state names without any harm. All others of Python are refused.
 HARMLESS = {
-    *("argparse", "collections", "dataclasses", "datetime", "decimal", "enum", "fractions", "numbers", "pathlib"),
+    *(
+        "argparse",
+        "collections",
+        "dataclasses",
+        "datetime",
+        "decimal",
+        "enum",
+        "fractions",
+        "functools",
+        "numbers",
+        "pathlib",
+    ),
     *("types", "typing", "uuid", "zoneinfo"),
 }
+PLAIN = {type_.__name__: type_ for type_ in (bool, complex, dict, float, frozenset, int, list, set, str, tuple)}
 MOST_CLASSES = 100  # that a file may name
 
 
@@ -57,6 +69,17 @@ class Inert(dict[Any, Any]):
 
     def __setstate__(self, _: Any) -> None:
         pass
+
+
+def _empty_dict(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
+def _empty_list(*_: Any) -> list[Any]:
+    return []
+
+
+CONTAINERS = {"collections.defaultdict": _empty_dict, "collections.deque": _empty_list}  # and what a file fills instead
 
 
 def read_stored(path: Path) -> StoredWeights:
@@ -115,15 +138,20 @@ def _unpickled(path: Path) -> Any:
                 raise CheckpointError(
                     f"weights {path}", f"are no file of tensors, refused: {_plain(error)}", "ask for safetensors"
                 ) from None
-            _check_harmless(path, refused[1])
-            allowed.append((Inert, refused[1]))
+            allowed.append(_stand_in(path, refused[1]))
     raise CheckpointError(
         f"weights {path}", "refused: they name more classes than a checkpoint has", "ask for safetensors"
     )
 
 
-def _check_harmless(path: Path, name: str) -> None:
-    """Raises CheckpointError where a file asks for a part of Python that could act, such as `posix.system`."""
+def _stand_in(path: Path, name: str) -> tuple[Callable[..., Any], str]:
+    """What takes the place of a class, and its full name. torch calls the parts of `builtins` by their bare names.
+
+    Raises CheckpointError where a file asks for a part of Python that could act, such as `posix.system`.
+    """
+    if name in PLAIN:
+        return PLAIN[name], f"builtins.{name}"
+    name = name if "." in name else f"builtins.{name}"
     module = name.split(".")[0]
     if module in sys.stdlib_module_names and module not in HARMLESS:
         raise CheckpointError(
@@ -131,6 +159,7 @@ def _check_harmless(path: Path, name: str) -> None:
             f"refused: when opened they ask for {name}, which has no place in a file of weights",
             "do not open this file elsewhere either; ask for safetensors",
         )
+    return CONTAINERS.get(name, Inert), name
 
 
 def _plain(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from pathlib import Path
 
 import pytest
@@ -74,6 +74,33 @@ def test_a_training_state_is_read_with_its_arguments_and_without_its_classes(
     found = read_foreign(tmp_path / "checkpoint-3.pth")
     assert same(found.tensors, tensors) and found.train == {"mask_ratio": 0.5, "norm_pix": True}
     assert found.model.decoder_heads == 16 and not found.unstated  # the name of the model says so
+
+
+@pytest.mark.parametrize("kind", ["defaultdict", "deque", "omegaconf", "the whole"])
+def test_containers_that_training_scripts_keep_beside_the_tensors(
+    tmp_path: Path, tensors: dict[str, Tensor], kind: str
+) -> None:
+    state: dict[str, object] = {"model": tensors, "epoch": 3}
+    if kind == "defaultdict":
+        state |= {"meters": defaultdict(list, {"loss": [0.5]})}
+    elif kind == "deque":
+        state |= {"recent": deque([0.5, 0.4], maxlen=20)}
+    elif kind == "omegaconf":
+        omegaconf = pytest.importorskip("omegaconf")
+        state |= {"cfg": omegaconf.OmegaConf.create({"lr": 1e-3, "model": {"sizes": [1, 2]}})}
+    torch.save(defaultdict(int, tensors) if kind == "the whole" else state, tmp_path / "w.pth")
+    assert same(read_foreign(tmp_path / "w.pth").tensors, tensors)
+
+
+class Evaluated:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return eval, ("1 + 1",)
+
+
+def test_a_part_of_builtins_that_acts_is_refused_by_name(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    torch.save({"model": tensors, "extra": Evaluated()}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"ask for builtins\.eval, which has no place"):
+        read_foreign(tmp_path / "w.pth")
 
 
 class Hostile:
