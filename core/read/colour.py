@@ -15,6 +15,8 @@ from usfmae.core.read.raster import as_rgb
 from usfmae.core.types import Pixels
 
 # Nearly all of an ultrasound picture is gray: in YCbCr both chroma samples then stand at 128, in RGB all are equal.
+YBR = ("YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420")
+KNOWN = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_RCT", "YBR_ICT", *YBR)  # PS3.3 C.7.6.3.1.2
 GRAY_SHARE = 0.6
 NEAR = 6
 
@@ -36,7 +38,9 @@ class Converter:
         return deep and self.limits is None and self.declared.startswith("MONOCHROME")
 
     def __call__(self, array: NDArray[Any], stream: bytes = b"") -> Pixels:
-        """`stream` is the frame's JPEG, where it was one: its markers decide the colour space."""
+        """`stream` is the frame's code stream, where it was one: its markers decide the colour space."""
+        if self.declared not in KNOWN:
+            raise Unreadable("unsupported-pixels", "HSV, CMYK, ARGB or another retired colour space")
         if self.declared == "PALETTE COLOR" and array.ndim == 2:
             return self._palette(array)
         if array.ndim == 2:
@@ -123,8 +127,8 @@ class Converter:
 
     def _colour(self, array: NDArray[Any], stream: bytes) -> Pixels:
         # Decoders of JPEG 2000 undo RCT and ICT themselves; those arrays are RGB here.
-        declared_ybr = self.declared in ("YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420")
-        by_stream = jpeg.is_ybr(stream) if stream.startswith(b"\xff\xd8") else None
+        declared_ybr = self.declared in YBR
+        by_stream = jpeg.is_ybr(stream)
         ybr = is_ybr(array, declared_ybr) if by_stream is None else by_stream
         if ybr != declared_ybr:
             self.notes.add("colour-space-corrected")

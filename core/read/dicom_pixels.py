@@ -25,6 +25,7 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
     MPEGTransferSyntaxes,
@@ -147,6 +148,8 @@ def frame_size(ds: Dataset, available: int, stated: int | None) -> int:
     samples, bits = int(ds.get("SamplesPerPixel") or 1), int(ds.get("BitsAllocated") or 8)
     if bits not in (8, 16, 32):
         raise Unreadable("unsupported-pixels", f"{bits} bits a sample")
+    if str(ds.get("PhotometricInterpretation")) == "YBR_PARTIAL_420":  # of films alone (PS3.5 8.2.5)
+        raise Unreadable("unsupported-pixels", "chroma sub-sampled both ways without a code")
     whole = pixels * samples * bits // 8
     if str(ds.get("PhotometricInterpretation")) not in SUBSAMPLED or samples != 3 or bits != 8:
         return whole
@@ -282,6 +285,9 @@ class FrameDecoder:
         stream = data if self.pixels.syntax.is_encapsulated else b""
         if self.pixels.syntax in JPEG and jpeg.sample_precision(stream) == 12:
             raise Unreadable("unsupported-jpeg-12-bit", "JPEG Extended with 12 bits a sample is not decoded")
+        if self.pixels.syntax in JPEG2000TransferSyntaxes and stream.startswith(b"\xff\xd8"):
+            # Pillow would decode it, and convert it to RGB.
+            raise Unreadable("wrong-syntax", "the code stream is JPEG, the transfer syntax JPEG 2000")
         source = encapsulate([data], has_bot=False) if stream else data
         options = self.options | self._by_stream(stream)
         # GDCM hands out the stream's own samples; Pillow converts some to RGB, and nobody would know which.

@@ -47,10 +47,13 @@ def stream_format(stream: bytes) -> tuple[int, int]:
 
 
 def is_ybr(stream: bytes) -> bool | None:
-    """Whether a JPEG stream of three components holds YCbCr, by its own markers; None where they do not say.
+    """Whether what a stream of three components decodes to is YCbCr, by its own markers; None where they do not say.
 
-    Adobe's transform flag decides, then JFIF (always YCbCr), then components called R, G, B, then sub-sampled chroma.
+    JPEG: Adobe's transform flag decides, then JFIF (always YCbCr), then components called R, G, B, then sub-sampled
+    chroma. JPEG 2000: decoders undo its own transform, which is one of RGB.
     """
+    if not stream.startswith(b"\xff\xd8"):
+        return False if _has_transform(stream) else None
     jfif = False
     for marker, body in _segments(stream):
         if marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
@@ -59,6 +62,14 @@ def is_ybr(stream: bytes) -> bool | None:
         if _is_frame(marker):
             return _by_components(body, jfif, lossy=marker in (*SEQUENTIAL, PROGRESSIVE))
     return None
+
+
+def _has_transform(stream: bytes) -> bool:
+    """Whether JPEG 2000 transformed its components (ITU T.800 A.6.1): the marker COD follows SIZ in the main header."""
+    place = stream.find(CODE_STREAM, 0, 4096) + 2
+    while place > 1 and stream[place : place + 1] == b"\xff" and stream[place + 1] not in (0x90, 0x52):
+        place += 2 + int.from_bytes(stream[place + 2 : place + 4], "big")
+    return place > 1 and stream[place + 1 : place + 2] == b"\x52" and stream[place + 8 : place + 9] == b"\x01"
 
 
 def _by_components(body: bytes, jfif: bool, lossy: bool) -> bool | None:

@@ -123,6 +123,31 @@ def test_how_many_samples_a_pixel_has_is_said_by_its_code_stream(
         assert distance(rewritten(make_dicom(labelled[None]), encapsulate([stream]), syntax), truth) < 0.01
 
 
+@pytest.mark.parametrize("label", ["YBR_FULL", "YBR_FULL_422"])
+def test_jpeg_2000_that_transformed_its_components_holds_rgb_whatever_its_label(
+    make_dicom: MakeDicom, label: str
+) -> None:
+    for mct, truth in ((1, COLOUR), (0, convert_color_space(COLOUR, "YBR_FULL", "RGB"))):
+        stream = code_stream(COLOUR, "JPEG2000", no_jp2=True, mct=mct)
+        path = make_dicom(COLOUR[None], PhotometricInterpretation=label)
+        assert distance(rewritten(path, encapsulate([stream]), uid.JPEG2000Lossless), truth[None]) == 0
+
+
+def test_a_jpeg_that_is_labelled_jpeg_2000_is_not_converted_twice(make_dicom: MakeDicom) -> None:
+    stream = code_stream(COLOUR, "JPEG", quality=95)
+    path = rewritten(make_dicom(COLOUR[None]), encapsulate([stream]), uid.JPEG2000Lossless)
+    with pytest.raises(Unreadable) as refused:
+        pictures(path)
+    assert refused.value.reason == "wrong-syntax"
+
+
+@pytest.mark.parametrize("space", ["HSV", "CMYK", "ARGB", "YBR_PARTIAL_420"])
+def test_colour_spaces_that_are_not_read_are_named(make_dicom: MakeDicom, space: str) -> None:
+    with pytest.raises(Unreadable) as refused:
+        pictures(make_dicom(np.stack([COLOUR] * 2), PhotometricInterpretation=space))
+    assert refused.value.reason == "unsupported-pixels"
+
+
 def test_a_code_stream_deeper_than_its_label_is_kept_back(make_dicom: MakeDicom) -> None:
     stream = code_stream(DEEP[0], "JPEG2000", no_jp2=True)
     with pytest.raises(Unreadable) as refused:
