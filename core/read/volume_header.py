@@ -201,6 +201,9 @@ def _nrrd(file: IO[bytes], name: str) -> VolumeHeader:
     dtype = np.dtype((">" if fields.get("endian", "little").lower() == "big" else "<") + code)
     skip = int(fields.get("byte skip") or fields.get("byteskip") or 0)
     kinds = fields.get("kinds", "").split() or ["domain"] * len(sizes)
+    skipped_lines = _positive(int(fields.get("line skip") or fields.get("lineskip") or 0))
+    if not data_file:
+        skip_lines(file, skipped_lines)
     return VolumeHeader(
         "NRRD",
         dtype,
@@ -209,7 +212,7 @@ def _nrrd(file: IO[bytes], name: str) -> VolumeHeader:
         encoding=ENCODINGS[fields["encoding"].lower()],
         data_file=data_file,
         offset=-1 if skip == -1 else _positive(skip) + (0 if data_file else file.tell()),
-        skipped_lines=_positive(int(fields.get("line skip") or fields.get("lineskip") or 0)),
+        skipped_lines=skipped_lines if data_file else 0,
     )
 
 

@@ -93,6 +93,15 @@ def test_encodings_of_nrrd(tmp_path: Path, encoding: str) -> None:
     np.testing.assert_array_equal(frames(tmp_path / "v.nrrd"), gray(CLIP))
 
 
+@pytest.mark.parametrize("attached", [True, False])
+def test_lines_and_bytes_before_the_samples_are_skipped(tmp_path: Path, attached: bool) -> None:
+    samples = b"one\ntwo\n" + b"#" * 5 + CLIP.tobytes()
+    more = "line skip: 2\nbyte skip: 5\n" + ("" if attached else "data file: v.raw\n")
+    (tmp_path / "v.nrrd").write_bytes(nrrd("48 40 5", "", samples if attached else b"", more=more))
+    (tmp_path / "v.raw").write_bytes(samples)
+    np.testing.assert_array_equal(frames(tmp_path / "v.nrrd"), gray(CLIP))
+
+
 def test_big_endian_deep_samples(tmp_path: Path) -> None:
     deep = CLIP.astype(">u2") * 257
     (tmp_path / "v.mha").write_bytes(mha("48 40 5", deep.tobytes(), "BinaryDataByteOrderMSB = True\n", "MET_USHORT"))
