@@ -113,7 +113,9 @@ def decoded(
     size = (int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)))
     if _code(capture) == "AV01":
         raise Unreadable("unsupported-av1", "AV1 is not decoded")
-    clip = _Clip(capture, container(os.pread(descriptor, 1024, 0)), settings, notes, times, stated)
+    name = container(os.pread(descriptor, 1024, 0))
+    clip = _Clip(capture, name, settings, notes, times, stated or _by_size(descriptor, name, size[1]))
+    clip.is_cut = name == "GIF" and os.pread(descriptor, 1, os.fstat(descriptor).st_size - 1) != GIF_END
     fields = Deinterlacer(descriptor, size, settings)
     try:
         return (yield from _kept_frames(clip, fields, failed))
@@ -124,6 +126,15 @@ def decoded(
 
 def _code(capture: cv2.VideoCapture) -> str:
     return int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True).decode("latin-1").upper()
+
+
+GIF_END = b";"
+DV_FRAME = {576: 144_000, 480: 120_000}  # rows -> bytes of a frame (IEC 61834)
+
+
+def _by_size(descriptor: int, name: str, rows: int) -> int:
+    """The frames of a bare DV stream, which are all of one size; 0 for others."""
+    return os.fstat(descriptor).st_size // DV_FRAME[rows] if name == "DV" and rows in DV_FRAME else 0
 
 
 COUNTED = ("AVI", "MOV", "MP4")  # containers that state how many frames they hold
@@ -144,6 +155,7 @@ class _Clip:
     index: int = -1
     time: float = 0.0
     is_damaged: bool = False
+    is_cut: bool = False  # the container has an end mark, which is absent
 
     def __post_init__(self) -> None:
         self.sampler = FrameSampler(self.settings.fps)
@@ -164,6 +176,8 @@ class _Clip:
             self.heard, self.damaged_at, self.is_damaged = complaints.damage, self.index, True
         elif self.is_damaged and self.index > self.damaged_at + REORDERED:
             self.is_damaged = self.capture.get(cv2.CAP_PROP_FRAME_TYPE) != ord("I")
+        if self.container == "DV" and 0 < self.stated <= self.index:  # begun and cut off
+            self.is_damaged = True
         return True
 
     def _time(self, index: int) -> float:
@@ -187,6 +201,8 @@ class _Clip:
         lost = {}
         if complaints.damage != self.heard:  # its last words: a picture that was given up, or a file that broke off
             lost[self.index + 1] = "damaged"
+        elif self.is_cut:
+            lost[self.index + 1] = "truncated"
         for index in range(self.index + 1, self.index + 1 + self._absent()):
             self.time = self.times[index] if index < len(self.times) else self.time + 1.0 / self._rate()
             if self.sampler.wants(self.time):

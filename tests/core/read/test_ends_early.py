@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import shutil
 import struct
+import subprocess
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +85,27 @@ def test_what_a_decoder_complains_of_is_not_kept(tmp_path: Path, name: str) -> N
     kept = frames(tmp_path / name, failed)
     assert "damaged" in failed.values() and len(sound) // 4 < len(kept) < len(sound)
     assert all(any(np.array_equal(frame.pixels, one.pixels) for one in sound) for frame in kept)
+
+
+def test_a_gif_that_was_cut_between_two_pictures_is_not_whole(tmp_path: Path) -> None:
+    first, *others = (Image.fromarray(speckle(96, 128, seed=k)).convert("P") for k in range(6))
+    first.save(tmp_path / "x.gif", save_all=True, append_images=others, duration=100)
+    data = (tmp_path / "x.gif").read_bytes()
+    failed: dict[int, str] = {}
+    assert len(frames(tmp_path / "x.gif", failed)) == 6 and not failed
+    (tmp_path / "x.gif").write_bytes(data[: data.index(b"\x21\xf9\x04", len(data) // 2)])
+    assert len(frames(tmp_path / "x.gif", failed)) == 3 and failed == {3: "truncated"}
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg program")
+def test_half_a_frame_at_the_end_of_a_dv_stream_is_not_kept(tmp_path: Path) -> None:
+    made = ["-f", "lavfi", "-i", "testsrc=s=720x576:r=25:d=0.4", "-pix_fmt", "yuv420p", "-c:v", "dvvideo"]
+    subprocess.run(["ffmpeg", "-v", "error", *made, str(tmp_path / "x.dv")], check=True)
+    data = (tmp_path / "x.dv").read_bytes()
+    assert len(frames(tmp_path / "x.dv")) == len(data) // 144_000 == 10
+    (tmp_path / "x.dv").write_bytes(data[: 6 * 144_000 + 72_000])
+    failed: dict[int, str] = {}
+    assert [frame.index for frame in frames(tmp_path / "x.dv", failed)] == [*range(6)] and failed == {6: "damaged"}
 
 
 def test_a_sound_clip_misses_nothing(tmp_path: Path) -> None:
