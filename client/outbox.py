@@ -141,7 +141,8 @@ def to_decide(entry: Mapping[str, Any]) -> str:
     else:
         advice = (
             f"compare the halves of {PICTURE}: left what was drawn, right what the update gives away. Alike: reject, and "
-            "tell the coordinator. Not alike: approve"
+            "tell the coordinator. Not alike: approve. Updates of an encoder that has learned little, from a random "
+            "or a short seed, are often held like this"
         )
     return f"  to decide    {advice}. Without a decision the round goes on without this site\n"
 

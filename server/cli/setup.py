@@ -15,8 +15,8 @@ from usfmae.core.config.sources import NotifySettings
 from usfmae.server.cli import federation_directory
 
 RANDOM_SEED = (
-    "no --seed: the encoder begins with random weights, and no panel can tell when a release is good. Better: make a "
-    "seed from public scans with 'usfmae pretrain --corpus CORPUS --out seed', and repeat init in a new folder with "
+    "no --seed: the encoder begins with random weights. Sites hold its first updates back for a person, and no "
+    "panel can tell when a release is good. Better: make a seed from public scans with 'usfmae pretrain --corpus CORPUS --out seed', and repeat init in a new folder with "
     "--seed seed/checkpoint.safetensors"
 )
 
