@@ -16,8 +16,8 @@ from usfmae.server.cli import federation_directory
 
 RANDOM_SEED = (
     "no --seed: the encoder begins with random weights. Sites hold its first updates back for a person, and no "
-    "panel can tell when a release is good. Better: make a seed from public scans with 'usfmae pretrain --corpus CORPUS --out seed', and repeat init in a new folder with "
-    "--seed seed/checkpoint.safetensors"
+    "panel can tell when a release is good. Better: make a seed from public scans with "
+    "'usfmae pretrain --corpus CORPUS --out seed', and repeat init in a new folder with --seed seed/checkpoint.safetensors"
 )
 
 
