@@ -30,7 +30,7 @@ Scores = NDArray[np.float64]
 REPEATS = 1000  # of the bootstrap over patients, and of the shuffled null
 VIEWS = 4  # masks an image is judged under
 RANKS = (1, 2, 4, 8, 16, 32)  # of the span that patches are projected on
-FEW = 32  # patches that a change is made of, at least
+FEW = 32  # directions; a change that so many patches made, or fewer, lies in them
 FLAT = 0.05  # standard deviation of a normalised patch that shows nothing
 
 
@@ -145,7 +145,7 @@ class Span:
 
     rank_one: float  # share of its squares along its first direction
     effective_rank: float  # exponential of the entropy of these shares
-    beyond_few: float  # share of its squares outside its first FEW directions: next to nothing where it is made of as few patches
+    beyond_few: float  # share of its squares outside its first FEW directions
     advantage: float  # dB by which it spans a patch of a drawn image better than any patch of others
     patch: int  # the drawn patch that it spans best
     spanned: Scores  # (P,), that patch as the change gives it

@@ -31,10 +31,8 @@ _MANY, _LARGE = 20, 0.95  # bright grains from which ink must be told by its siz
 _TICK, _TICK_SPAN, _TICK_GAP, _FEWEST_TICKS = 40, 14, (7, 90), 5  # gray levels; pixels; pixels; ticks of a ruler
 
 _DRAWN, _DOUBTED = 0.85, 0.6  # the network's probabilities of a stroke
-_FEW, _MANY_STROKES = (
-    0.003,
-    0.05,
-)  # shares of a crop: doubted strokes that go too; strokes that must be layers of tissue
+_FEW = 0.003  # share of a crop that doubted strokes take where they go too
+_MANY_STROKES = 0.05  # share of a crop that strokes take where they must be layers of tissue
 _WIDE, _STROKE_CONTRAST = 11, 12  # pixels of a filled head; gray levels
 
 _REACH = 4  # pixels around the centre of a cross

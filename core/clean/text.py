@@ -147,8 +147,8 @@ def drawn_lines(
 
 def numbers(probability: Probability, pixels: Pixels) -> list[Box]:
     """Places no larger than a number of two figures that the overlay network suspects in a probability (H, W), and where
-    thin bright detail stands in an RGB crop. The network is hardly ever sure of a single figure beside a caliper; so small a place may
-    be filled on less."""
+    thin bright detail stands in an RGB crop. The network is hardly ever sure of a single figure beside a caliper; so
+    small a place may be filled on less."""
     detail = ridge(brightest_of(pixels)) > _THIN
     return [
         (window, dilated(part, 2))

@@ -81,6 +81,7 @@ def open_capture(descriptor: int, settings: ReadSettings, formats: str = CLIPS) 
         options = f"protocol_whitelist;fd|format_whitelist;{formats}|fd;{descriptor}"
         os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = options
         capture = cv2.VideoCapture("fd:", cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+        del os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"]  # they are of this descriptor alone
         complaints.listen()
     if not capture.isOpened():
         raise Unreadable("unreadable", "no decodable video stream")

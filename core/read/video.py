@@ -41,6 +41,11 @@ SUFFIXES = (
 BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")  # ISO 14496-12, QuickTime
 MAGIC = (b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"\x1aE\xdf\xa3", b"GIF8", b"0&\xb2u\x8ef\xcf\x11", b"\x1f\x07\x00")
 MOST_RATE = 1000  # frames a second that are believed
+COUNTED = ("AVI", "MOV", "MP4")  # containers that state how many frames they hold
+TIMED = ("Matroska", "WMV")  # that state how long they last
+REORDERED = 16  # frames by which a decoder may hold a picture back: its complaint comes that much before the picture
+GIF_END = b";"
+DV_FRAME = {576: 144_000, 480: 120_000}  # rows -> bytes of a frame (IEC 61834)
 PACKET, SYNC = 188, 0x47  # bytes of a packet of a transport stream, and the first of each (ISO 13818-1 2.4.3.2)
 TIME = 4  # bytes of time that AVCHD puts before each packet
 
@@ -128,18 +133,9 @@ def _code(capture: cv2.VideoCapture) -> str:
     return int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True).decode("latin-1").upper()
 
 
-GIF_END = b";"
-DV_FRAME = {576: 144_000, 480: 120_000}  # rows -> bytes of a frame (IEC 61834)
-
-
 def _by_size(descriptor: int, name: str, rows: int) -> int:
     """The frames of a bare DV stream, which are all of one size; 0 for others."""
     return os.fstat(descriptor).st_size // DV_FRAME[rows] if name == "DV" and rows in DV_FRAME else 0
-
-
-COUNTED = ("AVI", "MOV", "MP4")  # containers that state how many frames they hold
-TIMED = ("Matroska", "WMV")  # that state how long they last
-REORDERED = 16  # frames by which a decoder may hold a picture back: its complaint comes that much before the picture
 
 
 @dataclass

@@ -32,19 +32,8 @@ WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "net", "network
 AVERAGED = ("model_ema", "state_dict_ema", "ema", "ema_state_dict", "ema_model", "averaged_model")
 # Modules of Python itself that a training state names without any harm. All others of Python are refused.
 HARMLESS = {
-    *(
-        "argparse",
-        "collections",
-        "dataclasses",
-        "datetime",
-        "decimal",
-        "enum",
-        "fractions",
-        "functools",
-        "numbers",
-        "pathlib",
-    ),
-    *("types", "typing", "uuid", "zoneinfo"),
+    *("argparse", "collections", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "numbers"),
+    *("pathlib", "types", "typing", "uuid", "zoneinfo"),
 }
 PLAIN = {type_.__name__: type_ for type_ in (bool, complex, dict, float, frozenset, int, list, set, str, tuple)}
 MOST_CLASSES = 100  # that a file may name
