@@ -61,8 +61,8 @@ def breaches(request: TrainRequest, recipe: Recipe, floor: PrivacySettings, larg
         working = int(working_steps(request, recipe.train).sum())
         wanted = floor.min_steps / 2  # an honest first round warms up
         all_breaches += _at_least("steps that change the weights", working, wanted, "privacy.min_steps")
-        draws = working * recipe.train.batch_size
-        all_breaches += _at_least("working steps times batch_size", draws, floor.min_images, "privacy.min_images")
+        own_draws = working * recipe.train.batch_size * (1 - recipe.train.replay)  # the others are public images
+        all_breaches += _at_least("own images in working steps", own_draws, floor.min_images, "privacy.min_images")
     return all_breaches
 
 

@@ -65,7 +65,7 @@ def test_every_preset_is_within_the_default_floor(name: str) -> None:
         ({"augment": AugmentSettings(zoom_min=0.05, zoom_max=0.1)}, {}, {}, "augment.zoom_min"),
         ({"augment": AugmentSettings(zoom_min=200, zoom_max=400)}, {}, {}, "augment.zoom_max"),
         ({"steps": 1, "warmup": 0.0}, {}, {}, "steps that change the weights"),
-        ({"steps": 1, "warmup": 0.0, "batch_size": 32}, {}, {}, "working steps times batch_size"),
+        ({"steps": 1, "warmup": 0.0, "batch_size": 32}, {}, {}, "own images in working steps"),
         ({"steps": 102, "warmup": 0.0, "origin": 100}, {}, {"global_step": 101}, "steps that change the weights"),
         ({}, {"decoder_depth": 200_000}, {}, "bytes of the model"),
         ({}, {"image_size": 1024, "patch_size": 2}, {}, "patches an image"),
@@ -79,9 +79,11 @@ def test_what_a_curious_coordinator_asks_is_outside(
 
 def test_few_draws_are_outside_although_each_figure_is_within() -> None:
     floor = PrivacySettings(min_images=1000)
-    recipe = Recipe(ModelSettings(), TrainRecipe(batch_size=32))
-    breaches = privacy.breaches(request(steps=20), recipe, floor, LARGEST)
-    assert [str(b) for b in breaches] == ["working steps times batch_size is 512, this site allows at least 1000"]
+    for replay, own_draws in ((0.0, 512), (0.25, 384)):  # replayed public images do not count
+        recipe = Recipe(ModelSettings(), TrainRecipe(batch_size=32, replay=replay))
+        breaches = privacy.breaches(request(steps=20), recipe, floor, LARGEST)
+        said = f"own images in working steps is {own_draws}, this site allows at least 1000"
+        assert [str(breach) for breach in breaches] == [said]
 
 
 def test_a_refusal_names_figure_bound_and_setting() -> None:
