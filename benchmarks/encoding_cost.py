@@ -1,4 +1,4 @@
-"""What updates that travel in fewer bytes cost in learning: int8, int4 and sparse at equal rounds and at equal bytes.
+"""What updates that travel in fewer bytes cost in learning: int8, int4, sparse, and a part of the values in turn.
 
     python benchmarks/encoding_cost.py --json [--data DIR] [--cache DIR] [--seeds 5] [--first 0]
 
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from usfmae.core.checkpoint import decoder_of, encoder_of
 from usfmae.core.federated import codec, downlink
+from usfmae.core.federated.encodings import part
 from usfmae.core.files import replacing
 from usfmae.core.types import recipe_id
 
@@ -48,16 +49,22 @@ class Way:
     encoding: str
     rounds: int
     whole_down: bool = False  # the merged encoder goes down as it is
+    in_turn: bool = False  # a sixteenth of the values in each round, as sparse sealed rounds send it
 
     @property
     def name(self) -> str:
-        return f"{self.encoding}, {self.rounds} rounds" + (", whole encoder down" if self.whole_down else "")
+        more = ", whole encoder down" if self.whole_down else ", a sixteenth in turn" if self.in_turn else ""
+        return f"{self.encoding}, {self.rounds} rounds{more}"
+
+    def packing(self, number: int) -> str:
+        """The encoding of round `number`."""
+        return part.name(self.encoding, number) if self.in_turn else self.encoding
 
 
 WAYS = (
     Way("int8", 8), Way("int4", 8), Way("sparse", 8),
     Way("int8", 1), Way("int4", 2), Way("sparse", 24),
-    Way("sparse", 8, whole_down=True),
+    Way("sparse", 8, whole_down=True), Way("int8", 24, in_turn=True), Way("int8", 96, in_turn=True),
 )  # fmt: skip
 
 
@@ -73,7 +80,7 @@ class PackedRun(arms.Run):
             self.round(number, self.size.steps // self.way.rounds)
 
     def round(self, number: int, steps: int) -> None:
-        encoding = self.way.encoding
+        encoding = self.way.packing(number)
         base = {name: tensor.numpy() for name, tensor in self.encoder.items()}
         payloads = []
         for site in self.sites.values():
@@ -84,18 +91,22 @@ class PackedRun(arms.Run):
             payloads.append(update.payload)
             self.bytes += sum(map(len, update.payload.values()))
         weights = np.array(arms.shares([len(s.positions) for s in self.sites.values()], arms.CAP))
-        self.encoder = {name: self.stepped(name, base[name], payloads, weights / weights.sum()) for name in base}
+        weights /= weights.sum()
+        self.encoder = {
+            name: self.stepped(name, base[name], [payload[name] for payload in payloads], weights, encoding)
+            for name in base
+        }
 
     def stepped(
-        self, name: str, base: NDArray[np.float32], payloads: list[dict[str, bytes]], weights: NDArray[np.float64]
+        self, name: str, base: NDArray[np.float32], packed: list[bytes], weights: NDArray[np.float64], encoding: str
     ) -> torch.Tensor:
         """One tensor of the next encoder."""
         flat = base.reshape(-1)
-        rows = np.stack([codec.trained(payload[name], flat, self.way.encoding) for payload in payloads])
+        rows = np.stack([codec.trained(data, flat, encoding) for data in packed])
         target = self.rule.merge(flat.astype(np.float64), rows, weights, {})
         if self.way.whole_down:
             return torch.from_numpy(target.astype(np.float32).reshape(base.shape))
-        made = downlink.stepped(target, flat, self.left.get(name, b""), self.way.encoding)
+        made = downlink.stepped(target, flat, self.left.get(name, b""), encoding)
         self.left[name] = made.left
         return torch.from_numpy(made.values.reshape(base.shape))
 

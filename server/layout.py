@@ -13,6 +13,7 @@ from usfmae.core.config import load
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import ConfigError, ResourceError
 from usfmae.core.federated.downlink import StepFiles
+from usfmae.core.federated.encodings import part
 from usfmae.core.federated.messages import fingerprint
 from usfmae.core.keys import public_signing_key, read_private
 from usfmae.server.ledger import Ledger
@@ -119,13 +120,10 @@ class Layout:
         before = self.left(number - 1)
         spent = self.step(number - 2), self.left(number - 2)
         left = before if before.exists() else None
-        return StepFiles(
-            self.step(number),
-            self.left(number),
-            left,
-            spent,
-            "int8" if settings.rounds.sealed else settings.rounds.encoding,
-        )
+        encoding: str = settings.rounds.encoding
+        if settings.rounds.sealed:  # of one part in turn, or of all values
+            encoding = part.name("int8", number) if encoding == "sparse" else "int8"
+        return StepFiles(self.step(number), self.left(number), left, spent, encoding)
 
     def forget_step(self, number: int) -> None:
         """The encoder of this round is another than its step leads to."""

@@ -79,8 +79,8 @@ class RoundSettings(Options):
     total_steps: int = Field(0, ge=0)
     """Steps of the whole campaign, which place the learning rate; 0 takes steps x --rounds."""
     encoding: Literal["int8", "int4", "sparse", "bf16", "fp32"] = "int8"
-    """How updates travel: int8 or int4 in blocks, sparse (the 64 largest of 4,096 values), bf16, all with error feedback;
-    or lossless fp32."""
+    """How updates travel: int8 or int4 in blocks, sparse (the 64 largest of 4,096 values; a sixteenth of all values in
+    turn where rounds are sealed), bf16, all with error feedback; or lossless fp32."""
     sealed: bool = False
     """Nobody sees one site's update: it leaves under a mask that only the custodian can take off, and only from the sum
     of three sites or more. The gate judges sketches; every site counts alike; median and trimmed cannot run."""

@@ -160,7 +160,8 @@ def examine(
 
 def arriving_size(count: int, reply: TrainReply) -> int:
     """Bytes of a tensor of `count` values as it comes over the wire: packed, or masked codes of a sealed round."""
-    return WORD * count if reply.mask else codec.packed_size(count, reply.encoding)
+    packed = codec.packed_size(count, reply.encoding)
+    return WORD * packed if reply.mask else packed  # a code is one byte
 
 
 def _check_tensors(arrays: Mapping[str, Arrived], shapes: Mapping[str, tuple[int, ...]], encoding: str) -> None:

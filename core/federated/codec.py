@@ -1,7 +1,7 @@
 """What may leave a hospital: the difference of a trained encoder to its base, packed small.
 
-One byte string a tensor, little-endian, C order, n values. The lossy encodings (int8, int4, bf16, sparse, and shared
-for sealed rounds) stand in `encodings/`, a file each; beside them
+One byte string a tensor, little-endian, C order, n values. The lossy encodings (int8, int4, bf16, sparse, and for
+sealed rounds shared and part) stand in `encodings/`, a file each; beside them
 
     fp32   (n, uint32): bits of the trained value XOR bits of the base value: lossless
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from usfmae.core.errors import PolicyError
 from usfmae.core.federated import encodings
-from usfmae.core.federated.encodings import Encoding, Exact, Floats, int8, shared
+from usfmae.core.federated.encodings import Encoding, Exact, Floats, int8, part, shared
 from usfmae.core.tensors import square_sum
 
 ENCODINGS = ("int8", "int4", "sparse", "bf16", "fp32")
@@ -28,14 +28,18 @@ ENCODINGS = ("int8", "int4", "sparse", "bf16", "fp32")
 
 def lossy(name: str) -> Encoding:
     """The encoding of this name. PolicyError for fp32 and for what is none."""
-    encoding = encodings.ENCODINGS.get(name) or shared.parsed(name) or shared.parsed_sum(name)
-    if encoding is None:
+    whole, sign, turn = name.partition(part.SIGN)
+    encoding = encodings.ENCODINGS.get(whole) or shared.parsed(whole) or shared.parsed_sum(whole)
+    number = part.turn(turn)
+    if encoding and sign and number is not None and encoding.block in (1, int8.BLOCK):
+        return part.Part(encoding, number)
+    if encoding is None or sign:
         raise PolicyError(f"encoding {name!r:.20}", f"is none of {', '.join(ENCODINGS[:-1])}", "refused")
     return encoding
 
 
 def kind_of(name: str) -> str:
-    """The encoding's kind: its name without the unit that a sealed round gives it."""
+    """The encoding's kind: its name without the unit and the turn that a sealed round gives it."""
     return name.partition(":")[0]
 
 
@@ -76,9 +80,9 @@ class PayloadHash:
         self._digest = hashlib.sha256()
 
     def add(self, name: str, data: bytes | memoryview) -> None:
-        for part in (name.encode(), data):  # as types.content_id: each part behind its length
-            self._digest.update(len(part).to_bytes(8, "big"))
-            self._digest.update(part)
+        for piece in (name.encode(), data):  # as types.content_id: each piece behind its length
+            self._digest.update(len(piece).to_bytes(8, "big"))
+            self._digest.update(piece)
 
     def id(self) -> str:
         return self._digest.hexdigest()
@@ -122,17 +126,22 @@ def encode(
     """The same one tensor after the other, in the order of names: no more than one need be in memory.
 
     A difference, with its residual, that is longer than `bound` (L2, 0 for none) is cut to it; what is cut off is lost.
+    Where a part of the values is sent, that part alone is measured and cut.
     """
     if set(base) != set(trained):
         raise PolicyError("update", "trained tensors are not those of the base", "start from the round's encoder")
     left = residual or {}
-    share = _share_within(bound, base, trained, left) if bound else 1.0
+    share = _share_within(bound, base, trained, left, encoding) if bound else 1.0
     for name in sorted(base):
         yield _encode_tensor(name, base[name], trained[name], encoding, left.get(name), share)
 
 
 def _share_within(
-    bound: float, base: Mapping[str, Floats], trained: Mapping[str, Floats], residual: Mapping[str, Floats]
+    bound: float,
+    base: Mapping[str, Floats],
+    trained: Mapping[str, Floats],
+    residual: Mapping[str, Floats],
+    encoding: str,
 ) -> float:
     """What a difference is multiplied by so that it is no longer than `bound`."""
     square = 0.0
@@ -140,7 +149,7 @@ def _share_within(
         difference = np.asarray(trained[name], np.float32) - base[name]
         if name in residual:
             difference += residual[name]
-        square += square_sum(difference)
+        square += sum(square_sum(values) for values in _sent(difference.reshape(-1), encoding))
     return min(1.0, bound / math.sqrt(square)) if square > 0 else 1.0  # NaN is found where it is packed
 
 
@@ -171,9 +180,16 @@ def _encode_tensor(
             difference += residual.reshape(-1)
     _check_finite(name, difference)
     if share < 1:
-        difference *= np.float32(share)
+        for values in _sent(difference, encoding):
+            values *= np.float32(share)
     data, square = express(difference, encoding)
     return EncodedTensor(name, data, difference.reshape(base.shape), math.sqrt(square))
+
+
+def _sent(difference: Floats, encoding: str) -> Sequence[Floats]:
+    """Those values of a difference (n,), in place, that this encoding sends in its round."""
+    lossy_encoding = lossy(encoding)
+    return lossy_encoding.views(difference) if isinstance(lossy_encoding, part.Part) else [difference]
 
 
 def _check_finite(name: str, values: Floats) -> None:

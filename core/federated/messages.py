@@ -27,6 +27,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from usfmae.core.errors import PolicyError
+from usfmae.core.federated.encodings import part
 
 # Versions of the protocol that this program reads and writes, newest first. A later one adds fields: they stand in SINCE,
 # and a message of an earlier version neither carries nor signs them. The aggregator asks in the newest; a site that does
@@ -148,7 +149,9 @@ class TrainRequest:
     @property
     def step_encoding(self) -> str:
         """How STEP is packed."""
-        return "int8" if self.custodian else self.encoding
+        if not self.custodian:
+            return self.encoding
+        return part.name("int8", self.round - 1) if part.SIGN in self.encoding else "int8"
 
 
 @dataclass(frozen=True)

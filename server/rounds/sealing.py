@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 
 from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.errors import ConfigError, PolicyError
+from usfmae.core.federated import codec
 from usfmae.core.federated.admission import Comparison, Prior
+from usfmae.core.federated.encodings import part
 from usfmae.core.federated.encodings.shared import MOST, Shared, Summed
 from usfmae.core.federated.messages import TrainRequest
 from usfmae.core.federated.rules import rule_for
@@ -87,13 +89,21 @@ class Sealing:
         self.custodian = public_signing_key(self.link.card.signing_key, "of the custodian")
 
     def asked(self, request: TrainRequest, prior: Prior, count: int) -> TrainRequest:
-        """The round's request, sealed: the custodian, the bound, and the unit of the codes of the `count` values that move."""
+        """The round's request, sealed: the custodian, the bound, and the unit of the codes of the `count` values that move.
+
+        ConfigError where a part of them would be too few to hide among.
+        """
+        in_parts = self.settings.rounds.encoding == "sparse"
+        if in_parts and count // part.PARTS < 2 * sealed_round.VALUES.start:  # a part may be smaller than its share
+            why = f"sends a {part.PARTS}th of {count} values in a sealed round, too few to hide among"
+            raise ConfigError("rounds.encoding: sparse", why, "choose int8 for this model")
         bound = sealed_round.bounded(prior, count, self.settings.gate).bound
-        unit = count_sketch.unit_for(bound / self.settings.gate.clip_limit, count)
+        sent = count // part.PARTS if in_parts else count
+        encoding = Shared(count_sketch.unit_for(bound / self.settings.gate.clip_limit, sent)).name
         return dataclasses.replace(
             request,
             custodian=masks.key_name(self.link.card.box_key),
-            encoding=Shared(unit).name,
+            encoding=part.name(encoding, request.round) if in_parts else encoding,
             bound=bound,
         )
 
@@ -133,11 +143,16 @@ class Sealing:
         share = self.home.spool / f"round-{number:05d}" / "share.bin"
         self._fetch(self._transcript(number)[6], share, str(summed["share"]))
         file = share.with_name("sum.safetensors")
-        square = self._unmask(number, base, wanted, (share, file)) * opening.unit**2
+        sizes = {
+            name: (masks.WORD * codec.packed_size(math.prod(shape), opening.encoding),)
+            for name, shape in base.shapes.items()
+        }
+        square = self._unmask(number, sizes, wanted, (share, file)) * opening.unit**2
         check_length(judged, wanted, square)
         share.unlink()
         digest = hashlib.sha256(self.home.transcript(number).read_bytes()).hexdigest()
-        return Sum(file, Summed(opening.unit, sites=len(wanted)).name, digest)
+        encoding = Summed(opening.unit, sites=len(wanted)).name
+        return Sum(file, f"{encoding}{part.SIGN}{opening.part}" if opening.part else encoding, digest)
 
     # --- the messages
 
@@ -178,20 +193,22 @@ class Sealing:
         if not records:
             raise PolicyError("sealed round", "has no updates", "wait for the sites")
         first = records[0]
+        encoding = str(first["encoding"])
         with TensorFile(self.home.checkpoint(number - 1)) as base:
-            count = sum(math.prod(shape) for shape in base.shapes.values())
+            count = sum(codec.packed_size(math.prod(shape), encoding) for shape in base.shapes.values())
         half = sealed_round.half_seed(self.key, first["base"])
-        unit = float(str(first["encoding"]).partition(":")[2])
+        unit, _, turn = encoding.partition(":")[2].partition(part.SIGN)
         opening = Opening(
             campaign=first["campaign"],
             round=number,
             base=first["base"],
             task=first["task"],
             count=count,
-            unit=unit,
+            unit=float(unit),
             replies=tuple(records),
             yardstick=yardstick,
             commitment=sealed_round.commitment(half),
+            part=turn,
         )
         return opening.values()
 
@@ -216,12 +233,16 @@ class Sealing:
         if received.hexdigest() != digest:
             raise PolicyError("custodian", "sends other masks than it has signed", "do not go on with it")
 
-    def _unmask(self, number: int, base: TensorFile, sites: Sequence[str], paths: tuple[Path, Path]) -> float:
-        """Write the sum of the sites' codes, of their masked updates less the sum of their masks; its sum of squares."""
+    def _unmask(
+        self, number: int, sizes: Mapping[str, tuple[int]], sites: Sequence[str], paths: tuple[Path, Path]
+    ) -> float:
+        """Write the sum of the sites' codes, of their masked updates less the sum of their masks; its sum of squares.
+
+        `sizes`: bytes of each tensor's sum.
+        """
         share, target = paths
         square = 0.0
         most = MOST * len(sites)
-        sizes = {name: (masks.WORD * math.prod(shape),) for name, shape in base.shapes.items()}
         with ExitStack() as stack:
             files = [stack.enter_context(TensorFile(spool.path(self.home, number, site))) for site in sites]
             taken = stack.enter_context(share.open("rb"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
 
 from tests.e2e.sealed import SealedFederation, change
+from usfmae.core import audit
 from usfmae.core.errors import PolicyError
 from usfmae.core.federated.messages import TrainReply
 from usfmae.core.federated.sealed import masks
@@ -99,6 +101,31 @@ def test_the_custodian_has_given_out_one_sum_a_round(done):
     assert not list((done.custodian.root / "state").glob("*.safetensors"))
 
 
+def test_sparse_sealed_rounds_send_a_sixteenth_in_turn_and_come_down_as_small(tmp_path):
+    larger = {"model.width": 128, "model.heads": 4}  # a sixteenth must be enough values to hide among
+    federation = SealedFederation(tmp_path, 3, **{"rounds.encoding": "sparse"}, **larger)
+    try:
+        federation.start_server(3)
+        federation.start_sites()
+        status = federation.wait_rounds(3)
+        assert [v["verdict"] for r in status["rounds"] for v in r["verdicts"]] == ["admitted"] * 9
+        with TensorFile(federation.home.checkpoint(1)) as base, TensorFile(federation.home.checkpoint(2)) as after:
+            name = max(base.shapes, key=lambda name: math.prod(base.shapes[name]))
+            moved = (after.tensor(name) - base.tensor(name)).reshape(-1)
+            whole = sum(math.prod(shape) for shape in base.shapes.values())
+        # Round 2: of every sixteen blocks of 256 the one with number 2 alone.
+        blocks = moved[: moved.size // 4096 * 4096].reshape(-1, 16, 256).any(axis=(0, 2))
+        assert np.flatnonzero(blocks).tolist() == [2]
+        assert len(spooled(federation, "hospital-1", 3)) == pytest.approx(whole / 8, rel=0.05)  # two bytes a code
+        assert federation.home.step(3).stat().st_size < whole / 12
+        assert verified(federation.home, 2, rounds_of(federation)[1].summary["transcript"]).summed
+        for hospital in federation.names:  # the whole encoder in the first round, steps in the others
+            log = (federation.root / f"{hospital}.log").read_text()
+            assert log.count("record=encoder") == 1 and "need-base" not in log
+    finally:
+        federation.stop()
+
+
 def test_a_site_with_a_custodian_takes_part_in_no_other_round(tmp_path):
     federation = SealedFederation(tmp_path, 3)
     change(federation.home.settings_file, "rounds", sealed=False)
@@ -112,8 +139,6 @@ def test_a_site_with_a_custodian_takes_part_in_no_other_round(tmp_path):
 
 
 def refusals(federation, name: str):
-    from usfmae.core import audit
-
     return [e for e in audit.entries(federation.sites[name].audit_log) if e["event"] == "request.refused"]
 
 
@@ -134,7 +159,11 @@ def test_a_stranger_to_the_custodian_costs_its_own_place_alone(tmp_path):
         federation.stop()
 
 
-def summary(federation):
+def rounds_of(federation):
     from usfmae.server.ledger import Ledger
 
-    return Ledger(federation.home.ledger).rounds()[-1].summary
+    return Ledger(federation.home.ledger).rounds()
+
+
+def summary(federation):
+    return rounds_of(federation)[-1].summary

@@ -30,6 +30,7 @@ from pydantic import ValidationError
 from usfmae.core.config.coordinator import GateSettings
 from usfmae.core.errors import PolicyError
 from usfmae.core.federated.admission import Comparison, Prior, compare
+from usfmae.core.federated.encodings import part
 from usfmae.core.federated.encodings.shared import Shared
 from usfmae.core.federated.messages import TrainReply, from_record, verify
 from usfmae.core.federated.sealed import envelope
@@ -68,11 +69,17 @@ class Opening:
     round: int
     base: str
     task: str
-    count: int  # values of an update
+    count: int  # codes of an update
     unit: float  # what code 1 stands for
     replies: tuple[dict[str, Any], ...]  # the sites' signed records, in the order of their fingerprints
     yardstick: Yardstick
     commitment: str  # to A's half of the seed
+    part: str = ""  # which part of the values is sent, as encodings/part.py names it; "" for all
+
+    @property
+    def encoding(self) -> str:
+        """How every site's update is packed."""
+        return Shared(self.unit).name + (f"{part.SIGN}{self.part}" if self.part else "")
 
     @property
     def sites(self) -> list[str]:
@@ -89,6 +96,8 @@ class Opening:
     def values(self) -> dict[str, Any]:
         """As JSON values."""
         plain = dataclasses.asdict(dataclasses.replace(self, yardstick=None))  # type: ignore[arg-type]
+        if not self.part:
+            del plain["part"]  # a custodian of an earlier version knows of no parts
         measure = self.yardstick
         return plain | {
             "yardstick": {
@@ -113,6 +122,7 @@ class Opening:
             opening = cls(**{**values, "replies": tuple(values["replies"]), "yardstick": yardstick})
             sites = opening.sites
             sound = opening.count in VALUES and 0 < opening.unit < math.inf and len(set(sites)) == len(sites)
+            sound = sound and (not opening.part or part.turn(opening.part) is not None)
         except (KeyError, TypeError, ValueError, AttributeError, ValidationError):
             sound = False
         if not sound:
@@ -130,7 +140,7 @@ def check_reply(opening: Opening, record: Mapping[str, Any], keys: Mapping[str, 
         raise PolicyError(f"site {reply.site:.20}", "is not enrolled with the custodian", "enrol it there")
     verify(reply, keys[reply.site])
     made_for = (reply.campaign, reply.round, reply.base, reply.task, reply.encoding)
-    wanted = (opening.campaign, opening.round, opening.base, opening.task, Shared(opening.unit).name)
+    wanted = (opening.campaign, opening.round, opening.base, opening.task, opening.encoding)
     if reply.declined or made_for != wanted:
         raise PolicyError(f"reply of {reply.site}", "was made for another request", "refused")
     return reply

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from usfmae.core.errors import PolicyError
-from usfmae.core.federated import codec
-from usfmae.core.federated.encodings import sparse
+from usfmae.core.federated import codec, downlink
+from usfmae.core.federated.encodings import part, sparse
 
 COUNT = 3 * sparse.BLOCK + 500
 
@@ -145,3 +145,66 @@ def test_error_feedback_brings_small_values_home_in_time(encoding: str) -> None:
         residual = codec.pack_residual(change, data, encoding)
     cosine = total @ wanted / np.linalg.norm(total) / np.linalg.norm(wanted)
     assert cosine > (0.85 if encoding == "sparse" else 0.999)
+
+
+# --- part: what sealed rounds send where they are sparse
+
+
+PART_COUNT = 3 * part.PARTS * 256 + 5 * 256 + 100
+
+
+def sealed_name(number: int, inner: str = "shared:0.0001") -> str:
+    return part.name(inner, number)
+
+
+@pytest.mark.parametrize("inner", ["int8", "shared:0.0001", "sum:0.0001:3"])
+def test_sixteen_rounds_send_every_value_once_and_nothing_of_the_others(inner: str) -> None:
+    wanted, seen = difference(3, PART_COUNT), np.zeros(PART_COUNT, int)
+    for number in range(1, part.PARTS + 1):
+        error = wanted.copy()
+        if inner.startswith("sum"):
+            size = codec.packed_size(PART_COUNT, sealed_name(number, inner))
+            data = np.full(size // 2, 3, "<i2").tobytes()
+        else:
+            data, square = codec.express(error, sealed_name(number, inner))
+            sent = codec.unpack(data, wanted, sealed_name(number, inner))
+            assert np.isclose(square, np.square(sent).sum()) and np.allclose(sent + error, wanted, atol=1e-7)
+        assert len(data) == codec.packed_size(PART_COUNT, sealed_name(number, inner)) < 0.2 * PART_COUNT
+        seen += codec.unpack(data, wanted, sealed_name(number, inner)) != 0
+    assert seen.max() == 1 and seen.mean() > 0.9  # a value that rounds to nothing is not seen
+
+
+def test_a_stretch_of_a_part_is_cut_out_of_the_whole() -> None:
+    wanted, name = difference(4, PART_COUNT), part.name("int8", 7)
+    data, _ = codec.express(wanted.copy(), name)
+    block = codec.block(name)
+    pieces = []
+    for start in range(0, PART_COUNT, block):
+        stop = min(start + block, PART_COUNT)
+        cut = b"".join(data[a:b] for a, b in codec.ranges(PART_COUNT, name, start, stop))
+        pieces.append(codec.unpack(cut, wanted[start:stop], name))
+    assert np.array_equal(np.concatenate(pieces), codec.unpack(data, wanted, name))
+
+
+def test_both_sides_step_to_the_same_bits_and_what_waits_comes_decayed() -> None:
+    base, change, name = difference(5, PART_COUNT), difference(6, PART_COUNT), part.name("int8", 2)
+    made = downlink.stepped((base + change).astype(np.float64), base, b"", name)
+    assert np.array_equal(codec.stepped(made.packed, base, name), made.values)
+    rest = codec.add_residual(made.left, np.zeros(PART_COUNT, np.float32), name)
+    waits = codec.unpack(made.packed, base, name) == 0
+    assert np.allclose(rest[waits], 0.95 * change[waits], atol=1e-4)
+
+
+def test_a_bound_cuts_what_is_sent_and_leaves_what_waits() -> None:
+    base, change = {"w": np.zeros(PART_COUNT, np.float32)}, difference(7, PART_COUNT)
+    (sent,) = codec.encode(base, {"w": change}, sealed_name(3), bound=1e-3)
+    assert sent.norm == pytest.approx(1e-3, rel=0.1)
+    assert sent.error is not None and np.array_equal(sent.error[:256], change[:256])  # block 0 waits whole
+
+
+@pytest.mark.parametrize(
+    "name", ["shared:0.1@16/16", "shared:0.1@3/8", "shared:0.1@", "sparse@3/16", "int4x@1/16", "@1/16"]
+)
+def test_what_names_no_part_is_refused(name: str) -> None:
+    with pytest.raises(PolicyError):
+        codec.lossy(name)
