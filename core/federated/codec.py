@@ -32,7 +32,7 @@ def lossy(name: str) -> Encoding:
     encoding = encodings.ENCODINGS.get(whole) or shared.parsed(whole) or shared.parsed_sum(whole)
     number = part.turn(turn)
     if encoding and sign and number is not None and encoding.block in (1, int8.BLOCK):
-        return part.Part(encoding, number)
+        return part.PartInTurn(encoding, number)
     if encoding is None or sign:
         raise PolicyError(f"encoding {name!r:.20}", f"is none of {', '.join(ENCODINGS[:-1])}", "refused")
     return encoding
@@ -189,7 +189,7 @@ def _encode_tensor(
 def _sent(difference: Floats, encoding: str) -> Sequence[Floats]:
     """Those values of a difference (n,), in place, that this encoding sends in its round."""
     lossy_encoding = lossy(encoding)
-    return lossy_encoding.views(difference) if isinstance(lossy_encoding, part.Part) else [difference]
+    return lossy_encoding.views(difference) if isinstance(lossy_encoding, part.PartInTurn) else [difference]
 
 
 def _check_finite(name: str, values: Floats) -> None:

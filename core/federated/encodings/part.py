@@ -36,7 +36,7 @@ def turn(text: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class Part:
+class PartInTurn:
     """One part of the values (n,), packed by `inner`, whose blocks are of 256 values or of one."""
 
     inner: Encoding
