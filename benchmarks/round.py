@@ -18,7 +18,7 @@ With `--line RATE` all of it runs in a network namespace in which what goes to t
 that rate from the second round on; one site, no measurement of memory. `encoding_cpu_seconds` is what a site packs for.
 
 With `--sealed`: sealed rounds with a custodian (A, B and sites are processes of their own) beside ordinary rounds in the
-same run; `--sealed 3 8` for these numbers of sites alone.
+same run; `--sealed 3 8` for these numbers of sites alone, `--encoding sparse` for the sparse form of both.
 
 Memory with many sites: uploaders share the sites (four processes), since thirty-two agents do not fit a small machine.
 They speak the same fleet API with signed int8 updates of their own; the aggregator is the real one and sees no
@@ -118,8 +118,8 @@ def sealed(root: Path, asked: argparse.Namespace) -> dict[str, Any]:
         if sites < 3:
             report[f"{sites} sites"] = _apart(root / f"few-{sites}", round_sealed.refused, sites, asked.small)
             continue
-        closed = _apart(root / f"sealed-{sites}", round_sealed.run, sites, asked.rounds, asked.small)
-        open_ = _apart(root / f"open-{sites}", round_ours.run, sites, asked.rounds, asked.small)
+        closed = _apart(root / f"sealed-{sites}", round_sealed.run, sites, asked.rounds, asked.small, asked.encoding)
+        open_ = _apart(root / f"open-{sites}", round_ours.run, sites, asked.rounds, asked.small, 0, _way(asked))
         seconds, others = (statistics.median(one["seconds"][1:]) for one in (closed, open_))
         report[f"{sites} sites"] = {
             "upload_ratio": round(closed["bytes_up"] / open_["bytes_up"], 3),

@@ -20,9 +20,9 @@ HERE = Path(__file__).resolve().parent
 STAYS_OPEN = 20.0  # seconds for which a round of too few sites must not close once all of them have answered
 
 
-def run(root: Path, sites: int, rounds: int, small: bool) -> dict[str, Any]:
+def run(root: Path, sites: int, rounds: int, small: bool, encoding: str) -> dict[str, Any]:
     """Serve `rounds` sealed rounds; figures as round_ours.run, with the custodian's."""
-    home, keeper = federation(root, sites, small)
+    home, keeper = federation(root, sites, small, encoding)
     peaks = Peaks()
     commands = [[sys.executable, str(HERE / "round_site.py"), "agent", str(root / f"site-{n}")] for n in range(sites)]
     server = [sys.executable, "-m", "usfmae.server", "run", str(home.root), "--rounds", str(rounds)]
@@ -59,9 +59,9 @@ def refused(root: Path, sites: int, small: bool) -> dict[str, Any]:
     return {"committed": ledger.last_round() is not None, "sums": len(keeper.records().get("sums", {}))}
 
 
-def federation(root: Path, sites: int, small: bool) -> tuple[Layout, CustodianHome]:
+def federation(root: Path, sites: int, small: bool, encoding: str = "int8") -> tuple[Layout, CustodianHome]:
     """As round_ours.federation, with a custodian."""
-    home, port = round_ours.federation(root, sites, small), free_port()
+    home, port = round_ours.federation(root, sites, small, encoding), free_port()
     keeper = CustodianHome(root / "keeper")
     create(keeper.root, CustodianSettings(name="institute", host="127.0.0.1", port=port), home.public_key)
     _change(home.settings_file, custodian={"url": f"https://127.0.0.1:{port}", "card": str(keeper.card)})
