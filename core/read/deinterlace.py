@@ -13,6 +13,7 @@ import subprocess
 import numpy as np
 
 from usfmae.core.config.read import ReadSettings
+from usfmae.core.read.source import copied
 from usfmae.core.types import Pixels
 
 
@@ -38,10 +39,12 @@ class Deinterlacer:
         return picture
 
     def _start(self) -> bool:
-        program = shutil.which("ffmpeg")
-        if program is None or os.fstat(self.descriptor).st_size > self.limit:
+        program, size = shutil.which("ffmpeg"), os.fstat(self.descriptor).st_size
+        if program is None or size > self.limit:
             return False
-        clip = self._copied()  # the program opens a name, and a decoding process may open no file but its own memory
+        clip = copied(
+            self.descriptor, size
+        )  # the program opens a name, and a decoding process may open no file but its own memory
         width, height = self.size
         command = [
             program, "-v", "quiet", "-nostdin", "-noautorotate", "-protocol_whitelist", "file", "-threads", "1",
@@ -58,12 +61,6 @@ class Deinterlacer:
         finally:
             os.close(clip)
         return True
-
-    def _copied(self) -> int:
-        clip, size, offset = os.memfd_create("clip", 0), os.fstat(self.descriptor).st_size, 0
-        while offset < size and (sent := os.sendfile(clip, self.descriptor, offset, size - offset)):
-            offset += sent
-        return clip
 
     def _read(self) -> Pixels | None:
         assert self.process is not None and self.process.stdout is not None

@@ -74,13 +74,20 @@ def _loaded(name: str) -> str:
 complaints = Complaints()
 
 
-def open_capture(descriptor: int, settings: ReadSettings, formats: str = CLIPS) -> cv2.VideoCapture:
-    """A decoder on one thread of what a descriptor holds, with its picture size checked. Raises Unreadable."""
+def open_capture(
+    descriptor: int, settings: ReadSettings, formats: str = CLIPS, undecoded: bool = False
+) -> cv2.VideoCapture:
+    """A decoder on one thread of what a descriptor holds, with its picture size checked. Raises Unreadable.
+
+    `undecoded` gives the packets of the stream as they are written.
+    """
     os.lseek(descriptor, 0, os.SEEK_SET)
     with _opening:
         options = f"protocol_whitelist;fd|format_whitelist;{formats}|fd;{descriptor}"
         os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = options
-        capture = cv2.VideoCapture("fd:", cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+        capture = cv2.VideoCapture(
+            "fd:", cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1, *([cv2.CAP_PROP_FORMAT, -1] if undecoded else [])]
+        )
         del os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"]  # they are of this descriptor alone
         complaints.listen()
     if not capture.isOpened():

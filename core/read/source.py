@@ -126,6 +126,14 @@ def in_memory(data: bytes) -> Iterator[int]:
         os.close(descriptor)
 
 
+def copied(descriptor: int, size: int) -> int:
+    """A descriptor of the first `size` bytes of another, in anonymous memory; to be closed."""
+    copy, offset = os.memfd_create("scan", 0), 0  # without MFD_CLOEXEC: a program may be given it
+    while offset < size and (sent := os.sendfile(copy, descriptor, offset, size - offset)):
+        offset += sent
+    return copy
+
+
 OPEN = 4  # archives
 
 # (process, device, inode, size, time in ns) -> archive. A changed file is opened anew, and a forked process opens its

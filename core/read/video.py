@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import cv2
 
 from usfmae.core.config.read import ReadSettings
+from usfmae.core.read import dv, gif
 from usfmae.core.read.deinterlace import Deinterlacer
 from usfmae.core.read.facts import Facts, Unreadable
 from usfmae.core.read.ffmpeg import complaints, open_capture
 from usfmae.core.read.raster import as_rgb
-from usfmae.core.read.source import descriptor_of
+from usfmae.core.read.source import copied, descriptor_of, in_memory
 from usfmae.core.read.timing import FrameSampler
+from usfmae.core.read.transport_stream import is_transport_stream, whole_end
 from usfmae.core.types import Frame, Scan
 
 SUFFIXES = (
@@ -44,22 +47,13 @@ MOST_RATE = 1000  # frames a second that are believed
 COUNTED = ("AVI", "MOV", "MP4")  # containers that state how many frames they hold
 TIMED = ("Matroska", "WMV")  # that state how long they last
 REORDERED = 16  # frames by which a decoder may hold a picture back: its complaint comes that much before the picture
-GIF_END = b";"
-DV_FRAME = {576: 144_000, 480: 120_000}  # rows -> bytes of a frame (IEC 61834)
-PACKET, SYNC = 188, 0x47  # bytes of a packet of a transport stream, and the first of each (ISO 13818-1 2.4.3.2)
-TIME = 4  # bytes of time that AVCHD puts before each packet
+STREAMED = ("MPEG-TS", "MPEG")  # that state neither
 
 
 def recognises(head: bytes) -> bool:
     if head[4:8] in BOXES or head.startswith(MAGIC) or is_transport_stream(head):
         return True
     return head.startswith(b"RIFF") and head[8:12] == b"AVI "
-
-
-def is_transport_stream(head: bytes) -> bool:
-    """Three packets in a row, plain or as AVCHD recorders write them (.mts, .m2ts)."""
-    plain, timed = head[::PACKET], head[TIME :: PACKET + TIME]
-    return any(len(sync_bytes) >= 3 and set(sync_bytes[:3]) == {SYNC} for sync_bytes in (plain, timed))
 
 
 def container(head: bytes) -> str:
@@ -114,28 +108,56 @@ def decoded(
     Its value is the number of frames that the stream holds, kept or not.
     Raises Unreadable where not one frame decodes.
     """
-    capture = open_capture(descriptor, settings)
-    size = (int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)))
-    if _code(capture) == "AV01":
-        raise Unreadable("unsupported-av1", "AV1 is not decoded")
     name = container(os.pread(descriptor, 1024, 0))
-    clip = _Clip(capture, name, settings, notes, times, stated or _by_size(descriptor, name, size[1]))
-    clip.is_cut = name == "GIF" and os.pread(descriptor, 1, os.fstat(descriptor).st_size - 1) != GIF_END
-    fields = Deinterlacer(descriptor, size, settings)
+    with _decodable(descriptor, name, settings) as (stream, is_cut):
+        capture = open_capture(stream, settings)
+        size = (int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)))
+        code = _code(capture)
+        if code == "AV01":
+            raise Unreadable("unsupported-av1", "AV1 is not decoded")
+        by_size, _ = dv.whole_frames(stream) if name == "DV" else (0, 0)
+        sound = None
+        if code.startswith("DV"):
+            sound = dv.sound_frames(stream, settings)
+            capture = open_capture(stream, settings)  # anew: both read from one place in the file
+        clip = _Clip(capture, name, settings, notes, times, stated or by_size)
+        clip.is_cut, clip.sound = is_cut, sound
+        fields = Deinterlacer(stream, size, settings)
+        try:
+            return (yield from _kept_frames(clip, fields, failed))
+        finally:
+            capture.release()
+            fields.close()
+
+
+@contextmanager
+def _decodable(descriptor: int, name: str, settings: ReadSettings) -> Iterator[tuple[int, bool]]:
+    """What the decoder gets of a file, and whether something was cut off its end."""
+    size = os.fstat(descriptor).st_size
+    end = size
+    if name == "MPEG-TS":
+        end = whole_end(descriptor)
+    elif name == "DV":
+        _, end = dv.whole_frames(descriptor)
+    if name != "GIF" and end == size:
+        yield descriptor, False
+        return
+    if size > settings.max_member_mb * 1e6:
+        raise Unreadable("too-large", f"a copy exceeds {settings.max_member_mb:g} MB")
+    if name == "GIF":
+        data = os.pread(descriptor, size, 0)
+        with in_memory(gif.opaque(data)) as stream:
+            yield stream, not data.endswith(gif.END)
+        return
+    stream = copied(descriptor, end)
     try:
-        return (yield from _kept_frames(clip, fields, failed))
+        yield stream, True
     finally:
-        capture.release()
-        fields.close()
+        os.close(stream)
 
 
 def _code(capture: cv2.VideoCapture) -> str:
     return int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True).decode("latin-1").upper()
-
-
-def _by_size(descriptor: int, name: str, rows: int) -> int:
-    """The frames of a bare DV stream, which are all of one size; 0 for others."""
-    return os.fstat(descriptor).st_size // DV_FRAME[rows] if name == "DV" and rows in DV_FRAME else 0
 
 
 @dataclass
@@ -151,11 +173,13 @@ class _Clip:
     index: int = -1
     time: float = 0.0
     is_damaged: bool = False
-    is_cut: bool = False  # the container has an end mark, which is absent
+    is_cut: bool = False  # its end is absent
+    sound: int | None = None  # frames before the first that is known to be damaged without decoding it
+    skipped: dict[int, int] = field(default_factory=dict)  # frame -> how many were left out before it
 
     def __post_init__(self) -> None:
         self.sampler = FrameSampler(self.settings.fps)
-        self.heard, self.damaged_at = complaints.damage, 0
+        self.heard, self.damaged_at, self.first_damaged, self.step = complaints.damage, 0, -1, 0.0
 
     def next(self) -> bool:
         """Step to the next frame; False at the end. Raises Unreadable beyond the limit.
@@ -167,14 +191,24 @@ class _Clip:
         self.index += 1
         if self.index >= self.settings.max_frames:
             raise Unreadable("too-many-frames", f"the limit is {self.settings.max_frames}")
-        self.time = self._time(self.index)
+        before, self.time = self.time, self._time(self.index)
+        if self.index:
+            self._count_skipped(self.time - before)
         if complaints.damage != self.heard:
             self.heard, self.damaged_at, self.is_damaged = complaints.damage, self.index, True
         elif self.is_damaged and self.index > self.damaged_at + REORDERED:
             self.is_damaged = self.capture.get(cv2.CAP_PROP_FRAME_TYPE) != ord("I")
-        if self.container == "DV" and 0 < self.stated <= self.index:  # begun and cut off
-            self.is_damaged = True
+        if self.sound is not None and self.index >= self.sound:
+            self.damaged_at, self.is_damaged = self.index, True
+        if self.is_damaged and self.first_damaged < 0:
+            self.first_damaged = self.index
         return True
+
+    def _count_skipped(self, step: float) -> None:
+        """The frames that are left out where the step from one to the next is longer than it was; half a frame is none."""
+        self.step = min(step, self.step or step)
+        if (skipped := int(step / self.step + 0.25) - 1) > 0:
+            self.skipped[self.index] = min(skipped, REORDERED)
 
     def _time(self, index: int) -> float:
         """Presentation time in seconds; where a stream states none (or jumps back) the rate continues it."""
@@ -197,6 +231,7 @@ class _Clip:
         lost = {}
         if complaints.damage != self.heard:  # its last words: a picture that was given up, or a file that broke off
             lost[self.index + 1] = "damaged"
+            self.first_damaged = self.index + 1 if self.first_damaged < 0 else self.first_damaged
         elif self.is_cut:
             lost[self.index + 1] = "truncated"
         for index in range(self.index + 1, self.index + 1 + self._absent()):
@@ -210,6 +245,9 @@ class _Clip:
         there = self.index + 1
         if self.stated:
             return max(0, self.stated - there)
+        if self.container in STREAMED:  # the pictures between the last ones come after them, and are cut off with them
+            is_steady = all(index > self.index - REORDERED for index in self.skipped)
+            return sum(self.skipped.values()) if is_steady else 0
         count, rate = self.capture.get(cv2.CAP_PROP_FRAME_COUNT), self.capture.get(cv2.CAP_PROP_FPS)
         if not _is_plausible(count, rate, self.settings) or self.container not in (*COUNTED, *TIMED):
             return 0
@@ -217,30 +255,51 @@ class _Clip:
 
 
 def _kept_frames(clip: _Clip, fields: Deinterlacer, failed: dict[int, str]) -> Generator[Frame, None, int]:
-    filled = False
+    kept = 0
+    waiting: Frame | None = None
+    for frame, is_mixed in _pictures(clip, fields, failed):
+        settled = _settled(clip, waiting, failed) + ([] if is_mixed else [frame])
+        waiting = frame if is_mixed else None
+        kept += len(settled)
+        yield from settled
+    lost = clip.lost()
+    settled = _settled(clip, waiting, failed)
+    yield from settled
+    failed.update(lost)
+    if not kept + len(settled):
+        reasons = set(failed.values())
+        failed.clear()
+        reason = next((one for one in ("interlaced", "damaged") if one in reasons), "no-pixels")
+        raise Unreadable(reason, "not one frame could be decoded")
+    return clip.index + 1
+
+
+def _pictures(clip: _Clip, fields: Deinterlacer, failed: dict[int, str]) -> Iterator[tuple[Frame, bool]]:
+    """The frames that are asked for and decode, and whether each is mixed with the one after it: deinterlacing does."""
     while clip.next():
         if not clip.sampler.wants(clip.time):
             continue
         unconverted = complaints.unconverted
         decoded, pixels = clip.capture.retrieve()
+        is_interlaced = complaints.unconverted != unconverted  # it says it succeeded, and wrote nothing into `pixels`
         picture, reason = None, "undecodable"
-        if clip.is_damaged:
+        if clip.is_damaged or (is_interlaced and clip.first_damaged >= 0):  # the program may count otherwise from there
             reason = "damaged"
-        elif complaints.unconverted != unconverted:  # it says it succeeded, and nothing was written into `pixels`
+        elif is_interlaced:
             picture, reason = fields.frame(clip.index), "interlaced"
         elif decoded and pixels is not None:
             picture = as_rgb(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
         if picture is None:
             failed[clip.index] = reason
             continue
-        filled = True
-        if reason == "interlaced":
+        if is_interlaced:
             clip.notes.add("deinterlaced")
-        yield Frame(picture, index=clip.index, time=clip.time)
-    failed.update(clip.lost())
-    if not filled:
-        reasons = set(failed.values())
-        failed.clear()
-        reason = next((one for one in ("interlaced", "damaged") if one in reasons), "no-pixels")
-        raise Unreadable(reason, "not one frame could be decoded")
-    return clip.index + 1
+        yield Frame(picture, index=clip.index, time=clip.time), is_interlaced
+
+
+def _settled(clip: _Clip, waiting: Frame | None, failed: dict[int, str]) -> list[Frame]:
+    """A frame that was mixed with the next, unless that one turned out to be damaged."""
+    if waiting and waiting.index + 1 == clip.first_damaged:
+        failed[waiting.index] = "damaged"
+        return []
+    return [waiting] if waiting else []

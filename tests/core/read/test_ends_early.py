@@ -97,6 +97,19 @@ def test_a_gif_that_was_cut_between_two_pictures_is_not_whole(tmp_path: Path) ->
     assert len(frames(tmp_path / "x.gif", failed)) == 3 and failed == {3: "truncated"}
 
 
+@pytest.mark.parametrize("disposal", [1, 2])
+def test_what_is_transparent_in_a_gif_keeps_its_colour(tmp_path: Path, disposal: int) -> None:
+    """Viewers make the black around a sector transparent; FFmpeg shows white there."""
+    pictures = [speckle(96, 128, seed=k) // 2 + 100 for k in range(3)]
+    for picture in pictures:
+        picture[:, :40] = 0
+    first, *others = (Image.fromarray(picture).convert("P") for picture in pictures)
+    options = {"duration": 100, "disposal": disposal, "transparency": 0}
+    first.save(tmp_path / "x.gif", save_all=True, append_images=others, **options)
+    kept = frames(tmp_path / "x.gif")
+    assert all(np.array_equal(frame.pixels[..., 1], pictures[frame.index]) for frame in kept) and len(kept) == 3
+
+
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg program")
 def test_half_a_frame_at_the_end_of_a_dv_stream_is_not_kept(tmp_path: Path) -> None:
     made = ["-f", "lavfi", "-i", "testsrc=s=720x576:r=25:d=0.4", "-pix_fmt", "yuv420p", "-c:v", "dvvideo"]
@@ -105,7 +118,54 @@ def test_half_a_frame_at_the_end_of_a_dv_stream_is_not_kept(tmp_path: Path) -> N
     assert len(frames(tmp_path / "x.dv")) == len(data) // 144_000 == 10
     (tmp_path / "x.dv").write_bytes(data[: 6 * 144_000 + 72_000])
     failed: dict[int, str] = {}
-    assert [frame.index for frame in frames(tmp_path / "x.dv", failed)] == [*range(6)] and failed == {6: "damaged"}
+    assert [frame.index for frame in frames(tmp_path / "x.dv", failed)] == [*range(6)] and failed == {6: "truncated"}
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg program")
+@pytest.mark.parametrize("name", ["x.dv", "x.avi", "x.mov"])
+@pytest.mark.parametrize(("start", "end"), [(0, 1), (0.5, 1), (0, 0.1)])
+def test_dv_with_zeroed_blocks_is_kept_up_to_them(tmp_path: Path, name: str, start: float, end: float) -> None:
+    """Zeros decode to some picture without a complaint, and deinterlacing mixes it into the frame before."""
+    made = ["-f", "lavfi", "-i", "testsrc=s=720x576:r=25:d=0.4", "-pix_fmt", "yuv420p", "-c:v", "dvvideo"]
+    subprocess.run(["ffmpeg", "-v", "error", *made, str(tmp_path / name)], check=True)
+    whole = frames(tmp_path / name)
+    data = bytearray((tmp_path / name).read_bytes())
+    sixth = data.index(b"\x1f\x07\x00") if name != "x.avi" else data.index(b"00dc") + 8
+    sixth += 5 * (144_000 if name != "x.avi" else 144_008)
+    zeroed = slice(sixth + int(start * 144_000), sixth + int(end * 144_000))
+    data[zeroed] = bytes(len(data[zeroed]))
+    (tmp_path / name).write_bytes(data)
+    failed: dict[int, str] = {}
+    kept = frames(tmp_path / name, failed)
+    assert [frame.index for frame in kept] == [*range(len(kept))] and 3 <= len(kept) <= 4
+    assert len(kept) + len(failed) == len(whole) == 10
+    assert all(np.array_equal(frame.pixels, whole[frame.index].pixels) for frame in kept)
+
+
+@pytest.mark.parametrize("name", ["h264.ts", "hevc.ts", "mpeg2.ts"])
+@pytest.mark.parametrize("share", [0.35, 0.6, 0.85])
+def test_a_transport_stream_that_was_cut_holds_whole_pictures_only(tmp_path: Path, name: str, share: float) -> None:
+    """HEVC is filled up without a complaint where its last packets are absent."""
+    whole = {round(frame.time or 0, 2): frame.pixels for frame in frames(STREAMS / name)}
+    data = (STREAMS / name).read_bytes()
+    packets = range(int(share * len(data)) // 188 * 188, len(data), 188)
+    second = next(at for at in packets if data[at + 1 : at + 3] == b"\x01\x00")  # of a picture, in stream 256
+    (tmp_path / name).write_bytes(data[:second])
+    failed: dict[int, str] = {}
+    kept = frames(tmp_path / name, failed)
+    assert "truncated" in failed.values() and len(kept) > 10
+    assert all(np.array_equal(frame.pixels, whole[round(frame.time or 0, 2)]) for frame in kept)
+
+
+def test_pictures_that_were_cut_off_between_the_last_ones_are_counted(tmp_path: Path) -> None:
+    """They follow the later ones that they are made of: what is left jumps in time."""
+    whole = frames(STREAMS / "h264.ts")
+    data = (STREAMS / "h264.ts").read_bytes()
+    (tmp_path / "x.ts").write_bytes(data[: 36 * 188])  # between two pictures
+    failed: dict[int, str] = {}
+    kept = frames(tmp_path / "x.ts", failed)
+    assert set(failed.values()) == {"missing-frame"}
+    assert len(kept) + len(failed) == round((kept[-1].time or 0) / (whole[1].time or 1)) + 1
 
 
 def test_a_sound_clip_misses_nothing(tmp_path: Path) -> None:
