@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -101,16 +101,29 @@ def facts(scan: Scan, settings: ReadSettings) -> Facts:
     with opened(scan, settings) as file:
         image = _open(file)
         pages = _pages(image)
-        check_size(image.width, image.height, pages, settings)
+        image.seek(pages[0])
+        check_size(image.width, image.height, len(pages), settings)
         refuse_icon(image.width, image.height)
-        return Facts(image.format or "raster", pages, pages)
+        return Facts(image.format or "raster", len(pages), len(pages))
 
 
-def _pages(image: Image.Image) -> int:
-    pages = int(getattr(image, "n_frames", 1)) if image.format in ("TIFF", "WEBP") else 1
-    if pages > 1 and image.format == "WEBP":
+def _pages(image: Image.Image) -> list[int]:
+    """The pages that are pictures. A TIFF may hold small copies and masks of others beside them."""
+    count = int(getattr(image, "n_frames", 1)) if image.format in ("TIFF", "WEBP") else 1
+    if count > 1 and image.format == "WEBP":
         raise Unreadable("unsupported-animation", "a WebP of several pictures")
-    return pages
+    if count == 1:
+        return [0]
+    return [page for page in range(count) if not _is_copy(image, page)] or [*range(count)]
+
+
+def _is_copy(image: Image.Image, page: int) -> bool:
+    try:
+        image.seek(page)
+    except Exception:  # met again when the page is read
+        return False
+    tags = getattr(image, "tag_v2", {})
+    return bool(tags.get(KIND, 0) & COPY_OR_MASK) or tags.get(OLD_KIND) == OLD_COPY
 
 
 def frames(
@@ -121,20 +134,20 @@ def frames(
         image = _open(file)
         pages = _pages(image)
         low, high = _range(image, file, pages, settings)
-        for page in range(pages):
+        for index, page in enumerate(pages):
             try:
-                samples = _page(image, file, page, pages, settings)
+                samples = _page(image, file, page, len(pages), settings)
             except (UsfmaeError, MemoryError):
                 raise
             except Exception:
-                if pages == 1 or failed is None:
+                if len(pages) == 1 or failed is None:
                     raise
-                failed[page] = "undecodable"
+                failed[index] = "undecodable"
                 continue
             pixels = as_rgb(samples, low, high)
             refuse_labels(pixels)
-            yield Frame(pixels, scan.trail, page)
-        if failed and len(failed) == pages:
+            yield Frame(pixels, scan.trail, index)
+        if failed and len(failed) == len(pages):
             failed.clear()
             raise Unreadable("undecodable", "not one page could be decoded")
 
@@ -148,21 +161,25 @@ def _page(image: Image.Image, file: BinaryIO, page: int, pages: int, settings: R
     return samples
 
 
-def _range(image: Image.Image, file: BinaryIO, pages: int, settings: ReadSettings) -> tuple[float | None, float | None]:
+def _range(
+    image: Image.Image, file: BinaryIO, pages: Sequence[int], settings: ReadSettings
+) -> tuple[float | None, float | None]:
     """Lowest and highest sample of all deep pages of a stack; none for a single picture, which has its own."""
-    if pages == 1:
+    if len(pages) == 1:
         return None, None
     ends = []
-    for page in range(pages):
+    for page in pages:
         with suppress(Exception):  # met again when the page is read for good
             image.seek(page)
             if not (image.mode in ("I", "F") or image.mode.startswith("I;16") or _deep_colour(image)):
                 continue
-            ends.append(extent(_page(image, file, page, pages, settings)))
+            ends.append(extent(_page(image, file, page, len(pages), settings)))
     return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else (None, None)
 
 
 # Tags of TIFF 6.0 and the values that Pillow and cv2 pass over
+KIND, COPY_OR_MASK = 254, 0b101  # NewSubfileType: a smaller copy of another page, or a mask of it
+OLD_KIND, OLD_COPY = 255, 2
 BITS = 258  # of each sample
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 PLANES, SEPARATE = 284, 2

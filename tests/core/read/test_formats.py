@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from usfmae.core.config import ReadSettings
 from usfmae.core.read import RefusedScan, Unreadable, identify, read
@@ -106,6 +106,17 @@ def test_every_page_of_a_tiff_is_a_frame(tmp_path: Path) -> None:
     pages = [Image.fromarray(speckle(seed=i)) for i in range(3)]
     pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:])
     assert [f.index for f in frames(tmp_path / "a.tiff")] == [0, 1, 2]
+
+
+def test_small_copies_and_masks_in_a_tiff_are_no_frames(tmp_path: Path) -> None:
+    kinds = {0: speckle(), 1: speckle(24, 32), 2: speckle(seed=1), 4: speckle(seed=2)}  # NewSubfileType
+    with TiffImagePlugin.AppendingTiffWriter(str(tmp_path / "a.tif"), new=True) as file:
+        for kind in (1, 0, 2, 4):  # an icon first, as some cameras write
+            Image.fromarray(kinds[kind]).save(file, "TIFF", tiffinfo={254: kind})
+            file.newFrame()
+    kept = frames(tmp_path / "a.tif")
+    assert [f.index for f in kept] == [0, 1]
+    assert np.array_equal(kept[0].pixels[..., 0], kinds[0]) and np.array_equal(kept[1].pixels[..., 0], kinds[2])
 
 
 def test_a_png_bomb_is_stopped_by_its_header(tmp_path: Path) -> None:
