@@ -29,6 +29,7 @@ from usfmae.core.types import secret_id
 logger = logging.getLogger(__name__)
 
 LOST = httpx.ConnectError | httpx.TimeoutException | httpx.ProxyError  # the PACS itself is away
+MAGIC_END = 132  # bytes of a DICOM file up to the end of "DICM" (PS3.10 section 7.1)
 STUDY_DATE = "00080020"
 SERIES_IN_STUDY, INSTANCES_IN_STUDY, INSTANCES_IN_SERIES = "00201206", "00201208", "00201209"
 
@@ -186,8 +187,16 @@ class _Fetching:
     def fetch(self, path: str, uid: str) -> None:
         """One instance into the spool, in the transfer syntax the PACS holds it in."""
         file = self.spool.incoming()
+        head = bytearray()
+
+        def write(content: bytes) -> None:
+            head.extend(content[: MAGIC_END - len(head)])
+            file.write(content)
+
         try:
-            self.pacs.retrieve(path, file.write)
+            self.pacs.retrieve(path, write)
+            if head[MAGIC_END - 4 :] != b"DICM":  # an empty answer, or a page that says to log in
+                raise ValueError("not a DICOM file")
             size, is_new = file.size, file.keep()
             self.spool.settle()
         except Exception as error:  # one instance the PACS cannot give, or gives damaged, must not end the pull

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from email.message import Message
 from pathlib import Path
 
 import uvicorn
@@ -38,6 +39,8 @@ from usfmae.core.web import server_thread
 
 logger = logging.getLogger(__name__)
 
+MOST_PARTS = 100_000  # of one request
+MOST_LOGGED = 100  # instances of one request whose refusal gets a line of its own in the log
 HEAD = 4096  # bytes at the beginning of an instance in which its class and name have to stand
 SOP_CLASS, SOP_INSTANCE = 0x0002, 0x0003  # of group 0002
 LONG = {b"OB", b"UN"}  # value representations of group 0002 with a length of four bytes
@@ -51,6 +54,7 @@ class PushedInstance:
 
     spool: Spool
     classes: frozenset[str]
+    is_logged: bool = True  # where it is refused
     head: bytearray = field(default_factory=bytearray)
     incoming: Incoming | None = None
     sop_class: str = ""
@@ -78,10 +82,14 @@ class PushedInstance:
         self.sop_class, self.sop_instance = file_meta(bytes(self.head))
         if self.sop_class not in self.classes:
             self.reason, self.why = NOT_SUPPORTED, "SOP class not accepted"
-            log.note(logger, "SOP class not accepted", sop_class=self.sop_class, name=UID(self.sop_class).name)
+            if self.is_logged:
+                log.note(logger, "SOP class not accepted", sop_class=self.sop_class, name=UID(self.sop_class).name)
+            self.head.clear()
             return b""
         self.incoming = self.spool.incoming()
-        return bytes(self.head)
+        first = bytes(self.head)
+        self.head.clear()
+        return first
 
     def end(self) -> None:
         """All of it has come: it gets its name."""
@@ -101,7 +109,9 @@ class PushedInstance:
         no_dicom = isinstance(error, ValueError | TooLargeError)
         self.reason = CANNOT_UNDERSTAND if no_dicom else OUT_OF_RESOURCES
         self.why = error.why if isinstance(error, ResourceError) else f"{type(error).__name__}: {error}"[:120]
-        log.note(logger, "instance refused", logging.WARNING, why=self.why)
+        self.head.clear()
+        if self.is_logged:
+            log.note(logger, "instance refused", logging.WARNING, why=self.why)
 
     def discard(self) -> None:
         if self.incoming is not None:
@@ -161,7 +171,7 @@ class StowService:
             return PlainTextResponse("a bearer token is needed", 401, {"WWW-Authenticate": "Bearer"})
         try:
             kind = request.headers.get("content-type", "")
-            if not kind.lower().startswith("multipart/related") or "application/dicom" not in kind.lower():
+            if not _is_form_of_dicom(kind):
                 raise ValueError("not multipart/related of application/dicom")
             boundary = boundary_of(kind)
             self.spool.check_room()
@@ -174,16 +184,22 @@ class StowService:
     async def _received(self, request: Request, boundary: bytes) -> Response:
         instances: list[PushedInstance] = []
         current: list[PushedInstance] = []
+        refused = [0]
+
+        def part() -> PushedInstance:
+            if not current:
+                if len(instances) >= MOST_PARTS:
+                    raise ValueError(f"more than {MOST_PARTS} parts")
+                current.append(PushedInstance(self.spool, self.classes, refused[0] < MOST_LOGGED))
+            return current[0]
 
         def write(content: bytes) -> None:
-            if not current:
-                current.append(PushedInstance(self.spool, self.classes))
-            current[0].write(content)
+            part().write(content)
 
         def ended() -> None:
-            if current:
-                current[0].end()
-                instances.append(current.pop())
+            part().end()  # also where it was empty: it is one that failed
+            instances.append(current.pop())
+            refused[0] += instances[-1].reason > 0
 
         parts = Parts(boundary, write, ended)
         try:
@@ -194,6 +210,7 @@ class StowService:
         except Exception as error:  # what came whole stays; the gateway sends the request again
             why = f"{type(error).__name__}: {error}"[:120]
             log.note(logger, "push ended early", logging.WARNING, why=why)
+            self._count(instances)
             is_theirs = isinstance(error, ValueError | TimeoutError | ClientDisconnect)
             return PlainTextResponse(why, 400 if is_theirs else 500)
         finally:
@@ -201,14 +218,17 @@ class StowService:
                 left.discard()
         return await run_in_threadpool(self._answer, instances)
 
+    def _count(self, instances: list[PushedInstance]) -> None:
+        for one in instances:
+            self.count("refused" if one.reason else "stored" if one.is_new else "repeated")
+
     def _answer(self, instances: list[PushedInstance]) -> Response:
         """What was stored and what was not, once it is on disk."""
         try:
             self.spool.settle()
         except ResourceError as error:
             return PlainTextResponse(error.why, 503, {"Retry-After": "600"})
-        for one in instances:
-            self.count("refused" if one.reason else "stored" if one.is_new else "repeated")
+        self._count(instances)
         if not instances:
             return PlainTextResponse("no instances", 400)
         stored, failed = [one for one in instances if not one.reason], [one for one in instances if one.reason]
@@ -219,6 +239,14 @@ class StowService:
             answer["00081198"] = {"vr": "SQ", "Value": [one.as_json() for one in failed]}
         status = 200 if not failed else 202 if stored else 409
         return Response(json.dumps(answer), status, media_type="application/dicom+json")
+
+
+def _is_form_of_dicom(content_type: str) -> bool:
+    """Whether it is multipart/related of DICOM files: not of their metadata as JSON or XML, which is another request."""
+    header = Message()
+    header["content-type"] = content_type
+    type_ = header.get_param("type")
+    return header.get_content_type() == "multipart/related" and str(type_).lower() == "application/dicom"
 
 
 def _uid(value: str) -> dict[str, object]:

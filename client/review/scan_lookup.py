@@ -21,7 +21,7 @@ def files_of(site: Site, scans: Sequence[KnownScan]) -> dict[int, Candidate]:
     What came over the network is looked for among what is kept for a while after its cleaning first.
     """
     spooled = {scan.n: cleaned(site.root / SPOOL, scan.id) for scan in scans}
-    files = {n: Candidate(path) for n, path in spooled.items() if path.exists()}
+    files = {n: Candidate.of(path) for n, path in spooled.items() if path.exists()}
     folders = [folder for folder in (*site.settings.sources, _spool(site)) if folder.exists()]
     missing = [scan for scan in scans if scan.n not in files]
     return files | located(CorpusLedger(site.corpus), folders, site.secret, missing)

@@ -278,7 +278,7 @@ def test_redirects_are_named_and_not_followed(pacs: Pacs, spool: Spool, tmp_path
 
 def test_an_instance_is_stored_as_it_comes_and_never_opened(pacs: Pacs, spool: Spool, tmp_path: Path) -> None:
     """A deflated instance that would take gigabytes is some bytes for the decoding process."""
-    pacs.instance_body = b"DICM\r\n--c\r\n\r\n--" * 10_000
+    pacs.instance_body = bytes(128) + b"DICM\r\n--c\r\n\r\n--" * 10_000
     assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 1
     assert [f.read_bytes() for f in spool.files()] == [pacs.instance_body]
 
@@ -350,8 +350,24 @@ def test_one_study_that_the_pacs_cannot_list_keeps_no_other_away(
     assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 1, "it is asked for again"
 
 
+@pytest.mark.parametrize("content", [b"", b"<html>log in</html>", bytes(200)])
+@pytest.mark.parametrize("kind", ["application/dicom", "multipart"])
+def test_what_is_no_dicom_file_is_asked_for_again(
+    pacs: Pacs, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, kind: str
+) -> None:
+    """Else an empty answer would stand for the instance for ever."""
+    pacs.instance_body = content
+    with monkeypatch.context() as patch:
+        if kind == "application/dicom":
+            patch.setattr(_Answer, "_instance", lambda self, sop: self._send(200, content, kind))
+        done = pull(settings(pacs), spool, tmp_path / "pull.db")
+    assert (done.instances, done.failed, spool.files()) == (0, 2, [])
+    pacs.instance_body = None
+    assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 2
+
+
 def test_an_answer_that_is_cut_off_is_no_instance(pacs: Pacs, spool: Spool, tmp_path: Path) -> None:
-    pacs.instance_body = b"x\r\n--b--\r\n"  # complete, and more behind it: read to the end of the part
+    pacs.instance_body = bytes(128) + b"DICM\r\n--b--\r\n"  # complete, and more behind it: read to the end of the part
     assert pull(settings(pacs), spool, tmp_path / "pull.db").instances == 1
 
     def cut(self: _Answer, status: int, body: bytes, kind: str, send: object = _Answer._send) -> None:

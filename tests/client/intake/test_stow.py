@@ -79,6 +79,29 @@ def test_what_is_no_ultrasound_or_no_dicom_is_refused_by_name(port: int, service
     assert len(service.spool.files()) == 1
 
 
+def test_an_empty_part_is_one_that_failed(port: int, service: StowService) -> None:
+    answer = push(port, b"--b\r\nContent-Type: application/dicom\r\n\r\n\r\n" + body(instance()))
+    assert answer.status_code == 202 and len(answer.json()["00081198"]["Value"]) == 1
+    assert service.counts == {"stored": 1, "refused": 1}  # type: ignore[attr-defined]
+
+
+def test_what_came_whole_before_a_push_broke_off_is_counted(port: int, service: StowService) -> None:
+    assert push(port, body(instance(), instance())[:-9]).status_code == 400
+    assert len(service.spool.files()) == 1 and service.counts == {"stored": 1}  # type: ignore[attr-defined]
+
+
+def test_many_parts_cost_little(
+    port: int, service: StowService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A refusal each would fill the log, and what was kept of each the memory."""
+    monkeypatch.setattr(stow, "MOST_PARTS", 300)
+    junk = b"--b\r\n\r\n" + b"x" * 3000 + b"\r\n"
+    answer = push(port, junk * 250 + b"--b--\r\n")
+    assert answer.status_code == 409 and len(answer.json()["00081198"]["Value"]) == 250
+    assert sum("instance refused" in one.message for one in caplog.records) == stow.MOST_LOGGED
+    assert push(port, junk * 400 + b"--b--\r\n").status_code == 400
+
+
 def test_classes_of_the_settings_are_taken(service: StowService) -> None:
     service.settings = StowSettings(sop_classes=(str(CTImageStorage),))
     with stow.serving(service) as port:
@@ -92,7 +115,13 @@ def test_nobody_pushes_without_the_token(port: int, service: StowService, token:
 
 
 @pytest.mark.parametrize(
-    "kind", ["application/dicom", "multipart/form-data; boundary=b", 'multipart/related; type="application/dicom"']
+    "kind",
+    [
+        "application/dicom",
+        "multipart/form-data; boundary=b",
+        'multipart/related; type="application/dicom"',
+        'multipart/related; type="application/dicom+json"; boundary=b',
+    ],
 )
 def test_another_form_is_not_read(port: int, kind: str) -> None:
     assert push(port, body(instance()), kind=kind).status_code == 415
