@@ -34,7 +34,7 @@ from usfmae.core.read.discover import Candidate, Identified
 def ours(path: Path) -> tuple[Array, dict[int, str]] | str:
     """Frames and failed ones, or the reason why the file is refused."""
     settings = ReadSettings(fps=1000)
-    scan = identify(Candidate(path), b"k" * 32, settings)
+    scan = identify(Candidate.of(path), b"k" * 32, settings)
     if not isinstance(scan, Identified):
         return str(getattr(scan, "reason", "no scan"))
     failed: dict[int, str] = {}

@@ -56,7 +56,7 @@ def outcome_of(worker: Any, path: Path, secret: bytes) -> tuple[str, list[str], 
     from usfmae.core.sandbox.records import Unit
     from usfmae.core.types import Scan, Trail
 
-    whole = Candidate(path.absolute())
+    whole = Candidate.of(path.absolute())
     candidates, reasons, frames, ends = [whole], [], 0, set()
     if is_archive(whole):
         answer = worker.members(whole)

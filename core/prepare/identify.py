@@ -344,7 +344,7 @@ def _members(path: Path, secret: bytes) -> Iterator[Candidate]:
         status = path.stat()
     except OSError:
         return iter(())
-    archive = Candidate(path, "", "", status.st_size, status.st_mtime_ns)
+    archive = Candidate.of(path, "", status.st_size, status.st_mtime_ns)
     worker = Worker(Settings(read=ReadSettings(max_members=MOST_MEMBERS)), secret)
     try:
         return member_candidates(archive, worker.members(archive)["members"])

@@ -31,16 +31,28 @@ ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 NOT_ARCHIVES = (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".jar", ".whl", ".npz", ".epub")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Candidate:
-    """A file, or a member of an archive, that was found. Holds a path: in memory only."""
+    """A file, or a member of an archive, that was found. Holds a path: in memory only.
 
-    path: Path
+    Hundreds of thousands are kept at once: the files of a folder share its name, and the path is made when asked for.
+    """
+
+    directory: str  # absolute
+    name: str
     member: str = ""
     folder: str = ""  # below the source, for grouping; "" where it lies in the source itself
     size: int = 0
     stamp: int = 0  # modification time in ns
     broken: str = ""  # reason why it cannot be opened
+
+    @classmethod
+    def of(cls, path: Path, member: str = "", size: int = 0, stamp: int = 0) -> Candidate:
+        return cls(str(path.parent), path.name, member, "", size, stamp)
+
+    @property
+    def path(self) -> Path:
+        return Path(self.directory, self.name)
 
     def place(self, secret: bytes) -> str:
         """A name for this file at this place and time, to know it again without reading it."""
@@ -68,11 +80,10 @@ class Listing:
         return f"{self.folder}/{self.files[0][0]}" if self.alone and self.files else self.folder
 
     def candidates(self) -> Iterator[Candidate]:
-        folder = Path(self.folder)
         for name, size, stamp in self.files:
-            yield Candidate(folder / name, "", self.below, size, stamp)
+            yield Candidate(self.folder, name, "", self.below, size, stamp)
         for name, reason in self.broken:
-            yield Candidate(folder / name, "", self.below, broken=reason)
+            yield Candidate(self.folder, name, "", self.below, broken=reason)
 
 
 def walk(sources: Sequence[Path], skip: Sequence[Path] = (), follow: bool = True) -> Iterator[Candidate]:
@@ -222,7 +233,7 @@ def _listing(
 
 def is_archive(candidate: Candidate) -> bool:
     """A zip, by its first bytes; office documents and Python archives, which are zips too, are not opened."""
-    if candidate.member or candidate.path.suffix.lower() in NOT_ARCHIVES:
+    if candidate.member or candidate.name.lower().endswith(NOT_ARCHIVES):
         return False
     try:
         with candidate.path.open("rb") as file:
@@ -245,8 +256,8 @@ def members(archive: Path, settings: ReadSettings) -> list[tuple[str, int]]:
 
 def member_candidates(archive: Candidate, listed: Iterable[tuple[str, int]]) -> Iterator[Candidate]:
     for name, size in listed:
-        folder = "/".join(part for part in (archive.folder, archive.path.name, posixpath.dirname(name)) if part)
-        yield Candidate(archive.path, name, folder, size, archive.stamp)
+        folder = "/".join(part for part in (archive.folder, archive.name, posixpath.dirname(name)) if part)
+        yield Candidate(archive.directory, archive.name, name, folder, size, archive.stamp)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ SYNTAXES = [
 
 
 def known(path: Path, settings: ReadSettings = ALL) -> Identified:
-    found = identify(Candidate(path), SECRET, settings)
+    found = identify(Candidate.of(path), SECRET, settings)
     assert isinstance(found, Identified), found
     return found
 
@@ -215,13 +215,13 @@ def test_one_patient_is_one_group_and_ids_say_nothing(make_dicom: MakeDicom) -> 
     second = known(make_dicom(colour_clip(2), "b", FrameTime=40.0))
     assert first.scan.group == second.scan.group
     assert first.scan.trail.id != second.scan.trail.id
-    other = identify(Candidate(first.scan.path), b"x" * 32, ALL)
+    other = identify(Candidate.of(first.scan.path), b"x" * 32, ALL)
     assert isinstance(other, Identified)
     assert other.scan.trail.id != first.scan.trail.id  # a name under another secret is another name
 
 
 def test_a_bomb_is_refused_before_decoding(make_dicom: MakeDicom) -> None:
-    found = identify(Candidate(make_dicom(colour_clip(1), Rows=60000, Columns=60000)), SECRET, ALL)
+    found = identify(Candidate.of(make_dicom(colour_clip(1), Rows=60000, Columns=60000)), SECRET, ALL)
     assert isinstance(found, Quarantined)
     assert found.reason == "too-large"
 

@@ -32,7 +32,7 @@ COLOUR = np.stack([np.stack([speckle(seed=3 * k + c) for c in range(3)], 2) for 
 
 
 def frames(path: Path, failed: dict[int, str] | None = None, notes: set[str] | None = None) -> list[np.ndarray]:
-    found = identify(Candidate(path), SECRET, ALL)
+    found = identify(Candidate.of(path), SECRET, ALL)
     assert isinstance(found, Identified), found
     return [frame.pixels for frame in read(found.scan, ALL, notes, failed)]
 
@@ -83,7 +83,7 @@ def test_recordings_as_transport_streams_are_scans(tmp_path: Path, timed: bool) 
     stream = (STREAMS / "h264.ts").read_bytes()
     packets = [stream[at : at + 188] for at in range(0, len(stream), 188)]
     (tmp_path / "00001.MTS").write_bytes(b"".join(bytes(4 * timed) + packet for packet in packets))
-    found = identify(Candidate(tmp_path / "00001.MTS"), SECRET, ALL)
+    found = identify(Candidate.of(tmp_path / "00001.MTS"), SECRET, ALL)
     assert isinstance(found, Identified) and found.facts.format == "MPEG-TS"
     assert len(list(read(found.scan, ALL))) >= 49
 
@@ -259,7 +259,7 @@ def test_a_stack_of_deep_pages_has_one_scale_of_the_whole(tmp_path: Path) -> Non
 def test_jpeg_xl_is_named_and_not_called_damage(make_dicom: MakeDicom) -> None:
     path = with_pixels(make_dicom(GRAY), encapsulate([b"\xff\x0a"] * 4), uid.MPEG2MPML)
     path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.4.100", b"1.2.840.10008.1.2.4.110"))
-    found = identify(Candidate(path), SECRET, ALL)
+    found = identify(Candidate.of(path), SECRET, ALL)
     assert isinstance(found, Quarantined) and found.reason == "unsupported-jpeg-xl"
 
 
@@ -269,7 +269,7 @@ def test_jpeg_xl_is_named_and_not_called_damage(make_dicom: MakeDicom) -> None:
 @pytest.mark.parametrize("size", [12, 16, 24, 32])
 def test_icons_are_no_scans(tmp_path: Path, size: int) -> None:
     Image.fromarray(speckle(64, 64)[:size, :size]).save(tmp_path / "icon.png")
-    found = identify(Candidate(tmp_path / "icon.png"), SECRET, ALL)
+    found = identify(Candidate.of(tmp_path / "icon.png"), SECRET, ALL)
     assert isinstance(found, RefusedScan) and found.reason == "too-small"
 
 

@@ -32,14 +32,14 @@ GRAY = speckle(96, 128, seed=1)
 
 
 def frames(path: Path, failed: dict[int, str] | None = None) -> list[Frame]:
-    found = identify(Candidate(path), SECRET, ALL)
+    found = identify(Candidate.of(path), SECRET, ALL)
     assert isinstance(found, Identified), found
     return list(read(found.scan, ALL, None, failed))
 
 
 def reason_of(path: Path) -> str:
     """Of a file that its header or its pixels give away."""
-    found = identify(Candidate(path), SECRET, ALL)
+    found = identify(Candidate.of(path), SECRET, ALL)
     if isinstance(found, Quarantined):
         return found.reason
     assert isinstance(found, Identified), found

@@ -22,7 +22,7 @@ STREAMS = Path(__file__).parent / "streams"
 
 
 def frames(path: Path, settings: ReadSettings = SETTINGS, notes: set[str] | None = None) -> list[Frame]:
-    found = identify(Candidate(path), SECRET, settings)
+    found = identify(Candidate.of(path), SECRET, settings)
     assert isinstance(found, Identified), found
     return list(read(found.scan, settings, notes))
 
@@ -121,7 +121,7 @@ def test_small_copies_and_masks_in_a_tiff_are_no_frames(tmp_path: Path) -> None:
 
 def test_a_png_bomb_is_stopped_by_its_header(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((9000, 9000), np.uint8)).save(tmp_path / "bomb.png")
-    found = identify(Candidate(tmp_path / "bomb.png"), SECRET, SETTINGS)
+    found = identify(Candidate.of(tmp_path / "bomb.png"), SECRET, SETTINGS)
     assert isinstance(found, Quarantined)
     assert found.reason == "too-large"
 
@@ -195,7 +195,7 @@ def test_a_limit_of_slices_is_spread_over_the_volume(tmp_path: Path, most: int, 
     slices = np.stack([speckle(seed=i) for i in range(9)])
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(slices), str(tmp_path / "v.mha"), useCompression=packed)
     settings = SETTINGS.model_copy(update={"slices": most})
-    found = identify(Candidate(tmp_path / "v.mha"), SECRET, settings)
+    found = identify(Candidate.of(tmp_path / "v.mha"), SECRET, settings)
     assert isinstance(found, Identified) and found.facts.planned == len(kept)
     got = list(read(found.scan, settings))
     assert [f.index for f in got] == list(kept) and np.array_equal(
@@ -205,14 +205,14 @@ def test_a_limit_of_slices_is_spread_over_the_volume(tmp_path: Path, most: int, 
 
 def test_a_playlist_called_mp4_never_reaches_the_demuxer(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n")
-    found = identify(Candidate(tmp_path / "a.mp4"), SECRET, SETTINGS)
+    found = identify(Candidate.of(tmp_path / "a.mp4"), SECRET, SETTINGS)
     assert isinstance(found, Quarantined)
     assert found.reason == "unknown-format"
 
 
 def test_all_real_clips_and_volumes_are_read(shared_data: Path) -> None:
     clips = [p for d in ("covid_blues", "pocus_videos") for p in sorted((shared_data / d).rglob("*")) if p.is_file()]
-    found = [identify(Candidate(p), SECRET, SETTINGS) for p in clips]
+    found = [identify(Candidate.of(p), SECRET, SETTINGS) for p in clips]
     scans = [f.scan for f in found if isinstance(f, Identified)]
     assert len(scans) == 151
     assert not [f for f in found if isinstance(f, Quarantined)]
@@ -262,7 +262,7 @@ def test_a_truncated_still_is_unreadable_not_a_failure_of_the_disk(tmp_path: Pat
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    found = identify(Candidate(path), SECRET, SETTINGS)
+    found = identify(Candidate.of(path), SECRET, SETTINGS)
     if isinstance(found, Identified):
         with pytest.raises(Unreadable):
             list(read(found.scan, SETTINGS))
@@ -272,4 +272,4 @@ def test_a_truncated_still_is_unreadable_not_a_failure_of_the_disk(tmp_path: Pat
 
 def test_what_cannot_be_opened_is_no_quarantine(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        identify(Candidate(tmp_path / "gone.png"), SECRET, SETTINGS)
+        identify(Candidate.of(tmp_path / "gone.png"), SECRET, SETTINGS)

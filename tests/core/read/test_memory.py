@@ -27,7 +27,7 @@ from usfmae.core.read import identify, read
 from usfmae.core.read.discover import Candidate
 settings = ReadSettings(fps=1000)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-scan = identify(Candidate(Path(sys.argv[1])), b"s" * 32, settings).scan
+scan = identify(Candidate.of(Path(sys.argv[1])), b"s" * 32, settings).scan
 first, count = 0, 0
 for frame in read(scan, settings):
     count += 1

@@ -30,14 +30,14 @@ from .conftest import SECRET, speckle
 def test_what_is_no_ultrasound_picture_is_refused_by_rule(
     make_dicom: Callable[..., Path], elements: dict[str, str], reason: str
 ) -> None:
-    found = identify(Candidate(make_dicom(speckle()[None], **elements)), SECRET, ReadSettings())
+    found = identify(Candidate.of(make_dicom(speckle()[None], **elements)), SECRET, ReadSettings())
     assert isinstance(found, RefusedScan)
     assert found.reason == reason
 
 
 @pytest.mark.parametrize("modality", ["OT", "CT", ""])
 def test_an_ultrasound_class_is_read_whatever_its_modality_says(make_dicom: Callable[..., Path], modality: str) -> None:
-    found = identify(Candidate(make_dicom(speckle()[None], Modality=modality)), SECRET, ReadSettings())
+    found = identify(Candidate.of(make_dicom(speckle()[None], Modality=modality)), SECRET, ReadSettings())
     assert isinstance(found, Identified)
 
 
@@ -58,7 +58,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize(("name", "reason"), FOREIGN.items())
 def test_real_objects_of_other_kinds_are_refused(name: str, reason: str) -> None:
-    found = identify(Candidate(WHEEL / name), SECRET, ReadSettings())
+    found = identify(Candidate.of(WHEEL / name), SECRET, ReadSettings())
     assert isinstance(found, RefusedScan)
     assert found.reason == reason
 

@@ -34,7 +34,7 @@ DEEP = (speckle().astype(np.uint16) << 4) + 5  # (H, W), 12 bits
 
 
 def frames(path: Path, settings: ReadSettings = ALL, notes: set[str] | None = None) -> list[Frame]:
-    found = identify(Candidate(path), SECRET, settings)
+    found = identify(Candidate.of(path), SECRET, settings)
     assert isinstance(found, Identified), found
     return list(read(found.scan, settings, notes))
 

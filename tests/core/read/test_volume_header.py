@@ -144,7 +144,7 @@ def test_series_and_colour_are_found_wherever_they_stand(tmp_path: Path) -> None
 )
 def test_what_is_neither_gray_nor_rgb_is_refused_by_rule(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "v").write_bytes(data)
-    found = identify(Candidate(tmp_path / "v"), SECRET, ReadSettings())
+    found = identify(Candidate.of(tmp_path / "v"), SECRET, ReadSettings())
     assert isinstance(found, RefusedScan) and found.reason in ("not-a-picture", "radio-frequency")
 
 
@@ -195,7 +195,7 @@ def test_no_header_reads_another_file_of_the_machine(tmp_path: Path, form: str, 
             archive.writestr(member, text)
     else:
         path.write_text(text, newline="")
-    found = identify(Candidate(path, member), SECRET, ReadSettings())
+    found = identify(Candidate.of(path, member), SECRET, ReadSettings())
     assert isinstance(found, Quarantined), found
     assert found.reason in ("foreign-data-file", "no-data-file", "bad-header")
     with pytest.raises(Unreadable):
@@ -220,7 +220,7 @@ def test_equal_headers_over_different_pixels_are_two_scans(tmp_path: Path) -> No
         folder.mkdir()
         (folder / "v.mhd").write_bytes(mha("48 40", b"", file="v.raw"))
         (folder / "v.raw").write_bytes(CLIP[number].tobytes())
-        found = identify(Candidate(folder / "v.mhd"), SECRET, ReadSettings())
+        found = identify(Candidate.of(folder / "v.mhd"), SECRET, ReadSettings())
         assert isinstance(found, Identified)
         ids.add(found.scan.trail.id)
     assert len(ids) == 2

@@ -98,7 +98,7 @@ def test_a_false_identity_is_quarantined_too(tmp_path: Path, monkeypatch: pytest
     examined = {"outcome": "scan", "digest": "00", "kind": "shell", "frames": -1}
     one = taken_over(tmp_path, monkeypatch, [({"event": "identity", "examined": examined}, 0), DONE])
     try:
-        answer = one.identify(Candidate(tmp_path / "a.png"))
+        answer = one.identify(Candidate.of(tmp_path / "a.png"))
     finally:
         one.close()
     assert (answer["outcome"], answer["reason"]) == ("quarantined", "bad-answer")

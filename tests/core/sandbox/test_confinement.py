@@ -66,7 +66,7 @@ def test_the_decoding_process_is_confined_and_knows_no_secret_and_no_password(
     (tmp_path / "a.txt").write_text("text")
     one = Worker(Settings(), b"k" * 32)
     try:
-        assert one.identify(Candidate(tmp_path / "a.txt")) == {"outcome": "none"}
+        assert one.identify(Candidate.of(tmp_path / "a.txt")) == {"outcome": "none"}
         assert one.process is not None
         environment = Path(f"/proc/{one.process.pid}/environ").read_bytes()
         assert b"hunter2" not in environment
@@ -85,6 +85,6 @@ def test_a_kernel_without_landlock_is_said(
     (tmp_path / "a.txt").write_text("text")
     one = Worker(Settings(), b"k" * 32)
     with caplog.at_level(logging.WARNING):
-        one.identify(Candidate(tmp_path / "a.txt"))
+        one.identify(Candidate.of(tmp_path / "a.txt"))
     one.close()
     assert "no Landlock" in caplog.text
