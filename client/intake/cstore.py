@@ -38,6 +38,7 @@ from usfmae.core.read.dicom import ROOT, ULTRASOUND
 logger = logging.getLogger(__name__)
 
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
+NOT_SUPPORTED = 0x0122  # SOP class (PS3.7 annex C.5.6)
 ENDING = 5.0  # seconds that a stopping listener waits for what is being answered
 MOST_NAMED = 1000  # pairs of a sender and a class that are remembered as not taken
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"  # of DICOM (PS3.7 annex A)
@@ -146,10 +147,16 @@ class Listener:
 
     def open_file(self, message: DIMSEMessage, association: Association) -> StoredFile:
         """A file in the spool that begins with its file meta information (PS3.10 section 7.1)."""
+        try:
+            head = _file_head(message, association)
+        except Exception as error:  # names that are absent or none: to send it again would not help
+            return StoredFile(None, CANNOT_UNDERSTAND, f"a request of no name: {type(error).__name__}")
+        if message.command_set.AffectedSOPClassUID not in storage_classes(self.settings):
+            return StoredFile(None, NOT_SUPPORTED, "another SOP class than was negotiated")
         file = StoredFile(None)
         try:
             file.incoming = self.spool.incoming()
-            file.incoming.write(_file_head(message, association))
+            file.incoming.write(head)
         except Exception as error:
             file.refuse(error)
         return file

@@ -18,9 +18,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import JPEGBaseline8Bit, UltrasoundImageStorage, generate_uid
+from pydicom.uid import UID, CTImageStorage, JPEGBaseline8Bit, UltrasoundImageStorage, generate_uid
 from pynetdicom import AE
 from pynetdicom.association import Association
+from pynetdicom.dimse_messages import C_STORE_RQ
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from usfmae.client.intake import dimse_server
@@ -261,6 +263,26 @@ def test_an_unforeseen_error_costs_one_instance(
     assert link.send_c_store(instance()).Status == 0x0000
     link.release()
     assert listener.counts["refused"] == 1
+
+
+def test_a_request_for_another_class_than_was_negotiated_is_refused_for_good(listener: Listener, spool: Spool) -> None:
+    """The association is for ultrasound, the request within it is for CT."""
+    association = call(listener.port)
+    context = next(c for c in association.accepted_contexts if c.abstract_syntax == UltrasoundImageStorage)
+    wanted = C_STORE()
+    wanted.MessageID, wanted.Priority = 1, 2
+    wanted.AffectedSOPClassUID, wanted.AffectedSOPInstanceUID = CTImageStorage, UID("1.2.3")
+    wanted.DataSet = io.BytesIO(b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100")
+    message = C_STORE_RQ()
+    message.primitive_to_message(wanted)
+    association._reactor_checkpoint.clear()  # the answer is for us
+    for part in message.encode_msg(context.context_id, 16_000):
+        association.dul.send_pdu(part)
+    _, answer = association.dimse.get_msg(block=True)
+    association._reactor_checkpoint.set()
+    assert answer is not None and answer.Status == 0x0122
+    association.release()
+    assert spool.files() == [] and listener.counts["refused"] == 1
 
 
 def test_nobody_may_send_without_an_allow_list(spool: Spool) -> None:
