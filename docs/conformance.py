@@ -22,6 +22,7 @@ STATUSES = (
         "Refused: out of resources",
         "Below the disk floor, or the disk failed: send it again later.",
     ),
+    (cstore.NOT_SUPPORTED, "Refused: SOP class not supported", "The request names another class than was negotiated."),
     (cstore.CANNOT_UNDERSTAND, "Error: cannot understand", "Larger than `intake.max_instance_gb`, or no data set."),
 )
 PUSHED = (
