@@ -45,6 +45,7 @@ SET_ON = {
     "foreign._FACE": "at most 0.12 on 36 real scans at this size",
     "foreign._LONGEST_TURNED": "60 turned faces, 60 pictures without",
     "foreign._LONGEST_IN_CLIP": "43 clips of COVID-BLUES and POCUS, at most 0.07 without a face; 172 faces drawn into them",
+    "clip._FEW": "48 clips of the tuning half with a moving name, seen in a third of its frames or more but for one out of focus",
     "graphics._MANY": "69 pictures of the tuning half, 123 real stills of four data sets",
     "ocr._STRIP": "80 crops",
     "text.SURE_DRAWN": "40 clean scans tuned on, of which it touches none, and drawn strings",

@@ -1,8 +1,8 @@
 """The safe profile on a clip: what stands still over moving tissue is found once, then every frame is looked at.
 
 Tissue moves and overlays do not: in the darkest value each pixel takes over the clip, ink stands alone. What is drawn
-for part of the clip only, or moves, is looked for in every cleaned frame; where one shows text, every frame is cleaned
-as a still.
+for part of the clip only, or moves, is looked for in every cleaned frame; frames that show text are cleaned as stills,
+and where they are many, all are.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _SHORTEST = 4  # frames; fewer show too little motion
 _LIT = 24  # gray levels
 _LARGE, _SMALLER = 320, 0.75  # pixels of the shorter side of a large frame; of its size at which it is looked at
 _MOTION = 2.0  # mean gray levels between the darkest and brightest value of the region's pixels
+_FEW, _BESIDE = 0.1, 1  # share of frames that may be cleaned as stills alone; frames on either side that are with them
 
 
 def windows(frames: Iterable[Frame], length: int) -> Iterator[list[Frame]]:
@@ -59,16 +60,20 @@ def extremes(frames: Sequence[Frame]) -> tuple[Pixels, Pixels]:
     return darkest, brightest
 
 
-def shows_text(crops: Sequence[Planes], filled: Mask, settings: CleanSettings) -> bool:
-    """Whether text stands in any of the cleaned crops, wherever and however short, but in what was filled (H, W).
+def shows_text(crop: Planes, filled: Mask) -> bool:
+    """Whether text stands in a cleaned crop, wherever and however short, but in what was filled (H, W).
 
     The overlay network looks at every frame whole: a name that moves, or stands in one frame alone, is as clear there as
-    in a still. What stands in a script or a size that it does not know was looked at by the general detector as well, in
-    the first, middle and last frame as the three channels of one picture: bright print in one pass, dark print in another.
+    in a still.
     """
-    for crop in crops:
-        if any(text.sees_text(view, filled, smallest) for view, smallest in views_of(crop)):
-            return True
+    return any(text.sees_text(view, filled, smallest) for view, smallest in views_of(crop))
+
+
+def shows_other_print(crops: Sequence[Planes], filled: Mask, settings: CleanSettings) -> bool:
+    """Whether the general detector sees text in the first, middle or last of the cleaned crops but in what was filled
+    (H, W): it knows other scripts and sizes, and dark print. The three are the channels of one picture: bright print in
+    one pass, dark print in another.
+    """
     middle = [brightest_plane(crop) for crop in (crops[0], crops[len(crops) // 2], crops[-1])]
     for frames in (middle, [cv2.bitwise_not(gray).astype(np.uint8) for gray in middle]):
         together = cv2.merge([text.sharpened(gray) for gray in frames]).astype(np.uint8)
@@ -76,6 +81,15 @@ def shows_text(crops: Sequence[Planes], filled: Mask, settings: CleanSettings) -
         if any(not text.is_fill(filled, box) for box in text.boxes(probability, settings.text_threshold)):
             return True
     return False
+
+
+def alone(doubted: Sequence[bool]) -> list[bool] | None:
+    """Which frames of a clip are cleaned as stills where some are `doubted`: those and the ones beside them; None where so
+    many are that all must be. What is burnt in and moves is seen in nearly every frame that shows it; tissue that looks
+    like print for a moment is not."""
+    if sum(doubted) > _FEW * len(doubted):
+        return None
+    return [any(doubted[max(0, i - _BESIDE) : i + _BESIDE + 1]) for i in range(len(doubted))]
 
 
 def views_of(crop: Planes) -> Iterator[tuple[Probability, int]]:
@@ -132,16 +146,20 @@ def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> l
     beat()
     # Filled in every frame, and every frame verified.
     crops = [planes_of(masked(np.ascontiguousarray(frame.pixels[rows, columns]), here), drawn) for frame in frames]
-    if any(may_show_face(picture_of(crop)) for crop in crops):
-        return None
+    faces = [may_show_face(picture_of(crop)) for crop in crops]
     fill(crops, drawn, settings.inpaint_radius, FAINT_CHROMA)
     beat()
-    if shows_text(crops, drawn, settings):
+    stills = alone([face or shows_text(crop, drawn) for face, crop in zip(faces, crops, strict=True)])
+    if stills is None or shows_other_print(crops, drawn, settings):
         return None
     beat()
     notes = {"region": round(float(inside.mean()), 4), "together": len(frames)}
     results: list[CleanImage | Quarantined] = []
-    for frame, planes in zip(frames, crops, strict=True):
+    for frame, planes, still in zip(frames, crops, stills, strict=True):
+        if still:
+            beat()
+            results.append(safe(frame, settings))
+            continue
         pixels = np.zeros_like(frame.pixels)
         pixels[rows, columns] = picture_of(planes)  # black outside the region, as it was before the ink was filled
         results.append(CleanImage(pixels, changed(pixels, frame.pixels), frame.trail, notes))

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from usfmae.core.clean import clean, clean_clip
-from usfmae.core.clean.clip import windows
+from usfmae.core.clean.clip import alone, windows
 from usfmae.core.clean.ocr import recognise
 from usfmae.core.config import CleanSettings
 from usfmae.core.phantom import Tissue, simulate
@@ -63,6 +63,18 @@ def test_a_name_in_the_middle_of_a_clip_only_is_found() -> None:
     assert "GARC" in recognise(frames[1][NAME])[0]
     for result in results:
         assert not isinstance(result, CleanImage) or "GARC" not in recognise(result.pixels[NAME])[0]
+
+
+def test_a_name_that_shows_for_a_moment_sends_only_the_frames_around_it_to_the_stills() -> None:
+    results = list(clean_clip(timed(moving(12, range(7, 8))), SETTINGS))
+    shared = [isinstance(r, CleanImage) and "together" in r.notes for r in results]
+    assert shared == [True] * 6 + [False] * 3 + [True] * 3
+    assert isinstance(results[7], CleanImage) and "GARC" not in recognise(results[7].pixels[NAME])[0]
+
+
+def test_where_many_frames_are_doubted_all_are_cleaned_as_stills() -> None:
+    assert alone([False] * 9 + [True]) == [False] * 8 + [True] * 2
+    assert alone([False] * 8 + [True] * 2) is None
 
 
 def test_stills_say_nothing_of_each_other() -> None:
