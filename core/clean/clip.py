@@ -14,13 +14,14 @@ import numpy as np
 
 from usfmae.core.clean import text
 from usfmae.core.clean.colour import FAINT_CHROMA
+from usfmae.core.clean.finding import Crop
 from usfmae.core.clean.foreign import foreign, may_show_face
 from usfmae.core.clean.inpaint import Planes, brightest_plane, fill, picture_of, planes_of
 from usfmae.core.clean.morphology import bounds, changed, channel_difference, masked
-from usfmae.core.clean.ocr import Probability, text_probability
-from usfmae.core.clean.overlay_net import coloured_text_probability, large_text_probability, overlay_probability
+from usfmae.core.clean.ocr import Probability
+from usfmae.core.clean.overlay_net import SMALLER, coloured_text_probability, text_seen_at
 from usfmae.core.clean.safe import crop_of, safe, scan_region, seen_in
-from usfmae.core.clean.verify import lit_of, suspected
+from usfmae.core.clean.verify import left, lit_of, suspected
 from usfmae.core.config.clean import CleanSettings
 from usfmae.core.types import CleanImage, Frame, Mask, Pixels, Quarantined
 
@@ -28,7 +29,7 @@ Beat = Callable[[], object]
 
 _SHORTEST = 4  # frames; fewer show too little motion
 _LIT = 24  # gray levels
-_LARGE, _SMALLER = 320, 0.75  # pixels of the shorter side of a large frame; of its size at which it is looked at
+_LARGE, _SEEN_AT = 320, 0.75  # pixels of the shorter side of a large frame; of its size at which it is looked at
 _MOTION = 2.0  # mean gray levels between the darkest and brightest value of the region's pixels
 _FEW, _BESIDE = 0.1, 1  # share of frames that may be cleaned as stills alone; frames on either side that are with them
 
@@ -60,27 +61,24 @@ def extremes(frames: Sequence[Frame]) -> tuple[Pixels, Pixels]:
     return darkest, brightest
 
 
-def shows_text(crop: Planes, filled: Mask) -> bool:
-    """Whether text stands in a cleaned crop, wherever and however short, but in what was filled (H, W).
+def show_text(crops: Sequence[Planes], filled: Mask) -> list[bool]:
+    """In which of the cleaned crops text stands, wherever and however short, but in what was filled (H, W).
 
     The overlay network looks at every frame whole: a name that moves, or stands in one frame alone, is as clear there as
-    in a still.
+    in a still. Every frame is seen in one view before the next view: a network that sees another size than before has to
+    arrange its memory anew, which takes half as long as the look itself.
     """
-    return any(text.sees_text(view, filled, smallest) for view, smallest in views_of(crop))
+    shown = [False] * len(crops)
+    for view, smallest in VIEWS:
+        for number, crop in enumerate(crops):
+            shown[number] = shown[number] or text.sees_text(view(crop), filled, smallest)
+    return shown
 
 
-def shows_other_print(crops: Sequence[Planes], filled: Mask, settings: CleanSettings) -> bool:
-    """Whether the general detector sees text in the first, middle or last of the cleaned crops but in what was filled
-    (H, W): it knows other scripts and sizes, and dark print. The three are the channels of one picture: bright print in
-    one pass, dark print in another.
-    """
-    middle = [brightest_plane(crop) for crop in (crops[0], crops[len(crops) // 2], crops[-1])]
-    for frames in (middle, [cv2.bitwise_not(gray).astype(np.uint8) for gray in middle]):
-        together = cv2.merge([text.sharpened(gray) for gray in frames]).astype(np.uint8)
-        probability = text_probability(together, settings.precision)
-        if any(not text.is_fill(filled, box) for box in text.boxes(probability, settings.text_threshold)):
-            return True
-    return False
+def is_verified(crop: Crop, filled: Mask, settings: CleanSettings) -> bool:
+    """Whether verification finds no text in a cleaned crop, as it looks at a still: it knows other scripts and dark print."""
+    boxes, thick = left(crop, text.second_look(crop, settings), filled, settings)
+    return not boxes and not thick
 
 
 def alone(doubted: Sequence[bool]) -> list[bool] | None:
@@ -92,23 +90,25 @@ def alone(doubted: Sequence[bool]) -> list[bool] | None:
     return [any(doubted[max(0, i - _BESIDE) : i + _BESIDE + 1]) for i in range(len(doubted))]
 
 
-def views_of(crop: Planes) -> Iterator[tuple[Probability, int]]:
-    """The overlay network's probabilities of text (H, W) in a frame, as it is, smaller, and in its colours, each with the
-    pixels of the smallest text.
-
-    A large frame is seen at three quarters of its size: print of ten pixels is still print there, and a frame takes half
-    the time.
-    """
+def _whole(crop: Planes) -> Probability:
+    """A large frame is seen at three quarters of its size: print of ten pixels is still print there, and a frame takes
+    half the time."""
     bright = brightest_plane(crop)
-    if min(bright.shape) < _LARGE:
-        yield overlay_probability(bright)[0], text.SMALLEST_DRAWN
-    else:
-        small = cv2.resize(bright, None, fx=_SMALLER, fy=_SMALLER, interpolation=cv2.INTER_AREA).astype(np.uint8)
-        seen = cv2.resize(overlay_probability(small)[0], bright.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-        yield seen.astype(np.float32, copy=False), text.SMALLEST_DRAWN
-    yield large_text_probability(bright), text.SMALLEST_LARGE
-    if len(crop) == 3:
-        yield coloured_text_probability(channel_difference(picture_of(crop)), bright > _LIT), text.SMALLEST_DRAWN
+    return text_seen_at(bright, 1 if min(bright.shape) < _LARGE else _SEEN_AT)
+
+
+def _coloured(crop: Planes) -> Probability:
+    if len(crop) == 1:
+        return np.zeros(crop[0].shape, np.float32)
+    return coloured_text_probability(channel_difference(picture_of(crop)), brightest_plane(crop) > _LIT)
+
+
+# How the overlay network sees a frame, each with the pixels of the smallest text.
+VIEWS: tuple[tuple[Callable[[Planes], Probability], int], ...] = (
+    (_whole, text.SMALLEST_DRAWN),
+    *((lambda crop, share=share: text_seen_at(brightest_plane(crop), share), text.SMALLEST_LARGE) for share in SMALLER),
+    (_coloured, text.SMALLEST_DRAWN),
+)
 
 
 def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> list[CleanImage | Quarantined] | None:
@@ -149,8 +149,10 @@ def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> l
     faces = [may_show_face(picture_of(crop)) for crop in crops]
     fill(crops, drawn, settings.inpaint_radius, FAINT_CHROMA)
     beat()
-    stills = alone([face or shows_text(crop, drawn) for face, crop in zip(faces, crops, strict=True)])
-    if stills is None or shows_other_print(crops, drawn, settings):
+    stills = alone([face or shown for face, shown in zip(faces, show_text(crops, drawn), strict=True)])
+    ends = {0, len(crops) // 2, len(crops) - 1}
+    looked = (crop_of(picture_of(crops[number]), here, frames[0].words)[0] for number in ends)
+    if stills is None or not all(is_verified(each, drawn, settings) for each in looked):
         return None
     beat()
     notes = {"region": round(float(inside.mean()), 4), "together": len(frames)}

@@ -161,6 +161,8 @@ def numbers(probability: Probability, pixels: Pixels) -> list[Box]:
 
 def sees_text(probability: Probability, filled: Mask, smallest: int = SMALLEST_DRAWN) -> bool:
     """Whether the overlay network is sure of text anywhere in a probability (H, W) but in what was filled (H, W)."""
+    if probability.max() <= SURE_DRAWN:
+        return False
     lines, thick = drawn_lines(probability, smallest=smallest)
     return any(not is_fill(filled, box) for box in lines + thick)
 
