@@ -1,12 +1,13 @@
 """Trains the overlay network of cleaning: text and graphics drawn over simulated speckle, and over crops of real tissue.
 
     python benchmarks/train_overlay.py --out DIR [--minutes 11] [--tissue FOLDER] [--labelled mmotu_2d] [--seed 7]
-        [--start core/clean/weights/overlay.xml --rate 0.0015]
+        [--start benchmarks/weights/overlay.xml --rate 0.0015]
 
 Speckle is the envelope of a filtered complex Gaussian field over a random map of tissue, compressed in many ways. Half of
 the crops carry text, most of it 20 to 50 gray levels above what lies below; half carry graphics (`marks.py`), small ones
 with their numbers too. Half of the crops are of real tissue where there is any: of a folder of pictures in which nothing is drawn (`--tissue`), and
-of the labelled pictures of a data set (`--labelled`), with what a person saw drawn in them. Writes DIR/overlay.pt, overlay.xml and overlay.bin, and prints one JSON line.
+of the labelled pictures of a data set (`--labelled`), with what a person saw drawn in them. Writes DIR/overlay.pt, overlay.xml and overlay.bin, and prints one JSON line;
+`quantise_overlay.py` makes of these what cleaning uses.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import numpy as np
 from usfmae.core.clean import text
 from usfmae.core.clean.colour import FAINT_CHROMA
 from usfmae.core.clean.finding import Crop
-from usfmae.core.clean.foreign import foreign, may_show_face
+from usfmae.core.clean.foreign import may_show_faces, no_speckle
 from usfmae.core.clean.inpaint import Planes, brightest_plane, fill, picture_of, planes_of
 from usfmae.core.clean.morphology import bounds, changed, channel_difference, masked
 from usfmae.core.clean.ocr import Probability
@@ -132,7 +132,7 @@ def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> l
         masked(np.ascontiguousarray(frames[number].pixels[rows, columns]), here)
         for number in (0, len(frames) // 2, len(frames) - 1)
     )
-    if any(foreign(shown, here, ownly_coloured) is not None for shown in (middle, first, last)):
+    if any(no_speckle(shown, here, ownly_coloured) is not None for shown in (middle, first, last)):
         return None
     finding, _ = seen_in(crop, settings)
     drawn = finding.mask
@@ -146,7 +146,7 @@ def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> l
     beat()
     # Filled in every frame, and every frame verified.
     crops = [planes_of(masked(np.ascontiguousarray(frame.pixels[rows, columns]), here), drawn) for frame in frames]
-    faces = [may_show_face(picture_of(crop)) for crop in crops]
+    faces = may_show_faces([picture_of(crop) for crop in crops])
     fill(crops, drawn, settings.inpaint_radius, FAINT_CHROMA)
     beat()
     stills = alone([face or shown for face, shown in zip(faces, show_text(crops, drawn), strict=True)])

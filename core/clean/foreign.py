@@ -6,6 +6,7 @@ the next. What is found here is never erased nor filled: the frame is kept back 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ _FACE_MODEL = Path(__file__).parent / "weights" / "centerface.xml"
 _FACE, _GRID = 0.3, 32  # probability of a face; the network takes multiples of this
 _LONGEST = 320  # pixels of the longer side; there a face of 80 to 400 pixels on a screen of 800 is found
 _LONGEST_TURNED = 256  # the same where the picture is turned: 59 of 60 turned faces are found, 60 of 60 at 320
-_LONGEST_IN_CLIP, _FACE_IN_CLIP = 192, 0.15  # in frames of a clip, where a find sends every frame to the look above
+_LONGEST_IN_CLIP, _FACE_IN_CLIP = 128, 0.15  # the same in each frame of a clip, where a find sends it to the look above
+_LONGEST_OF_THREE, _FACE_IN_THREE = 256, 0.1  # and in three frames that are the channels of one picture
 _SMOOTH, _SMOOTH_SHARE, _UNEVEN = 0.03, 0.19, 7.5  # grain below this is smooth; share of it; sharp beside smooth grain
 _GRAIN, _FINE = 9, 2.0  # pixels over which grain is measured; standard deviation of the blur it is measured against
 _DARK, _WHITE = 40, 235  # mean levels between which grain can be measured
@@ -46,10 +48,21 @@ def face_probability(pixels: Pixels) -> float:
     return highest
 
 
-def may_show_face(pixels: Pixels) -> bool:
-    """Whether an upright face may stand in a frame of a clip: a look at a smaller size, with a lower bound, at a third of
-    the time of a look at a still. Where it may, the frame is cleaned as one."""
-    return _upright_face_probability(pixels, _LONGEST_IN_CLIP) > _FACE_IN_CLIP
+def may_show_faces(frames: Sequence[Pixels]) -> list[bool]:
+    """In which frames of a clip a face may stand: bounds are lower than in stills, and a look at a frame takes a tenth.
+
+    Each is looked at small, in its colours, where large faces are found; and three at a time larger, as the channels of one
+    picture, where smaller ones are. Turned faces are looked for in the first, middle and last; one there is one in all.
+    """
+    found = [_upright_face_probability(frame, _LONGEST_IN_CLIP) > _FACE_IN_CLIP for frame in frames]
+    grays = [gray_of(frame) for frame in frames]
+    for start in range(0, len(grays), 3):
+        three = cv2.merge((grays[start : start + 3] * 3)[:3]).astype(np.uint8)
+        if _upright_face_probability(three, _LONGEST_OF_THREE) > _FACE_IN_THREE:
+            found[start : start + 3] = [True] * len(grays[start : start + 3])
+    ends = cv2.merge([grays[0], grays[len(grays) // 2], grays[-1]])
+    turned = (_upright_face_probability(np.rot90(ends, quarter), _LONGEST_OF_THREE) for quarter in (1, 2, 3))
+    return [True] * len(found) if max(turned) > _FACE_IN_THREE else found
 
 
 def _upright_face_probability(pixels: Pixels, longest: int) -> float:
@@ -90,6 +103,11 @@ def foreign(pixels: Pixels, inside: Mask, ownly_coloured: bool) -> tuple[str, st
     """The reason, and for people what was seen, where a crop shows what is no ultrasound of tissue; else None."""
     if face_probability(pixels) > _FACE:
         return "face-or-photo", "a face detector finds a face in what would be kept"
+    return no_speckle(pixels, inside, ownly_coloured)
+
+
+def no_speckle(pixels: Pixels, inside: Mask, ownly_coloured: bool) -> tuple[str, str] | None:
+    """The same without a look for faces."""
     if ownly_coloured or coloured_block(pixels, inside):
         return "not-speckle", "a coloured map lies over the tissue"
     gray = gray_of(pixels)

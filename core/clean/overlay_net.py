@@ -2,7 +2,8 @@
 
 General text detectors are trained on photographs and pages; print 20 to 50 gray levels above harsh speckle, and letters
 set far apart, escape them. This one (a hundred thousand weights, `weights/overlay.xml`) was trained on drawn text and
-graphics over simulated speckle and real tissue (`benchmarks/train_overlay.py`), and takes a sixth of the time.
+graphics over simulated speckle and real tissue (`benchmarks/train_overlay.py`), its weights and levels are of eight bits
+(`benchmarks/quantise_overlay.py`), and it takes a fifteenth of the time.
 It answers at a quarter of the size: 1 where a line of text stands, or within two pixels of a drawn stroke.
 """
 

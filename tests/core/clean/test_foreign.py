@@ -93,3 +93,12 @@ def test_a_face_in_one_frame_of_a_clip_is_kept_back() -> None:
     assert isinstance(results[2], Quarantined)
     assert results[2].reason == "face-or-photo"
     assert sum(isinstance(result, CleanImage) for result in results) == 8
+
+
+def test_a_face_that_lies_on_its_side_in_a_clip_is_kept_back() -> None:
+    frames = [screen(number) for number in range(9)]
+    for pixels in frames:
+        pixels[150:270, 240:360] = drawn_face(120)
+    turned = (np.ascontiguousarray(np.rot90(pixels)) for pixels in frames)
+    clip = (Frame(pixels, index=number, time=number / 3) for number, pixels in enumerate(turned))
+    assert {getattr(result, "reason", "") for result in clean_clip(clip, SETTINGS)} == {"face-or-photo"}
