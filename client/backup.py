@@ -17,6 +17,7 @@ from usfmae.client.site import Site
 from usfmae.core import audit, backup
 from usfmae.core.backup import BackupContent
 from usfmae.core.corpus.shard import FOLDER
+from usfmae.core.prepare import withdraw
 
 SINGLE = (
     "site.yaml", "ca.pem", "coordinator.pem", "enrol.json", "rotation.json", "paused", "received.json", "prepared.json",
@@ -35,6 +36,7 @@ def files(site: Site, corpus: bool) -> Iterator[Path]:
         yield from _corpus(site)
     else:  # a person let these in, and no second cleaning would
         yield from (site.corpus / FOLDER).glob(f"{RELEASED}*")
+        yield from site.corpus.glob(withdraw.FILE)  # whoever withdrew stays out of a corpus that is made again
 
 
 def _outbox(site: Site) -> Iterator[Path]:

@@ -25,7 +25,7 @@ def notifier(site: Site) -> Notifier:
             return NoticeKind.APPROVAL  # what its probe held waits for a person whatever `release` says
         if event == "campaign.waiting":
             return NoticeKind.CAMPAIGN
-        if event == "corpus.prepared" and entry.get("quarantined"):
+        if event == "corpus.prepared" and entry.get("new_quarantined", entry.get("quarantined")):
             return NoticeKind.QUARANTINE
         return NoticeKind.FAILED if event in FAILURES else None
 

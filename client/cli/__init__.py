@@ -21,6 +21,7 @@ COMMANDS = {  # name -> "module:attribute"; its line of help is the first senten
     "resume": "usfmae.client.cli.agent:resume",
     "campaign": "usfmae.client.cli.decisions:campaign",
     "outbox": "usfmae.client.cli.decisions:outbox",
+    "withdraw": "usfmae.client.cli.decisions:withdraw",
     "evaluate": "usfmae.client.cli.records:evaluate",
     "leak": "usfmae.client.cli.leak:leak",
     "report": "usfmae.client.cli.records:report",

@@ -1,4 +1,4 @@
-"""`usfmae-client campaign|outbox`: what may be computed here and what may leave; a person decides."""
+"""`usfmae-client campaign|outbox|withdraw`: what may be computed here, on what, and what may leave; a person decides."""
 
 from __future__ import annotations
 
@@ -111,3 +111,53 @@ def outbox(directory: Path, action: str, entry: str | None, reason: str, as_json
         for e in entries:
             click.echo(f"{e['id']}  round {e['round']:5d}  {e['bytes']:>11,d} bytes  {e['state']:8s}  {e['campaign']}")
             click.echo(f"    drawn on {room.drawn_on(e)}")
+
+
+@click.command()
+@site_directory
+@click.option("--image", metavar="SHARD/ROW", help="One image of the corpus, as its page under Kept is called.")
+@click.option("--whole-patient", is_flag=True, help="With --image: every image of the same patient.")
+@click.option(
+    "--file", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A scan: every image of its patient."
+)
+@click.option("--patient", is_flag=True, help="Asks for the Patient ID: every image of this patient.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@as_json
+def withdraw(
+    directory: Path, image: str | None, whole_patient: bool, file: Path | None, patient: bool, yes: bool, as_json: bool
+) -> None:
+    """Take one image, or all of a patient, out of the corpus for good.
+
+    No training draws on them again, and later scans of the patient stay out. Pause the site first where it trains. The
+    Patient ID is asked for, so that it enters no list of commands. Scans at their source, backups and encoders that
+    were merged stay as they are.
+
+    \b
+    usfmae-client withdraw st-olav --image 0001-000000.gray/17
+    usfmae-client withdraw st-olav --file scan.dcm
+    usfmae-client withdraw st-olav --patient
+    """
+    from usfmae.client import withdraw as room
+    from usfmae.client.site import Site
+    from usfmae.core.errors import UsageError
+    from usfmae.core.prepare.withdraw import Withdrawn, found
+
+    if sum(map(bool, (image, file, patient))) != 1:
+        raise UsageError("withdraw", "takes one of --image, --file and --patient", "see --help")
+    site, one = Site.open(directory), None
+    if file:
+        asked = room.patient_of_file(site, file)
+    elif patient:
+        asked = room.patient_of_id(site, click.prompt("Patient ID", err=True))
+    else:
+        one = room.image_named(site, str(image))
+        asked = room.patient_of_image(site, one) if whole_patient else Withdrawn()
+    count = 1 if one and not whole_patient else found(site.corpus, asked)
+    if not yes:
+        click.confirm(f"take {count} image(s) out of the corpus? This cannot be taken back", abort=True, err=True)
+    count = room.take_out_image(site, one) if one and not whole_patient else room.take_out(site, asked)
+    if as_json:
+        print_json({"images": count})
+        return
+    click.echo(f"{count} image(s) taken out")
+    click.echo("still there, if any: scans at their source, older backups, encoders that were merged", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 
 from usfmae.client import site_policy
@@ -15,6 +16,8 @@ from usfmae.core.prepare import Parallel, PrepareSummary, Progress, Sources, pre
 from usfmae.core.prepare.identify import folder_key, place_key
 from usfmae.core.prepare.ledger import CorpusLedger
 from usfmae.core.read.discover import listings
+
+COUNTS = ("scans", "frames", "kept", "quarantined", "refused", "failed", "duplicates")  # of the log
 
 
 def sources(site: Site) -> list[Path]:
@@ -36,12 +39,21 @@ def preparation(site: Site) -> Settings:
 def take_in(site: Site, workers: int = 1, progress: Progress | None = None) -> PrepareSummary:
     """Clean what is new in the sources into the corpus, and note the counts in the audit log."""
     site_policy.check_disk(site)
+    before = _ever(site)
     summary = prepare(Sources(sources(site)), site.corpus, preparation(site), site.secret, Parallel(workers), progress)
-    counts = ("scans", "frames", "kept", "quarantined", "refused", "failed", "duplicates")
-    site.note("corpus.prepared", **{name: getattr(summary, name) for name in counts})
+    counts = {name: getattr(summary, name) for name in COUNTS}
+    # Totals follow the sources: what was received and cleaned is in none of them any more. So what is new is noted too.
+    new = _ever(site) - before
+    site.note("corpus.prepared", **counts, **{f"new_{name}": new[name] for name in COUNTS})
     write_json(site.root / "prepared.json", {**summary.as_dict(), "time": time.time()})
     empty_spool(site)
     return summary
+
+
+def _ever(site: Site) -> Counter[str]:
+    """Counts of everything that ever came in."""
+    summary = PrepareSummary.of(CorpusLedger(site.corpus).counts(), {})
+    return Counter({name: getattr(summary, name) for name in COUNTS})
 
 
 def empty_spool(site: Site) -> int:

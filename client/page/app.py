@@ -22,7 +22,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from usfmae.client import outbox, site_policy
+from usfmae.client import outbox, site_policy, withdraw
 from usfmae.client.page import learning, view
 from usfmae.client.review import corpus_view, gallery, quarantine
 from usfmae.client.review.frame_preview import FramePreview
@@ -116,6 +116,19 @@ class SitePage(WebPage):
         except UsfmaeError as error:
             problem = str(error)
         return self.show(request, "kept_frame.html", one=one, problem=problem, neighbours=self.album.neighbours(one))
+
+    async def withdraw(self, request: Request) -> Response:
+        form = await self.access.own_form(request)
+        one, by = self._kept_image(request), request.user.display_name
+        try:
+            if form.get("what") == "patient":
+                asked = await asyncio.to_thread(withdraw.patient_of_image, self.site, one)
+                await asyncio.to_thread(withdraw.take_out, self.site, asked, by)
+            else:
+                await asyncio.to_thread(withdraw.take_out_image, self.site, one, by)
+        except UsfmaeError as error:
+            return self.show(request, "problem.html", 400, text=str(error))
+        return RedirectResponse("/kept", 303)
 
     async def kept_picture(self, request: Request) -> Response:
         one, which = self._kept_image(request), request.path_params["which"]
@@ -265,6 +278,7 @@ def application(site: Site) -> Starlette:
         Route("/quarantine/{id}/{which}.png", page.picture),
         Route("/kept", page.kept_images),
         Route("/kept/{shard}/{row:int}", page.kept_frame),
+        Route("/kept/{shard}/{row:int}/withdraw", page.withdraw, methods=["POST"]),
         Route("/kept/{shard}/{row:int}/{which}.png", page.kept_picture),
         Route("/learning", page.learning),
         Route("/learning/{name}", page.panel),

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from usfmae.client.page.view import tail
 from usfmae.client.site import Site
+from usfmae.core.report.site import came_in
 from usfmae.core.web.chart import line_chart
 
 READ = 5000  # audit entries that are looked through for preparations
@@ -29,11 +30,10 @@ def loss_chart(entries: Sequence[Mapping[str, Any]]) -> Markup:
 def intake_chart(site: Site) -> Markup:
     """Frames kept and kept back by each day's preparations; empty before the first."""
     days: dict[str, dict[str, int]] = {}
-    for entry in tail(site.audit_log, READ) if site.audit_log.exists() else []:
-        if entry.get("event") == "corpus.prepared":
-            day = days.setdefault(str(entry["time"])[:10], {"kept": 0, "quarantined": 0})
-            for name in day:
-                day[name] += int(entry.get(name, 0))
+    for time, counts in came_in(tail(site.audit_log, READ) if site.audit_log.exists() else []):
+        day = days.setdefault(time[:10], {"kept": 0, "quarantined": 0})
+        for name in day:
+            day[name] += counts[name]
     labels = sorted(days)
     series = {
         "kept": [float(days[day]["kept"]) for day in labels],

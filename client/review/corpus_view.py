@@ -86,10 +86,10 @@ class CorpusView:
 
 def image(site: Site, image: KeptImage) -> bytes:
     """The image as it trains, as a PNG."""
-    return png(open_pixels(_index(site.corpus, image.shard))[image.row])
+    return png(open_pixels(index_of(site.corpus, image.shard))[image.row])
 
 
-def _index(corpus: Path, shard: str) -> Index:
+def index_of(corpus: Path, shard: str) -> Index:
     file = corpus / FOLDER / f"{shard}.json"
     return _read(file, file.stat().st_mtime_ns)
 
@@ -110,7 +110,7 @@ class ImageOrigin:
 
 def origin(site: Site, image: KeptImage) -> ImageOrigin:
     """SourceError where the scan is not in the sources any more, nor kept for a while after it came."""
-    scan, frame = _frame(site, image)
+    scan, frame = frame_of(site, image)
     together = CorpusLedger(site.corpus).together(scan)
     files = files_of(site, together)
     if not any(one.id == scan and one.n in files for one in together):
@@ -119,7 +119,7 @@ def origin(site: Site, image: KeptImage) -> ImageOrigin:
     return ImageOrigin(unit_of(together, files), scan, frame)
 
 
-def _frame(site: Site, image: KeptImage) -> tuple[str, int]:
+def frame_of(site: Site, image: KeptImage) -> tuple[str, int]:
     """(scan, number of the frame), by the ledger's index."""
     ledger = CorpusLedger(site.corpus)
     held = ledger.held(image.released) if image.released else None
@@ -132,7 +132,7 @@ def _frame(site: Site, image: KeptImage) -> tuple[str, int]:
 
 def _frame_by_name(site: Site, image: KeptImage, ledger: CorpusLedger) -> tuple[str, int] | None:
     """For shards of version 0.1: an image's name is a hash of both, so the frames of its patient's scans are tried."""
-    index = _index(site.corpus, image.shard)
+    index = index_of(site.corpus, image.shard)
     wanted = index.ids[image.row]
     scans = ledger.task_scans(image.shard.partition(".")[0], index.groups[image.row])
     tries = ((scan, frame) for frame in range(site.settings.read.max_frames if scans else 0) for scan in scans)

@@ -18,6 +18,7 @@ from usfmae.core.config import ReadSettings, Settings
 from usfmae.core.errors import UsfmaeError
 from usfmae.core.prepare.ledger import UNFORESEEN, CorpusLedger, FolderRow
 from usfmae.core.prepare.ledger_queries import KnownScan
+from usfmae.core.prepare.withdraw import REASON, Withdrawn
 from usfmae.core.read.discover import Candidate, Listing, is_archive, listings, member_candidates
 from usfmae.core.sandbox.pool import AHEAD, Pool
 from usfmae.core.sandbox.worker import StoppedError, Worker
@@ -106,6 +107,7 @@ class _Pass:
         self.seen = bytearray()  # by the number of a folder: 1 where it was met
         self.incomplete: set[int] = set()  # folders with a file that could not be opened
         self.open, self.archives = ledger.open_folders(), ledger.archives()
+        self.withdrawn = Withdrawn.of(ledger.corpus).groups
         # Folders are looked at anew where the caller chooses other files.
         self.salt = b"" if only is None else content_id(*(str(item) for item in sorted(only.items()))).encode()
 
@@ -248,7 +250,14 @@ class _Pass:
         return 1
 
     def _named(self, candidate: Candidate, answer: dict[str, Any]) -> dict[str, Any]:
-        """The answer with the data set and the group that the caller knows better than the file's header."""
+        """The answer with the data set and the group that the caller knows better than the file's header.
+
+        A patient who was taken out of the corpus stays out.
+        """
+        named = self._by_caller(candidate, answer)
+        return {"outcome": "refused", "reason": REASON} if named.get("group") in self.withdrawn else named
+
+    def _by_caller(self, candidate: Candidate, answer: dict[str, Any]) -> dict[str, Any]:
         if self.only is None:
             above = (candidate.path, *candidate.path.parents)
             name = next((self.names[path] for path in above if path in self.names), "") if self.names else ""

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from usfmae.core.errors import UsageError
 from usfmae.core.files import write_atomic
 from usfmae.core.prepare import takeover
 from usfmae.core.prepare.ledger_file import FORMAT, Books, read_object
-from usfmae.core.prepare.ledger_queries import WHOLE, LedgerQueries, blob, entry_of
+from usfmae.core.prepare.ledger_queries import WHOLE, LedgerQueries, blob, entry_of, text
 
 ELSEWHERE = 0  # number of the folder of files that were found once and are not there now
 UNFORESEEN = "unforeseen-error"  # reason of what a bug kept from being read: it is tried again
@@ -332,14 +333,18 @@ class CorpusLedger(LedgerQueries):
              " ".join(result.get("notes", ())), *(figures.get(name) for name in ("brightness", "region", "changed")),
              scan),
         )  # fmt: skip
-        for (why,) in self.db.execute("SELECT reason FROM held WHERE scan = ?", (blob(result["id"]),)).fetchall():
-            self.books[False, f"entry {why}"] -= 1
-        self.db.execute("DELETE FROM held WHERE scan = ?", (blob(result["id"]),))
+        self._unhold(blob(result["id"]))
         if result.get("outcome") == "quarantined":
             self._hold(result["id"], WHOLE, result.get("reason", ""))
         for reason, frames in held.items():
             for frame in frames:
                 self._hold(result["id"], frame, reason)
+
+    def _unhold(self, scan: bytes) -> None:
+        """Nothing of a scan is kept back for a person any more."""
+        for (why,) in self.db.execute("SELECT reason FROM held WHERE scan = ?", (scan,)).fetchall():
+            self.books[False, f"entry {why}"] -= 1
+        self.db.execute("DELETE FROM held WHERE scan = ?", (scan,))
 
     def _hold(self, scan: str, frame: int, reason: str) -> None:
         row = (entry_of(scan, frame), blob(scan), frame, reason)
@@ -358,6 +363,45 @@ class CorpusLedger(LedgerQueries):
             (number,) = self.db.execute("SELECT n FROM scans WHERE id = ?", (blob(scan),)).fetchone()
             self.db.execute("INSERT INTO packed VALUES (?, ?, ?, ?)", (n, first, number, json.dumps(frames)))
             first += len(frames)
+
+    # What is taken out again ------------------------------------------------------------------------------------
+
+    def refuse_group(self, group: str, reason: str) -> None:
+        """The scans of a patient are refused, whatever became of them; no task cleans them again."""
+        ids = [id_ for (id_,) in self.db.execute("SELECT id FROM scans WHERE grp = ?", (blob(group),)).fetchall()]
+        with self._recounted(ids):
+            self.db.execute("UPDATE scans SET task = NULL, unit = NULL, outcome = 'refused', reason = ?, frames = 0, "
+                            "duplicates = 0, kept = 0, held = '{}' WHERE grp = ?", (reason, blob(group)))  # fmt: skip
+        for id_ in ids:
+            self._unhold(id_)
+
+    def replace_shard(self, name: str, new: str, kept: Sequence[int], reason: str) -> None:
+        """A shard was written anew with these of its images; the frames of the others count as kept back."""
+        row = self.db.execute("SELECT n, task FROM shards WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            return  # a person released its image, or others put it here
+        number, task = row
+        packed = self.db.execute("SELECT s.id, p.frames FROM packed p JOIN scans s ON s.n = p.scan WHERE p.shard = ? "
+                                 "ORDER BY p.first", (number,)).fetchall()  # fmt: skip
+        frames = [(text(scan), frame) for scan, numbers in packed for frame in json.loads(numbers)]
+        self.db.execute("DELETE FROM packed WHERE shard = ?", (number,))
+        self.db.execute("DELETE FROM shards WHERE n = ?", (number,))
+        stay = set(kept)
+        for scan, frame in (one for row, one in enumerate(frames) if row not in stay):
+            self._take_back(scan, frame, reason)
+        if kept:
+            left = [frames[row] for row in kept] if frames else []
+            rows = [[scan, [frame for _, frame in group]] for scan, group in groupby(left, key=lambda one: one[0])]
+            self._shard(task, {"name": new, "rows": rows})
+
+    def _take_back(self, scan: str, frame: int, reason: str) -> None:
+        with self._recounted([blob(scan)]):
+            (held,) = self.db.execute("SELECT held FROM scans WHERE id = ?", (blob(scan),)).fetchone()
+            counts = Counter(json.loads(held))
+            counts[reason] += 1
+            self.db.execute("UPDATE scans SET kept = kept - 1, held = ? WHERE id = ?",
+                            (json.dumps(counts, sort_keys=True), blob(scan)))  # fmt: skip
+        self._hold(scan, frame, reason)
 
 
 def of_place(present: bool, outcome: str, reason: str) -> Books:

@@ -93,6 +93,12 @@ class LedgerQueries(LedgerFile):
             ).fetchone()
         return known_scan(row) if row else None
 
+    def scans_in(self, groups: Iterable[str]) -> list[str]:
+        """The scans of these patients."""
+        with self.reading() as db:
+            query = "SELECT id FROM scans WHERE grp = ?"
+            return [text(id_) for group in groups for (id_,) in db.execute(query, (blob(group),))]
+
     def together(self, id_: str) -> list[KnownScan]:
         """A scan and those it was cleaned together with, in order; empty where it is unknown."""
         with self.reading() as db:

@@ -29,6 +29,7 @@ from usfmae.core.prepare.ledger import UNBALANCED, UNFORESEEN, CorpusLedger
 from usfmae.core.prepare.ledger_queries import KnownScan
 from usfmae.core.prepare.progress import PrepareSummary, Progress
 from usfmae.core.prepare.ray import run_ray
+from usfmae.core.prepare.withdraw import Withdrawn, without
 from usfmae.core.read.discover import Candidate, check_sources
 from usfmae.core.sandbox.pool import Pool
 from usfmae.core.sandbox.records import ScanResult, Unit
@@ -259,9 +260,12 @@ def is_balanced(result: ScanResult, images: int) -> bool:
 
 def store(corpus: Path, task: str, results: Sequence[ScanResult], images: Sequence[PackedImage]) -> None:
     """Write a task's shards, then its outcome, which the ledger takes over: a task is done once that exists."""
+    results, images = without(Withdrawn.of(corpus), results, images)
     for index in (corpus / FOLDER).glob(f"{task}.*.json"):
-        if not index.with_suffix(".npy").exists():
-            index.unlink()  # its images were removed; both are written again
+        anew = index.name.count(".") > 2  # without what was withdrawn, see withdraw.py
+        if anew or not index.with_suffix(".npy").exists():
+            index.unlink()  # all images of the task are written again
+            index.with_suffix(".npy").unlink(missing_ok=True)
     try:
         shards = write_shard(corpus, task, images)
     except CorpusError:

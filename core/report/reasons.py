@@ -53,6 +53,7 @@ MEANINGS = {
     "raw-data": "DICOM raw data, refused by rule",
     "derived-object": "segmentation, registration or surface, refused by rule",
     "radiotherapy-object": "radiotherapy object, refused by rule",
+    "withdrawn": "taken out of the corpus by a person: one image, or all of a patient",
     "label-mask": "a drawing of a few flat levels, such as a label mask, refused by rule",
     "too-small": "an icon's size, refused by rule",
     "not-a-picture": "numbers that are neither gray nor colour (complex, displacements), refused by rule",

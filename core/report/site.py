@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,13 @@ def month(entries: Iterable[Mapping[str, Any]], outbox: Sequence[Mapping[str, An
     """The month's figures out of the audit log and the outbox."""
     log = list(entries)
     mine = [e for e in log if str(e["time"]).startswith(wanted)]
-    prepared = [e for e in mine if e["event"] == "corpus.prepared"]
-    before = [e for e in log if e["event"] == "corpus.prepared" and str(e["time"]) < wanted]
-    last, earlier = (prepared or before or [{}])[-1], (before or [{}])[-1]
+    prepared = [counts for time, counts in came_in(log) if time.startswith(wanted)]
     sent = [e for e in outbox if e.get("sent") and _month(e["sent"].get("time")) == wanted]
     return {
         "month": wanted,
         "events": len(mine),
-        # The log's counts are totals over the sources: the month's share is the difference.
-        "intake": {key: int(last.get(key, 0)) - int(earlier.get(key, 0)) for key in COUNTS},
+        "intake": {name: sum(counts[name] for counts in prepared) for name in COUNTS},
+        "withdrawn": sum(int(e["images"]) for e in mine if e["event"] == "corpus.withdrawn"),
         "sent": [{k: e.get(k) for k in ("id", "campaign", "round", "bytes", "norm", "recipient")} for e in sent],
         "sent_bytes": sum(int(e["bytes"]) for e in sent),
         "decisions": [_row(e) for e in mine if e["event"].startswith(("outbox.approved", "outbox.rejected"))],
@@ -47,6 +45,18 @@ def month(entries: Iterable[Mapping[str, Any]], outbox: Sequence[Mapping[str, An
         "anomalies": [_row(e) for e in mine if e["status"] not in FINE],
         "head": str(mine[-1]["hash"]) if mine else "",
     }
+
+
+def came_in(log: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, int]]]:
+    """(time, what was new) of each `prepare`. Version 0.1 wrote totals over the sources alone: there, how much they rose."""
+    last = dict.fromkeys(COUNTS, 0)
+    for entry in (e for e in log if e.get("event") == "corpus.prepared"):
+        totals = {name: int(entry.get(name, 0)) for name in COUNTS}
+        yield (
+            str(entry["time"]),
+            {name: int(entry.get(f"new_{name}", max(0, totals[name] - last[name]))) for name in COUNTS},
+        )
+        last = totals
 
 
 def _month(moment: float | None) -> str:

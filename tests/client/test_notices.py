@@ -23,7 +23,7 @@ def test_an_update_that_waits_and_a_failure_are_told_and_nothing_else(make_site:
     staged(site)
     site.note("connected")
     site.note("worker.crashed", "failed", code=-9)
-    site.note("corpus.prepared", quarantined=0)
+    site.note("corpus.prepared", quarantined=4, new_quarantined=0)  # they were told when they came
     assert {notice.kind for notice in notices.look()} == {NoticeKind.APPROVAL, NoticeKind.FAILED}
 
 

@@ -126,7 +126,7 @@ def test_the_frame_of_an_image_is_found_by_its_name(tmp_path: Path) -> None:
     rows = [{"place": x * 64, "outcome": "scan", "id": x * 64, "kind": "raster", "group": group[x]} for x in "abc"]
     (ledger / "places.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in rows))
     for row, frame in enumerate((0, 10, 20)):
-        assert corpus_view._frame(site, corpus_view.KeptImage("0001-000000.gray", row)) == ("b" * 64, frame)
+        assert corpus_view.frame_of(site, corpus_view.KeptImage("0001-000000.gray", row)) == ("b" * 64, frame)
 
 
 def test_an_image_of_another_corpus_has_no_frame(tmp_path: Path) -> None:

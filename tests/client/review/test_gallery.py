@@ -60,9 +60,12 @@ def test_the_page_shows_losses_intake_and_panels(make_site: Callable[..., Site])
             record = {"loss_before": 0.9 / number, "loss_after": 0.7 / number}
             entry = {"id": place.name, "created": float(number), "release": "auto", "bytes": 1, "campaign": "demo"}
             write_json(place / "entry.json", {**entry, "round": number, "record": record})
-        site.note("corpus.prepared", kept=90, quarantined=4)
+        site.note("corpus.prepared", kept=90, quarantined=4, new_kept=90, new_quarantined=4)
+        site.note(
+            "corpus.prepared", kept=90, quarantined=4, new_kept=0, new_quarantined=0
+        )  # an hour later: nothing new
         shown = page.get("/learning").text
         assert "after training here, round 2: 0.35" in shown and "kept back" in shown
-        assert "after round 2 of demo" in shown
+        assert "after round 2 of demo" in shown and "90" in shown and "180" not in shown
         assert page.get("/learning/demo-r00002.png").headers["cache-control"] == "no-store"
         assert page.get("/learning/..%2Fsite.yaml").status_code == 404

@@ -51,6 +51,19 @@ def test_only_the_month_counts() -> None:
     assert [one["event"] for one in month(LOG, [], "2026-11")["switches"]] == ["pause"]
 
 
+def test_what_is_new_counts_although_totals_follow_the_sources_and_what_was_withdrawn_is_said(tmp_path: Path) -> None:
+    """A PACS' scans are deleted once they are cleaned: the totals of the sources fall again."""
+    log = [
+        entry("2026-10-01T00:00:00", "corpus.prepared", scans=9, kept=90, new_scans=9, new_kept=90),
+        entry("2026-10-02T00:00:00", "corpus.prepared", scans=2, kept=20, new_scans=2, new_kept=20),
+        entry("2026-10-03T00:00:00", "corpus.withdrawn", images=4, what="patient", by="anna"),
+    ]
+    found = month(log, [], "2026-10")
+    assert found["intake"]["scans"] == 11 and found["intake"]["kept"] == 110 and found["withdrawn"] == 4
+    write_month(tmp_path / "m.html", "site", "abc", found, "")
+    assert "images withdrawn" in (tmp_path / "m.html").read_text()
+
+
 def test_the_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
     found = month(LOG, [{**sent(10, 70), "campaign": "<script>x</script>"}], "2026-10")
     write_month(tmp_path / "m.html", "<i>site</i>", "abc", found, "6 entries, unbroken")
