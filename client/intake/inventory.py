@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from usfmae.client import site_policy
 from usfmae.client.intake.spool import SPOOL, Spool
@@ -41,10 +42,11 @@ def take_in(site: Site, workers: int = 1, progress: Progress | None = None) -> P
     site_policy.check_disk(site)
     before = _ever(site)
     summary = prepare(Sources(sources(site)), site.corpus, preparation(site), site.secret, Parallel(workers), progress)
-    counts = {name: getattr(summary, name) for name in COUNTS}
+    counts: dict[str, Any] = {name: getattr(summary, name) for name in COUNTS}
     # Totals follow the sources: what was received and cleaned is in none of them any more. So what is new is noted too.
     new = _ever(site) - before
-    site.note("corpus.prepared", **counts, **{f"new_{name}": new[name] for name in COUNTS})
+    counts |= {f"new_{name}": new[name] for name in COUNTS}
+    site.note("corpus.prepared", **counts)
     write_json(site.root / "prepared.json", {**summary.as_dict(), "time": time.time()})
     empty_spool(site)
     return summary
