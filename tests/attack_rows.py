@@ -1,7 +1,7 @@
 """What was tried against version 0.1.0 and broke it, and the test that holds each of them now.
 
 Numbers are those of the review. A test without an "e2e" in its path needs no processes: `make test-attacks` runs it beside
-the suite's own rows. docs/faults.md shows this table; tests/test_attack_rows.py holds both to it.
+the suite's own rows. docs/results/faults.md shows this table; tests/test_attack_rows.py holds both to it.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ BOUNDARIES = [
 
 
 def as_table() -> str:
-    """Both tables as docs/faults.md shows them."""
+    """Both tables as docs/results/faults.md shows them."""
     lines = ["| # | finding | attack | test |", "|---|---|---|---|"]
     lines += [f"| {r.number} | {r.finding} | {r.attack} | `{r.test.rsplit('::')[-1]}` |" for r in ROWS]
     lines += ["", "| what | where | an exception there costs | test |", "|---|---|---|---|"]

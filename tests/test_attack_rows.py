@@ -1,4 +1,4 @@
-"""The table of attacks is true: every test in it exists, and docs/faults.md shows it as it is."""
+"""The table of attacks is true: every test in it exists, and docs/results/faults.md shows it as it is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_test_of_the_table_exists(test: str) -> None:
 
 
 def test_the_page_shows_the_table() -> None:
-    assert as_table() in (ROOT / "docs" / "faults.md").read_text()
+    assert as_table() in (ROOT / "docs" / "results" / "faults.md").read_text()
 
 
 def test_every_attack_that_broke_the_first_version_is_in_it() -> None:
