@@ -21,8 +21,8 @@ def notifier(site: Site) -> Notifier:
 
     def kind(entry: Mapping[str, Any]) -> NoticeKind | None:
         event = entry.get("event")
-        if event == "outbox.held" or (event == "outbox.staged" and needs_approval):
-            return NoticeKind.APPROVAL  # what its probe held waits for a person whatever `release` says
+        if event == ("outbox.staged" if needs_approval else "outbox.held"):  # what its probe held is staged as well
+            return NoticeKind.APPROVAL
         if event == "campaign.waiting":
             return NoticeKind.CAMPAIGN
         if event == "corpus.prepared" and entry.get("new_quarantined", entry.get("quarantined")):

@@ -88,8 +88,9 @@ def probe(change: Change, seen: Round, picture: Path) -> dict[str, Any]:
     why = flagged(span, change.rounding)
     if why:
         side = seen.model.patch_size
-        pair = [_gray(values, side, seen.settings) for values in (drawn[span.patch], span.spanned)]
-        done, png = cv2.imencode(".png", np.hstack(pair))
+        pair = np.hstack([_gray(values, side, seen.settings) for values in (drawn[span.patch], span.spanned)])
+        # Dark tissue too is to be compared: both halves are stretched by the same factor.
+        done, png = cv2.imencode(".png", cv2.convertScaleAbs(pair, alpha=255 / max(1, int(pair.max()))))
         assert done, "two patches are a picture"
         write_atomic(picture, png.tobytes())
     return {**span.figures(), "held": why, "picture": bool(why)}

@@ -104,7 +104,9 @@ def audit_command(log_of: LogOf) -> click.Command:
     @click.command("audit")
     @click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
     @click.argument("action", required=False, type=click.Choice(["show", "verify"]), default="show")
-    @click.option("--text", default="", help="Only entries in which this occurs: a round, a hash, a name.")
+    @click.option(
+        "--text", default="", help="Only entries in which this occurs: the id of an update or job, a hash, a name."
+    )
     @click.option(
         "--event",
         default="",
@@ -116,6 +118,7 @@ def audit_command(log_of: LogOf) -> click.Command:
         "--since", default="", metavar="DATE", help="From this UTC date on: 2026-03, 2026-03-14, 2026-03-14T09:30."
     )
     @click.option("--until", default="", metavar="DATE", help="Up to and with this UTC date.")
+    @click.option("--day", default="", metavar="DATE", help="On this UTC day, or in this month: 2026-03-14, 2026-03.")
     @click.option("--last", type=click.IntRange(min=1), help="The newest N of those that fit.")
     @click.option("--csv", "form", flag_value="csv", help="Print as a table for a spreadsheet.")
     @click.option("--json", "form", flag_value="json", help="Print as JSON; each entry whole, with its hash.")
@@ -136,12 +139,13 @@ def audit_command(log_of: LogOf) -> click.Command:
 
         \b
         usfmae-client audit SITE --event outbox --since 2026-03
+        usfmae-client audit SITE --text r00003-9cba2b6ed7a3 --day 2026-03-14
         usfmae-client audit SITE --status refused --out refused.csv
         usfmae-client audit SITE verify
         usfmae-server audit DIRECTORY --by anna.berg --last 20
         """
         from usfmae.core.errors import SourceError
-        from usfmae.core.report.audit_search import AuditFilter, exported, search
+        from usfmae.core.report.audit_search import AuditFilter, exported, search, unknown_event
 
         wanted = AuditFilter(**chosen)
         log = log_of(directory)
@@ -157,7 +161,7 @@ def audit_command(log_of: LogOf) -> click.Command:
         elif form:
             click.echo(exported(entries, form), nl=False)
         else:
-            _show(entries)
+            _show(entries, unknown_event(log, wanted))
 
     return audit
 
@@ -173,9 +177,9 @@ def _verified(log: Path, head: str | None, as_json: bool) -> None:
         click.echo(f"{count} entries, chain sound, head {last}")
 
 
-def _show(entries: list[dict[str, Any]]) -> None:
+def _show(entries: list[dict[str, Any]], unknown: str) -> None:
     for entry in entries:
         rest = " ".join(f"{name}={value}" for name, value in entry.items() if name not in CHAIN)
         click.echo(f"{entry.get('time', '')}  {entry.get('event', ''):18s} {entry.get('status', ''):8s} {rest}")
     if not entries:
-        click.echo("no entry fits", err=True)
+        click.echo(f"no entry fits{': ' if unknown else ''}{unknown}", err=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from datetime import datetime
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
@@ -33,12 +35,13 @@ class AuditFilter:
     by: str = ""  # the person who decided, or the part of the program that wrote the entry
     since: str = ""
     until: str = ""
+    day: str = ""  # the same as `since` and `until` of this time
 
     def __post_init__(self) -> None:
-        for name in ("since", "until"):
+        for name in ("since", "until", "day"):
             value = getattr(self, name)
             object.__setattr__(self, name, value.strip().replace(" ", "T"))
-            if value and not MOMENT.fullmatch(getattr(self, name)):
+            if value and not _is_moment(getattr(self, name)):
                 raise UsageError(
                     f"{name} {value!r:.40}", "is no date", "write it as 2026-03, 2026-03-14 or 2026-03-14T09:30"
                 )
@@ -52,10 +55,32 @@ class AuditFilter:
             (not self.event or event == self.event or event.startswith((f"{self.event}.", f"{self.event}-")))
             and (not self.status or entry.get("status") == self.status)
             and (not self.by or self.by in (entry.get("by"), entry.get("actor")))
+            and time.startswith(self.day)
             and self.since <= time
             and (not self.until or time[: len(self.until)] <= self.until)
             and (not self.text or self.text.casefold() in searched(entry))
         )
+
+
+def _is_moment(text: str) -> bool:
+    """Whether this is a time, or the beginning of one."""
+    if not MOMENT.fullmatch(text):
+        return False
+    try:
+        datetime.fromisoformat(text + "0001-01-01T00:00:00"[len(text) :])
+    except ValueError:
+        return False
+    return True
+
+
+def unknown_event(log: Path, wanted: AuditFilter) -> str:
+    """A sentence where the log holds no event of the wanted name at all, with the ones that look like it."""
+    known = {str(entry.get("event", "")) for _, entry in readable(log)} - {""}
+    groups = {re.split("[.-]", name)[0] for name in known}
+    if not wanted.event or wanted.event in known | groups:
+        return ""
+    close = difflib.get_close_matches(wanted.event, known | groups) or sorted(known)
+    return f"this log has no event {wanted.event!r}; it has {', '.join(close)}"
 
 
 def searched(entry: dict[str, Any]) -> str:

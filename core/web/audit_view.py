@@ -9,7 +9,7 @@ from typing import Any
 
 from usfmae.core import audit
 from usfmae.core.errors import UsageError, UsfmaeError
-from usfmae.core.report.audit_search import AuditFilter, details, search
+from usfmae.core.report.audit_search import AuditFilter, details, search, unknown_event
 
 SHOWN = 200  # entries on the page; a file holds all that fit
 BLANK = {"time": "", "event": "", "actor": "", "by": "", "status": ""}
@@ -31,8 +31,9 @@ def audited(log: Path, query: Mapping[str, str]) -> dict[str, Any]:
     stat = log.stat() if log.exists() else None
     count, broken = _chain(log, stat.st_size, stat.st_mtime_ns) if stat else (0, "")
     fitting = search(log, chosen)
+    problem = problem or ("" if fitting else unknown_event(log, chosen))
     rows = [
-        {**BLANK, **one, "fields": ", ".join(f"{k} {v}" for k, v in details(one).items())}
+        {**BLANK, **one, "fields": ", ".join(f"{k} {v}" for k, v in details(one).items() if v != "")}
         for one in fitting[: -SHOWN - 1 : -1]
     ]
     return {

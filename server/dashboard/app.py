@@ -55,7 +55,11 @@ class Dashboard(WebPage):
         charts = [
             (title, text, chart)
             for title, text, chart in (
-                ("Held-out loss", "masked loss on images of patients no training step has seen, by images", losses),
+                (
+                    "Held-out loss",
+                    "masked loss on images of patients no training step has seen, weighted by images",
+                    losses,
+                ),
                 ("Held-out loss, by site", "masked loss of the merged encoder at each site, before it trains", by_site),
                 ("Panel, by organ", "masked loss of the merged encoder on the public panel", organs),
                 ("Forgetting, by organ", "panel loss over the seed's; above 0 is worse", forgetting),

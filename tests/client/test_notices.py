@@ -24,7 +24,8 @@ def test_an_update_that_waits_and_a_failure_are_told_and_nothing_else(make_site:
     site.note("connected")
     site.note("worker.crashed", "failed", code=-9)
     site.note("corpus.prepared", quarantined=4, new_quarantined=0)  # they were told when they came
-    assert {notice.kind for notice in notices.look()} == {NoticeKind.APPROVAL, NoticeKind.FAILED}
+    site.note("outbox.held", "refused", id="r1")  # the same update: its probe says so, and it is staged
+    assert {notice.kind: notice.times for notice in notices.look()} == {NoticeKind.APPROVAL: 1, NoticeKind.FAILED: 1}
 
 
 @pytest.mark.parametrize("service", ["dicomweb", "intake"])

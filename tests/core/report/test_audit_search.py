@@ -11,7 +11,7 @@ import pytest
 
 from usfmae.core import audit
 from usfmae.core.errors import UsageError
-from usfmae.core.report.audit_search import AuditFilter, exported, search
+from usfmae.core.report.audit_search import AuditFilter, exported, search, unknown_event
 
 ENTRIES = (
     ("2026-02-27", "outbox.staged", "ok", {"entry": "r1-abc"}),
@@ -48,6 +48,8 @@ def log(tmp_path: Path) -> Path:
         ({"since": "2026-03", "until": "2026-03"}, [2, 3, 4]),
         ({"since": "2026-03-01T09:31"}, [3, 4, 5, 6]),
         ({"until": "2026-03-14 09:30"}, [1, 2, 3]),
+        ({"day": "2026-03"}, [2, 3, 4]),
+        ({"day": "2026-03-31", "event": "outbox"}, [4]),
         ({"event": "outbox", "since": "2026-03"}, [2, 4]),
         ({"text": "nowhere"}, []),
     ],
@@ -59,6 +61,13 @@ def test_conditions_add_up_and_dates_include_their_span(log: Path, wanted: dict[
 def test_a_date_that_is_none_is_named(log: Path) -> None:
     with pytest.raises(UsageError, match=r"since '14\.3\.2026' - is no date"):
         AuditFilter(since="14.3.2026")
+    with pytest.raises(UsageError, match="day '2026-13' - is no date"):
+        AuditFilter(day="2026-13")
+
+
+def test_an_event_that_the_log_never_saw_is_said_with_what_it_has(log: Path) -> None:
+    assert "has no event 'outbx'; it has outbox" in unknown_event(log, AuditFilter(event="outbx"))
+    assert unknown_event(log, AuditFilter(event="outbox", text="nowhere")) == ""
 
 
 def test_an_exported_entry_still_proves_its_hash_and_a_cell_is_no_formula(log: Path) -> None:
