@@ -17,7 +17,7 @@ from usfmae.core.cli.shell import NewFolder, configured, print_json
 if TYPE_CHECKING:
     from usfmae.core.bench.reproduce.plan import Plan
 
-TINY_LIMIT = 20  # scans of each data set: the whole path in minutes
+TINY_LIMIT = 20  # scans of each data set: the whole path, small
 
 
 @click.command(
@@ -37,7 +37,7 @@ TINY_LIMIT = 20  # scans of each data set: the whole path in minutes
     type=click.Choice(["paper", "official-notebook", "tiny"]),
     default="paper",
     show_default=True,
-    help="Recipe of the pretraining; tiny tries the whole path in minutes, with a smaller encoder still.",
+    help="Recipe of the pretraining; tiny tries the whole path with a small encoder; --dry-run says how long.",
 )
 @click.option(
     "--corpus", type=click.Choice(CORPORA), default="strict42", show_default=True, help="Data sets to pretrain on."

@@ -83,7 +83,8 @@ def notify_command(chosen: Chosen) -> click.Command:
         this machine's mail program. Notices hold names of sites and counts, nothing of a patient.
 
         \b
-        usfmae-client notify SITE --test        usfmae-server notify DIRECTORY --test
+        usfmae-client notify SITE --test
+        usfmae-server notify DIRECTORY --test
         """
         from usfmae.core.config.sources import NoticeKind
         from usfmae.core.web.notify import Notice, send

@@ -40,7 +40,7 @@ def init(
     ledger and round 0. Give every hospital ca.pem and coordinator.pub.pem.
 
     \b
-    usfmae-server init federation --name north --host fed.example.org
+    usfmae-server init federation --name north --host fed.example.org --seed seed.safetensors
     """
     from usfmae.core.keys import grouped, public_signing_key, telephone
     from usfmae.server.bootstrap import NewFederation, create

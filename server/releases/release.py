@@ -34,10 +34,8 @@ from usfmae.server.rounds.forgetting_gate import EMA, ForgettingGate, budget_of
 from usfmae.server.rounds.panel import PanelReader
 
 LEARNED = 0.8  # share of the sites' whole fall in held-out loss that a released round must hold; not tuned
-_UNMEASURED = "the last round that holds what the sites learned; no panel is set, so forgetting was not measured"
-_RANDOM_SEED = (
-    "the last round that holds what the sites learned; the seed is random, so the panel has nothing to compare with"
-)
+_UNMEASURED = "{}; no panel is set, so forgetting was not measured"
+_RANDOM_SEED = "{}; the seed is random, so the panel has nothing to compare with"
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def choose(federation: Federation, reader: PanelReader | None, number: int | Non
             f"release of round {number}" if number else "release", reason, "see 'usfmae-server status', continual.*"
         )
     if judged is None:
-        why = _UNMEASURED if reader is None else _RANDOM_SEED
+        why = (_UNMEASURED if reader is None else _RANDOM_SEED).format(witness(rounds))
         return ReleaseChoice(fit[-1], 1.0, why, None, home.checkpoint(fit[-1]))
     best = min(fit, key=lambda n: (_cost(judged, read[n]), n))
     candidates = [home.checkpoint(best)] + ([] if number else [home.memory(EMA, rounds[-1].number)])
@@ -123,9 +121,7 @@ def unlearned(rounds: Sequence[Round]) -> dict[int, str]:
     where one read with the seed's decoder may rise. A round whose fall is under LEARNED of the largest fall is not
     released; rounds without losses are not judged.
     """
-    losses = {r.number: (r.summary or {}).get("loss_after") for r in rounds}
-    finite = {n: float(loss) for n, loss in losses.items() if loss and math.isfinite(loss)}
-    start = next((float(v) for r in rounds if (v := (r.summary or {}).get("loss_before"))), 0.0)
+    start, finite = _held_out(rounds)
     if not finite or start <= min(finite.values()):
         return {}
     most = start - min(finite.values())
@@ -134,6 +130,22 @@ def unlearned(rounds: Sequence[Round]) -> dict[int, str]:
         for n, loss in finite.items()
         if start - loss < LEARNED * most
     }
+
+
+def _held_out(rounds: Sequence[Round]) -> tuple[float, dict[int, float]]:
+    """Mean held-out loss at the sites: before the first round (0: unknown), and after each."""
+    losses = {r.number: (r.summary or {}).get("loss_after") for r in rounds}
+    finite = {n: float(loss) for n, loss in losses.items() if loss and math.isfinite(loss)}
+    return next((float(v) for r in rounds if (v := (r.summary or {}).get("loss_before"))), 0.0), finite
+
+
+def witness(rounds: Sequence[Round]) -> str:
+    """What the sites' losses say of the round that goes out where no panel can."""
+    start, finite = _held_out(rounds)
+    if finite and 0 < start <= min(finite.values()):
+        lowest = min(finite.values())
+        return f"the last round, BUT the sites' held-out loss did not fall ({start:.3f} -> {lowest:.3f} at best)"
+    return "the last round that holds what the sites learned"
 
 
 def trained_seed(home: Layout) -> bool:

@@ -10,7 +10,7 @@ from tests.server.virtual import home_with, honest, loop_of
 from usfmae.core.errors import PolicyError
 from usfmae.server.layout import Federation
 from usfmae.server.ledger import Ledger, Round, RoundState
-from usfmae.server.releases.release import choose, trained_seed, unlearned
+from usfmae.server.releases.release import choose, trained_seed, unlearned, witness
 from usfmae.server.simulate import populate
 
 
@@ -32,6 +32,11 @@ def test_of_fourteen_rounds_that_learned_the_first_is_not_released() -> None:
 def test_where_nothing_was_learned_or_measured_no_round_is_accused() -> None:
     assert unlearned(rounds([1.42, 1.5])) == {}
     assert unlearned(rounds([0.0, 0.0], start=0.0)) == {}
+
+
+def test_what_the_sites_losses_say_stands_in_the_reason_of_a_release() -> None:
+    assert witness(rounds([1.30, 1.12])) == "the last round that holds what the sites learned"
+    assert "did not fall (1.420 -> 1.450 at best)" in witness(rounds([1.5, 1.45]))
 
 
 def test_a_random_seed_is_known_and_a_round_can_be_asked_for(tmp_path: Path) -> None:
