@@ -21,6 +21,7 @@ import yaml
 from usfmae.core import errors, metrics
 from usfmae.core.cli.examples import EXAMPLES
 from usfmae.core.config.base import Options, keys_of
+from usfmae.core.federated.messages import VerdictCode
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -91,6 +92,12 @@ def _fields(options: type[Options], prefix: str = "") -> list[tuple[str, Any]]:
 
 def test_every_metric_says_what_it_counts() -> None:
     assert not [name for name, metric in metrics.ALL.items() if len(metric.text) < 10]
+
+
+def test_every_verdict_of_the_gate_is_explained_under_its_own_name() -> None:
+    gate = (ROOT / "docs" / "federation.md").read_text().partition("## The admission gate")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in gate.splitlines() if line.startswith("|")]
+    assert [code for code in VerdictCode if not any(f"`{code}`" in row for row in rows)] == []
 
 
 def test_reference_holds_every_setting_metric_and_exit_code(tmp_path: Path) -> None:

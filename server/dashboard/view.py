@@ -204,7 +204,9 @@ class Closing:
         left = ", ".join(self.missing)
         if self.admitted < self.quorum:
             more = self.quorum - self.admitted
-            return f"Waits for {more} more admitted update{'' if more == 1 else 's'} (quorum {self.quorum}): {left}."
+            wanted = f"Waits for {more} more admitted update{'' if more == 1 else 's'} (quorum {self.quorum})"
+            nobody = "every site has answered; those that declined for now are asked again, or enrol another"
+            return f"{wanted}: {left or nobody}."
         if not self.missing:
             return "Everyone has answered: it is being merged."
         when = f" or in {duration(max(0.0, self.deadline - time.time()))}" if self.deadline else ""

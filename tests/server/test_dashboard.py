@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from starlette.testclient import TestClient
 
 from usfmae.core import keys, metrics
+from usfmae.core.config import validated
+from usfmae.core.config.coordinator import CoordinatorSettings
 from usfmae.core.config.sources import PageSettings
 from usfmae.core.errors import UsageError
 from usfmae.core.federated.enrolment import Enrolment, proved
@@ -20,7 +22,7 @@ from usfmae.core.web.access import WRONG_TOKEN_SECONDS
 from usfmae.server.cli import group
 from usfmae.server.dashboard.app import application
 from usfmae.server.dashboard.figures import figures
-from usfmae.server.dashboard.view import History, overview
+from usfmae.server.dashboard.view import Closing, History, overview
 from usfmae.server.layout import Layout
 from usfmae.server.ledger import Ledger, Verdict
 from usfmae.server.status import status
@@ -242,6 +244,18 @@ def test_the_open_round_tells_who_is_where_trouble_first(home: Layout, page: Tes
     }  # fmt: skip
     assert list(groups) == ["not admitted", "away", "declined", "connected", "admitted"]
     assert "site-00: norm" in page.get("/").text
+
+
+def test_before_the_first_round_the_page_says_that_the_panel_is_measured(home: Layout) -> None:
+    seen = dataclasses.replace(overview(home, History()), rounds=[], address="127.0.0.1:1")
+    assert seen.between.startswith("No round is open")
+    settings = validated(CoordinatorSettings, {"name": "trial", "continual": {"panel": "panel"}}, "test")
+    assert dataclasses.replace(seen, settings=settings).between.startswith("The panel is being measured")
+
+
+def test_where_every_site_has_answered_and_too_few_were_admitted_it_says_what_to_do() -> None:
+    text = Closing([], [], quorum=1, admitted=0, deadline=None).text
+    assert text.startswith("Waits for 1 more admitted update (quorum 1): every site has answered") and "enrol" in text
 
 
 def test_page_and_status_say_who_is_missing_and_when_the_round_closes(home: Layout, page: TestClient) -> None:
