@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pydicom
 import pytest
 from click.testing import CliRunner
 
+from tests.client.at_work import connected, replies, turns
+from tests.client.conftest import Aggregator
 from tests.client.review.test_corpus_view import gray, made, opened, places, shelved
 from usfmae.client import backup, outbox, withdraw
 from usfmae.client.cli import group
 from usfmae.client.intake import inventory
 from usfmae.client.review import quarantine
 from usfmae.client.rounds import jobs
+from usfmae.client.rounds.sample_counts import SampleCounts
 from usfmae.client.site import Site, write_json
 from usfmae.core.corpus.batch import Corpus
 from usfmae.core.errors import CorpusError, TryLaterError
@@ -102,6 +106,27 @@ def test_nothing_is_taken_from_under_a_training_and_a_round_begins_anew(site: Si
     assert len(Corpus([site.corpus])) == 2
     withdraw.take_out(site, asked)
     assert len(Corpus([site.corpus])) == 1 and jobs.unfinished(site) is None
+
+
+def test_a_round_that_was_begun_and_the_next_one_train_on_what_is_left(
+    make_site: Callable[..., Site], aggregator: Aggregator
+) -> None:
+    site = make_site()
+    aggregator.enrol(site)
+    agent = connected(site, aggregator)
+    aggregator.ask(1)
+    turns(agent)
+    aggregator.ask(2)
+    agent._see_to_requests()  # the second round is prepared, its training begins
+    uses = SampleCounts(site.root / "uses.sqlite")
+    gone, left = ["i0", "i1"], [f"i{number}" for number in range(2, 16)]
+    before, others = uses.of(gone).tolist(), int(uses.of(left).sum())
+    patient = withdraw.patient_of_image(site, withdraw.image_named(site, "t.gray/0"))
+    assert withdraw.take_out(site, patient) == 2
+    turns(agent, 6)
+    assert [(reply.round, reply.declined) for reply in replies(aggregator)] == [(1, ""), (2, "")]
+    assert uses.of(gone).tolist() == before and uses.of(left).sum() > others
+    assert jobs.corpus_size(site) == jobs.CorpusSize(images=14, patients=7)
 
 
 def test_pictures_that_may_show_the_patient_go(site: Site) -> None:

@@ -112,7 +112,9 @@ def validation_of(task: BenchmarkTask, train: Positions, share: float, seed: int
     folds = max(2, round(1 / share))
     labels, groups = task.labels[train], task.groups[train]
     if len(set(groups)) < folds:
-        raise SourceError(f"{task.name}", f"{len(set(groups))} groups cannot make {folds} folds", "add patients")
+        raise SourceError(
+            f"{task.name}", f"{len(set(groups))} groups cannot make {folds} folds", f"add patients, {folds} at least"
+        )
     classes = set(labels)
     candidates = [(train[fit], train[held]) for fit, held in grouped(labels, groups, folds, seed)]
     whole = [(fit, held) for fit, held in candidates if set(task.labels[fit]) == classes]
@@ -123,7 +125,11 @@ def validation_of(task: BenchmarkTask, train: Positions, share: float, seed: int
 def grouped_folds(task: BenchmarkTask, folds: int, seed: int) -> tuple[Split, ...]:
     """Cross-validation by group, classes in proportion, each with a tenth of its training groups for validation."""
     if len(set(task.groups)) < folds:
-        raise SourceError(f"{task.name}", f"{len(set(task.groups))} groups cannot make {folds} folds", "add patients")
+        raise SourceError(
+            f"{task.name}",
+            f"{len(set(task.groups))} groups cannot make {folds} folds",
+            f"add patients, {folds} at least",
+        )
     parts = enumerate(grouped(task.labels, task.groups, folds, seed), start=1)
     return tuple(Split(f"fold-{k}", *validation_of(task, train, 0.1, seed), test) for k, (train, test) in parts)
 
