@@ -53,7 +53,7 @@ def patient_of_file(site: Site, file: Path) -> Withdrawn:
     status = file.stat()
     worker = Worker(preparation(site), site.secret)
     try:
-        answer = worker.identify(Candidate(file.absolute(), "", "", status.st_size, status.st_mtime_ns))
+        answer = worker.identify(Candidate.of(file.absolute(), "", status.st_size, status.st_mtime_ns))
     finally:
         worker.close()
     if answer["outcome"] != "scan":
