@@ -10,9 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from usfmae.core.clean.clip import shows_text
+from usfmae.core.clean.clip import show_text
 from usfmae.core.clean.inpaint import planes_of
-from usfmae.core.config import CleanSettings
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "yardstick"))
 
@@ -61,4 +60,4 @@ def test_a_name_that_creeps_through_a_clip_is_seen(number: int) -> None:
     rng = np.random.default_rng((202, len(generate.STILLS), number))
     frames = [picture.pixels for picture in generate.clip("moving", rng)]
     crops = [planes_of(pixels, np.zeros(pixels.shape[:2], bool)) for pixels in frames]
-    assert shows_text(crops, np.zeros(crops[0][0].shape, bool), CleanSettings())
+    assert any(show_text(crops, np.zeros(crops[0][0].shape, bool)))
