@@ -192,7 +192,7 @@ class _Clip:
         if self.index >= self.settings.max_frames:
             raise Unreadable("too-many-frames", f"the limit is {self.settings.max_frames}")
         before, self.time = self.time, self._time(self.index)
-        if self.index:
+        if self.container in STREAMED and self.time > before:
             self._count_skipped(self.time - before)
         if complaints.damage != self.heard:
             self.heard, self.damaged_at, self.is_damaged = complaints.damage, self.index, True

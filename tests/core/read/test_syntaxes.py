@@ -303,3 +303,14 @@ def test_films_in_dicom(make_dicom: MakeDicom, syntax: str, film: str, timed: bo
     for frame in got:
         picture = speckle(96, 128, seed=frame.index // 10)
         assert np.corrcoef(frame.pixels[..., 0].ravel(), picture.ravel())[0, 1] > 0.95
+
+
+def test_a_film_whose_times_stand_still_is_read(make_dicom: MakeDicom) -> None:
+    """Zeros in FrameTimeVector: the frames of the stream are there all the same."""
+    header = {"FrameIncrementPointer": 0x00181065, "FrameTimeVector": [0.0, 40.0] * 25}
+    path = make_dicom(np.zeros((50, 96, 128, 3), np.uint8), "film", **header)
+    ds = pydicom.dcmread(path)
+    ds.file_meta.TransferSyntaxUID = uid.MPEG2MPHL
+    ds.PixelData = encapsulate([(STREAMS / "mpeg2.ts").read_bytes()], has_bot=False)
+    ds.save_as(path)
+    assert frames(path, ReadSettings(fps=3))
