@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, replace
 import cv2
 
 from usfmae.core.config.read import ReadSettings
-from usfmae.core.read import dv, gif
+from usfmae.core.read.containers import dv, gif
+from usfmae.core.read.containers.transport_stream import is_transport_stream, whole_end
 from usfmae.core.read.deinterlace import Deinterlacer
 from usfmae.core.read.facts import Facts, Unreadable
 from usfmae.core.read.ffmpeg import complaints, open_capture
 from usfmae.core.read.raster import as_rgb
 from usfmae.core.read.source import copied, descriptor_of, in_memory
 from usfmae.core.read.timing import FrameSampler
-from usfmae.core.read.transport_stream import is_transport_stream, whole_end
 from usfmae.core.types import Frame, Scan
 
 SUFFIXES = (

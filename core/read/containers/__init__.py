@@ -1,0 +1,1 @@
+"""Containers of clips, looked into where FFmpeg says too little: what is whole, what is transparent."""
