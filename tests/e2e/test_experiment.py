@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
 SETS = {"bus_bra": "ab", "stu_hospital": "", "mmotu_2d": "ab", "covid_blues": "ab", "pocus_frames": "ab", "hc18": ""}
 MEASURES = ("old_loss", "new_loss", "old_auroc", "new_auroc", "bytes", "seconds")
 
