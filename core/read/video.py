@@ -116,12 +116,12 @@ def decoded(
         if code == "AV01":
             raise Unreadable("unsupported-av1", "AV1 is not decoded")
         by_size, _ = dv.whole_frames(stream) if name == "DV" else (0, 0)
-        sound = None
+        undamaged = None
         if code.startswith("DV"):
-            sound = dv.sound_frames(stream, settings)
+            undamaged = dv.undamaged_frames(stream, settings)
             capture = open_capture(stream, settings)  # anew: both read from one place in the file
         clip = _Clip(capture, name, settings, notes, times, stated or by_size)
-        clip.is_cut, clip.sound = is_cut, sound
+        clip.is_cut, clip.undamaged = is_cut, undamaged
         fields = Deinterlacer(stream, size, settings)
         try:
             return (yield from _kept_frames(clip, fields, failed))
@@ -174,7 +174,7 @@ class _Clip:
     time: float = 0.0
     is_damaged: bool = False
     is_cut: bool = False  # its end is absent
-    sound: int | None = None  # frames before the first that is known to be damaged without decoding it
+    undamaged: int | None = None  # frames before the first that is known to be damaged without decoding it
     skipped: dict[int, int] = field(default_factory=dict)  # frame -> how many were left out before it
 
     def __post_init__(self) -> None:
@@ -198,7 +198,7 @@ class _Clip:
             self.heard, self.damaged_at, self.is_damaged = complaints.damage, self.index, True
         elif self.is_damaged and self.index > self.damaged_at + REORDERED:
             self.is_damaged = self.capture.get(cv2.CAP_PROP_FRAME_TYPE) != ord("I")
-        if self.sound is not None and self.index >= self.sound:
+        if self.undamaged is not None and self.index >= self.undamaged:
             self.damaged_at, self.is_damaged = self.index, True
         if self.is_damaged and self.first_damaged < 0:
             self.first_damaged = self.index

@@ -151,8 +151,8 @@ class Sealing:
         check_length(judged, wanted, square)
         share.unlink()
         digest = hashlib.sha256(self.home.transcript(number).read_bytes()).hexdigest()
-        encoding = Summed(opening.unit, sites=len(wanted)).name
-        return Sum(file, f"{encoding}{part.SIGN}{opening.part}" if opening.part else encoding, digest)
+        encoding = part.in_turn(Summed(opening.unit, sites=len(wanted)).name, opening.part)
+        return Sum(file, encoding, digest)
 
     # --- the messages
 
@@ -195,7 +195,7 @@ class Sealing:
         first = records[0]
         encoding = str(first["encoding"])
         with TensorFile(self.home.checkpoint(number - 1)) as base:
-            count = sum(codec.packed_size(math.prod(shape), encoding) for shape in base.shapes.values())
+            count = sum(codec.packed_size(math.prod(shape), encoding) for shape in base.shapes.values())  # a byte each
         half = sealed_round.half_seed(self.key, first["base"])
         unit, _, turn = encoding.partition(":")[2].partition(part.SIGN)
         opening = Opening(

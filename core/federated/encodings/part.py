@@ -25,7 +25,12 @@ _TURN = re.compile(rf"(\d|1\d)/{PARTS}")
 
 def name(inner: str, number: int) -> str:
     """The encoding of round `number`."""
-    return f"{inner}{SIGN}{number % PARTS}/{PARTS}"
+    return in_turn(inner, f"{number % PARTS}/{PARTS}")
+
+
+def in_turn(inner: str, text: str) -> str:
+    """The encoding of the part that `TURN/16` names; `inner` itself, of all values, where the text is empty."""
+    return f"{inner}{SIGN}{text}" if text else inner
 
 
 def turn(text: str) -> int | None:

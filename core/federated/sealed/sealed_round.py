@@ -79,7 +79,7 @@ class Opening:
     @property
     def encoding(self) -> str:
         """How every site's update is packed."""
-        return Shared(self.unit).name + (f"{part.SIGN}{self.part}" if self.part else "")
+        return part.in_turn(Shared(self.unit).name, self.part)
 
     @property
     def sites(self) -> list[str]:

@@ -25,19 +25,19 @@ def whole_frames(descriptor: int) -> tuple[int, int]:
     return count, count * size
 
 
-def sound_frames(descriptor: int, settings: ReadSettings) -> int:
+def undamaged_frames(descriptor: int, settings: ReadSettings) -> int:
     """How many frames come before the first of another size, or of which a block is not what its place asks for."""
     packets = open_capture(descriptor, settings, undecoded=True)
     length = count = 0
     while packets.grab():
         packet = np.asarray(packets.retrieve()[1], np.uint8).ravel()
         length = length or len(packet)
-        if len(packet) != length or len(packet) % (BLOCK * SEQUENCE) or not _is_sound(packet):
+        if len(packet) != length or len(packet) % (BLOCK * SEQUENCE) or not _is_undamaged(packet):
             break
         count += 1
     packets.release()
     return count
 
 
-def _is_sound(packet: NDArray[np.uint8]) -> bool:
+def _is_undamaged(packet: NDArray[np.uint8]) -> bool:
     return bool((packet[::BLOCK].reshape(-1, SEQUENCE) >> 5 == SECTIONS).all())
