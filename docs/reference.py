@@ -46,6 +46,7 @@ SET_ON = {
     "foreign._LONGEST_TURNED": "60 turned faces, 60 pictures without",
     "foreign._LONGEST_IN_CLIP": "46 clips of the tuning half, at most 0.11 without a face; 184 faces drawn into them",
     "foreign._LONGEST_OF_THREE": "the same clips and faces, at most 0.06 without one",
+    "clip._PASSES": "22 clips of the tuning half: names that stand still at most 1.5 in 12 and 2.7 in the rest, dark names that move 2.7 to 3.6",
     "clip._FEW": "48 clips of the tuning half with a moving name, seen in a third of its frames or more but for one out of focus",
     "graphics._MANY": "69 pictures of the tuning half, 123 real stills of four data sets",
     "ocr._STRIP": "80 crops",

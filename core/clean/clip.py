@@ -17,7 +17,7 @@ from usfmae.core.clean.colour import FAINT_CHROMA
 from usfmae.core.clean.finding import Crop
 from usfmae.core.clean.foreign import may_show_faces, no_speckle
 from usfmae.core.clean.inpaint import Planes, brightest_plane, fill, picture_of, planes_of
-from usfmae.core.clean.morphology import bounds, changed, channel_difference, masked
+from usfmae.core.clean.morphology import bounds, brightest_of, changed, channel_difference, components, masked
 from usfmae.core.clean.ocr import Probability
 from usfmae.core.clean.overlay_net import SMALLER, coloured_text_probability, text_seen_at
 from usfmae.core.clean.safe import crop_of, safe, scan_region, seen_in
@@ -29,8 +29,8 @@ Beat = Callable[[], object]
 
 _SHORTEST = 4  # frames; fewer show too little motion
 _LIT = 24  # gray levels
-_LARGE, _SEEN_AT = 320, 0.75  # pixels of the shorter side of a large frame; of its size at which it is looked at
 _MOTION = 2.0  # mean gray levels between the darkest and brightest value of the region's pixels
+_PASSES = 2.2  # times what the tissue moves by: found in the darkest values, but it stands nowhere
 _FEW, _BESIDE = 0.1, 1  # share of frames that may be cleaned as stills alone; frames on either side that are with them
 
 
@@ -59,6 +59,17 @@ def extremes(frames: Sequence[Frame]) -> tuple[Pixels, Pixels]:
         cv2.min(darkest, frame.pixels, dst=darkest)
         cv2.max(brightest, frame.pixels, dst=brightest)
     return darkest, brightest
+
+
+def tracks(drawn: Mask, darkest: Pixels, shown: Sequence[Pixels]) -> Mask:
+    """The parts (H, W) of what was found in the darkest values over time that stand in none of the frames: where something
+    dark passed, which each frame shows at another place."""
+    usual = np.median(np.stack([brightest_of(pixels) for pixels in shown]), axis=0)
+    above = np.maximum(usual - brightest_of(darkest), 0)
+    passed = np.zeros(drawn.shape, bool)
+    for window, part in components(drawn):
+        passed[window] |= part & (above[window][part].mean() > _PASSES * above.mean())
+    return passed
 
 
 def show_text(crops: Sequence[Planes], filled: Mask) -> list[bool]:
@@ -90,13 +101,6 @@ def alone(doubted: Sequence[bool]) -> list[bool] | None:
     return [any(doubted[max(0, i - _BESIDE) : i + _BESIDE + 1]) for i in range(len(doubted))]
 
 
-def _whole(crop: Planes) -> Probability:
-    """A large frame is seen at three quarters of its size: print of ten pixels is still print there, and a frame takes
-    half the time."""
-    bright = brightest_plane(crop)
-    return text_seen_at(bright, 1 if min(bright.shape) < _LARGE else _SEEN_AT)
-
-
 def _coloured(crop: Planes) -> Probability:
     if len(crop) == 1:
         return np.zeros(crop[0].shape, np.float32)
@@ -105,7 +109,7 @@ def _coloured(crop: Planes) -> Probability:
 
 # How the overlay network sees a frame, each with the pixels of the smallest text.
 VIEWS: tuple[tuple[Callable[[Planes], Probability], int], ...] = (
-    (_whole, text.SMALLEST_DRAWN),
+    (lambda crop: text_seen_at(brightest_plane(crop), 1), text.SMALLEST_DRAWN),
     *((lambda crop, share=share: text_seen_at(brightest_plane(crop), share), text.SMALLEST_LARGE) for share in SMALLER),
     (_coloured, text.SMALLEST_DRAWN),
 )
@@ -135,7 +139,8 @@ def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> l
     if any(no_speckle(shown, here, ownly_coloured) is not None for shown in (middle, first, last)):
         return None
     finding, _ = seen_in(crop, settings)
-    drawn = finding.mask
+    some = [masked(np.ascontiguousarray(frame.pixels[rows, columns]), here) for frame in frames[:: len(frames) // 4]]
+    drawn = finding.mask & ~tracks(finding.mask, dark, some)
     lit = lit_of(middle)
     if (
         finding.unread

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import cv2
 import numpy as np
+import pytest
 
 from usfmae.core.clean import clean, clean_clip
-from usfmae.core.clean.clip import alone, windows
+from usfmae.core.clean.clip import alone, show_text, tracks, windows
+from usfmae.core.clean.inpaint import planes_of
 from usfmae.core.clean.ocr import recognise
 from usfmae.core.config import CleanSettings
 from usfmae.core.phantom import Tissue, simulate
@@ -115,3 +117,32 @@ def test_a_name_that_moves_is_found_in_every_frame() -> None:
         name = np.s_[y - 20 : y + 10, x - 6 : x + 150]
         assert "GARC" in recognise(frame[name])[0]
         assert not isinstance(result, CleanImage) or "GARC" not in recognise(result.pixels[name])[0]
+
+
+def written(pixels: Pixels, place: tuple[int, int], level: int) -> Pixels:
+    """A small name at a place, brighter or darker than what lies below by `level`."""
+    ink = np.zeros(pixels.shape[:2], np.uint8)
+    cv2.putText(ink, "GARCIA JOSE", place, cv2.FONT_HERSHEY_SIMPLEX, 0.35, 255, 1, cv2.LINE_AA)
+    return np.clip(pixels + ink[:, :, None] / 255 * level, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("level", [24, 36, -60])
+def test_faint_letters_of_a_few_pixels_are_seen_in_a_large_frame_of_a_clip(level: int) -> None:
+    images, _ = simulate(Tissue(9), frames=1)
+    bare = np.repeat(images[0][:, :, None], 3, axis=2)
+    assert min(bare.shape[:2]) > 400
+    nothing = np.zeros(bare.shape[:2], bool)
+    assert show_text([planes_of(pixels, nothing) for pixels in (bare, written(bare, (200, 260), level))], nothing) == [
+        False,
+        True,
+    ]
+
+
+def test_the_track_of_a_dark_name_is_no_static_overlay_and_a_dark_name_that_stands_still_is() -> None:
+    images, _ = simulate(Tissue(9), frames=40)
+    bare = [np.repeat(image[:, :, None], 3, axis=2) for image in images[::4]]
+    for step in (3, 0):
+        frames = [written(pixels, (200 + step * n, 260 + step * n), -200) for n, pixels in enumerate(bare)]
+        darker = np.min(bare, axis=0).max(2) > np.min(frames, axis=0).max(2) + 14
+        drawn = cv2.dilate(darker.astype(np.uint8), np.ones((7, 7))) > 0
+        assert tracks(drawn, np.min(frames, axis=0), frames).any() == (step > 0)
