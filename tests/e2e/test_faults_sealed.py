@@ -7,7 +7,8 @@ on. After each round the encoder must be that of the undisturbed campaign, and i
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -56,9 +57,10 @@ class SealedMatrix(Matrix):
 
     federation: SealedFederation
 
-    def __init__(self, root, rounds: int) -> None:
-        template = SealedFederation(root / "template", 3, **{"rounds.steps": 3})
-        self.wanted = template.calm(root / "calm", len(CELLS), rounds)
+    def __init__(self, root, chosen: int, cells: Sequence[tuple[str, str, str]], **settings: Any) -> None:
+        self.cells = len(cells)
+        template = SealedFederation(root / "template", 3, **{"rounds.steps": 3, **settings})
+        self.wanted = template.calm(root / "calm", self.cells, chosen)
         self.federation = template.copy(root / "disturbed")
         self.folder = self.federation.held()
         self.round = 0
@@ -68,7 +70,7 @@ class SealedMatrix(Matrix):
         self.agents = {name: self.federation.start_site(name) for name in self.federation.names}
 
     def start_server(self) -> Program:
-        return self.federation.start_server(len(CELLS))
+        return self.federation.start_server(self.cells)
 
     def kill(self, process: str, site: str) -> None:
         if process in ("custodian", "everything"):
@@ -85,16 +87,8 @@ class SealedMatrix(Matrix):
         super().restart(process, site)
 
 
-@pytest.fixture(scope="module")
-def matrix(tmp_path_factory, request) -> Iterator[SealedMatrix]:
-    chosen = sum(item.path == request.path for item in request.session.items)
-    made = SealedMatrix(tmp_path_factory.mktemp("sealed-kills"), chosen)
-    yield made
-    made.federation.stop()
-
-
-@pytest.mark.parametrize(("phase", "message", "process"), CELLS)
-def test_a_killed_process_changes_no_bit(matrix, phase, message, process):
+def lose(matrix: SealedMatrix, phase: str, message: str, process: str, name: str) -> None:
+    """One round in which `process` is killed in `phase`: its encoder is that of the undisturbed campaign, and proven."""
     matrix.round += 1
     began, number, federation = time.monotonic(), matrix.round, matrix.federation
     matrix.reached("idle")
@@ -102,7 +96,7 @@ def test_a_killed_process_changes_no_bit(matrix, phase, message, process):
     matrix.release("idle")
     site = matrix.site_of(matrix.reached(phase))
     matrix.kill(process, site)
-    last = number == len(CELLS)
+    last = number == matrix.cells
     if not last:
         matrix.arm("idle", str(number + 1))
     matrix.release(phase)
@@ -111,9 +105,21 @@ def test_a_killed_process_changes_no_bit(matrix, phase, message, process):
     if not last:
         matrix.reached("idle")
 
-    name = f"sealed: {phase} {message}".strip()
     outcome = tables.fault(federation, name, process, matrix.wanted[number - 1], [number], federation.names, began)
     assert outcome == (True, 0, [federation.names])
     summary = Ledger(federation.home.ledger).last_round().summary
     assert len(verified(federation.home, number, summary["transcript"]).summed) == 3
     federation.verify_logs()
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory, request) -> Iterator[SealedMatrix]:
+    chosen = sum(item.path == request.path for item in request.session.items)
+    made = SealedMatrix(tmp_path_factory.mktemp("sealed-kills"), chosen, CELLS)
+    yield made
+    made.federation.stop()
+
+
+@pytest.mark.parametrize(("phase", "message", "process"), CELLS)
+def test_a_killed_process_changes_no_bit(matrix, phase, message, process):
+    lose(matrix, phase, message, process, f"sealed: {phase} {message}".strip())
