@@ -176,5 +176,5 @@ def _arrow(pen: Pen, rng: Rng) -> Points:
 
 
 KINDS = (
-    _line, _caliper, _caliper, _measurement, _measurement, _ellipse, _arrow, _ruler, _ruler, _box, _window, _pointer,
+    _line, _caliper, _caliper, _measurement, _measurement, _ellipse, _arrow, _arrow, _ruler, _ruler, _box, _window, _pointer,
 )  # fmt: skip

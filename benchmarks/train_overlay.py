@@ -205,10 +205,13 @@ def write(canvas: Canvas, rng: Rng, text: str = "", at: tuple[int, int] | None =
         return
     if rng.random() < 0.2:
         cover = (cover > 0.45).astype(np.float32)
+    blur = float(rng.uniform(0.06, 0.16)) * cover.shape[0] if at is None and rng.random() < 0.15 else 0.0
+    edge = int(2 + 2 * blur)
     line = np.asarray(
-        cv2.dilate(cv2.copyMakeBorder(line_of(cover, spacing), 2, 2, 2, 2, 0), np.ones((5, 3))), np.float32
+        cv2.dilate(cv2.copyMakeBorder(line_of(cover, spacing), *[edge] * 4, 0), np.ones((5, 3))), np.float32
     )
-    cover = worn(np.asarray(cv2.copyMakeBorder(cover, 2, 2, 2, 2, 0), np.float32), rng)
+    cover = np.asarray(cv2.copyMakeBorder(cover, *[edge] * 4, 0), np.float32)
+    cover = np.asarray(cv2.GaussianBlur(cover, (0, 0), max(0.7, blur)), np.float32) if blur else worn(cover, rng)
     (height, width), side = cover.shape, len(canvas.gray)
     if at is None:
         cover, line = turned(cover, line, rng)
@@ -225,7 +228,7 @@ def write(canvas: Canvas, rng: Rng, text: str = "", at: tuple[int, int] | None =
     if min(cover.shape) < 4 or not (cover > 0.3).any():
         return
     below = canvas.gray[rows, columns]
-    below[:] = below * (1 - cover) + _level(below, rng) * cover
+    below[:] = below * (1 - cover) + (_bright(below, rng) if blur else _level(below, rng)) * cover
     canvas.text[rows, columns] = np.maximum(canvas.text[rows, columns], line)
 
 
@@ -239,8 +242,13 @@ def _level(below: Floats, rng: Rng) -> Any:
         share = contrast / max(60.0, 255 - level)
         return below * (1 - share) + 255 * share
     if draw < 0.86 or level < 35:
-        return max(min(255.0, level + 70), rng.uniform(120, 255))
+        return _bright(below, rng)
     return max(0.0, level - rng.uniform(35, 120))
+
+
+def _bright(below: Floats, rng: Rng) -> float:
+    """A gray that is read at a glance, out of focus too."""
+    return max(min(255.0, float(below.mean()) + 70), float(rng.uniform(120, 255)))
 
 
 def draw(canvas: Canvas, rng: Rng) -> None:
