@@ -36,7 +36,7 @@ SMALLEST_DRAWN, SMALLEST_LARGE = (
 )  # pixels of which it is so sure, and where it saw them at a quarter of the size
 _FILLED = 0.5  # share of a place within what was filled from which it is the fill's doing
 _CORE = 0.05  # share of a line that the network is sure of; streaks of tissue that it merely suspects have less
-_NUMBER, _DOUBTED_NUMBER, _THIN = 300, 0.5, 16  # pixels of one or two signs; probability; gray levels of their strokes
+_NUMBER, _DOUBTED_NUMBER, _THIN = 300, 0.7, 16  # pixels of one or two signs; probability; gray levels of their strokes
 _GOES_ON_OTHER, _SAME_PLACE = 0.8, 0.3  # the same in smaller views and in colour; share of a place that was seen before
 _PAGE = 0.1  # share of a crop above which text is doubted: five lines over tissue take 0.03, a page of speckle 0.2
 _VESSEL = 0.15  # share of flow in a box; a name beside a vessel has less, a vessel taken for text more

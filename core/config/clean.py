@@ -33,7 +33,7 @@ class CleanSettings(Options):
     most_suspected: float = Field(0.02, ge=0, le=1)
     """A frame of which more than this share of the lit pixels would go on suspicion alone is quarantined, for a person
     who sees whether it was tissue."""
-    most_filled: float = Field(0.12, ge=0, le=1)
+    most_filled: float = Field(0.15, ge=0, le=1)
     """A frame of which more than this share of the lit pixels would be filled for whatever reason is quarantined."""
     crop: Literal["scan", "frame"] = "scan"
     """scan: in the safe profile images are cut to the box around what was kept before they are resized, so that no part of
