@@ -92,7 +92,7 @@ def test_a_streak_of_which_the_network_is_hardly_anywhere_sure_is_no_line() -> N
 def test_a_figure_is_filled_on_less_than_a_line_and_a_spot_of_tissue_is_not() -> None:
     probability, pixels = np.zeros((80, 200), np.float32), np.full((80, 200, 3), 60, np.uint8)
     for x in (20, 80):  # a figure, and as much as suspected where nothing thin is bright
-        probability[30:44, x : x + 10] = 0.7
-    probability[20:60, 120:180] = 0.7
+        probability[30:44, x : x + 10] = 0.75
+    probability[20:60, 120:180] = 0.75
     pixels[32:42, 24:26] = pixels[22:58, 130:132] = 200
     assert [window[1].start + 4 for window, _ in numbers(probability, pixels)] == [20]
