@@ -30,7 +30,9 @@ Beat = Callable[[], object]
 _SHORTEST = 4  # frames; fewer show too little motion
 _LIT = 24  # gray levels
 _MOTION = 2.0  # mean gray levels between the darkest and brightest value of the region's pixels
-_PASSES = 2.2  # times what the tissue moves by: found in the darkest values, but it stands nowhere
+_PASSES = (
+    2.2  # a find that differs from the usual frame by so many times what tissue does, on average, stands in no frame
+)
 _FEW, _BESIDE = 0.1, 1  # share of frames that may be cleaned as stills alone; frames on either side that are with them
 
 
@@ -63,7 +65,7 @@ def extremes(frames: Sequence[Frame]) -> tuple[Pixels, Pixels]:
 
 def tracks(drawn: Mask, darkest: Pixels, shown: Sequence[Pixels]) -> Mask:
     """The parts (H, W) of what was found in the darkest values over time that stand in none of the frames: where something
-    dark passed, which each frame shows at another place."""
+    dark passed, which each frame shows at another place. `shown` are some frames spread over the clip, all (H, W, 3)."""
     usual = np.median(np.stack([brightest_of(pixels) for pixels in shown]), axis=0)
     above = np.maximum(usual - brightest_of(darkest), 0)
     passed = np.zeros(drawn.shape, bool)
@@ -130,17 +132,19 @@ def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> l
     beat()
     # What stands still over the moving tissue.
     here = np.ascontiguousarray(inside[rows, columns])
-    dark = masked(np.ascontiguousarray(darkest[rows, columns]), here)
+
+    def cut_out(pixels: Pixels) -> Pixels:
+        return masked(np.ascontiguousarray(pixels[rows, columns]), here)
+
+    dark = cut_out(darkest)
     crop, ownly_coloured = crop_of(dark, here, frames[0].words)
-    first, middle, last = (
-        masked(np.ascontiguousarray(frames[number].pixels[rows, columns]), here)
-        for number in (0, len(frames) // 2, len(frames) - 1)
-    )
+    ends = 0, len(frames) // 2, len(frames) - 1
+    first, middle, last = (cut_out(frames[number].pixels) for number in ends)
     if any(no_speckle(shown, here, ownly_coloured) is not None for shown in (middle, first, last)):
         return None
     finding, _ = seen_in(crop, settings)
-    some = [masked(np.ascontiguousarray(frame.pixels[rows, columns]), here) for frame in frames[:: len(frames) // 4]]
-    drawn = finding.mask & ~tracks(finding.mask, dark, some)
+    spread = [cut_out(frame.pixels) for frame in frames[:: len(frames) // 4]]
+    drawn = finding.mask & ~tracks(finding.mask, dark, spread)
     lit = lit_of(middle)
     if (
         finding.unread
@@ -150,12 +154,11 @@ def _together(frames: Sequence[Frame], settings: CleanSettings, beat: Beat) -> l
         return None
     beat()
     # Filled in every frame, and every frame verified.
-    crops = [planes_of(masked(np.ascontiguousarray(frame.pixels[rows, columns]), here), drawn) for frame in frames]
+    crops = [planes_of(cut_out(frame.pixels), drawn) for frame in frames]
     faces = may_show_faces([picture_of(crop) for crop in crops])
     fill(crops, drawn, settings.inpaint_radius, FAINT_CHROMA)
     beat()
     stills = alone([face or shown for face, shown in zip(faces, show_text(crops, drawn), strict=True)])
-    ends = {0, len(crops) // 2, len(crops) - 1}
     looked = (crop_of(picture_of(crops[number]), here, frames[0].words)[0] for number in ends)
     if stills is None or not all(is_verified(each, drawn, settings) for each in looked):
         return None
